@@ -1,0 +1,1 @@
+"""The `hasten` command: one function per verb."""

@@ -1,0 +1,1 @@
+"""From a tensor program to C: fuse, schedule, plan memory, emit, build."""

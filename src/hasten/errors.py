@@ -1,0 +1,50 @@
+"""Every exception that hasten raises on purpose.
+
+Each message says what was wrong, what was received and what to do about it.
+
+    HastenError
+    ├── ModelError                  the source is missing, unreadable or not a valid model
+    │   └── UnsupportedModelError   valid, but nothing here can run some part of it
+    ├── InputError                  arrays given to a run do not fit the model
+    ├── ArtifactError               a .hasten file is damaged, too new or for another processor
+    ├── TargetError                 an unknown or unusable instruction set was asked for
+    ├── ToolchainError              no C compiler, or the compiler failed
+    ├── MissingDependencyError      an optional package is needed and not installed
+    └── OptionError                 an argument or command-line option has no meaning here
+"""
+
+
+class HastenError(Exception):
+    """Base of all errors that hasten raises on purpose."""
+
+
+class ModelError(HastenError):
+    """The source is missing, unreadable or not a valid model."""
+
+
+class UnsupportedModelError(ModelError):
+    """The model is valid, but nothing here can run some part of it."""
+
+
+class InputError(HastenError):
+    """Arrays given to a run do not fit the model."""
+
+
+class ArtifactError(HastenError):
+    """A .hasten file is damaged, too new or for another processor."""
+
+
+class TargetError(HastenError):
+    """An unknown or unusable instruction set was asked for."""
+
+
+class ToolchainError(HastenError):
+    """No C compiler was found, or the compiler failed."""
+
+
+class MissingDependencyError(HastenError):
+    """An optional package is needed and not installed."""
+
+
+class OptionError(HastenError):
+    """An argument or command-line option has no meaning here."""

@@ -1,0 +1,1 @@
+"""From any framework to one onnx_ir model."""

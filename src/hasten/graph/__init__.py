@@ -1,0 +1,1 @@
+"""Helpers on onnx_ir graphs: symbolic dims, rule matching, evaluation."""

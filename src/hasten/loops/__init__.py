@@ -1,0 +1,1 @@
+"""The loop IR: expressions, tensor definitions, loop nests; verified, simplified and interpreted."""

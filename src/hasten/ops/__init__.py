@@ -1,0 +1,1 @@
+"""One file per operator family; every facet of an operator in one place."""

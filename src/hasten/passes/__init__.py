@@ -1,0 +1,1 @@
+"""Graph transformations, one per file."""

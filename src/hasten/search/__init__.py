@@ -1,0 +1,1 @@
+"""Candidates, measurement, accuracy guard, results database."""
