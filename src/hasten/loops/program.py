@@ -1,0 +1,211 @@
+"""The tensor program: named tensors, each defined by what its element at an index is.
+
+A definition's body is an expression, or a contraction: a frozen description of a sum of products (or
+of attention) that says which variables run over rows, columns and depth. `expression` gives every
+contraction as a plain expression too, which is its meaning; the description only helps to pick a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hasten.loops.dtypes import DType
+from hasten.loops.expr import (
+    Expr,
+    Var,
+    binary,
+    const,
+    reduce,
+    select,
+    substitute,
+    unary,
+)
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """sum over taps and depth of a * b.
+
+    `a` depends on batch, rows, taps and depth; `b` on batch, column, taps and depth. A matrix product
+    has one row variable and no taps; a convolution has image, height and width as rows, its window as
+    taps and its input channels as depth. Groups are batch variables.
+
+    Attributes:
+        batch: variables that both operands depend on and that are not summed.
+        rows: variables of `a` that are not summed.
+        column: the variable of `b` that is not summed.
+        taps: summed variables with few values, outer.
+        depth: the summed variable along which memory is walked, inner.
+        a: element of the first operand; may be a `select` between a load and 0 (padding).
+        b: element of the second operand, often a constant weight.
+    """
+
+    batch: tuple[Var, ...]
+    rows: tuple[Var, ...]
+    column: Var
+    taps: tuple[Var, ...]
+    depth: Var
+    a: Expr
+    b: Expr
+
+
+@dataclass(frozen=True)
+class Attention:
+    """softmax(scale * q k^T + bias) v for one batch entry and head at a time.
+
+    With variables (batch, head, row, column): element of the output is the sum over `key` of
+    p[row, key] * v[key, column], p the softmax over `key` of scale * sum over `depth` of q * k, plus
+    `bias` where `keep` holds; keys where it does not hold have weight 0, and a row without any key
+    is 0 throughout.
+
+    Attributes:
+        batch: batch variable.
+        head: head variable.
+        row: query position.
+        column: position inside the head's value vector.
+        key: key position (summed).
+        depth: position inside the query and key vectors (summed).
+        q, k, v: elements of the operands.
+        scale: factor of the scores.
+        bias: additive mask in terms of batch, head, row and key, or None.
+        keep: boolean mask in the same terms, or None.
+    """
+
+    batch: Var
+    head: Var
+    row: Var
+    column: Var
+    key: Var
+    depth: Var
+    q: Expr
+    k: Expr
+    v: Expr
+    scale: float
+    bias: Expr | None = None
+    keep: Expr | None = None
+
+
+Contraction = Gemm | Attention
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One tensor: out[vars] = body, for every variable in its range.
+
+    Attributes:
+        name: unique name of the tensor.
+        dtype: element type.
+        vars: one variable for each dimension; their extents are the shape.
+        body: the element as an expression of `vars`, or a contraction over them.
+        origin: the graph operator it came from, as a person names it.
+    """
+
+    name: str
+    dtype: DType
+    vars: tuple[Var, ...]
+    body: Expr | Contraction
+    origin: str = ""
+
+    @property
+    def shape(self) -> tuple[Expr, ...]:
+        """The extents of the variables."""
+        return tuple(v.extent for v in self.vars if v.extent is not None)
+
+    @property
+    def expr(self) -> Expr:
+        """The body as an expression, whatever it is."""
+        return self.body if isinstance(self.body, Expr) else expression(self.body)
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Name, element type and symbolic shape of a tensor that the program does not define."""
+
+    name: str
+    dtype: DType
+    shape: tuple[Expr, ...]
+
+
+@dataclass(frozen=True)
+class Guard:
+    """An equality of two sizes that a call must satisfy, and the operator that needs it."""
+
+    left: Expr
+    right: Expr
+    origin: str
+
+
+@dataclass
+class Program:
+    """Definitions in an order in which each uses only earlier ones, constants and inputs.
+
+    Attributes:
+        inputs: tensors given at each call.
+        constants: arrays known now.
+        definitions: the computed tensors by name.
+        outputs: names of the results, each an input, a constant or a definition.
+        derived: sizes computed from others, in order; (name of the size, its value).
+        guards: equalities checked at each call.
+    """
+
+    inputs: dict[str, TensorInfo] = field(default_factory=dict)
+    constants: dict[str, np.ndarray] = field(default_factory=dict)
+    definitions: dict[str, Definition] = field(default_factory=dict)
+    outputs: list[str] = field(default_factory=list)
+    derived: dict[str, Expr] = field(default_factory=dict)
+    guards: list[Guard] = field(default_factory=list)
+
+    def info(self, name: str) -> TensorInfo:
+        """Name, type and shape of any tensor of the program.
+
+        Raises:
+            KeyError: there is no such tensor.
+        """
+        if name in self.definitions:
+            d = self.definitions[name]
+            return TensorInfo(name, d.dtype, d.shape)
+        if name in self.inputs:
+            return self.inputs[name]
+        array = self.constants[name]
+        dtype = DType.of(array.dtype)
+        if dtype is None:
+            raise KeyError(f"constant {name} has element type {array.dtype}, which the IR lacks")
+        return TensorInfo(name, dtype, tuple(const(n) for n in array.shape))
+
+
+def expression(c: Contraction) -> Expr:
+    """A contraction as a plain expression of its output variables."""
+    if isinstance(c, Gemm):
+        return reduce("sum", (*c.taps, c.depth), binary("mul", c.a, c.b))
+    dtype = c.q.dtype
+    dot = reduce("sum", (c.depth,), binary("mul", c.q, c.k))
+    scores = binary("mul", dot, const(c.scale, dtype))
+    if c.bias is not None:
+        scores = binary("add", scores, c.bias)
+    if c.keep is not None:
+        scores = select(c.keep, scores, const(float("-inf"), dtype))
+    other = Var(c.key.dtype, c.key.name + "_max", c.key.extent)
+    peak = reduce("max", (other,), substitute(scores, {c.key: other}))
+    dead = binary("eq", peak, const(float("-inf"), dtype))
+    shifted = binary("sub", scores, select(dead, const(0.0, dtype), peak))
+    weight = unary("exp", shifted)
+    inner = Var(c.key.dtype, c.key.name + "_sum", c.key.extent)
+    total = reduce("sum", (inner,), substitute(weight, {c.key: inner}))
+    weighted = reduce("sum", (c.key,), binary("mul", weight, c.v))
+    return select(dead, const(0.0, dtype), binary("div", weighted, total))
+
+
+def map_operands(c: Contraction, rewrite: Mapping[str, Expr]) -> Contraction:
+    """The same contraction with some operand expressions (by attribute name) replaced."""
+    from dataclasses import replace
+
+    return replace(c, **rewrite)  # type: ignore[arg-type]  # keys are operand attributes
+
+
+def operands(c: Contraction) -> dict[str, Expr]:
+    """The operand expressions of a contraction by attribute name."""
+    names = ("a", "b") if isinstance(c, Gemm) else ("q", "k", "v", "bias", "keep")
+    return {n: getattr(c, n) for n in names if getattr(c, n) is not None}

@@ -1,0 +1,410 @@
+"""What every operator family is written against: `Op`, tensors being lowered, and shape helpers.
+
+`lower` receives a `Lowering` and the node's inputs as `Tensor`s and defines its outputs:
+
+    def lower_relu(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+        x = required(inputs, 0)
+        return [ctx.define(x.shape, lambda *i: maximum(x.at(*i), zero(x.dtype)), x.dtype)]
+
+Where an operator cannot be expressed it raises `Declined` with the reason; the node then runs on the
+host, and the reason is shown to the user.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from hasten.loops.dtypes import INDEX, DType
+from hasten.loops.expr import (
+    Const,
+    Expr,
+    Load,
+    Size,
+    Var,
+    as_expr,
+    binary,
+    const,
+    constant_int,
+    load,
+    size,
+    substitute,
+    transform,
+)
+from hasten.loops.expr import Op as Op_
+from hasten.loops.program import Contraction, Definition, Guard, Program
+from hasten.loops.simplify import spell, to_poly
+
+SMALL_TENSOR = 64
+"""Largest number of elements for which a tensor's symbolic values are worked out."""
+
+
+class Declined(Exception):  # noqa: N818 - not an error: the node runs on the host instead
+    """A node cannot be lowered; the message says why, in words for the user."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of the program being built: its name, type and symbolic shape."""
+
+    name: str
+    dtype: DType
+    shape: tuple[Expr, ...]
+
+    @property
+    def rank(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    def at(self, *index: Expr | int) -> Expr:
+        """The element at an index with one entry for each dimension."""
+        if len(index) != len(self.shape):
+            raise ValueError(f"{self.name} has rank {self.rank}, indexed with {len(index)} entries")
+        return load(self.name, index, self.dtype)
+
+    def broadcast(self, *index: Expr) -> Expr:
+        """The element at an index of a shape that this tensor broadcasts to (NumPy's rule)."""
+        tail = index[len(index) - self.rank :]
+        return self.at(
+            *(const(0) if constant_int(n) == 1 else i for n, i in zip(self.shape, tail, strict=True))
+        )
+
+
+Inputs = Sequence[Tensor | None]
+Lower = Callable[["Lowering", ir.Node, Inputs], list[Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Op:
+    """Everything hasten knows about one operator.
+
+    Attributes:
+        name: operator type.
+        domain: operator domain; "" is ONNX.
+        lower: defines the outputs, or None where the operator runs on the host.
+    """
+
+    name: str
+    domain: str = ""
+    lower: Lower | None = None
+
+
+@dataclass
+class Lowering:
+    """Builds a `Program` node by node.
+
+    Attributes:
+        program: what has been built.
+        origin: description of the node being lowered.
+        names: names of its outputs in the graph, used for the definitions.
+    """
+
+    program: Program
+    origin: str = ""
+    names: tuple[str, ...] = ()
+    _next: int = 0
+    _dims: dict[Expr, Expr] = field(default_factory=dict)
+
+    def begin(self, origin: str, names: tuple[str, ...]) -> None:
+        """Starts a node: definitions made from now on come from it."""
+        self.origin, self.names, self._next = origin, names, 0
+
+    def fresh(self, hint: str) -> str:
+        """A tensor name that is not taken yet."""
+        taken = (self.program.definitions, self.program.inputs, self.program.constants)
+        name, n = hint, 1
+        while any(name in group for group in taken):
+            n += 1
+            name = f"{hint}_{n}"
+        return name
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor of that name in the program."""
+        info = self.program.info(name)
+        return Tensor(name, info.dtype, info.shape)
+
+    def define(
+        self,
+        shape: Sequence[Expr | int],
+        body: Callable[..., Expr | Contraction],
+        dtype: DType,
+        *,
+        name: str | None = None,
+        vars: Sequence[str] = (),  # noqa: A002 - the field's word
+    ) -> Tensor:
+        """Adds a definition.
+
+        Args:
+            shape: its extents.
+            body: receives one `Var` for each dimension and gives the element or a contraction.
+            dtype: element type of the result.
+            name: name of the tensor; by default the next output of the node, then a temporary.
+            vars: names of the variables, by default i0, i1, ...
+
+        Returns:
+            The defined tensor.
+        """
+        if name is None:
+            name = self.names[self._next] if self._next < len(self.names) else f"{self.names[0]}_t"
+            self._next += 1
+        name = self.fresh(name)
+        extents = [self.dim(n) for n in shape]
+        labels = vars or [f"i{d}" for d in range(len(extents))]
+        variables = tuple(Var(INDEX, v, n) for v, n in zip(labels, extents, strict=True))
+        element = body(*variables)
+        if isinstance(element, Expr) and element.dtype is not dtype:
+            raise TypeError(f"{self.origin}: body of {name} is {element.dtype}, declared {dtype}")
+        self.program.definitions[name] = Definition(name, dtype, variables, element, self.origin)
+        return Tensor(name, dtype, tuple(extents))
+
+    def temporary(
+        self,
+        shape: Sequence[Expr | int],
+        body: Callable[..., Expr | Contraction],
+        dtype: DType,
+        suffix: str,
+        *,
+        vars: Sequence[str] = (),  # noqa: A002
+    ) -> Tensor:
+        """Adds a definition that is not an output of the node, named after its first output."""
+        return self.define(shape, body, dtype, name=f"{self.names[0]}_{suffix}", vars=vars)
+
+    def constant(self, array: np.ndarray, suffix: str = "constant") -> Tensor:
+        """Adds an array known now."""
+        name = self.fresh(f"{self.names[0] if self.names else 'c'}_{suffix}")
+        self.program.constants[name] = array
+        return self.tensor(name)
+
+    def dim(self, extent: Expr | int) -> Expr:
+        """An extent in its simplest form; one with several terms gets a name of its own.
+
+        Named sizes keep later shape arithmetic (products, divisions) to single terms.
+        """
+        e = as_expr(extent)
+        poly = to_poly(e)
+        if not poly:
+            return const(0)
+        single = len(poly) == 1 and all(isinstance(a, Size) for m in poly for a in m)
+        if single:
+            return e
+        known = self._dims.get(e)
+        if known is None:
+            name = f"size_{len(self.program.derived)}"
+            self.program.derived[name] = e
+            known = self._dims[e] = size(name)
+        return known
+
+    def require_equal(self, a: Expr, b: Expr) -> None:
+        """States that two sizes are equal: checked now if possible, at each call otherwise.
+
+        Raises:
+            Declined: they are provably different.
+        """
+        difference = a - b
+        value = constant_int(difference)
+        if value == 0:
+            return
+        if value is not None:
+            raise Declined(f"sizes {spell(a)} and {spell(b)} must be equal")
+        guard = Guard(a, b, self.origin)
+        if guard not in self.program.guards:
+            self.program.guards.append(guard)
+
+    def broadcast_shapes(self, *shapes: Sequence[Expr]) -> tuple[Expr, ...]:
+        """The shape that all of them broadcast to; dims of unknown relation must turn out equal."""
+        rank = max((len(s) for s in shapes), default=0)
+        result: list[Expr] = []
+        for d in range(rank):
+            dims = [s[d - rank + len(s)] for s in shapes if d - rank + len(s) >= 0]
+            wide = [n for n in dims if constant_int(n) != 1]
+            # A literal is the safest choice of those that must agree.
+            chosen = next((n for n in wide if isinstance(n, Const)), wide[0] if wide else const(1))
+            for n in wide:
+                self.require_equal(n, chosen)
+            result.append(chosen)
+        return tuple(result)
+
+    def constant_of(self, t: Tensor | None) -> np.ndarray | None:
+        """The array behind a tensor that is known now, or None."""
+        if t is None:
+            return None
+        known = self.program.constants.get(t.name)
+        if known is not None:
+            return known
+        values = self.values(t)
+        if values is None or not all(isinstance(v, Const) for v in values.flat):
+            return None
+        return np.array([v.value for v in values.flat], t.dtype.numpy).reshape(values.shape)
+
+    def values(self, t: Tensor) -> np.ndarray | None:
+        """The elements of a small tensor as symbolic expressions (array of `Expr`), or None.
+
+        None where the shape is not constant, the tensor is large, or an element depends on data.
+        """
+        dims = [constant_int(n) for n in t.shape]
+        if any(n is None for n in dims):
+            return None
+        shape = tuple(n for n in dims if n is not None)
+        if math.prod(shape) > SMALL_TENSOR:
+            return None
+        result = np.empty(shape, dtype=object)
+        for index in np.ndindex(*shape):
+            element = self.evaluate(t.at(*index))
+            if element is None:
+                return None
+            result[index] = element
+        return result
+
+    def evaluate(self, e: Expr) -> Expr | None:
+        """An expression with every load resolved through constants and definitions, or None."""
+        missing = False
+
+        def visit(node: Expr) -> Expr | None:
+            nonlocal missing
+            if isinstance(node, Op_) and node.op == "select":
+                # Only the branch taken is looked at: the other may index outside its tensor.
+                condition = self.evaluate(node.args[0])
+                if isinstance(condition, Const):
+                    taken = self.evaluate(node.args[1] if condition.value else node.args[2])
+                    missing = missing or taken is None
+                    return taken if taken is not None else node
+            if not isinstance(node, Load):
+                return None
+            found = self._element(node)
+            missing = missing or found is None
+            return found if found is not None else node
+
+        result = transform(e, visit)
+        return None if missing else result
+
+    def _element(self, node: Load) -> Expr | None:
+        """The element that a load reads, if it does not depend on data."""
+        index: list[Expr] = []
+        for i in node.index:
+            known = self.evaluate(i)
+            if known is None:
+                return None
+            index.append(known)
+        if node.buffer in self.program.constants:
+            at = [constant_int(i) for i in index]
+            if any(i is None for i in at):
+                return None
+            value = self.program.constants[node.buffer][tuple(i for i in at if i is not None)]
+            return const(value.item(), node.dtype)
+        definition = self.program.definitions.get(node.buffer)
+        if definition is None or not isinstance(definition.body, Expr):
+            return None
+        # Bodies of shape arithmetic have no reductions worth unrolling beyond what is constant.
+        return self.evaluate(substitute(definition.body, dict(zip(definition.vars, index, strict=True))))
+
+
+def required(inputs: Inputs, position: int) -> Tensor:
+    """An input that must be there.
+
+    Raises:
+        Declined: it is missing.
+    """
+    t = inputs[position] if position < len(inputs) else None
+    if t is None:
+        raise Declined(f"input {position} is missing")
+    return t
+
+
+def optional(inputs: Inputs, position: int) -> Tensor | None:
+    """An input that may be left out."""
+    return inputs[position] if position < len(inputs) else None
+
+
+def constant_ints(ctx: Lowering, t: Tensor | None, what: str) -> list[int]:
+    """The integers of an input that must be known at compile time.
+
+    Raises:
+        Declined: they depend on data or on symbolic sizes.
+    """
+    array = ctx.constant_of(t)
+    if array is None:
+        raise Declined(f"{what} is not a constant")
+    return [int(v) for v in np.asarray(array).reshape(-1)]
+
+
+def symbolic_ints(ctx: Lowering, t: Tensor, what: str) -> list[Expr]:
+    """The integers of an input as expressions of symbolic sizes.
+
+    Raises:
+        Declined: they depend on data.
+    """
+    values = ctx.values(t)
+    if values is None:
+        raise Declined(f"{what} depends on data")
+    return [as_expr(v) for v in values.reshape(-1)]
+
+
+def attribute_int(node: ir.Node, name: str, default: int) -> int:
+    """An integer attribute, or its default."""
+    a = node.attributes.get(name)
+    return default if a is None else a.as_int()
+
+
+def attribute_ints(node: ir.Node, name: str, default: Sequence[int]) -> list[int]:
+    """An attribute that is a list of integers, or its default."""
+    a = node.attributes.get(name)
+    return list(default) if a is None else [int(v) for v in a.as_ints()]
+
+
+def attribute_float(node: ir.Node, name: str, default: float) -> float:
+    """A float attribute, or its default."""
+    a = node.attributes.get(name)
+    return default if a is None else a.as_float()
+
+
+def attribute_str(node: ir.Node, name: str, default: str) -> str:
+    """A string attribute, or its default."""
+    a = node.attributes.get(name)
+    return default if a is None else a.as_string()
+
+
+def product(extents: Sequence[Expr]) -> Expr:
+    """The number of elements of a shape."""
+    result: Expr = const(1)
+    for n in extents:
+        result = result * n
+    return result
+
+
+def linear_index(index: Sequence[Expr], shape: Sequence[Expr]) -> Expr:
+    """The row-major position of an index."""
+    result: Expr = const(0)
+    for i, n in zip(index, shape, strict=True):
+        result = result * n + i
+    return result
+
+
+def split_index(flat: Expr, shape: Sequence[Expr]) -> list[Expr]:
+    """The index of a row-major position; the inverse of `linear_index`."""
+    result: list[Expr] = []
+    inner: Expr = const(1)
+    for d in range(len(shape) - 1, -1, -1):
+        quotient = flat // inner
+        result.append(quotient if d == 0 else quotient % shape[d])
+        inner = inner * shape[d]
+    return result[::-1]
+
+
+def normalize_axis(axis: int, rank: int) -> int:
+    """An axis counted from the front.
+
+    Raises:
+        Declined: it lies outside the rank.
+    """
+    if not -rank <= axis < max(rank, 1):
+        raise Declined(f"axis {axis} is outside a tensor of rank {rank}")
+    return axis + rank if axis < 0 else axis
+
+
+def clamp(e: Expr, low: Expr, high: Expr) -> Expr:
+    """min(max(e, low), high)."""
+    return binary("min", binary("max", e, low), high)
