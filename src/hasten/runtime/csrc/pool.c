@@ -1,0 +1,312 @@
+/* The thread pool. See hasten.h for what it promises and pool.h for how generated code uses it.
+ *
+ * Every wait (a worker for its next task, a thread at a barrier, the caller for its workers) is a wait
+ * until a number changes: it spins for a time, then yields, then sleeps on a condition variable. Who changes
+ * the number takes the mutex only if somebody sleeps. Spinning wins when all threads have a core of their
+ * own; sleeping bounds the loss when they have not.
+ */
+#if defined(__linux__) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE /* sched_getaffinity */
+#endif
+
+#include "pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+    LINE = 128, /* two lines: processors fetch them in pairs; Apple's are this long */
+    MOST_THREADS = 1024,
+    FIRST_LOOKS = 64,    /* before the clock is asked for the first time */
+    LOOKS_PER_CLOCK = 16 /* a look at the clock costs about as much as a few looks at the number */
+};
+static const int64_t SPIN_NANOSECONDS = 50 * 1000;
+static const int64_t YIELD_NANOSECONDS = 50 * 1000;
+
+static int64_t now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static inline void relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb" ::: "memory"); /* `yield` is a no-op on most of them */
+#endif
+}
+
+/* --- a number that one side changes and the other waits for ---------------------------------------- */
+
+typedef struct {
+    _Alignas(LINE) _Atomic(uint32_t) value;
+    _Atomic(uint32_t) sleepers;
+    _Alignas(LINE) pthread_mutex_t mutex;
+    pthread_cond_t changed;
+} number;
+
+static void number_init(number *n) {
+    atomic_init(&n->value, 0);
+    atomic_init(&n->sleepers, 0);
+    pthread_mutex_init(&n->mutex, NULL);
+    pthread_cond_init(&n->changed, NULL);
+}
+
+static void number_close(number *n) {
+    pthread_cond_destroy(&n->changed);
+    pthread_mutex_destroy(&n->mutex);
+}
+
+/* Wakes those who sleep on a number that was changed before.
+ * No wake-up is lost: we change the number, then read `sleepers`; a sleeper raises `sleepers`, then reads
+ * the number; all four are sequentially consistent, so one of the two sees the other. */
+static void number_wake(number *n) {
+    if (atomic_load(&n->sleepers) == 0) return;
+    pthread_mutex_lock(&n->mutex);
+    pthread_cond_broadcast(&n->changed);
+    pthread_mutex_unlock(&n->mutex);
+}
+
+static void number_set(number *n, uint32_t value) {
+    atomic_store(&n->value, value);
+    number_wake(n);
+}
+
+static inline int is_still(number *n, uint32_t old) {
+    return atomic_load_explicit(&n->value, memory_order_acquire) == old;
+}
+
+static int changes_soon(number *n, uint32_t old, int spin) {
+    for (int i = 0; spin && i < FIRST_LOOKS; i++) {
+        if (!is_still(n, old)) return 1;
+        relax();
+    }
+    int64_t start = now();
+    while (spin && now() - start < SPIN_NANOSECONDS) {
+        for (int i = 0; i < LOOKS_PER_CLOCK; i++) {
+            if (!is_still(n, old)) return 1;
+            relax();
+        }
+    }
+    start = now();
+    do {
+        if (!is_still(n, old)) return 1;
+        sched_yield();
+    } while (now() - start < YIELD_NANOSECONDS);
+    return 0;
+}
+
+/* Returns once the number is no longer `old`. */
+static void number_wait(number *n, uint32_t old, int spin) {
+    if (!is_still(n, old) || changes_soon(n, old, spin)) return;
+    pthread_mutex_lock(&n->mutex);
+    atomic_fetch_add(&n->sleepers, 1);
+    while (atomic_load(&n->value) == old) pthread_cond_wait(&n->changed, &n->mutex);
+    atomic_fetch_sub(&n->sleepers, 1);
+    pthread_mutex_unlock(&n->mutex);
+}
+
+/* --- the pool ---------------------------------------------------------------------------------------- */
+
+typedef struct pool pool;
+
+typedef struct {
+    number start; /* counts the tasks given to this worker */
+    pool *owner;
+    int32_t index;
+    pthread_t thread;
+} worker;
+
+struct pool {
+    hasten_pool shared; /* first: a hasten_pool* is a pool* */
+    pool *next;         /* in `pools` */
+    int32_t most;       /* threads, the caller's included */
+    int32_t processors;
+    int32_t workers_running;
+    worker *workers[MOST_THREADS]; /* [i] has index i + 1 */
+
+    _Alignas(LINE) _Atomic(int) busy; /* a caller holds the pool; it alone writes what follows */
+    hasten_task task;                 /* NULL: the worker ends */
+    void *argument;
+    int32_t count;
+    int spin; /* there is a core for each thread of the team */
+
+    _Alignas(LINE) _Atomic(int32_t) unfinished; /* workers that have not returned from the task */
+    _Alignas(LINE) _Atomic(int32_t) arrived;    /* at the barrier */
+    number finished;                            /* counts finished tasks */
+    number met;                                 /* counts barriers passed */
+};
+
+static void *work(void *argument) {
+    worker *self = argument;
+    pool *p = self->owner;
+    int spin = 1;
+    for (uint32_t seen = 0;; seen++) {
+        number_wait(&self->start, seen, spin);
+        if (p->task == NULL) return NULL;
+        spin = p->spin;
+        hasten_team team = {self->index, p->count, &p->shared};
+        p->task(p->argument, &team);
+        if (atomic_fetch_sub(&p->unfinished, 1) == 1) {
+            number_set(&p->finished, atomic_load_explicit(&p->finished.value, memory_order_relaxed) + 1);
+        }
+    }
+}
+
+static void barrier(hasten_team *team) {
+    pool *p = (pool *)team->pool;
+    uint32_t passed = atomic_load_explicit(&p->met.value, memory_order_relaxed);
+    if (atomic_fetch_add(&p->arrived, 1) == team->count - 1) {
+        atomic_store_explicit(&p->arrived, 0, memory_order_relaxed);
+        number_set(&p->met, passed + 1);
+    } else {
+        number_wait(&p->met, passed, p->spin);
+    }
+}
+
+static int start_worker(pool *p, int32_t index) {
+    worker *w = NULL;
+    if (posix_memalign((void **)&w, LINE, sizeof *w) != 0) return 0;
+    number_init(&w->start);
+    w->owner = p;
+    w->index = index;
+    /* signals are for the threads of the program that loaded us */
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int failed = pthread_create(&w->thread, NULL, work, w);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (failed) {
+        number_close(&w->start);
+        free(w);
+        return 0;
+    }
+    p->workers[index - 1] = w;
+    return 1;
+}
+
+static void give(pool *p, int32_t workers) {
+    for (int32_t i = 0; i < workers; i++) {
+        atomic_fetch_add_explicit(&p->workers[i]->start.value, 1, memory_order_release);
+    }
+    atomic_thread_fence(memory_order_seq_cst); /* between these changes and the looks for sleepers */
+    for (int32_t i = 0; i < workers; i++) number_wake(&p->workers[i]->start);
+}
+
+static void run(hasten_pool *shared, int32_t threads, hasten_task task, void *argument) {
+    pool *p = (pool *)shared;
+    if (threads > p->most) threads = p->most;
+    if (threads <= 1 || atomic_exchange_explicit(&p->busy, 1, memory_order_acquire)) {
+        hasten_team alone = {0, 1, NULL};
+        task(argument, &alone);
+        return;
+    }
+    while (p->workers_running < threads - 1 && start_worker(p, p->workers_running + 1)) p->workers_running++;
+    if (threads > p->workers_running + 1) threads = p->workers_running + 1;
+
+    p->task = task;
+    p->argument = argument;
+    p->count = threads;
+    p->spin = threads <= p->processors;
+    atomic_store_explicit(&p->unfinished, threads - 1, memory_order_relaxed);
+    uint32_t finished = atomic_load_explicit(&p->finished.value, memory_order_relaxed);
+    give(p, threads - 1);
+    hasten_team team = {0, threads, shared};
+    task(argument, &team);
+    if (threads > 1) number_wait(&p->finished, finished, p->spin);
+    atomic_store_explicit(&p->busy, 0, memory_order_release);
+}
+
+/* --- fork -------------------------------------------------------------------------------------------- */
+
+/* The child has only the thread that forked. All its pools become as new; the memory of the workers, whose
+ * stacks nobody can unwind, is left. */
+
+static pthread_mutex_t pools_mutex = PTHREAD_MUTEX_INITIALIZER;
+static pool *pools;
+static int fork_is_handled;
+
+static void reset(pool *p) {
+    p->workers_running = 0;
+    atomic_init(&p->busy, 0);
+    atomic_init(&p->unfinished, 0);
+    atomic_init(&p->arrived, 0);
+    number_init(&p->finished);
+    number_init(&p->met);
+}
+
+static void before_fork(void) { pthread_mutex_lock(&pools_mutex); }
+
+static void after_fork_in_parent(void) { pthread_mutex_unlock(&pools_mutex); }
+
+static void after_fork_in_child(void) {
+    for (pool *p = pools; p != NULL; p = p->next) reset(p);
+    pthread_mutex_unlock(&pools_mutex);
+}
+
+/* --- the interface ----------------------------------------------------------------------------------- */
+
+static int32_t count_processors(void) {
+#ifdef __linux__
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+#endif
+    long online = sysconf(_SC_NPROCESSORS_ONLN);
+    return online > 0 ? (int32_t)online : 1;
+}
+
+static void destroy(hasten_pool *shared) {
+    pool *p = (pool *)shared;
+    pthread_mutex_lock(&pools_mutex);
+    for (pool **link = &pools; *link != NULL; link = &(*link)->next) {
+        if (*link == p) {
+            *link = p->next;
+            break;
+        }
+    }
+    pthread_mutex_unlock(&pools_mutex);
+    p->task = NULL;
+    give(p, p->workers_running);
+    for (int32_t i = 0; i < p->workers_running; i++) {
+        pthread_join(p->workers[i]->thread, NULL);
+        number_close(&p->workers[i]->start);
+        free(p->workers[i]);
+    }
+    number_close(&p->finished);
+    number_close(&p->met);
+    free(p);
+}
+
+hasten_pool *hasten_pool_create(int32_t threads) {
+    pool *p = NULL;
+    if (posix_memalign((void **)&p, LINE, sizeof *p) != 0) return NULL;
+    memset(p, 0, sizeof *p);
+    p->shared.abi_version = HASTEN_ABI_VERSION;
+    p->shared.run = run;
+    p->shared.barrier = barrier;
+    p->shared.destroy = destroy;
+    p->most = threads <= 0 || threads > MOST_THREADS ? MOST_THREADS : threads;
+    p->processors = count_processors();
+    reset(p);
+    pthread_mutex_lock(&pools_mutex);
+    if (!fork_is_handled) {
+        fork_is_handled = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) == 0;
+    }
+    p->next = pools;
+    pools = p;
+    pthread_mutex_unlock(&pools_mutex);
+    return &p->shared;
+}
+
+void hasten_pool_destroy(hasten_pool *pool) {
+    if (pool != NULL) pool->destroy(pool);
+}
+
+int32_t hasten_abi_version(void) { return HASTEN_ABI_VERSION; }

@@ -1,0 +1,235 @@
+"""Processors: the instruction sets that code is generated for, and what this machine is.
+
+A `Target` is a level of instructions that shared objects in an artifact are compiled for. The compile
+side reads its vector width and registers; the deploy side asks which of an artifact's levels runs here.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from hasten.errors import TargetError
+
+_V3_FEATURES = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "lzcnt", "movbe"})
+_V4_FEATURES = frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"})
+
+
+@dataclass(frozen=True)
+class Target:
+    """A level of instructions.
+
+    Attributes:
+        name: The name in artifacts and on the command line.
+        arch: "x86-64" or "aarch64".
+        features: Instructions that a processor must have, by the names of Linux's /proc/cpuinfo
+            (`lzcnt` for what it calls `abm`).
+        vector_bytes: Bytes of a vector register.
+        registers: Number of vector registers.
+        triple: The platform, as clang and zig name it.
+    """
+
+    name: str
+    arch: str
+    features: frozenset[str]
+    vector_bytes: int
+    registers: int
+    triple: str
+
+    @staticmethod
+    def named(name: str) -> Target:
+        """The target of this name: one of `TARGETS`, an alias ("avx2", "avx512", ...) or "native".
+
+        Raises:
+            TargetError: There is no such name, or "native" and this machine is not supported.
+        """
+        wanted = name.strip().lower().replace("_", "-")
+        if wanted == "native":
+            return native()
+        wanted = _ALIASES.get(wanted, wanted)
+        for target in TARGETS:
+            if target.name == wanted:
+                return target
+        known = ", ".join(target.name for target in TARGETS)
+        raise TargetError(
+            f"unknown target {name!r}: use native, {known}, or one of the aliases {', '.join(_ALIASES)}"
+        )
+
+
+# Within an architecture, each runs everything that those before it run, and faster.
+TARGETS = (
+    Target("x86-64-v3", "x86-64", _V3_FEATURES, 32, 16, "x86_64-linux-gnu"),
+    Target("x86-64-v4", "x86-64", _V3_FEATURES | _V4_FEATURES, 64, 32, "x86_64-linux-gnu"),
+    Target("aarch64", "aarch64", frozenset({"asimd"}), 16, 32, "aarch64-linux-gnu"),
+)
+
+_ALIASES = {"avx2": "x86-64-v3", "avx512": "x86-64-v4", "arm64": "aarch64", "neon": "aarch64"}
+
+
+@dataclass(frozen=True)
+class Caches:
+    """Sizes in bytes: of one core's first and second level, of the whole last level (0: none)."""
+
+    l1: int
+    l2: int
+    l3: int
+
+
+def runs_here(target: Target) -> bool:
+    """Whether this machine's processor has all that the target's code uses."""
+    return target.arch == architecture() and target.features <= processor_features()
+
+
+def native() -> Target:
+    """The best target that this machine runs.
+
+    Raises:
+        TargetError: It runs none of them.
+    """
+    for target in reversed(TARGETS):
+        if runs_here(target):
+            return target
+    nearest = [target for target in TARGETS if target.arch == architecture()]
+    lacks = sorted(nearest[0].features - processor_features()) if nearest else []
+    raise TargetError(
+        f"this machine ({describe_machine()}) runs none of {', '.join(t.name for t in TARGETS)}"
+        + (f": it lacks {', '.join(lacks)}" if lacks else "")
+        + "; name the machine that you compile for with target="
+    )
+
+
+def architecture() -> str:
+    """This machine's architecture: "x86-64", "aarch64", or what the system calls it."""
+    machine = platform.machine().lower()
+    return {"x86_64": "x86-64", "amd64": "x86-64", "arm64": "aarch64"}.get(machine, machine)
+
+
+def describe_machine() -> str:
+    """Architecture and model of the processor, for messages."""
+    return f"{architecture()}, {processor_name()}"
+
+
+@functools.cache
+def processor_features() -> frozenset[str]:
+    """Instructions of this processor, by the names of Linux's /proc/cpuinfo.
+
+    Also those that no target asks for yet (`avx512_vnni`, `avx512_bf16`, `avx_vnni`, `asimddp`).
+    """
+    if platform.system() == "Darwin":
+        keys = ("machdep.cpu.features", "machdep.cpu.leaf7_features", "machdep.cpu.extfeatures")
+        return _features_of_sysctl(" ".join(_sysctl(key) for key in keys), architecture())
+    return _features_of_cpuinfo(_read("/proc/cpuinfo"))
+
+
+@functools.cache
+def processor_name() -> str:
+    """The processor's model, such as "AMD EPYC 9B45"."""
+    if platform.system() == "Darwin":
+        return _sysctl("machdep.cpu.brand_string")
+    match = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(\S.*)$", _read("/proc/cpuinfo"), re.M)
+    return match[1].strip() if match else platform.processor() or "unknown processor"
+
+
+def cores() -> int:
+    """Cores that this process may keep busy, at least 1.
+
+    The least of: distinct physical cores in its affinity mask (a second thread on a core adds nothing to
+    dense arithmetic), and the processor quota of its control groups, rounded down.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        allowed = _physical_cores(os.sched_getaffinity(0), Path("/sys/devices/system/cpu"))
+        return max(1, int(min(allowed, _cgroup_quota(Path("/")))))
+    physical = _sysctl("hw.perflevel0.physicalcpu") or _sysctl("hw.physicalcpu")
+    return int(physical) if physical.isdigit() else os.cpu_count() or 1
+
+
+@functools.cache
+def caches() -> Caches:
+    """Sizes of this machine's data caches; where it does not say, those of a small server core."""
+    found: dict[int, int] = {}
+    if platform.system() == "Darwin":
+        for level, key in ((1, "hw.l1dcachesize"), (2, "hw.l2cachesize"), (3, "hw.l3cachesize")):
+            answer = _sysctl(key)
+            if answer.isdigit():
+                found[level] = int(answer)
+    else:
+        for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+            size = re.fullmatch(r"(\d+)([KM]?)", _read(index / "size"))
+            number = _read(index / "level")
+            if size and number.isdigit() and _read(index / "type") != "Instruction":
+                found[int(number)] = int(size[1]) << {"": 0, "K": 10, "M": 20}[size[2]]
+    return Caches(found.get(1, 32 << 10), found.get(2, 512 << 10), found.get(3, 0))
+
+
+def _features_of_cpuinfo(text: str) -> frozenset[str]:
+    match = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.M)
+    features = frozenset(match[1].split()) if match else frozenset()
+    return features | {"lzcnt"} if "abm" in features else features
+
+
+def _features_of_sysctl(text: str, arch: str) -> frozenset[str]:
+    if arch == "aarch64":
+        return frozenset({"asimd", "asimddp"})  # every Apple processor for this system has both
+    renamed = {"avx1.0": "avx"}
+    return frozenset(renamed.get(word, word) for word in text.lower().split())
+
+
+def _physical_cores(processors: set[int], sysfs: Path) -> int:
+    if _read(sysfs / "smt/active") == "0":
+        return len(processors)
+    siblings = {
+        _read(sysfs / f"cpu{processor}/topology/thread_siblings_list") or str(processor)
+        for processor in processors
+    }
+    return len(siblings)
+
+
+def _cgroup_quota(root: Path) -> float:
+    """Processors that the control groups (versions 1 and 2) grant this process; infinity without limit."""
+    quota = float("inf")
+    mount = root / "sys/fs/cgroup"
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            folders = [mount, mount / "unified"]
+        elif "cpu" in controllers.split(","):
+            folders = [mount / "cpu", mount / "cpu,cpuacct", mount / controllers]
+        else:
+            continue
+        relative = Path(group.lstrip("/"))
+        for folder in folders:
+            # A limit on any group above applies too. Inside a container the path may be the host's, which
+            # does not exist here; the mount's root is then our own group.
+            for ancestor in (relative, *relative.parents):
+                quota = min(quota, _quota_of(folder / ancestor))
+    return quota
+
+
+def _quota_of(group: Path) -> float:
+    words = _read(group / "cpu.max").split()
+    if not words:
+        words = [_read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")]
+    if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]) > 0:
+        return int(words[0]) / int(words[1])
+    return float("inf")
+
+
+def _read(path: str | Path) -> str:
+    """The text of one of the system's small files, stripped; empty if it cannot be read."""
+    try:
+        return Path(path).read_text("utf-8", "replace").strip()
+    except OSError:
+        return ""
+
+
+def _sysctl(key: str) -> str:
+    try:
+        answer = subprocess.run(["sysctl", "-n", key], capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return answer.stdout.strip()
