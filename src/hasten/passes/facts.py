@@ -1,0 +1,390 @@
+"""What can be proved about the shapes in a graph: dimensions, and the contents of shape tensors.
+
+ONNX's own inference gives up where a size is dynamic and unnamed. Here every such size gets a name
+of its own, and the small integer tensors that compute shapes are followed symbolically, so that two
+dimensions with the same name are equal and `Reshape` targets are understood.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from hasten.graph.constants import constant_value
+
+Dim = int | str
+Dims = tuple[Dim, ...]
+
+_SMALL = 64  # elements of a tensor whose values may describe a shape
+_UNKNOWN_NAMES = frozenset({"", "?"})  # exporters write "?" for several unrelated sizes
+_INTEGERS = frozenset({ir.DataType.INT32, ir.DataType.INT64})
+
+
+def is_private(dim: Dim) -> bool:
+    """Whether a dimension's name was made up here rather than read from the model."""
+    return isinstance(dim, str) and dim.startswith("?")
+
+
+class Facts:
+    """Dimensions of all values of a graph and the contents of its shape tensors.
+
+    A dimension is an int or a name; equal names are equal sizes. Names that begin with "?" were
+    made up for sizes that the model leaves unnamed.
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._opset = graph.opset_imports.get("", onnx.defs.onnx_opset_version())
+        self._dims: dict[ir.Value, Dims] = {}
+        self._contents: dict[ir.Value, Dims] = {}
+        for node in graph:
+            self.infer(node)
+
+    def dims(self, value: ir.Value | None) -> Dims | None:
+        """Dimensions of a value, or None where not even its rank is known."""
+        if value is None:
+            return None
+        known = self._dims.get(value)
+        if known is None:
+            known = _complete(value, declared_dims(value))
+            if known is not None:
+                self._dims[value] = known
+        return known
+
+    def contents(self, value: ir.Value | None) -> Dims | None:
+        """Elements of a small integer tensor of rank 0 or 1, each an int or a named size."""
+        if value is None:
+            return None
+        known = self._contents.get(value)
+        if known is not None:
+            return known
+        array = small_constant(value)
+        if array is None or array.ndim > 1 or array.dtype.kind not in "iu":
+            return None
+        known = tuple(int(item) for item in array.reshape(-1))
+        self._contents[value] = known
+        return known
+
+    def infer(self, node: ir.Node) -> None:
+        """Record what is known about the outputs of one node; its inputs come first."""
+        inferred = self._inferred_by_onnx(node)
+        for index, value in enumerate(node.outputs):
+            proto = inferred.get(value.name or "")
+            if proto is not None and value.type is None and proto.elem_type:
+                value.type = ir.TensorType(ir.DataType(proto.elem_type))
+            found = _proto_dims(proto)
+            if index == 0:
+                found = self._shape_rule(node) or found
+            merged = _complete(value, _merge(found, declared_dims(value)))
+            if merged is not None:
+                self._dims[value] = merged
+        self._follow(node)
+
+    def write_shapes(self, values: Iterable[ir.Value]) -> None:
+        """Store the proved dimensions as the values' shapes; unnamed sizes stay unnamed."""
+        for value in values:
+            dims = self._dims.get(value)
+            if dims is not None:
+                value.shape = ir.Shape([None if is_private(d) else d for d in dims])
+
+    def _inferred_by_onnx(self, node: ir.Node) -> dict[str, onnx.TypeProto.Tensor]:
+        if any(a.type in _GRAPH_ATTRIBUTES for a in node.attributes.values()):
+            return {}
+        if not onnx.defs.has(node.op_type, node.domain):
+            return {}
+        types: dict[str, onnx.TypeProto] = {}
+        data: dict[str, onnx.TensorProto] = {}
+        for value in node.inputs:
+            if value is None or value.name is None:
+                continue
+            types[value.name] = self._type_proto(value)
+            array = self._data(value)
+            if array is not None:
+                data[value.name] = onnx.numpy_helper.from_array(array, value.name)
+        try:
+            schema = onnx.defs.get_schema(node.op_type, self._opset, node.domain)
+            result = onnx.shape_inference.infer_node_outputs(
+                schema,
+                ir.serde.serialize_node(node),
+                types,
+                data,
+                opset_imports=[onnx.helper.make_opsetid("", self._opset)],
+            )
+        except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError):
+            return {}  # the declared shapes stand; the checker of the frontend judges models
+        return {n: t.tensor_type for n, t in result.items() if t.HasField("tensor_type")}
+
+    def _type_proto(self, value: ir.Value) -> onnx.TypeProto:
+        proto = onnx.TypeProto()
+        proto.tensor_type.elem_type = int(value.dtype) if value.dtype is not None else 0
+        dims = self.dims(value)
+        if dims is not None:
+            shape = proto.tensor_type.shape
+            shape.ClearField("dim")
+            shape.SetInParent()
+            for dim in dims:
+                entry = shape.dim.add()
+                if isinstance(dim, int):
+                    entry.dim_value = dim
+                else:
+                    entry.dim_param = dim
+        return proto
+
+    def _data(self, value: ir.Value) -> np.ndarray | None:
+        array = small_constant(value)
+        if array is not None:
+            return array
+        contents = self._contents.get(value)
+        if contents is None or value.dtype not in _INTEGERS:
+            return None
+        integers = [d for d in contents if isinstance(d, int)]
+        if len(integers) != len(contents):
+            return None
+        kind = np.int32 if value.dtype == ir.DataType.INT32 else np.int64
+        scalar = self.dims(value) == ()
+        return np.array(integers[0] if scalar else integers, dtype=kind)
+
+    def _shape_rule(self, node: ir.Node) -> Dims | None:
+        if node.domain or not node.inputs:
+            return None
+        source = self.dims(node.inputs[0])
+        if node.op_type == "ConstantOfShape":
+            return self.contents(node.inputs[0])
+        if node.op_type == "Range":
+            start, limit, step = (self.contents(value) for value in node.inputs)
+            if start == (0,) and step == (1,) and limit is not None and _counts(limit[0]):
+                return limit
+            return None
+        if node.op_type not in ("Reshape", "Expand"):
+            return None
+        target = self.contents(node.inputs[1])
+        if target is None:
+            return None
+        if node.op_type == "Reshape":
+            allow_zero = bool(integer(node, "allowzero", 0))
+            return reshaped(source, target, allow_zero=allow_zero)
+        return None if source is None else broadcast(source, target)
+
+    def _follow(self, node: ir.Node) -> None:
+        """Record the elements of a shape tensor that the node computes from others."""
+        if node.domain or not node.outputs:
+            return
+        output = node.outputs[0]
+        dims = self.dims(output)
+        if dims is not None and len(dims) > 1:
+            return
+        if node.op_type == "Shape":
+            elements = self.dims(node.inputs[0])
+            if elements is not None:
+                end = node.attributes.get("end")
+                stop = None if end is None else end.as_int()
+                elements = elements[slice(integer(node, "start", 0), stop)]
+        elif node.op_type in _FOLLOWED and output.dtype in (*_INTEGERS, None):
+            elements = self._computed(node)
+        else:
+            return
+        if elements is not None and len(elements) <= _SMALL:
+            self._contents[output] = elements
+
+    def _computed(self, node: ir.Node) -> Dims | None:
+        parts: list[Dims] = []
+        for value in node.inputs:
+            if value is None:
+                continue
+            part = self.contents(value)
+            if part is None:
+                return None
+            parts.append(part)
+        if not parts:
+            return None
+        first, rest = parts[0], parts[1:]
+        match node.op_type:
+            case "Concat":
+                return tuple(d for part in parts for d in part)
+            case "Gather":
+                return _gather(first, rest[0])
+            case "Slice":
+                return _slice(first, rest)
+            case "Add" | "Sub" | "Mul" | "Div":
+                return _arithmetic(node.op_type, first, rest[0])
+            case _:  # one of _SAME_ELEMENTS
+                return first
+
+
+_SAME_ELEMENTS = ("Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape")
+_FOLLOWED = frozenset({"Concat", "Gather", "Slice", "Add", "Sub", "Mul", "Div", *_SAME_ELEMENTS})
+_GRAPH_ATTRIBUTES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+
+
+def integer(node: ir.Node, name: str, default: int) -> int:
+    """An integer attribute of a node, or the default where it is not set."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_int()
+
+
+def integers(node: ir.Node, name: str) -> tuple[int, ...] | None:
+    """A list-of-integers attribute of a node, or None where it is not set."""
+    attribute = node.attributes.get(name)
+    return None if attribute is None else tuple(attribute.as_ints())
+
+
+def small_constant(value: ir.Value | None) -> np.ndarray | None:
+    """The array of a constant of at most 64 elements; None for anything else."""
+    if value is None or (value.producer() is None and value.const_value is None):
+        return None
+    if value.shape is not None and value.shape.is_static():
+        if math.prod(value.shape.numpy()) > _SMALL:
+            return None
+    elif value.const_value is not None and value.const_value.size > _SMALL:
+        return None
+    array = constant_value(value)
+    return array if array is not None and array.size <= _SMALL else None
+
+
+def declared_dims(value: ir.Value) -> tuple[Dim | None, ...] | None:
+    """Dimensions that the model states for a value; None for those it does not name."""
+    if value.shape is None:
+        if value.const_value is not None:
+            return tuple(int(d) for d in value.const_value.shape.numpy())
+        return None
+    dims: list[Dim | None] = []
+    for dim in value.shape:
+        if isinstance(dim, int):
+            dims.append(dim if dim >= 0 else None)
+        else:
+            name = None if dim.value is None else str(dim.value)
+            dims.append(None if name is None or name in _UNKNOWN_NAMES else name)
+    return tuple(dims)
+
+
+def reshaped(source: Dims | None, target: Dims, *, allow_zero: bool) -> Dims | None:
+    """Dimensions after a `Reshape` of `source` to `target`; None where a part stays unknown.
+
+    A -1 is solved by cancelling equal factors of both sides.
+    """
+    result: list[Dim] = list(target)
+    for axis, dim in enumerate(target):
+        if dim == 0 and not allow_zero:
+            if source is None or axis >= len(source):
+                return None
+            result[axis] = source[axis]
+    if -1 not in result:
+        return tuple(result)
+    hole = result.index(-1)
+    if source is None:
+        return None
+    left = list(source)
+    right = [dim for axis, dim in enumerate(result) if axis != hole]
+    for dim in [d for d in right if isinstance(d, str)]:
+        if dim in left:
+            left.remove(dim)
+            right.remove(dim)
+    left_names = [d for d in left if isinstance(d, str)]
+    if any(isinstance(d, str) for d in right) or len(left_names) > 1:
+        return _with_private_hole(result, hole, source)
+    above = math.prod(d for d in left if isinstance(d, int))
+    below = math.prod(d for d in right if isinstance(d, int))
+    if below == 0 or above % below:
+        return _with_private_hole(result, hole, source)
+    factor = above // below
+    if left_names and factor != 1:
+        return _with_private_hole(result, hole, source)
+    result[hole] = left_names[0] if left_names else factor
+    return tuple(result)
+
+
+def _with_private_hole(result: Sequence[Dim], hole: int, source: Dims) -> Dims:
+    """Name an unsolved -1 after what determines it, so that equal reshapes agree."""
+    others = ",".join(str(d) for axis, d in enumerate(result) if axis != hole)
+    name = f"?({'*'.join(map(str, source))})/({others})"
+    return tuple(name if axis == hole else dim for axis, dim in enumerate(result))
+
+
+def broadcast(left: Dims, right: Dims) -> Dims | None:
+    """Dimensions of a broadcast of two shapes; None where two names cannot be compared."""
+    rank = max(len(left), len(right))
+    padded = zip((1,) * (rank - len(left)) + left, (1,) * (rank - len(right)) + right, strict=True)
+    result: list[Dim] = []
+    for a, b in padded:
+        if b in (a, 1):
+            result.append(a)
+        elif a == 1 or isinstance(b, int):
+            result.append(b)
+        elif isinstance(a, int):
+            result.append(a)
+        else:
+            return None
+    return tuple(result)
+
+
+def _merge(
+    found: tuple[Dim | None, ...] | None, declared: tuple[Dim | None, ...] | None
+) -> tuple[Dim | None, ...] | None:
+    if found is None or declared is None or len(found) != len(declared):
+        return found if found is not None else declared
+
+    def better(a: Dim | None, b: Dim | None) -> Dim | None:
+        if isinstance(a, int):
+            return a
+        if isinstance(b, int) or a is None or (is_private(a) and b is not None):
+            return b
+        return a
+
+    return tuple(better(a, b) for a, b in zip(found, declared, strict=True))
+
+
+def _complete(value: ir.Value, dims: tuple[Dim | None, ...] | None) -> Dims | None:
+    if dims is None:
+        return None
+    return tuple(f"?{value.name}:{axis}" if d is None else d for axis, d in enumerate(dims))
+
+
+def _proto_dims(proto: onnx.TypeProto.Tensor | None) -> tuple[Dim | None, ...] | None:
+    if proto is None or not proto.HasField("shape"):
+        return None
+    return tuple(
+        int(d.dim_value) if d.HasField("dim_value") else (d.dim_param or None) for d in proto.shape.dim
+    )
+
+
+def _counts(dim: Dim) -> bool:
+    return isinstance(dim, str) or dim >= 0
+
+
+def _gather(elements: Dims, indices: Dims) -> Dims | None:
+    size = len(elements)
+    if not all(isinstance(i, int) and -size <= i < size for i in indices):
+        return None
+    return tuple(elements[i] for i in indices if isinstance(i, int))
+
+
+def _slice(elements: Dims, limits: Sequence[Dims]) -> Dims | None:
+    numbers = [limit[0] for limit in limits if len(limit) == 1 and isinstance(limit[0], int)]
+    if len(numbers) != len(limits):
+        return None
+    defaults = (0, 0, 0, 1)  # the last two, axis and step, may be left out
+    start, stop, axis, step = (int(n) for n in (*numbers, *defaults[len(numbers) :]))
+    return elements[start:stop] if axis in (0, -1) and step == 1 else None
+
+
+def _arithmetic(op: str, left: Dims, right: Dims) -> Dims | None:
+    if len(left) != len(right) and 1 not in (len(left), len(right)):
+        return None
+    count = max(len(left), len(right))
+    result: list[Dim] = []
+    for a, b in zip(left * (count // len(left)), right * (count // len(right)), strict=True):
+        if isinstance(a, int) and isinstance(b, int):
+            if op == "Div" and (b == 0 or a < 0 or b < 0):
+                return None
+            exact = {"Add": a + b, "Sub": a - b, "Mul": a * b}
+            result.append(a // b if op == "Div" else exact[op])
+        elif (op in ("Mul", "Div") and b == 1) or (op in ("Add", "Sub") and b == 0):
+            result.append(a)
+        elif (op == "Mul" and a == 1) or (op == "Add" and a == 0):
+            result.append(b)
+        else:
+            return None
+    return tuple(result)

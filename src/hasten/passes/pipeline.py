@@ -1,0 +1,87 @@
+"""All passes over a graph, in order."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx_ir as ir
+
+from hasten.graph.constants import lift_constants
+from hasten.passes.common_subexpressions import merge_equal_constants, merge_equal_nodes
+from hasten.passes.constant_folding import fold_constants
+from hasten.passes.dead_code import remove_dead_code
+from hasten.passes.facts import Facts
+from hasten.passes.fuse_attention import ATTENTION, ATTENTION_FACTOR
+from hasten.passes.fuse_conv_batchnorm import CONV_BATCHNORM
+from hasten.passes.fuse_gelu import GELU
+from hasten.passes.fuse_layer_norm import LAYER_NORM
+from hasten.passes.fuse_qkv import QKV
+from hasten.passes.fuse_rms_norm import RMS_NORM
+from hasten.passes.no_ops import NO_OP_RULES
+from hasten.passes.rule import DeclinedMatch, Fused, PassReport, Rule, sweep
+
+_MAX_ROUNDS = 20  # each round shrinks the graph; twenty are far more than any model has needed
+
+FUSIONS: tuple[tuple[Rule, ...], ...] = (
+    (CONV_BATCHNORM, LAYER_NORM, RMS_NORM, GELU),
+    (ATTENTION,),
+    (ATTENTION_FACTOR, QKV),
+)
+"""Fusions by stage; a stage begins when the one before it and the simplifications are done."""
+
+
+def optimize_graph(model: ir.Model) -> PassReport:
+    """Simplify a model's graph and fuse operators, in place, without changing what it computes.
+
+    Results stay the same up to float rounding (and see `fuse_attention` on fully masked rows).
+    Names, order and symbolic dimensions of inputs and outputs are kept. Proved shapes are stored
+    on the values between them. Only the main graph is rewritten, not the bodies of If and Loop.
+
+    Args:
+        model: at the internal opset (23 or later), its functions inlined.
+
+    Returns:
+        What fused where, what declined and why, and how often each simplification applied.
+    """
+    graph = model.graph
+    before = graph.num_nodes()
+    lift_constants(model)
+    counts: Counter[str] = Counter()
+    fused: list[Fused] = []
+    declined: list[DeclinedMatch] = []
+    _simplify(graph, counts)
+    for rules in FUSIONS:
+        for _ in range(_MAX_ROUNDS):
+            found = sweep(graph, rules, Facts(graph))
+            fused.extend(found.fused)
+            if not found.fused:
+                declined.extend(found.declined)
+                break
+            _simplify(graph, counts)
+    _write_shapes(graph)
+    simplified = tuple(sorted((name, count) for name, count in counts.items() if count))
+    return PassReport(tuple(fused), tuple(declined), simplified, before, graph.num_nodes())
+
+
+def _simplify(graph: ir.Graph, counts: Counter[str]) -> None:
+    """Run the passes that only remove, until none finds anything."""
+    for _ in range(_MAX_ROUNDS):
+        facts = Facts(graph)
+        folded = fold_constants(graph, facts)
+        found = sweep(graph, NO_OP_RULES, facts)
+        merged_constants = merge_equal_constants(graph)
+        merged = merge_equal_nodes(graph)
+        dead = remove_dead_code(graph)
+        counts["fold constants"] += folded
+        counts["merge equal constants"] += merged_constants
+        counts["merge equal nodes"] += merged
+        counts["remove dead nodes"] += dead
+        counts.update(item.rule for item in found.fused)
+        if not (folded or merged or merged_constants or dead or found.fused):
+            return
+
+
+def _write_shapes(graph: ir.Graph) -> None:
+    outputs = set(graph.outputs)
+    inner = [v for node in graph for v in node.outputs if v not in outputs]
+    Facts(graph).write_shapes(inner)
