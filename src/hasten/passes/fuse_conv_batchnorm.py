@@ -7,12 +7,13 @@ import onnx_ir as ir
 
 from hasten.graph.constants import constant_value
 from hasten.passes.facts import Facts, integer
-from hasten.passes.rule import Builder, Declined, Match, Op, Rule, Var
+from hasten.passes.rule import Builder, Const, Declined, Either, Match, Op, Rule, Var
 
+_PRODUCT = Op(("Conv", "ConvTranspose", "Gemm"), name="product")
 _PATTERN = Op(
     "BatchNormalization",
     (
-        Op(("Conv", "ConvTranspose", "Gemm"), name="product"),
+        Either((_PRODUCT, Op("Add", (_PRODUCT, Const("added"))))),
         Var("scale"),
         Var("bias"),
         Var("mean"),
@@ -47,6 +48,11 @@ def _rewrite(match: Match, _facts: Facts, build: Builder) -> ir.Value | Declined
     if bias is not None and bias.size not in (1, mean.size):
         return Declined(f"the bias of the Gemm has shape {bias.shape}, one for each row")
     before = np.zeros(1) if bias is None else bias.reshape(-1)
+    if "added" in match.values:
+        added = match.constant("added")
+        if not _one_each_channel(added.shape, mean.size, spatial=node.op_type != "Gemm"):
+            return Declined(f"what is added in between has shape {added.shape}, not one per channel")
+        before = before + added.reshape(-1).astype(np.float64)
     new_weight = weight * _along_outputs(factor, node, weight.shape)
     new_bias = (before.astype(np.float64) - mean) * factor + shift
     inputs = [
@@ -59,6 +65,17 @@ def _rewrite(match: Match, _facts: Facts, build: Builder) -> ir.Value | Declined
     if producer is not None:
         producer.attributes.update(node.attributes)
     return fused
+
+
+def _one_each_channel(shape: tuple[int, ...], channels: int, *, spatial: bool) -> bool:
+    """Whether a constant of this shape adds one number to each channel of `[N, C, ...]`."""
+    sizes = [size for size in shape if size != 1]
+    if not sizes:
+        return True
+    if sizes != [channels]:
+        return False
+    axis = shape.index(channels)
+    return axis == len(shape) - 1 if not spatial else len(shape) > 2 and axis == len(shape) - 3
 
 
 def _plain_gemm(node: ir.Node) -> bool:

@@ -83,7 +83,39 @@ def _rewrite(match: Match, _facts: Facts, build: Builder) -> ir.Value | Declined
 def _is_split(node: ir.Node) -> bool:
     """Whether q, k and v are parts of one value already."""
     sources = {v.producer() for v in node.inputs[:3] if v is not None}
-    return len(sources) == 1 and all(s is not None and s.op_type == "Split" for s in sources)
+    parents = {s.inputs[0] for s in sources if s is not None and s.op_type in ("Split", "Slice")}
+    return len(parents) == 1 and all(s is not None for s in sources)
 
 
+def _slices(match: Match, facts: Facts, build: Builder) -> ir.Value | None:
+    """Three slices that follow each other over all columns of one value are one Split."""
+    node = match.root
+    source: ir.Value | None = None
+    sizes: list[int] = []
+    for value in node.inputs[:3]:
+        cut = None if value is None else value.producer()
+        if cut is None or cut.op_type != "Slice" or cut.domain or len(cut.inputs) != 4:
+            return None
+        limits = [facts.contents(limit) for limit in cut.inputs[1:]]
+        rank = len(facts.dims(cut.inputs[0]) or ())
+        width = (facts.dims(value) or ("",))[-1]
+        if source is None:
+            source = cut.inputs[0]
+        if cut.inputs[0] is not source or not isinstance(width, int):
+            return None
+        start = sum(sizes)
+        if limits != [(start,), (start + width,), (rank - 1,)]:
+            return None
+        sizes.append(width)
+    if source is None or (facts.dims(source) or ("",))[-1] != sum(sizes):
+        return None
+    split = build.ops("Split", [source, build.integers(sizes, "sizes")], {"axis": -1}, outputs=3)
+    fused = build.op("Attention", [*split, *node.inputs[3:]])
+    producer = fused.producer()
+    if producer is not None:
+        producer.attributes.update(node.attributes)
+    return fused
+
+
+QKV_SLICES = Rule("split QKV product", Op("Attention"), _slices)
 QKV = Rule("fuse QKV products", Op("Attention"), _rewrite)

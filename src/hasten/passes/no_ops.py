@@ -147,6 +147,22 @@ def _batched_transpose(match: Match, facts: Facts, build: Builder) -> ir.Value |
     return build.op("Transpose", [source], {"perm": [*range(rank - 2), rank - 1, rank - 2]})
 
 
+def _flattened_softmax(match: Match, facts: Facts, build: Builder) -> ir.Value | None:
+    """Softmax over the last axis written as Flatten, Softmax, Reshape.
+
+    ONNX's version converter writes this for models older than opset 13.
+    """
+    source = match.values["x"]
+    dims = facts.dims(source)
+    if dims is None or facts.dims(match.output) != dims:
+        return None
+    last = len(dims) - 1
+    over_last = integer(match.nodes["softmax"], "axis", -1) in (1, -1)
+    if not over_last or integer(match.nodes["flatten"], "axis", 1) not in (last, -1):
+        return None
+    return build.op("Softmax", [source], {"axis": -1})
+
+
 def _slice(match: Match, facts: Facts, _build: Builder) -> ir.Value | None:
     node = match.root
     dims = facts.dims(node.inputs[0])
@@ -224,6 +240,17 @@ NO_OP_RULES = (
             ),
         ),
         _batched_transpose,
+    ),
+    Rule(
+        "remove Flatten around Softmax",
+        Op(
+            "Reshape",
+            (
+                Op("Softmax", (Op("Flatten", (Var("x"),), name="flatten"),), name="softmax"),
+                Var("shape"),
+            ),
+        ),
+        _flattened_softmax,
     ),
     Rule("simplify Reshape", Op("Reshape"), _reshape),
     Rule("simplify Transpose", Op("Transpose"), _transpose),

@@ -15,8 +15,9 @@ from hasten.passes.fuse_attention import ATTENTION, ATTENTION_FACTOR
 from hasten.passes.fuse_conv_batchnorm import CONV_BATCHNORM
 from hasten.passes.fuse_gelu import GELU
 from hasten.passes.fuse_layer_norm import LAYER_NORM
-from hasten.passes.fuse_qkv import QKV
+from hasten.passes.fuse_qkv import QKV, QKV_SLICES
 from hasten.passes.fuse_rms_norm import RMS_NORM
+from hasten.passes.move_parts import PART_RULES
 from hasten.passes.no_ops import NO_OP_RULES
 from hasten.passes.rule import DeclinedMatch, Fused, PassReport, Rule, sweep
 
@@ -25,7 +26,7 @@ _MAX_ROUNDS = 20  # each round shrinks the graph; twenty are far more than any m
 FUSIONS: tuple[tuple[Rule, ...], ...] = (
     (CONV_BATCHNORM, LAYER_NORM, RMS_NORM, GELU),
     (ATTENTION,),
-    (ATTENTION_FACTOR, QKV),
+    (ATTENTION_FACTOR, QKV, QKV_SLICES),
 )
 """Fusions by stage; a stage begins when the one before it and the simplifications are done."""
 
@@ -68,7 +69,7 @@ def _simplify(graph: ir.Graph, counts: Counter[str]) -> None:
     for _ in range(_MAX_ROUNDS):
         facts = Facts(graph)
         folded = fold_constants(graph, facts)
-        found = sweep(graph, NO_OP_RULES, facts)
+        found = sweep(graph, (*NO_OP_RULES, *PART_RULES), facts)
         merged_constants = merge_equal_constants(graph)
         merged = merge_equal_nodes(graph)
         dead = remove_dead_code(graph)

@@ -134,7 +134,7 @@ class Builder:
 
     def constant(self, array: np.ndarray, name: str) -> ir.Value:
         """Add a constant; the name is made unique when it enters the graph."""
-        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+        tensor = ir.tensor(np.array(array, order="C", copy=None), name=name)
         value = ir.Value(
             name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
         )
