@@ -1,0 +1,66 @@
+"""From a frontend's model to the one form that the rest of hasten expects."""
+
+import onnx_ir as ir
+from onnx_ir.passes.common import (
+    InlinePass,
+    NameFixPass,
+    RemoveInitializersFromInputsPass,
+    RemoveUnusedOpsetsPass,
+)
+
+from hasten.errors import ModelError
+from hasten.graph.constants import lift_constants
+from hasten.graph.dims import name_dims
+from hasten.graph.inference import check, infer_shapes, one_line
+from hasten.graph.opset import to_internal_opset
+
+
+def prepare(model: ir.Model) -> ir.Model:
+    """Bring a model of any opset into the form that passes and lowering rely on.
+
+    Afterwards: the internal opset; no functions; no `Constant` nodes but those that are outputs;
+    no initializer among the inputs; unique, non-empty names, those of inputs and outputs as given;
+    nodes in topological order; each symbolic size an input's name or an expression over such;
+    types and shapes inferred; valid by ONNX's checker.
+
+    Args:
+        model: In topological order; it is changed.
+
+    Returns:
+        The prepared model, perhaps the same object.
+
+    Raises:
+        ModelError: The model is not valid, or an operator cannot be converted.
+    """
+    try:
+        InlinePass()(model)
+    except (ValueError, ir.passes.PassError) as error:
+        raise ModelError(
+            f"A function inside the model cannot be written out: {one_line(error)}. "
+            "Export the model without functions."
+        ) from error
+    model.functions.clear()
+    _check_interface(model)
+    NameFixPass()(model)
+    lift_constants(model)
+    RemoveInitializersFromInputsPass()(model)
+    name_dims(model)
+    RemoveUnusedOpsetsPass()(model)
+    check(model)
+    model = to_internal_opset(model)
+    NameFixPass()(model)
+    lift_constants(model)
+    infer_shapes(model)
+    return model
+
+
+def _check_interface(model: ir.Model) -> None:
+    """Names of inputs and outputs belong to the user, so they are never mended."""
+    if not model.graph.outputs:
+        raise ModelError("The model has no outputs. Export it again with at least one.")
+    for kind, values in (("inputs", model.graph.inputs), ("outputs", model.graph.outputs)):
+        names = [value.name for value in values]
+        if not all(names):
+            raise ModelError(f"One of the model's {kind} has no name: {names}. Give it one.")
+        if len(set(names)) != len(names):
+            raise ModelError(f"Two of the model's {kind} have the same name: {names}. Rename one.")
