@@ -148,6 +148,8 @@ def _fuse(
     query, query_scale = peel_scale(scores.query)
     key, key_scale = peel_scale(scores.key)
     scale = scores.scale * query_scale * key_scale
+    if query.dtype != ir.DataType.FLOAT:
+        return Declined(f"the queries are {query.dtype}, not float32")
     q = Operand.of(query, facts.dims(query), (0, 1, 2, 3))
     k = Operand.of(key, facts.dims(key), (0, 1, 3, 2))
     v = Operand.of(value, facts.dims(value), (0, 1, 2, 3))

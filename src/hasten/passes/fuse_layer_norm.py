@@ -12,6 +12,7 @@ from hasten.graph.constants import constant_value
 from hasten.passes.facts import Dims, Facts, integer, integers
 from hasten.passes.rule import (
     Builder,
+    Const,
     Declined,
     Either,
     Match,
@@ -56,7 +57,15 @@ def over_root(of: Pattern, variance: Pattern) -> Either:
 
 _CENTERED = Op("Sub", (Var("x"), mean(Var("x"), "mean")), name="centered")
 _NORMAL = over_root(_CENTERED, mean(square(_CENTERED), "variance"))
-_PATTERN = Op("Add", (Op("Mul", (_NORMAL, Var("scale"))), Var("bias")))
+_SCALED = Op("Mul", (_NORMAL, Var("scale")))
+_PATTERN = Either(
+    (
+        Op("Add", (_SCALED, Var("bias"))),
+        _SCALED,
+        Op("Add", (_NORMAL, Const("bias"))),
+        _NORMAL,
+    )
+)
 
 
 def normalized_axis(node: ir.Node, dims: Dims) -> int | None:
@@ -89,8 +98,16 @@ def trailing(value: ir.Value, sizes: Dims, facts: Facts, build: Builder) -> ir.V
     return build.constant(array.reshape([int(d) for d in sizes]), name)
 
 
+def ones(like: ir.Value, sizes: Dims, build: Builder) -> ir.Value | None:
+    """A scale that changes nothing, or None where its size is not a number."""
+    numbers = [size for size in sizes if isinstance(size, int)]
+    if len(numbers) != len(sizes) or like.dtype is None:
+        return None
+    return build.constant(np.ones(numbers, dtype=like.dtype.numpy()), "scale")
+
+
 def _rewrite(match: Match, facts: Facts, build: Builder) -> ir.Value | Declined:
-    source, scale, bias = (match.values[name] for name in ("x", "scale", "bias"))
+    source = match.values["x"]
     dims = facts.dims(source)
     if dims is None:
         return Declined("the rank of the normalized value is unknown")
@@ -100,9 +117,17 @@ def _rewrite(match: Match, facts: Facts, build: Builder) -> ir.Value | Declined:
     if source.dtype not in FLOATS:
         return Declined(f"LayerNormalization computes in float32, the value is {source.dtype}")
     sizes = dims[axis:]
-    fitted = [trailing(v, sizes, facts, build) for v in (scale, bias)]
-    if fitted[0] is None or fitted[1] is None:
-        return Declined(f"scale {facts.dims(scale)} and bias {facts.dims(bias)} are not of shape {sizes}")
+    fitted: list[ir.Value | None] = []
+    for name in ("scale", "bias"):
+        value = match.values.get(name)
+        if value is not None:
+            fitted.append(trailing(value, sizes, facts, build))
+        elif name == "scale":
+            fitted.append(ones(source, sizes, build))
+        else:
+            break
+        if fitted[-1] is None:
+            return Declined(f"the {name} is {facts.dims(value)}, not of shape {sizes}")
     epsilon = float(np.asarray(match.constant("epsilon")).reshape(-1)[0])
     attributes = {"axis": axis - len(dims), "epsilon": epsilon}
     return build.op("LayerNormalization", [source, *fitted], attributes)

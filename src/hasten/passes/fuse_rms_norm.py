@@ -12,17 +12,19 @@ from hasten.passes.fuse_layer_norm import (
     FLOATS,
     mean,
     normalized_axis,
+    ones,
     over_root,
     square,
     trailing,
 )
-from hasten.passes.rule import Builder, Declined, Match, Op, Rule, Var
+from hasten.passes.rule import Builder, Declined, Either, Match, Op, Rule, Var
 
-_PATTERN = Op("Mul", (over_root(Var("x"), mean(square(Var("x")), "mean")), Var("scale")))
+_NORMAL = over_root(Var("x"), mean(square(Var("x")), "mean"))
+_PATTERN = Either((Op("Mul", (_NORMAL, Var("scale"))), _NORMAL))
 
 
 def _rewrite(match: Match, facts: Facts, build: Builder) -> ir.Value | Declined:
-    source, scale = match.values["x"], match.values["scale"]
+    source, scale = match.values["x"], match.values.get("scale")
     dims = facts.dims(source)
     if dims is None:
         return Declined("the rank of the normalized value is unknown")
@@ -31,9 +33,10 @@ def _rewrite(match: Match, facts: Facts, build: Builder) -> ir.Value | Declined:
         return Declined("the mean is not taken over the last axes")
     if source.dtype not in FLOATS:
         return Declined(f"RMSNormalization computes in float32, the value is {source.dtype}")
-    fitted = trailing(scale, dims[axis:], facts, build)
+    sizes = dims[axis:]
+    fitted = ones(source, sizes, build) if scale is None else trailing(scale, sizes, facts, build)
     if fitted is None:
-        return Declined(f"scale {facts.dims(scale)} is not of shape {dims[axis:]}")
+        return Declined(f"the scale is {facts.dims(scale)}, not of shape {sizes}")
     epsilon = float(match.constant("epsilon").reshape(-1)[0])
     attributes = {"axis": axis - len(dims), "epsilon": epsilon}
     return build.op("RMSNormalization", [source, fitted], attributes)

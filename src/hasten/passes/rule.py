@@ -161,7 +161,7 @@ class Rule:
     """
 
     name: str
-    pattern: Op
+    pattern: Op | Either
     rewrite: Rewrite
 
 
@@ -209,9 +209,9 @@ class _State:
     interior: tuple[ir.Node, ...]
 
 
-def find(pattern: Op, root: ir.Node) -> Iterator[Match]:
+def find(pattern: Op | Either, root: ir.Node) -> Iterator[Match]:
     """All ways in which a pattern fits with `root` as its last node."""
-    for state in _match_node(pattern, root, _State({}, {}, ())):
+    for state in _match(pattern, root.outputs[0], _State({}, {}, ())):
         yield Match(root, state.values, state.nodes, state.interior)
 
 
