@@ -12,6 +12,7 @@ from onnx_ir.passes.common import NameFixPass
 
 from hasten.errors import ModelError
 from hasten.graph.inference import one_line
+from hasten.graph.repairs import write_out
 from hasten.graph.skeleton import restore, skeleton
 
 # The newest opset for which ONNX Runtime has kernels of everything that older models convert to
@@ -59,8 +60,8 @@ def to_internal_opset(model: ir.Model) -> ir.Model:
         )
     work = model.clone()
     NameFixPass()(work)
-    if version < 13:
-        _flatten_hardmax(work)
+    write_out(work, version)
+    NameFixPass()(work)
     source = skeleton(work)
     try:
         proto = onnx.version_converter.convert_version(source.proto, OPSET)
@@ -84,29 +85,6 @@ def opset_of(model: ir.Model) -> int | None:
     """Return the version of ONNX's own operators that a model imports, or None if it has none."""
     imports = model.opset_imports
     return imports.get("", imports.get("ai.onnx"))
-
-
-def _flatten_hardmax(model: ir.Model) -> None:
-    """Write out what Hardmax meant before opset 13, which ONNX's converter does not.
-
-    It worked on the input flattened to two dimensions at `axis`, as Softmax did.
-    """
-    for graph in model.graphs():
-        for node in list(graph):
-            if node.op_type != "Hardmax" or node.domain != "":
-                continue
-            (x,) = node.inputs
-            assert x is not None
-            shape = ir.node("Shape", [x])
-            flat = ir.node("Flatten", [x], {"axis": node.attributes.get_int("axis", 1)})
-            hard = ir.node("Hardmax", [flat.outputs[0]], {"axis": 1})
-            graph.insert_before(node, [shape, flat, hard])
-            node.op_type = "Reshape"
-            node.attributes.clear()
-            node.resize_inputs(2)
-            node.replace_input_with(0, hard.outputs[0])
-            node.replace_input_with(1, shape.outputs[0])
-    NameFixPass()(model)
 
 
 def _culprit(model: ir.Model, version: int, message: str) -> str:

@@ -1,0 +1,57 @@
+"""Operators whose meaning changed and which ONNX's version converter leaves as they were."""
+
+import numpy as np
+import onnx_ir as ir
+
+
+def write_out(model: ir.Model, version: int) -> None:
+    """Replace such operators by others that mean the same in every opset, in place.
+
+    Args:
+        model: A model of opset `version`, from 11 on. New nodes and values have no names.
+        version: Its opset.
+    """
+    for graph in model.graphs():
+        for node in list(graph):
+            if node.domain != "":
+                continue
+            if node.op_type == "Hardmax" and version < 13:
+                _flatten_hardmax(graph, node)
+            elif node.op_type == "GroupNormalization" and version < 21:
+                _scale_channels(graph, node)
+
+
+def _flatten_hardmax(graph: ir.Graph, node: ir.Node) -> None:
+    """Before opset 13 Hardmax worked on the input flattened to two dimensions at `axis`."""
+    (x,) = node.inputs
+    shape = ir.node("Shape", [x])
+    flat = ir.node("Flatten", [x], {"axis": node.attributes.get_int("axis", 1)})
+    hard = ir.node("Hardmax", [flat.outputs[0]], {"axis": 1})
+    graph.insert_before(node, [shape, flat, hard])
+    node.op_type = "Reshape"
+    node.attributes.clear()
+    node.resize_inputs(2)
+    node.replace_input_with(0, hard.outputs[0])
+    node.replace_input_with(1, shape.outputs[0])
+
+
+def _scale_channels(graph: ir.Graph, node: ir.Node) -> None:
+    """Before opset 21 GroupNormalization had one scale and bias for each group, not channel."""
+
+    def add(operator: str, *inputs: ir.Value | None, **attributes: int) -> ir.Value:
+        new = ir.node(operator, list(inputs), attributes)
+        graph.insert_before(node, new)
+        return new.outputs[0]
+
+    def constant(*numbers: int) -> ir.Value:
+        new = ir.node("Constant", [], {"value": ir.tensor(np.array(numbers, np.int64))})
+        graph.insert_before(node, new)
+        return new.outputs[0]
+
+    groups = constant(node.attributes.get_int("num_groups", 1))
+    channels = add("Gather", add("Shape", node.inputs[0]), constant(1), axis=0)
+    sizes = add("Concat", groups, add("Div", channels, groups), axis=0)
+    for index in (1, 2):
+        column = add("Reshape", node.inputs[index], constant(-1, 1))
+        each = add("Reshape", add("Expand", column, sizes), constant(-1))
+        node.replace_input_with(index, each)
