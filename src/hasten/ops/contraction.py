@@ -1,0 +1,216 @@
+"""Matrix products: MatMul, Gemm and Einsum, as contractions that a microkernel computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from hasten.loops.expr import Expr, Var, binary, const, reduce, var
+from hasten.loops.program import Contraction, Gemm, expression
+from hasten.ops.base import (
+    Declined,
+    Inputs,
+    Lowering,
+    Op,
+    Tensor,
+    attribute_float,
+    attribute_int,
+    attribute_str,
+    optional,
+    required,
+)
+
+
+def hinted(gemm: Gemm) -> Expr | Contraction:
+    """The contraction, or its plain expression for element types that no microkernel takes."""
+    return gemm if gemm.a.dtype.is_float else expression(gemm)
+
+
+def _same_type(node: ir.Node, *tensors: Tensor) -> None:
+    if any(t.dtype is not tensors[0].dtype for t in tensors):
+        raise Declined(f"{node.op_type} of different element types")
+
+
+def lower_matmul(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """NumPy's matmul: a vector is a matrix with one row (left) or one column (right)."""
+    a, b = required(inputs, 0), required(inputs, 1)
+    _same_type(node, a, b)
+    if not a.rank or not b.rank:
+        raise Declined("MatMul of a scalar")
+    a_shape = a.shape if a.rank > 1 else (const(1), *a.shape)
+    b_shape = b.shape if b.rank > 1 else (*b.shape, const(1))
+    ctx.require_equal(a_shape[-1], b_shape[-2])
+    depth = var("k", a_shape[-1])
+    shared = len(b_shape) == 2
+    # A matrix on the right: every leading dim of the left is a row of one large product.
+    leading = a_shape[:-2] if shared else ctx.broadcast_shapes(a_shape[:-2], b_shape[:-2])
+    shape = (*leading, a_shape[-2], b_shape[-1])
+
+    def body(*index: Var) -> Expr | Contraction:
+        *outer, row, column = index
+        left = a.broadcast(*outer, row, depth) if a.rank > 1 else a.at(depth)
+        right = b.broadcast(*outer, depth, column) if b.rank > 1 else b.at(depth)
+        batch = () if shared else tuple(outer)
+        rows = (*outer, row) if shared else (row,)
+        return hinted(Gemm(batch, rows, column, (), depth, left, right))
+
+    names = (*(f"b{d}" for d in range(len(shape) - 2)), "i", "j")
+    if a.rank > 1 and b.rank > 1:
+        return [ctx.define(shape, body, a.dtype, vars=names)]
+    full = ctx.temporary(shape, body, a.dtype, "product", vars=names)
+    outside = list(leading)
+    if a.rank > 1:
+        outside.append(a_shape[-2])
+    if b.rank > 1:
+        outside.append(b_shape[-1])
+
+    def view(*index: Expr) -> Expr:
+        inner = list(index)
+        if b.rank == 1:
+            inner.append(const(0))
+        if a.rank == 1:
+            inner.insert(len(inner) - 1, const(0))
+        return full.at(*inner)
+
+    return [ctx.define(outside, view, a.dtype)]
+
+
+def lower_gemm(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """Alpha * A' B' + beta * C; the product is a definition of its own, the rest its epilogue."""
+    a, b, c = required(inputs, 0), required(inputs, 1), optional(inputs, 2)
+    _same_type(node, a, b, *([c] if c else []))
+    if a.rank != 2 or b.rank != 2:
+        raise Declined(f"Gemm of ranks {a.rank} and {b.rank}; both must be 2")
+    alpha, beta = attribute_float(node, "alpha", 1.0), attribute_float(node, "beta", 1.0)
+    dtype = a.dtype
+    if not dtype.is_float and (alpha != 1 or beta != 1):
+        raise Declined("Gemm of integers with alpha or beta")
+    turn_a, turn_b = attribute_int(node, "transA", 0) != 0, attribute_int(node, "transB", 0) != 0
+    rows, depth_a = a.shape[::-1] if turn_a else a.shape
+    depth_b, columns = b.shape[::-1] if turn_b else b.shape
+    ctx.require_equal(depth_a, depth_b)
+    k = var("k", depth_a)
+
+    def body(i: Var, j: Var) -> Expr | Contraction:
+        left = a.at(k, i) if turn_a else a.at(i, k)
+        right = b.at(j, k) if turn_b else b.at(k, j)
+        return hinted(Gemm((), (i,), j, (), k, left, right))
+
+    if beta == 0:
+        c = None
+    if c is None and alpha == 1:
+        return [ctx.define((rows, columns), body, dtype, vars=("i", "j"))]
+    product = ctx.temporary((rows, columns), body, dtype, "product", vars=("i", "j"))
+
+    def epilogue(i: Expr, j: Expr) -> Expr:
+        y = product.at(i, j)
+        if alpha != 1:
+            y = binary("mul", const(alpha, dtype), y)
+        if c is None:
+            return y
+        bias = c.broadcast(i, j)
+        return binary("add", y, bias if beta == 1 else binary("mul", const(beta, dtype), bias))
+
+    return [ctx.define((rows, columns), epilogue, dtype, vars=("i", "j"))]
+
+
+def lower_einsum(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """A sum of products over labelled axes; a single contraction where its labels allow it."""
+    operands = [required(inputs, k) for k in range(len(inputs))]
+    _same_type(node, *operands)
+    terms, result = _einsum_labels(attribute_str(node, "equation", ""), operands)
+    extents: dict[str, Expr] = {}
+    for labels in dict.fromkeys(c for term in terms for c in term):
+        dims = [
+            t.shape[d]
+            for term, t in zip(terms, operands, strict=True)
+            for d, c in enumerate(term)
+            if c == labels
+        ]
+        extents[labels] = ctx.broadcast_shapes(*((n,) for n in dims))[0]
+    summed = [c for c in extents if c not in result]
+    inner = {c: var(f"r{n}", extents[c]) for n, c in enumerate(summed)}
+    dtype = operands[0].dtype
+
+    def body(*index: Var) -> Expr | Contraction:
+        place: dict[str, Var] = {**inner, **dict(zip(result, index, strict=True))}
+        factors = [t.broadcast(*(place[c] for c in term)) for term, t in zip(terms, operands, strict=True)]
+        gemm = _as_gemm(terms, result, summed, place, factors) if dtype.is_float else None
+        if gemm is not None:
+            return gemm
+        element = factors[0]
+        for f in factors[1:]:
+            element = binary("mul", element, f)
+        return reduce("sum", tuple(inner[c] for c in summed), element)
+
+    return [ctx.define([extents[c] for c in result], body, dtype)]
+
+
+def _as_gemm(
+    terms: Sequence[str],
+    result: str,
+    summed: Sequence[str],
+    place: dict[str, Var],
+    factors: Sequence[Expr],
+) -> Gemm | None:
+    """The contraction of two operands whose labels are distinct, all sums shared, one column label."""
+    if len(terms) != 2 or not summed or any(len(set(t)) != len(t) for t in terms):
+        return None
+    if any(c not in t for c in summed for t in terms):
+        return None
+    (left, right), (a, b) = terms, factors
+    if len([c for c in right if c in result and c not in left]) != 1:
+        left, right, a, b = right, left, b, a
+    columns = [c for c in right if c in result and c not in left]
+    rows = [c for c in result if c in left and c not in right]
+    if len(columns) != 1 or not rows:
+        return None
+    return Gemm(
+        tuple(place[c] for c in result if c in left and c in right),
+        tuple(place[c] for c in rows),
+        place[columns[0]],
+        tuple(place[c] for c in summed[:-1]),
+        place[summed[-1]],
+        a,
+        b,
+    )
+
+
+def _einsum_labels(equation: str, operands: Sequence[Tensor]) -> tuple[list[str], str]:
+    """One string of labels for each operand and the result; digits stand for an ellipsis's axes.
+
+    Raises:
+        Declined: the equation does not fit the operands.
+    """
+    text = equation.replace(" ", "")
+    left, arrow, right = text.partition("->")
+    terms = left.split(",")
+    if len(terms) != len(operands):
+        raise Declined(f"Einsum equation '{equation}' has {len(terms)} terms for {len(operands)} inputs")
+    spans = [t.rank - len(term.replace("...", "")) for term, t in zip(terms, operands, strict=True)]
+    if any(n < 0 or (n and "..." not in term) for n, term in zip(spans, terms, strict=True)):
+        raise Declined(f"Einsum equation '{equation}' does not fit the ranks of its inputs")
+    widest = max((n for n, term in zip(spans, terms, strict=True) if "..." in term), default=0)
+    if widest > 10:
+        raise Declined(f"Einsum equation '{equation}' has more than ten axes in an ellipsis")
+    digits = "".join(str(n) for n in range(widest))
+    expanded = [term.replace("...", digits[widest - n :]) for n, term in zip(spans, terms, strict=True)]
+    if arrow:
+        return expanded, right.replace("...", digits)
+    every = "".join(expanded)
+    once = sorted(c for c in set(every) if every.count(c) == 1 and not c.isdigit())
+    return expanded, digits + "".join(once)
+
+
+def lower_matmul_integer(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """Always declined: there is no integer microkernel yet."""
+    raise Declined("products of 8-bit integers are not compiled")
+
+
+OPS = (
+    Op(name="MatMul", lower=lower_matmul),
+    Op(name="Gemm", lower=lower_gemm),
+    Op(name="Einsum", lower=lower_einsum),
+    Op(name="MatMulInteger", lower=lower_matmul_integer),
+)

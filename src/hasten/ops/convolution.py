@@ -1,0 +1,261 @@
+"""Convolution and transposed convolution over one to three spatial axes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from hasten.loops.dtypes import DType
+from hasten.loops.expr import Expr, Var, binary, const, constant_int, reduce, select, var
+from hasten.loops.program import Contraction, Gemm
+from hasten.ops.base import (
+    Declined,
+    Inputs,
+    Lowering,
+    Op,
+    Tensor,
+    attribute_int,
+    attribute_ints,
+    attribute_str,
+    optional,
+    required,
+)
+from hasten.ops.reductions import reduce_over
+from hasten.ops.windows import SPATIAL_NAMES, TAP_NAMES, names, padded, windows
+
+
+def _operands(node: ir.Node, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor | None, list[int], int]:
+    """Input, weight, bias, kernel size and number of groups.
+
+    Raises:
+        Declined: no kernel of ours computes this form.
+    """
+    x, w, bias = required(inputs, 0), required(inputs, 1), optional(inputs, 2)
+    if not x.dtype.is_float or w.dtype is not x.dtype:
+        raise Declined(f"{node.op_type} of {x.dtype.numpy.name} and {w.dtype.numpy.name}")
+    if not 3 <= x.rank <= 5 or w.rank != x.rank:
+        raise Declined(f"{node.op_type} of ranks {x.rank} and {w.rank}; 3 to 5, both equal, are compiled")
+    kernel = [constant_int(n) for n in w.shape]
+    sizes = [n for n in kernel if n is not None]
+    if len(sizes) != w.rank:
+        raise Declined(f"{node.op_type} whose weight has no constant shape")
+    return x, w, bias, sizes[2:], attribute_int(node, "group", 1)
+
+
+def _taps(kernel: Sequence[int]) -> list[Expr]:
+    """A variable for each axis of the window; 0 where it has one element."""
+    labels = names(len(kernel), TAP_NAMES)
+    return [var(n, k) if k != 1 else const(0) for n, k in zip(labels, kernel, strict=True)]
+
+
+def _variables(taps: Sequence[Expr]) -> tuple[Var, ...]:
+    return tuple(t for t in taps if isinstance(t, Var))
+
+
+def _finish(
+    ctx: Lowering, product: Tensor, shape: Sequence[Expr], bias: Tensor | None, view: Sequence[str]
+) -> Tensor:
+    """The output [n, channel, spatial...] of a product, grouped where it has one more axis."""
+    grouped = product.rank > len(shape)
+
+    def body(n: Expr, c: Expr, *rest: Expr) -> Expr:
+        per_group = product.shape[2]
+        y = product.at(n, c // per_group, c % per_group, *rest) if grouped else product.at(n, c, *rest)
+        return y if bias is None else binary("add", y, bias.at(c))
+
+    return ctx.define(shape, body, product.dtype, vars=view)
+
+
+def lower_conv(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """Sum over window and input channels; one product, or a plain reduction where it is depthwise."""
+    x, w, bias, kernel, groups = _operands(node, inputs)
+    ctx.require_equal(x.shape[1], w.shape[1] * groups)
+    channels, per_input = constant_int(w.shape[0]), constant_int(w.shape[1])
+    assert channels is not None and per_input is not None  # checked by _operands
+    if groups < 1 or channels % groups:
+        raise Declined(f"Conv of {channels} output channels in {groups} groups")
+    sliding = windows(node, x.shape[2:], kernel)
+    spatial = [ctx.dim(s.out) for s in sliding]
+    zero, dtype = const(0, x.dtype), x.dtype
+    taps = _taps(kernel)
+    labels = names(len(kernel), SPATIAL_NAMES)
+    plain = ("n", "oc", *labels)
+    shape = [x.shape[0], w.shape[0], *spatial]
+    depth = var("ic", per_input)
+    per_group = channels // groups
+
+    def whole(n: Var, oc: Var, *o: Var) -> Contraction:
+        a = padded(x, (n, depth), sliding, o, taps, zero)
+        return Gemm((), (n, *o), oc, _variables(taps), depth, a, w.at(oc, depth, *taps))
+
+    def grouped(n: Var, g: Var, oc: Var, *o: Var) -> Contraction:
+        a = padded(x, (n, g * per_input + depth), sliding, o, taps, zero)
+        b = w.at(g * per_group + oc, depth, *taps)
+        return Gemm((g,), (n, *o), oc, _variables(taps), depth, a, b)
+
+    def depthwise(n: Expr, oc: Expr, *o: Expr) -> Expr:
+        a = padded(x, (n, oc // per_group), sliding, o, taps, zero)
+        return reduce_over("sum", taps, binary("mul", a, w.at(oc, 0, *taps)))
+
+    if groups > 1 and per_input > 1:
+        wide = [x.shape[0], const(groups), const(per_group), *spatial]
+        product = ctx.temporary(wide, grouped, dtype, "product", vars=("n", "g", "oc", *labels))
+        return [_finish(ctx, product, shape, bias, plain)]
+    body = depthwise if groups > 1 else whole
+    if bias is None:
+        return [ctx.define(shape, body, dtype, vars=plain)]
+    product = ctx.temporary(shape, body, dtype, "product", vars=plain)
+    return [_finish(ctx, product, shape, bias, plain)]
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """One axis of a transposed convolution: input o contributes to o * stride + t * dilation - before."""
+
+    extent: Expr
+    kernel: int
+    stride: int
+    dilation: int
+    before: Expr
+    out: Expr
+
+    @property
+    def tiles(self) -> bool:
+        """True where the windows tile the output, each element in exactly one."""
+        whole = constant_int(self.out - self.extent * self.stride) == 0
+        return self.stride == self.kernel and self.dilation == 1 and self.before == const(0) and whole
+
+    def source(self, o: Expr, t: Expr) -> tuple[Expr, Expr]:
+        """The input position that reaches output `o` through tap `t`, and whether there is one."""
+        reached = o + self.before - t * self.dilation
+        position = reached // self.stride
+        exists = binary("eq", reached % self.stride, 0)
+        exists = binary("and", exists, binary("le", 0, reached))
+        return position, binary("and", exists, binary("lt", position, self.extent))
+
+
+def _spreads(node: ir.Node, extents: Sequence[Expr], kernel: Sequence[int]) -> list[_Spread]:
+    rank = len(extents)
+    strides = attribute_ints(node, "strides", [1] * rank)
+    dilations = attribute_ints(node, "dilations", [1] * rank)
+    extra = attribute_ints(node, "output_padding", [0] * rank)
+    pads = attribute_ints(node, "pads", [0] * (2 * rank))
+    wanted = attribute_ints(node, "output_shape", ())
+    auto = attribute_str(node, "auto_pad", "NOTSET")
+    if any(len(v) != n for v, n in ((strides, rank), (dilations, rank), (extra, rank), (pads, 2 * rank))):
+        raise Declined(f"ConvTranspose: strides, dilations and pads must fit {rank} spatial axes")
+    result = []
+    for d, extent in enumerate(extents):
+        s, k, dilation = strides[d], kernel[d], dilations[d]
+        full = (extent - 1) * s + extra[d] + ((k - 1) * dilation + 1)
+        if wanted or auto in ("SAME_UPPER", "SAME_LOWER"):
+            # A list that also names batch and channels ends in the spatial sizes.
+            out = const(wanted[len(wanted) - rank + d]) if wanted else extent * s
+            total = full - out
+            before = total // 2 if auto == "SAME_UPPER" else total - total // 2
+        else:
+            explicit = auto != "VALID"
+            before = const(pads[d] if explicit else 0)
+            out = full - before - (pads[rank + d] if explicit else 0)
+        result.append(_Spread(extent, k, s, dilation, before, out))
+    return result
+
+
+def lower_conv_transpose(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """The transpose of a convolution: a product and a rearrangement where windows tile the output."""
+    x, w, bias, kernel, groups = _operands(node, inputs)
+    ctx.require_equal(x.shape[1], w.shape[0])
+    channels, per_group = constant_int(w.shape[0]), constant_int(w.shape[1])
+    assert channels is not None and per_group is not None  # checked by _operands
+    if groups < 1 or channels % groups:
+        raise Declined(f"ConvTranspose of {channels} input channels in {groups} groups")
+    spreads = _spreads(node, x.shape[2:], kernel)
+    shape = [x.shape[0], const(groups * per_group), *(ctx.dim(s.out) for s in spreads)]
+    view = ("n", "oc", *names(len(kernel), SPATIAL_NAMES))
+    if all(s.tiles for s in spreads):
+        element = _untiled(_tiles(ctx, x, w, kernel, groups), kernel, groups, per_group)
+    else:
+        element = _gathered(x, w, spreads, channels // groups, per_group)
+        if bias is not None:
+            summed = ctx.temporary(shape, element, x.dtype, "product", vars=view)
+            element = summed.at
+
+    def finished(*index: Expr) -> Expr:
+        y = element(*index)
+        return y if bias is None else binary("add", y, bias.at(index[1]))
+
+    return [ctx.define(shape, finished, x.dtype, vars=view)]
+
+
+def _tiles(ctx: Lowering, x: Tensor, w: Tensor, kernel: Sequence[int], groups: int) -> Tensor:
+    """The product [n, group, column, input spatial...]; a column is (tap..., output channel)."""
+    per_group = w.shape[1]
+    inputs = x.shape[1] // groups
+    depth = var("ic", inputs)
+
+    def gemm(n: Var, g: Expr, j: Var, at: Sequence[Var], batch: tuple[Var, ...]) -> Contraction:
+        rest = j // per_group
+        taps: list[Expr] = []
+        for k in reversed(kernel):
+            taps.insert(0, rest % k)
+            rest = rest // k
+        c = g * inputs + depth
+        return Gemm(batch, (n, *at), j, (), depth, x.at(n, c, *at), w.at(c, j % per_group, *taps))
+
+    columns = per_group * math.prod(kernel)
+    labels = names(len(kernel), ("id", "ih", "iw"))
+    if groups == 1:
+        shape = [x.shape[0], columns, *x.shape[2:]]
+
+        def single(n: Var, j: Var, *at: Var) -> Contraction:
+            return gemm(n, const(0), j, at, ())
+
+        return ctx.temporary(shape, single, x.dtype, "product", vars=("n", "j", *labels))
+
+    def grouped(n: Var, g: Var, j: Var, *at: Var) -> Contraction:
+        return gemm(n, g, j, at, (g,))
+
+    shape = [x.shape[0], const(groups), columns, *x.shape[2:]]
+    return ctx.temporary(shape, grouped, x.dtype, "product", vars=("n", "g", "j", *labels))
+
+
+def _untiled(product: Tensor, kernel: Sequence[int], groups: int, per_group: int) -> Callable[..., Expr]:
+    """Element [n, channel, spatial...] of the product that `_tiles` defines."""
+
+    def element(n: Expr, c: Expr, *o: Expr) -> Expr:
+        tap: Expr = const(0)
+        for at, k in zip(o, kernel, strict=True):
+            tap = tap * k + at % k
+        rows = [at // k for at, k in zip(o, kernel, strict=True)]
+        column = tap * per_group + c % per_group
+        return product.at(n, *([c // per_group] if groups > 1 else []), column, *rows)
+
+    return element
+
+
+def _gathered(
+    x: Tensor, w: Tensor, spreads: Sequence[_Spread], depth: int, per_group: int
+) -> Callable[..., Expr]:
+    """Element [n, channel, spatial...] as a sum over the inputs that reach it."""
+    taps = _taps([s.kernel for s in spreads])
+    ic = var("ic", depth)
+
+    def element(n: Expr, c: Expr, *o: Expr) -> Expr:
+        exists: Expr = const(True, DType.BOOL)
+        at = []
+        for s, oo, t in zip(spreads, o, taps, strict=True):
+            position, there = s.source(oo, t)
+            exists = binary("and", exists, there)
+            at.append(position)
+        channel = c // per_group * depth + ic
+        value = select(exists, x.at(n, channel, *at), const(0, x.dtype))
+        term = binary("mul", value, w.at(channel, c % per_group, *taps))
+        return reduce("sum", (*_variables(taps), ic), term)
+
+    return element
+
+
+OPS = (Op(name="Conv", lower=lower_conv), Op(name="ConvTranspose", lower=lower_conv_transpose))

@@ -1,0 +1,260 @@
+"""Normalizations: layer, RMS, batch, instance, group, Lp, local response, mean and variance.
+
+Variances are means of squared deviations from the mean (two passes), which does not cancel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from hasten.loops.expr import Expr, binary, cast, const, reduce, select, unary, var
+from hasten.ops.base import (
+    Declined,
+    Inputs,
+    Lowering,
+    Op,
+    Tensor,
+    attribute_float,
+    attribute_int,
+    attribute_ints,
+    normalize_axis,
+    optional,
+    required,
+)
+from hasten.ops.reductions import Element, axis_vars, count_of, reduce_axes, reduce_over
+
+
+def _float(node: ir.Node, x: Tensor) -> None:
+    if not x.dtype.is_float:
+        raise Declined(f"{node.op_type} of {x.dtype.numpy.name} is only defined for floats")
+
+
+def _deviation(x: Tensor, axes: Sequence[int]) -> tuple[Element, Element, Element]:
+    """The mean over axes, the deviation from it and its mean square, each by the full index."""
+    count = count_of(x, axes, x.dtype)
+    total = reduce_axes("sum", x, axes, lambda i: x.at(*i), "m")
+
+    def mean(index: Sequence[Expr]) -> Expr:
+        return binary("div", total(index), count)
+
+    def centered(index: Sequence[Expr]) -> Expr:
+        return binary("sub", x.at(*index), mean(index))
+
+    squares = reduce_axes("sum", x, axes, lambda i: _square(centered(i)), "v")
+    return mean, centered, lambda i: binary("div", squares(i), count)
+
+
+def _square(e: Expr) -> Expr:
+    return binary("mul", e, e)
+
+
+def _reciprocal_root(e: Expr, epsilon: float) -> Expr:
+    root = unary("sqrt", binary("add", e, const(epsilon, e.dtype)))
+    return binary("div", const(1, e.dtype), root)
+
+
+def lower_layer_normalization(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias over the axes from `axis` on."""
+    x, scale, bias = required(inputs, 0), required(inputs, 1), optional(inputs, 2)
+    _float(node, x)
+    axis = normalize_axis(attribute_int(node, "axis", -1), x.rank)
+    epsilon = attribute_float(node, "epsilon", 1e-5)
+    mean, centered, variance = _deviation(x, range(axis, x.rank))
+
+    def body(*index: Expr) -> Expr:
+        y = binary("mul", centered(index), _reciprocal_root(variance(index), epsilon))
+        y = binary("mul", y, scale.broadcast(*index))
+        return y if bias is None else binary("add", y, bias.broadcast(*index))
+
+    outputs = [ctx.define(x.shape, body, x.dtype)]
+    shape = [*x.shape[:axis], *(const(1) for _ in x.shape[axis:])]
+    if any(v.name for v in node.outputs[1:]):
+        outputs.append(ctx.define(shape, lambda *i: mean(i), x.dtype))
+        inverse = ctx.define(shape, lambda *i: _reciprocal_root(variance(i), epsilon), x.dtype)
+        outputs.append(inverse)
+    return outputs[: len(node.outputs)]
+
+
+def lower_rms_normalization(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """X / sqrt(mean(x^2) + epsilon) * scale over the axes from `axis` on."""
+    x, scale = required(inputs, 0), required(inputs, 1)
+    _float(node, x)
+    axes = range(normalize_axis(attribute_int(node, "axis", -1), x.rank), x.rank)
+    epsilon = attribute_float(node, "epsilon", 1e-5)
+    squares = reduce_axes("sum", x, axes, lambda i: _square(x.at(*i)))
+    count = count_of(x, axes, x.dtype)
+
+    def body(*index: Expr) -> Expr:
+        inverse = _reciprocal_root(binary("div", squares(index), count), epsilon)
+        return binary("mul", binary("mul", x.at(*index), inverse), scale.broadcast(*index))
+
+    return [ctx.define(x.shape, body, x.dtype)]
+
+
+def lower_batch_normalization(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """X * factor + shift for each channel; both are computed now where the statistics are constants."""
+    x, scale, bias, mean, variance = (required(inputs, k) for k in range(5))
+    _float(node, x)
+    if attribute_int(node, "training_mode", 0):
+        raise Declined("BatchNormalization in training mode updates its statistics")
+    if any(t.dtype is not x.dtype for t in (scale, bias, mean, variance)):
+        raise Declined("BatchNormalization with statistics of another element type than its input")
+    epsilon = attribute_float(node, "epsilon", 1e-5)
+    arrays = [ctx.constant_of(t) for t in (scale, bias, mean, variance)]
+    if all(a is not None for a in arrays):
+        s, b, m, v = (np.asarray(a, np.float64) for a in arrays)
+        with np.errstate(all="ignore"):
+            wide = s / np.sqrt(v + epsilon)
+            narrow = x.dtype.numpy
+            factor = ctx.constant(wide.astype(narrow), "factor")
+            shift = ctx.constant((b - m * wide).astype(narrow), "shift")
+    else:
+
+        def scaled(c: Expr) -> Expr:
+            return binary("mul", scale.at(c), _reciprocal_root(variance.at(c), epsilon))
+
+        factor = ctx.temporary(scale.shape, scaled, x.dtype, "factor")
+        shift = ctx.temporary(
+            scale.shape,
+            lambda c: binary("sub", bias.at(c), binary("mul", mean.at(c), factor.at(c))),
+            x.dtype,
+            "shift",
+        )
+
+    def body(*index: Expr) -> Expr:
+        # A tensor of rank 1 is one channel.
+        c = index[1] if x.rank > 1 else const(0)
+        return binary("add", binary("mul", x.at(*index), factor.at(c)), shift.at(c))
+
+    return [ctx.define(x.shape, body, x.dtype)]
+
+
+def lower_instance_normalization(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """Normalization over the spatial axes of each image and channel."""
+    x, scale, bias = (required(inputs, k) for k in range(3))
+    _float(node, x)
+    epsilon = attribute_float(node, "epsilon", 1e-5)
+    _, centered, variance = _deviation(x, range(2, x.rank))
+
+    def body(*index: Expr) -> Expr:
+        y = binary("mul", centered(index), _reciprocal_root(variance(index), epsilon))
+        return binary("add", binary("mul", y, scale.at(index[1])), bias.at(index[1]))
+
+    return [ctx.define(x.shape, body, x.dtype)]
+
+
+def lower_group_normalization(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """Normalization over groups of channels and all spatial axes; scale and bias for each channel."""
+    x, scale, bias = (required(inputs, k) for k in range(3))
+    _float(node, x)
+    groups = attribute_int(node, "num_groups", 1)
+    epsilon = attribute_float(node, "epsilon", 1e-5)
+    size = x.shape[1] // groups
+    ctx.require_equal(size * groups, x.shape[1])
+    rest = axis_vars(x, range(2, x.rank))
+    channel = var("r1", size)
+    count = binary("mul", count_of(x, range(2, x.rank), x.dtype), cast(size, x.dtype))
+
+    def over_group(element: Element) -> Element:
+        def total(index: Sequence[Expr]) -> Expr:
+            n, g = index
+            inside = [n, g * size + channel, *rest.values()]
+            return reduce_over("sum", [channel, *rest.values()], element(inside))
+
+        return total
+
+    plain = over_group(lambda i: x.at(*i))
+    mean = ctx.temporary(
+        [x.shape[0], groups], lambda *i: binary("div", plain(i), count), x.dtype, "mean", vars=("n", "g")
+    )
+
+    def centered(index: Sequence[Expr]) -> Expr:
+        return binary("sub", x.at(*index), mean.at(index[0], index[1] // size))
+
+    squares = over_group(lambda i: _square(centered(i)))
+    inverse = ctx.temporary(
+        [x.shape[0], groups],
+        lambda *i: _reciprocal_root(binary("div", squares(i), count), epsilon),
+        x.dtype,
+        "inverse",
+        vars=("n", "g"),
+    )
+
+    def body(*index: Expr) -> Expr:
+        y = binary("mul", centered(index), inverse.at(index[0], index[1] // size))
+        return binary("add", binary("mul", y, scale.at(index[1])), bias.at(index[1]))
+
+    return [ctx.define(x.shape, body, x.dtype)]
+
+
+def lower_lp_normalization(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """X / norm along an axis, 0 where the norm is 0."""
+    x = required(inputs, 0)
+    _float(node, x)
+    axis = normalize_axis(attribute_int(node, "axis", -1), x.rank)
+    p = attribute_int(node, "p", 2)
+    if p not in (1, 2):
+        raise Declined(f"LpNormalization with p = {p}; 1 and 2 are defined")
+
+    def term(index: Sequence[Expr]) -> Expr:
+        return unary("abs", x.at(*index)) if p == 1 else _square(x.at(*index))
+
+    total = reduce_axes("sum", x, [axis], term)
+
+    def body(*index: Expr) -> Expr:
+        norm = total(index) if p == 1 else unary("sqrt", total(index))
+        zero = const(0, x.dtype)
+        return select(binary("eq", norm, zero), zero, binary("div", x.at(*index), norm))
+
+    return [ctx.define(x.shape, body, x.dtype)]
+
+
+def lower_lrn(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """X / (bias + alpha / size * sum of squares over neighbouring channels) ^ beta."""
+    x = required(inputs, 0)
+    _float(node, x)
+    size = attribute_int(node, "size", 1)
+    alpha = const(attribute_float(node, "alpha", 1e-4) / size, x.dtype)
+    beta = const(attribute_float(node, "beta", 0.75), x.dtype)
+    bias = const(attribute_float(node, "bias", 1.0), x.dtype)
+    zero = const(0, x.dtype)
+
+    def body(*index: Expr) -> Expr:
+        k = var("k", size)
+        c = index[1] + k - (size - 1) // 2
+        inside = binary("and", binary("le", 0, c), binary("lt", c, x.shape[1]))
+        neighbour = x.at(index[0], c, *index[2:])
+        squares = reduce("sum", (k,), select(inside, _square(neighbour), zero))
+        base = binary("add", bias, binary("mul", alpha, squares))
+        return binary("div", x.at(*index), binary("pow", base, beta))
+
+    return [ctx.define(x.shape, body, x.dtype)]
+
+
+def lower_mean_variance_normalization(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """(x - mean) / (standard deviation + 1e-9) over axes, by default all but the channels."""
+    x = required(inputs, 0)
+    _float(node, x)
+    axes = sorted({normalize_axis(a, x.rank) for a in attribute_ints(node, "axes", (0, 2, 3))})
+    _, centered, variance = _deviation(x, axes)
+
+    def body(*index: Expr) -> Expr:
+        spread = binary("add", unary("sqrt", variance(index)), const(1e-9, x.dtype))
+        return binary("div", centered(index), spread)
+
+    return [ctx.define(x.shape, body, x.dtype)]
+
+
+OPS = (
+    Op(name="LayerNormalization", lower=lower_layer_normalization),
+    Op(name="RMSNormalization", lower=lower_rms_normalization),
+    Op(name="BatchNormalization", lower=lower_batch_normalization),
+    Op(name="InstanceNormalization", lower=lower_instance_normalization),
+    Op(name="GroupNormalization", lower=lower_group_normalization),
+    Op(name="LpNormalization", lower=lower_lp_normalization),
+    Op(name="LRN", lower=lower_lrn),
+    Op(name="MeanVarianceNormalization", lower=lower_mean_variance_normalization),
+)

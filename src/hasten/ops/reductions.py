@@ -1,0 +1,261 @@
+"""Reductions over axes, the index of an extremum, and softmax with its relatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from hasten.loops.dtypes import INDEX, DType
+from hasten.loops.expr import Expr, Var, binary, cast, const, reduce, select, unary, var
+from hasten.ops.base import (
+    Declined,
+    Inputs,
+    Lower,
+    Lowering,
+    Op,
+    Tensor,
+    attribute_int,
+    constant_ints,
+    normalize_axis,
+    optional,
+    product,
+    required,
+)
+
+Element = Callable[[Sequence[Expr]], Expr]
+
+
+def _same(e: Expr) -> Expr:
+    return e
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A reduction as before -> `op` -> after; `after` also receives the number of elements."""
+
+    op: str
+    before: Callable[[Expr], Expr] = _same
+    after: Callable[[Expr, Expr], Expr] = lambda total, count: total
+    floats_only: bool = False
+
+
+def lowest(dtype: DType) -> Expr:
+    """The neutral element of a maximum."""
+    if dtype.is_float:
+        return const(float("-inf"), dtype)
+    if not dtype.is_signed:
+        return const(0, dtype)
+    return const(-(2 ** (8 * dtype.bytes - 1)), dtype)
+
+
+def reduced_axes(ctx: Lowering, node: ir.Node, x: Tensor, axes: Tensor | None) -> list[int]:
+    """The axes that a reduction runs over, in order.
+
+    Raises:
+        Declined: they are not known at compile time, or lie outside the rank.
+    """
+    given = [] if axes is None else constant_ints(ctx, axes, "the list of axes")
+    if not given:
+        return [] if attribute_int(node, "noop_with_empty_axes", 0) else list(range(x.rank))
+    return sorted({normalize_axis(a, x.rank) for a in given})
+
+
+def axis_vars(x: Tensor, axes: Sequence[int], prefix: str = "r") -> dict[int, Expr]:
+    """A variable for each axis that a reduction runs over; 0 where the extent is 1."""
+    return {a: var(f"{prefix}{a}", x.shape[a]) if x.shape[a] != const(1) else const(0) for a in axes}
+
+
+def reduce_over(op: str, variables: Sequence[Expr], body: Expr) -> Expr:
+    """The reduction of `body` over those of `variables` that are loop variables."""
+    return reduce(op, tuple(v for v in variables if isinstance(v, Var)), body)
+
+
+def reduce_axes(op: str, x: Tensor, axes: Sequence[int], element: Element, prefix: str = "r") -> Element:
+    """The reduction over axes of `element` as a function of the full index; its `axes` entries are unused."""
+    inner = axis_vars(x, axes, prefix)
+
+    def reduced(index: Sequence[Expr]) -> Expr:
+        body = element([inner.get(d, i) for d, i in enumerate(index)])
+        return reduce_over(op, list(inner.values()), body)
+
+    return reduced
+
+
+def count_of(x: Tensor, axes: Sequence[int], dtype: DType) -> Expr:
+    """The number of elements along axes, as a value of `dtype`."""
+    return cast(product([x.shape[a] for a in axes]), dtype)
+
+
+def define_reduced(
+    ctx: Lowering, x: Tensor, axes: Sequence[int], keepdims: bool, element: Element, dtype: DType
+) -> Tensor:
+    """A definition with `axes` reduced to size 1 or dropped; `element` takes an index of x's rank."""
+    gone = set(axes)
+    if keepdims:
+        shape = [const(1) if d in gone else n for d, n in enumerate(x.shape)]
+        return ctx.define(shape, lambda *i: element(list(i)), dtype)
+    shape = [n for d, n in enumerate(x.shape) if d not in gone]
+
+    def body(*index: Expr) -> Expr:
+        kept = iter(index)
+        return element([const(0) if d in gone else next(kept) for d in range(x.rank)])
+
+    return ctx.define(shape, body, dtype)
+
+
+def _reduction(kind: _Kind) -> Lower:
+    def lower(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+        x = required(inputs, 0)
+        if kind.floats_only and not x.dtype.is_float:
+            raise Declined(f"{node.op_type} of {x.dtype.numpy.name} is only defined for floats")
+        axes = reduced_axes(ctx, node, x, optional(inputs, 1))
+        # Extrema of booleans are those of their bytes.
+        work = DType.U8 if x.dtype is DType.BOOL else x.dtype
+        total = reduce_axes(kind.op, x, axes, lambda i: kind.before(cast(x.at(*i), work)))
+        count = count_of(x, axes, work)
+        return [
+            define_reduced(
+                ctx,
+                x,
+                axes,
+                attribute_int(node, "keepdims", 1) != 0,
+                lambda i: cast(kind.after(total(i), count), x.dtype),
+                x.dtype,
+            )
+        ]
+
+    return lower
+
+
+def _square(e: Expr) -> Expr:
+    return binary("mul", e, e)
+
+
+def _mean(total: Expr, count: Expr) -> Expr:
+    return binary("div" if total.dtype.is_float else "truncdiv", total, count)
+
+
+def _root(total: Expr, count: Expr) -> Expr:
+    if total.dtype.is_float:
+        return unary("sqrt", total)
+    return cast(unary("sqrt", cast(total, DType.F64)), total.dtype)
+
+
+def _absolute(e: Expr) -> Expr:
+    return unary("abs", e) if e.dtype.is_signed else e
+
+
+def lower_log_sum_exp(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """log(sum(exp(x - m))) + m with m the maximum, or 0 where the maximum is infinite."""
+    x = required(inputs, 0)
+    if not x.dtype.is_float:
+        raise Declined(f"ReduceLogSumExp of {x.dtype.numpy.name} is only defined for floats")
+    axes = reduced_axes(ctx, node, x, optional(inputs, 1))
+    peak = reduce_axes("max", x, axes, lambda i: x.at(*i), "m")
+
+    def element(index: Sequence[Expr]) -> Expr:
+        top = peak(index)
+        infinite = binary("eq", unary("abs", top), const(float("inf"), x.dtype))
+        shift = select(infinite, const(0, x.dtype), top)
+        total = reduce_axes("sum", x, axes, lambda i: unary("exp", binary("sub", x.at(*i), shift)))
+        return binary("add", unary("log", total(index)), shift)
+
+    return [define_reduced(ctx, x, axes, attribute_int(node, "keepdims", 1) != 0, element, x.dtype)]
+
+
+def extremum_index(x: Tensor, axis: int, op: str, last: bool) -> Element:
+    """Position along an axis of the first or last extremum; the first NaN counts as one, as in NumPy."""
+    extent = x.shape[axis]
+
+    def element(index: Sequence[Expr]) -> Expr:
+        best = reduce_axes(op, x, [axis], lambda i: x.at(*i), "m")(index)
+        k = var(f"k{axis}", extent)
+        value = x.at(*(k if d == axis else i for d, i in enumerate(index)))
+        found = binary("eq", value, best)
+        if x.dtype.is_float:
+            found = binary("or", found, binary("ne", value, value))
+        otherwise = const(-1) if last else extent
+        return reduce("max" if last else "min", (k,), select(found, k, otherwise))
+
+    return element
+
+
+def _arg(op: str) -> Lower:
+    def lower(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+        x = required(inputs, 0)
+        axis = normalize_axis(attribute_int(node, "axis", 0), x.rank)
+        element = extremum_index(x, axis, op, attribute_int(node, "select_last_index", 0) != 0)
+        keep = attribute_int(node, "keepdims", 1) != 0
+        return [define_reduced(ctx, x, [axis], keep, element, INDEX)]
+
+    return lower
+
+
+def _softmax_axis(node: ir.Node, x: Tensor) -> int:
+    if x.rank == 0:
+        raise Declined(f"{node.op_type} of a scalar has no axis")
+    return normalize_axis(attribute_int(node, "axis", -1), x.rank)
+
+
+def lower_softmax(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """exp(x - max) / sum(exp(x - max)) along one axis."""
+    x = required(inputs, 0)
+    axis = _softmax_axis(node, x)
+    peak = reduce_axes("max", x, [axis], lambda i: x.at(*i), "m")
+
+    def power(index: Sequence[Expr]) -> Expr:
+        return unary("exp", binary("sub", x.at(*index), peak(index)))
+
+    total = reduce_axes("sum", x, [axis], power)
+    return [ctx.define(x.shape, lambda *i: binary("div", power(i), total(i)), x.dtype)]
+
+
+def lower_log_softmax(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """(x - max) - log(sum(exp(x - max))) along one axis."""
+    x = required(inputs, 0)
+    axis = _softmax_axis(node, x)
+    peak = reduce_axes("max", x, [axis], lambda i: x.at(*i), "m")
+
+    def shifted(index: Sequence[Expr]) -> Expr:
+        return binary("sub", x.at(*index), peak(index))
+
+    total = reduce_axes("sum", x, [axis], lambda i: unary("exp", shifted(i)))
+    return [ctx.define(x.shape, lambda *i: binary("sub", shifted(i), unary("log", total(i))), x.dtype)]
+
+
+def lower_hardmax(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """1 at the first maximum along an axis, 0 elsewhere."""
+    x = required(inputs, 0)
+    axis = _softmax_axis(node, x)
+    position = extremum_index(x, axis, "max", last=False)
+
+    def body(*index: Expr) -> Expr:
+        here = binary("eq", index[axis], position(index))
+        return select(here, const(1, x.dtype), const(0, x.dtype))
+
+    return [ctx.define(x.shape, body, x.dtype)]
+
+
+_KINDS = {
+    "ReduceSum": _Kind("sum"),
+    "ReduceMean": _Kind("sum", after=_mean),
+    "ReduceMax": _Kind("max"),
+    "ReduceMin": _Kind("min"),
+    "ReduceProd": _Kind("prod"),
+    "ReduceL1": _Kind("sum", before=_absolute),
+    "ReduceL2": _Kind("sum", before=_square, after=_root),
+    "ReduceSumSquare": _Kind("sum", before=_square),
+    "ReduceLogSum": _Kind("sum", after=lambda total, count: unary("log", total), floats_only=True),
+}
+
+OPS = (
+    *(Op(name=name, lower=_reduction(kind)) for name, kind in _KINDS.items()),
+    Op(name="ReduceLogSumExp", lower=lower_log_sum_exp),
+    Op(name="ArgMax", lower=_arg("max")),
+    Op(name="ArgMin", lower=_arg("min")),
+    Op(name="Softmax", lower=lower_softmax),
+    Op(name="LogSoftmax", lower=lower_log_softmax),
+    Op(name="Hardmax", lower=lower_hardmax),
+)
