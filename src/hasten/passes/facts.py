@@ -98,8 +98,10 @@ class Facts:
         types: dict[str, onnx.TypeProto] = {}
         data: dict[str, onnx.TensorProto] = {}
         for value in node.inputs:
-            if value is None or value.name is None:
+            if value is None:
                 continue
+            if value.name is None or not isinstance(value.type, ir.TensorType):
+                return {}  # inference needs the type of every input, and only knows tensors here
             types[value.name] = self._type_proto(value)
             array = self._data(value)
             if array is not None:

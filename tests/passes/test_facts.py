@@ -1,0 +1,103 @@
+import numpy as np
+import onnx.parser
+import onnx_ir as ir
+import pytest
+
+from hasten.graph.opset import OPSET
+from hasten.passes.facts import Facts, broadcast, is_private, reshaped
+
+
+def facts_of(signature, body):
+    text = f'<ir_version: 10, opset_import: ["": {OPSET}]> main {signature} {{ {body} }}'
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    facts = Facts(model.graph)
+    return facts, {v.name: v for node in model.graph for v in node.outputs}
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "allow_zero", "expected"),
+    [
+        ((2, 3, 4), (6, -1), False, (6, 4)),
+        (("b", "s", 12), ("b", "s", -1, 4), False, ("b", "s", 3, 4)),
+        (("b", "s", 12), (0, 0, 3, 4), False, ("b", "s", 3, 4)),
+        (("b", "s", 3, 4), ("b", -1, 12), False, ("b", "s", 12)),
+        (("b", "s", 4), (-1, 4), False, ("?(b*s*4)/(4)", 4)),
+        (("b", 2, 4), (-1, 4), False, ("?(b*2*4)/(4)", 4)),
+        (None, (2, -1), False, None),
+        (None, (2, "n"), False, (2, "n")),
+        ((0, 3), (3, 0), True, (3, 0)),
+    ],
+)
+def test_reshaped(source, target, allow_zero, expected):
+    assert reshaped(source, target, allow_zero=allow_zero) == expected
+
+
+def test_equal_unsolved_reshapes_agree_and_others_do_not():
+    first = reshaped(("b", "s", 4), (-1, 4), allow_zero=False)
+    assert first == reshaped(("b", "s", 4), (-1, 4), allow_zero=False)
+    assert first != reshaped(("b", "t", 4), (-1, 4), allow_zero=False)
+
+
+def test_broadcast():
+    assert broadcast(("b", 1, 4), ("s", 4)) == ("b", "s", 4)
+    assert broadcast(("b", 4), (1,)) == ("b", 4)
+    assert broadcast(("b",), ("c",)) is None
+    assert broadcast(("b",), (5,)) == (5,)
+
+
+def test_shape_arithmetic_is_followed():
+    facts, values = facts_of(
+        "(float[b, s, 12] x) => (float[n, m, k, l] y)",
+        """sh = Shape(x) i = Constant<value_ints = [0, 1]>() lead = Gather(sh, i)
+        h = Constant<value_ints = [3]>() w = Shape<start = -1>(x) d = Div(w, h)
+        t = Concat<axis = 0>(lead, h, d) y = Reshape(x, t)""",
+    )
+    assert facts.contents(values["sh"]) == ("b", "s", 12)
+    assert facts.contents(values["t"]) == ("b", "s", 3, 4)
+    assert values["y"].shape is not None
+    assert facts.dims(values["y"]) == ("b", "s", 3, 4)
+
+
+def test_unnamed_sizes_get_names_that_carry_through():
+    facts, values = facts_of(
+        "(float[b, s] x, bool[s] keep) => (float[n, m] y)",
+        "c = Compress<axis = 1>(x, keep) y0 = Relu(c) y = Neg(y0)",
+    )
+    made = facts.dims(values["c"])
+    assert made is not None
+    assert made[0] == "b"
+    assert is_private(made[1])
+    assert facts.dims(values["y0"]) == made
+    facts.write_shapes([values["y0"]])
+    assert str(values["y0"].shape) == "[b,?]"
+
+
+def test_a_value_without_a_type_stops_inference_and_nothing_else():
+    facts, values = facts_of("(float[b] x) => (float[b] y)", "c = Foreign(x) d = Neg(c) y = Neg(x)")
+    assert facts.dims(values["d"]) is None
+    assert facts.dims(values["y"]) == ("b",)
+
+
+def test_two_question_marks_are_two_sizes():
+    value = ir.val("x", ir.DataType.FLOAT, [ir.SymbolicDim("?"), ir.SymbolicDim("?")])
+    facts = Facts(ir.Graph([value], [], nodes=[], opset_imports={"": OPSET}))
+    dims = facts.dims(value)
+    assert dims is not None
+    assert dims[0] != dims[1]
+
+
+def test_contents_of_constants_only_where_they_can_be_sizes():
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET})
+    facts = Facts(graph)
+    for array, expected in (
+        (np.array([2, 3]), (2, 3)),
+        (np.array(4, np.int32), (4,)),
+        (np.array([0.5], np.float32), None),
+        (np.ones((2, 2), np.int64), None),
+        (np.arange(100), None),
+    ):
+        tensor = ir.tensor(array)
+        value = ir.Value(name="c", shape=ir.Shape(array.shape), const_value=tensor)
+        graph.initializers.pop("c", None)
+        graph.register_initializer(value)
+        assert facts.contents(value) == expected
