@@ -1,1 +1,7 @@
-"""Deploy side: the artifact file and the session that runs it. Needs NumPy alone."""
+"""The deploy side: open an artifact and run it, with NumPy alone."""
+
+from hasten.runtime.manifest import TensorInfo
+from hasten.runtime.session import Session
+from hasten.runtime.session import open_session as open  # noqa: A004
+
+__all__ = ["Session", "TensorInfo", "open"]

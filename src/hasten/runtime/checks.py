@@ -1,0 +1,99 @@
+"""Do arrays fit what a model or a step of it takes? One-line errors that say what was received."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hasten.errors import InputError
+from hasten.runtime.manifest import TensorInfo
+
+_LITERALS = (list, tuple, bool, int, float)
+_KINDS = "bif"  # a literal may become any kind further right
+
+
+def check_names(inputs: Sequence[TensorInfo], feeds: Mapping[str, ArrayLike]) -> None:
+    """Raises InputError unless the feeds are exactly the inputs."""
+    missing = [info.name for info in inputs if info.name not in feeds]
+    unknown = sorted(str(name) for name in feeds.keys() - {info.name for info in inputs})
+    if missing or unknown:
+        faults = [f"missing {', '.join(missing)}"] if missing else []
+        faults += [f"unknown {', '.join(unknown)}"] if unknown else []
+        expected = ", ".join(map(str, inputs)) or "none"
+        raise InputError(f"wrong inputs: {'; '.join(faults)}; the model takes {expected}")
+
+
+def to_array(info: TensorInfo, value: ArrayLike) -> NDArray[Any]:
+    """The value as an array of the input's element type, without loss.
+
+    Arrays may be promoted within their kind (int32 to int64, float16 to float32). Python numbers and lists
+    of them become what the input takes, if they are of such a kind and fit.
+
+    Raises:
+        InputError: That is not possible.
+    """
+    wanted = np.dtype(info.dtype)
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"input {info.name!r} cannot be made an array: {error}") from None
+    if array.dtype == wanted:
+        return array.astype(wanted, copy=False)  # foreign byte order, subclasses of dtypes
+    if isinstance(value, _LITERALS):
+        if _literal_fits(array, wanted):
+            return array.astype(wanted)
+    elif array.dtype.kind == wanted.kind and np.can_cast(array.dtype, wanted, "safe"):
+        return array.astype(wanted)
+    raise InputError(
+        f"input {info.name!r} takes {wanted} and received {array.dtype}: "
+        f"convert it with .astype({str(wanted)!r}) if that is what you mean"
+    )
+
+
+def _literal_fits(array: NDArray[Any], wanted: np.dtype[Any]) -> bool:
+    kind = wanted.kind.replace("u", "i")
+    if array.size == 0:
+        return True
+    if array.dtype.kind not in _KINDS or kind not in _KINDS:
+        return False
+    if _KINDS.index(array.dtype.kind) > _KINDS.index(kind):
+        return False
+    if kind != "i" or array.dtype.kind == "b":
+        return True
+    limits = np.iinfo(wanted)
+    return bool(array.min() >= limits.min and array.max() <= limits.max)
+
+
+def bind_sizes(inputs: Sequence[TensorInfo], shapes: Sequence[tuple[int, ...]]) -> dict[str, int]:
+    """Values of the symbolic sizes, given the inputs' shapes.
+
+    Raises:
+        InputError: A rank or fixed length is wrong, or a size would have two values.
+    """
+    sizes: dict[str, int] = {}
+    source: dict[str, str] = {}
+    for info, shape in zip(inputs, shapes, strict=True):
+        expected = f"[{', '.join(map(str, info.shape))}]"
+        if len(shape) != len(info.shape):
+            raise InputError(
+                f"input {info.name!r} takes {len(info.shape)} axes {expected} and received "
+                f"{len(shape)}, shape {list(shape)}"
+            )
+        for axis, (dim, length) in enumerate(zip(info.shape, shape, strict=True)):
+            if isinstance(dim, int):
+                if dim != length:
+                    raise InputError(
+                        f"input {info.name!r} takes length {dim} on axis {axis} of {expected} and "
+                        f"received {length}, shape {list(shape)}"
+                    )
+            elif sizes.setdefault(dim, length) != length:
+                raise InputError(
+                    f"size {dim!r} is {sizes[dim]} in input {source[dim]!r} and {length} in input "
+                    f"{info.name!r} {list(shape)}: give both the same"
+                )
+            else:
+                source.setdefault(dim, info.name)
+    return sizes

@@ -1,0 +1,50 @@
+"""Run a host step: operators that were not compiled, through ONNX's reference evaluator."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.errors import InputError, MissingDependencyError
+from hasten.runtime.manifest import HostStep
+
+
+class HostRunner:
+    """Runs a host step.
+
+    Attributes:
+        step: The step.
+    """
+
+    def __init__(self, step: HostStep, model: memoryview) -> None:
+        if importlib.util.find_spec("onnx") is None:
+            raise MissingDependencyError(
+                f"the artifact runs {', '.join(step.operators)} through ONNX's reference evaluator, and "
+                "the package onnx is not installed: pip install onnx"
+            )
+        self.step = step
+        self._model = model
+        self._evaluator: Any = None  # made at the first run: importing onnx takes longer than opening
+
+    def run(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Runs the step.
+
+        Raises:
+            InputError: An operator refused its inputs.
+        """
+        if self._evaluator is None:
+            from onnx.reference import ReferenceEvaluator
+
+            self._evaluator = ReferenceEvaluator(bytes(self._model))
+        feeds = dict(zip(self.step.inputs, arrays, strict=True))
+        try:
+            with np.errstate(all="ignore"):  # NaN and infinity pass through as IEEE says
+                results = self._evaluator.run(list(self.step.outputs), feeds)
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            kinds = ", ".join(self.step.operators)
+            raise InputError(f"{kinds}, run on the host, refused its inputs: {error}") from error
+        return [np.asarray(result) for result in results]

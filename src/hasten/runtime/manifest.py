@@ -1,0 +1,210 @@
+"""What an artifact says of itself: the parsed form of its `manifest.json` (docs/architecture.md)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from hasten.errors import ArtifactError
+
+FORMAT = 1
+
+Dim = int | str
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output.
+
+    Attributes:
+        name: Its name.
+        dtype: NumPy's name of its element type.
+        shape: Lengths of its axes; a name stands for a length that may differ from run to run, and is
+            the same wherever the name stands.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class NativeStep:
+    """A part of the model that the shared object runs.
+
+    Attributes:
+        part: Its number in the C interface.
+        inputs: What it takes; the names in the shapes include all of `sizes`.
+        outputs: Names of the values it makes.
+        output_dtypes: Their element types.
+        output_ranks: Their numbers of axes; `hasten_plan` gives the lengths.
+        sizes: The symbolic sizes, in the order in which the part takes them.
+        kernels: What each kernel computes, for messages about a fault.
+    """
+
+    part: int
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[str, ...]
+    output_dtypes: tuple[str, ...]
+    output_ranks: tuple[int, ...]
+    sizes: tuple[str, ...]
+    kernels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class HostStep:
+    """A part of the model that ONNX's reference evaluator runs.
+
+    Attributes:
+        member: The artifact's member that holds it as an ONNX model.
+        operators: Kinds of operators in it.
+        inputs: Names of the values it takes.
+        outputs: Names of the values it makes.
+    """
+
+    member: str
+    operators: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+Step = NativeStep | HostStep
+
+
+@dataclass(frozen=True)
+class Member:
+    """Size and checksum (SHA-256, hexadecimal) of a member."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The parsed manifest.
+
+    Attributes:
+        version: The version of hasten that wrote the artifact.
+        inputs: The model's inputs.
+        outputs: The model's outputs.
+        steps: What a run does, in order.
+        threads: Threads that a run was compiled to use, or None for what the machine has.
+        members: The artifact's other members by name.
+        guards: Equalities of sizes that hold in every valid run.
+        report: What the compilation noted for people.
+    """
+
+    version: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    steps: tuple[Step, ...]
+    threads: int | None
+    members: Mapping[str, Member]
+    guards: tuple[str, ...]
+    report: Mapping[str, Any]
+
+
+def parse_manifest(text: bytes) -> Manifest:
+    """Reads a manifest.
+
+    Raises:
+        ArtifactError: It is not JSON, has a newer format, or lacks something. The message does not name
+            the file.
+    """
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise ArtifactError(f"the manifest is not JSON ({error})") from None
+    form = _get(data, "format", int)
+    version = _get(data, "hasten", str)
+    if form > FORMAT:
+        raise ArtifactError(
+            f"it was written by hasten {version} in format {form} and this hasten reads formats up to "
+            f"{FORMAT}: upgrade with pip install -U hasten"
+        )
+    if form < 1:
+        raise ArtifactError(f"the manifest's format is {form}, which no hasten has written")
+    return Manifest(
+        version=version,
+        inputs=tuple(_tensor(item) for item in _get(data, "inputs", list)),
+        outputs=tuple(_tensor(item) for item in _get(data, "outputs", list)),
+        steps=tuple(_step(item) for item in _get(data, "steps", list)),
+        threads=_get(data, "threads", int) if data.get("threads") is not None else None,
+        members={
+            name: Member(_get(item, "bytes", int), _get(item, "sha256", str))
+            for name, item in _get(data, "members", dict).items()
+        },
+        guards=_strings(data, "guards"),
+        report=_get(data, "report", dict),
+    )
+
+
+def _step(data: object) -> Step:
+    kind = _get(data, "kind", str)
+    if kind == "host":
+        return HostStep(
+            member=_get(data, "member", str),
+            operators=_strings(data, "operators"),
+            inputs=_strings(data, "inputs"),
+            outputs=_strings(data, "outputs"),
+        )
+    if kind != "native":
+        raise ArtifactError(f"the manifest has a step of kind {kind!r}, which this hasten cannot run")
+    names, dtypes = _strings(data, "inputs"), _strings(data, "input_dtypes")
+    shapes = [_dims(item) for item in _get(data, "input_shapes", list)]
+    step = NativeStep(
+        part=_get(data, "part", int),
+        inputs=tuple(map(TensorInfo, names, dtypes, shapes)),
+        outputs=_strings(data, "outputs"),
+        output_dtypes=_strings(data, "output_dtypes"),
+        output_ranks=_list(data, "output_ranks", int),
+        sizes=_strings(data, "sizes"),
+        kernels=_strings(data, "kernels"),
+    )
+    if not len(names) == len(dtypes) == len(shapes):
+        raise ArtifactError(f"the manifest's native step {step.part} describes its inputs in part")
+    if not len(step.outputs) == len(step.output_dtypes) == len(step.output_ranks):
+        raise ArtifactError(f"the manifest's native step {step.part} describes its outputs in part")
+    unknown = set(step.sizes).difference(*shapes)
+    if unknown:
+        raise ArtifactError(
+            f"the manifest's native step {step.part} has sizes that no input shows: "
+            f"{', '.join(sorted(unknown))}"
+        )
+    return step
+
+
+def _tensor(data: object) -> TensorInfo:
+    shape = _dims(_get(data, "shape", list))
+    return TensorInfo(_get(data, "name", str), _get(data, "dtype", str), shape)
+
+
+def _dims(items: object) -> tuple[Dim, ...]:
+    if not isinstance(items, list) or not all(isinstance(item, int | str) for item in items):
+        raise ArtifactError(f"the manifest has {items!r} where a shape should be")
+    return tuple(items)
+
+
+def _strings(data: object, key: str) -> tuple[str, ...]:
+    return _list(data, key, str)
+
+
+def _list(data: object, key: str, kind: type[_T]) -> tuple[_T, ...]:
+    items = _get(data, key, list)
+    for item in items:
+        if not isinstance(item, kind):
+            raise ArtifactError(f"the manifest has {item!r} in its list {key!r}")
+    return tuple(items)
+
+
+def _get(data: object, key: str, kind: type[_T]) -> _T:
+    value = data.get(key) if isinstance(data, dict) else None
+    if not isinstance(value, kind):
+        raise ArtifactError(f"the manifest's field {key!r} is missing or of the wrong type")
+    return value

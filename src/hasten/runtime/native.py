@@ -1,0 +1,279 @@
+"""Run a native step: bind its sizes, prepare its memory once for each combination of shapes, call it.
+
+A call into a small model should cost little more than its arithmetic, so everything that depends on
+shapes alone is kept: the filled C structure, and buffers at fixed addresses through which small arrays
+pass (asking NumPy for an address costs more than copying a few kilobytes). What is kept belongs to a
+*workspace*; each run that is under way has one of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.errors import ArtifactError, InputError
+from hasten.runtime.checks import bind_sizes
+from hasten.runtime.library import Call, Library
+from hasten.runtime.manifest import NativeStep
+
+Array = NDArray[Any]
+Shapes = tuple[tuple[int, ...], ...]
+
+STAGED_BYTES = 64 << 10  # arrays up to this size are copied through fixed buffers
+KEPT_SHAPES = 64  # combinations of shapes that a workspace remembers
+_ALIGNMENT = 64
+
+_FAULTS = {
+    1: "index {value} is outside its axis of length {limit} in {kernel}: correct the input that it is from",
+    2: "an integer was divided by zero in {kernel}: correct the input that the divisor is from",
+}
+
+
+class _Prepared:
+    """A call for one combination of shapes, filled but for large arrays and the arena."""
+
+    __slots__ = (
+        "arena_bytes",
+        "call",
+        "kept",
+        "large_inputs",
+        "large_outputs",
+        "reference",
+        "staged_outputs",
+        "stages",
+        "values",
+    )
+
+    def __init__(self) -> None:
+        self.call = Call()
+        self.reference = ctypes.byref(self.call)
+        self.arena_bytes = 0
+        self.values: Any = None
+        self.stages: list[tuple[int, Array]] = []  # small inputs and their buffers
+        self.staged_outputs: list[Array] | None = None  # if all outputs are small
+        self.large_inputs: list[int] = []
+        # for each output its buffer, or what to allocate
+        self.large_outputs: list[Array | tuple[tuple[int, ...], np.dtype[Any]]] = []
+        self.kept: list[object] = []  # memory that the C structure points to
+
+
+class _Workspace:
+    """What a run under way has for itself: the arena, and prepared calls, the last used at the end."""
+
+    __slots__ = ("address", "arena", "calls", "last")
+
+    def __init__(self) -> None:
+        self.arena = np.empty(0, np.uint8)
+        self.address = 0
+        self.calls: dict[Shapes, _Prepared] = {}
+        self.last: Shapes | None = None
+
+
+class NativeRunner:
+    """Runs a native step; several threads may do so at once.
+
+    Attributes:
+        step: The step.
+    """
+
+    def __init__(
+        self,
+        step: NativeStep,
+        library: Library,
+        weights: NDArray[np.uint8],
+        pool: int | None,
+        threads: int,
+        guards: Sequence[str],
+    ) -> None:
+        self.step = step
+        self._library = library
+        self._run = library.run
+        self._weights = weights  # keeps the file mapped
+        self._pool = pool
+        self._threads = threads
+        self._guards = guards
+        self._input_dtypes = [np.dtype(info.dtype) for info in step.inputs]
+        self._output_dtypes = [np.dtype(name) for name in step.output_dtypes]
+        self._free: list[_Workspace] = []  # pop and append are atomic
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        """Runs the step.
+
+        Args:
+            arrays: Its inputs, of the right element types.
+
+        Returns:
+            Its outputs, in memory that nothing else refers to.
+
+        Raises:
+            InputError: Shapes or values do not fit.
+        """
+        key = tuple([array.shape for array in arrays])
+        try:
+            workspace = self._free.pop()
+        except IndexError:
+            workspace = _Workspace()
+        last = workspace.last
+        prepared = workspace.calls[key] if key == last else self._switch(workspace, key)
+        for index, stage in prepared.stages:
+            stage[...] = arrays[index]
+        if prepared.staged_outputs is not None and not prepared.large_inputs:
+            if self._run(self.step.part, prepared.reference):
+                self._fail(workspace, prepared)
+            outputs = [stage.copy() for stage in prepared.staged_outputs]
+        else:
+            outputs = self._run_with_large(workspace, prepared, arrays)
+        if len(self._free) < self._threads + 1:
+            self._free.append(workspace)
+        return outputs
+
+    def _run_with_large(
+        self, workspace: _Workspace, prepared: _Prepared, arrays: Sequence[Array]
+    ) -> list[Array]:
+        values = prepared.values
+        alive = []
+        for index in prepared.large_inputs:
+            array = np.require(arrays[index], requirements=["C", "A"])
+            alive.append(array)
+            values[index] = array.ctypes.data
+        outputs = []
+        for index, output in enumerate(prepared.large_outputs, len(arrays)):
+            if isinstance(output, tuple):
+                array = np.empty(*output)
+                values[index] = array.ctypes.data
+                outputs.append(array)
+            else:
+                outputs.append(output)
+        if self._run(self.step.part, prepared.reference):
+            self._fail(workspace, prepared)
+        # What is still a buffer of ours is small.
+        return [
+            made.copy() if made is output else made
+            for made, output in zip(outputs, prepared.large_outputs, strict=True)
+        ]
+
+    def _switch(self, workspace: _Workspace, key: Shapes) -> _Prepared:
+        """Finds or prepares the call for these shapes and makes it the last used one."""
+        calls = workspace.calls
+        prepared = calls.pop(key, None)
+        if prepared is None:
+            try:
+                prepared = self._prepare(key)
+            except InputError:
+                self._free.append(workspace)  # as it was
+                raise
+        if prepared.arena_bytes > workspace.arena.nbytes - _ALIGNMENT:
+            # Grown arenas serve all shapes.
+            workspace.arena = np.empty(0, np.uint8)  # free the old one first
+            workspace.arena, workspace.address = _allocate(prepared.arena_bytes)
+            for other in calls.values():
+                other.call.arena = workspace.address
+        prepared.call.arena = workspace.address
+        calls[key] = prepared
+        if len(calls) > KEPT_SHAPES:
+            del calls[next(iter(calls))]
+        workspace.last = key
+        return prepared
+
+    def _prepare(self, key: Shapes) -> _Prepared:
+        sizes = bind_sizes(self.step.inputs, key)
+        shapes, arena_bytes = self._plan([sizes[name] for name in self.step.sizes], key)
+        prepared = _Prepared()
+        prepared.arena_bytes = arena_bytes
+        size_array = (ctypes.c_int64 * max(1, len(self.step.sizes)))(
+            *(sizes[name] for name in self.step.sizes)
+        )
+        values = (ctypes.c_void_p * (len(key) + len(shapes)))()
+        kinds = [*zip(key, self._input_dtypes, strict=True)]
+        kinds += zip(shapes, self._output_dtypes, strict=True)
+        buffers = _stage(kinds)
+        for index, buffer in enumerate(buffers):
+            if buffer is not None:
+                values[index] = buffer.ctypes.data
+        staged = [buffer for buffer in buffers if buffer is not None]
+        inputs, outputs = buffers[: len(key)], buffers[len(key) :]
+        prepared.stages = [(index, b) for index, b in enumerate(inputs) if b is not None]
+        prepared.large_inputs = [index for index, b in enumerate(inputs) if b is None]
+        if len(staged) - len(prepared.stages) == len(outputs):
+            prepared.staged_outputs = staged[len(prepared.stages) :]
+        prepared.large_outputs = [
+            kind if buffer is None else buffer
+            for buffer, kind in zip(outputs, kinds[len(key) :], strict=True)
+        ]
+        prepared.values = values
+        prepared.kept = [size_array, staged]
+        prepared.call.sizes = ctypes.addressof(size_array)
+        prepared.call.values = ctypes.addressof(values)
+        prepared.call.weights = self._weights.ctypes.data
+        prepared.call.pool = self._pool
+        prepared.call.threads = self._threads
+        return prepared
+
+    def _plan(self, sizes: list[int], key: Shapes) -> tuple[Shapes, int]:
+        """Shapes of the outputs and bytes of scratch memory."""
+        dims = (ctypes.c_int64 * max(1, sum(self.step.output_ranks)))()
+        arena_bytes = ctypes.c_int64()
+        c_sizes = (ctypes.c_int64 * max(1, len(sizes)))(*sizes)
+        status = self._library.plan(self.step.part, c_sizes, dims, ctypes.byref(arena_bytes))
+        received = ", ".join(
+            f"{info.name} {list(shape)}" for info, shape in zip(self.step.inputs, key, strict=True)
+        )
+        if 0 < status <= len(self._guards):
+            raise InputError(
+                f"these shapes break a condition of the model, {self._guards[status - 1]}: "
+                f"received {received}"
+            )
+        if status != 0:
+            raise ArtifactError(f"the artifact's code and manifest disagree on part {self.step.part}")
+        rest = iter(dims)
+        shapes = tuple(tuple(next(rest) for _ in range(rank)) for rank in self.step.output_ranks)
+        if any(length < 0 for shape in shapes for length in shape):
+            made = ", ".join(map(str, map(list, shapes)))
+            raise InputError(f"received {received}, too small: the results would have shapes {made}")
+        return shapes, arena_bytes.value
+
+    def _fail(self, workspace: _Workspace, prepared: _Prepared) -> None:
+        fault = prepared.call.fault
+        kernels = self.step.kernels
+        text = _FAULTS.get(fault.code, f"fault {fault.code} with value {{value}} in {{kernel}}")
+        known = 0 <= fault.kernel < len(kernels)
+        kernel = kernels[fault.kernel] if known else f"kernel {fault.kernel}"
+        message = text.format(value=fault.value, limit=fault.limit, kernel=kernel)
+        fault.code = 0
+        self._free.append(workspace)
+        raise InputError(message)
+
+
+def _stage(kinds: Sequence[tuple[tuple[int, ...], np.dtype[Any]]]) -> list[Array | None]:
+    """One aligned buffer for each small array, all in one block; None for each large one."""
+    places = []
+    total = 0
+    for shape, dtype in kinds:
+        count = dtype.itemsize
+        for length in shape:
+            count *= length
+        small = count <= STAGED_BYTES
+        places.append(total if small else -1)
+        total += -(-count // _ALIGNMENT) * _ALIGNMENT if small else 0
+    block, address = _allocate(total)
+    offset = address - block.ctypes.data
+    return [
+        np.ndarray(shape, dtype, block, offset + place) if place >= 0 else None
+        for (shape, dtype), place in zip(kinds, places, strict=True)
+    ]
+
+
+def _allocate(size: int) -> tuple[NDArray[np.uint8], int]:
+    """Memory and the first aligned address in it."""
+    try:
+        memory = np.empty(size + _ALIGNMENT, np.uint8)
+    except MemoryError:
+        raise InputError(
+            f"a run on inputs of these shapes needs {size >> 20} MB more memory than there is: "
+            "give smaller batches"
+        ) from None
+    return memory, -(-memory.ctypes.data // _ALIGNMENT) * _ALIGNMENT

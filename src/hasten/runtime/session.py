@@ -1,0 +1,210 @@
+"""Open an artifact and run it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hasten.errors import ArtifactError, HastenError, OptionError
+from hasten.runtime.artifact import Artifact, Verify, read_artifact
+from hasten.runtime.checks import bind_sizes, check_names, to_array
+from hasten.runtime.host import HostRunner
+from hasten.runtime.library import Library, choose_code, shared_pool
+from hasten.runtime.manifest import HostStep, NativeStep
+from hasten.runtime.native import NativeRunner
+from hasten.target import Target, cores
+
+Array = NDArray[Any]
+Runner = NativeRunner | HostRunner
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """What a session holds until it is closed, and a run until it ends."""
+
+    artifact: Artifact
+    runners: Sequence[Runner]
+    whole: NativeRunner | None
+
+
+class Session:
+    """A model, ready to run. Several threads may call it at once.
+
+    Attributes:
+        inputs: What it takes.
+        outputs: What it returns.
+        threads: Threads that a run uses, the caller's included.
+        target: The instructions that its code uses, or None if no part of it is compiled.
+        report: What the compilation noted for people.
+    """
+
+    def __init__(self, artifact: Artifact, runners: list[Runner], target: Target | None, threads: int):
+        manifest = artifact.manifest
+        self.inputs = manifest.inputs
+        self.outputs = manifest.outputs
+        self.threads = threads
+        self.target = target
+        self.report = manifest.report
+        self._verified = False
+        self._names = [info.name for info in self.inputs]
+        self._expected = [(info.name, np.dtype(info.dtype)) for info in self.inputs]
+        self._output_names = [info.name for info in self.outputs]
+        self._opened: _Opened | None = _Opened(artifact, runners, self._whole(runners))
+
+    def run(self, feeds: Mapping[str, ArrayLike]) -> dict[str, Array]:
+        """Runs the model.
+
+        Args:
+            feeds: An array for each input, by name. Python numbers and lists are taken too.
+
+        Returns:
+            A new array for each output, by name.
+
+        Raises:
+            InputError: Names, element types, shapes or values do not fit the model.
+            ArtifactError: The session is closed, or the weights in its file are damaged.
+        """
+        opened = self._opened
+        if opened is None:
+            raise _closed()
+        arrays = []
+        try:
+            for name, dtype in self._expected:
+                array = feeds[name]
+                if type(array) is not np.ndarray or array.dtype is not dtype:
+                    break
+                arrays.append(array)
+        except KeyError:
+            pass
+        if not len(arrays) == len(self._names) == len(feeds):
+            check_names(self.inputs, feeds)
+            arrays = [to_array(info, feeds[info.name]) for info in self.inputs]
+        whole = opened.whole
+        results = self._run_steps(opened.runners, arrays) if whole is None else whole.run(arrays)
+        if not self._verified:
+            opened.artifact.check_weights()
+            self._verified = True
+        return dict(zip(self._output_names, results, strict=True))
+
+    def __call__(self, **feeds: ArrayLike) -> dict[str, Array]:
+        """`run`, with the inputs as keyword arguments."""
+        return self.run(feeds)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the model to a file that `hasten.open` takes.
+
+        Raises:
+            ArtifactError: The file cannot be written, or the session is closed.
+        """
+        if self._opened is None:
+            raise _closed()
+        self._opened.artifact.save(path)
+
+    def close(self) -> None:
+        """Lets go of the file, the code and all memory; runs under way finish first."""
+        if self._opened is not None:
+            self._opened.artifact.close()
+        self._opened = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        takes, makes = (", ".join(map(str, side)) for side in (self.inputs, self.outputs))
+        target = self.target.name if self.target else "host"
+        return f"<hasten.Session ({takes}) -> ({makes}); {target}, {self.threads} threads>"
+
+    def _whole(self, runners: Sequence[Runner]) -> NativeRunner | None:
+        """The runner that takes the model's inputs and makes its outputs, if there is such a one."""
+        if len(runners) != 1 or not isinstance(runners[0], NativeRunner):
+            return None
+        step = runners[0].step
+        same = step.inputs == self.inputs and list(step.outputs) == self._output_names
+        return runners[0] if same else None
+
+    def _run_steps(self, runners: Sequence[Runner], arrays: list[Array]) -> list[Array]:
+        """Runs the steps one after the other."""
+        bind_sizes(self.inputs, [array.shape for array in arrays])
+        values = dict(zip(self._names, arrays, strict=True))
+        for runner in runners:
+            if isinstance(runner, NativeRunner):
+                # The reference evaluator does not always keep to the types that the graph says.
+                taken = [values[info.name].astype(info.dtype, copy=False) for info in runner.step.inputs]
+            else:
+                taken = [values[name] for name in runner.step.inputs]
+            values.update(zip(runner.step.outputs, runner.run(taken), strict=True))
+        results = [values[info.name].astype(info.dtype, copy=False) for info in self.outputs]
+        # An output must be nobody else's memory: not an input, not a view of one.
+        return [
+            result.copy() if any(np.may_share_memory(result, array) for array in arrays) else result
+            for result in results
+        ]
+
+
+def _closed() -> ArtifactError:
+    return ArtifactError("the session is closed: open the artifact again")
+
+
+def open_session(
+    path: str | os.PathLike[str], *, threads: int | None = None, verify: Verify = "background"
+) -> Session:
+    """Opens an artifact.
+
+    Args:
+        path: The file.
+        threads: Threads that a run uses, the caller's included; None for what it was compiled for, within
+            the cores that this process may use.
+        verify: When the checksum of the weights is compared: "background" (beside the first run, which
+            does not return before the verdict), "now" or "never". All else is verified before any code is
+            loaded.
+
+    Raises:
+        ArtifactError: The file is missing, damaged, of a newer format or for other processors.
+        MissingDependencyError: It has operators that run on the host, and the package onnx is missing.
+        OptionError: An argument makes no sense.
+    """
+    if threads is not None and threads < 1:
+        raise OptionError(f"threads={threads}: give 1 or more, or None for the cores of this machine")
+    if verify not in ("background", "now", "never"):
+        raise OptionError(f'verify={verify!r}: give "background", "now" or "never"')
+    artifact = read_artifact(path, verify=verify)
+    try:
+        return _start(artifact, threads)
+    except HastenError:
+        artifact.close()
+        raise
+
+
+def _start(artifact: Artifact, threads: int | None) -> Session:
+    manifest = artifact.manifest
+    if threads is None:
+        threads = min(manifest.threads or cores(), cores())
+    target = library = pool = None
+    if any(isinstance(step, NativeStep) for step in manifest.steps):
+        target, code = choose_code(artifact)
+        library = Library(code)
+        pool = shared_pool(library) if threads > 1 else None
+    weights = np.frombuffer(artifact.weights, np.uint8)
+    runners: list[Runner] = []
+    for step in manifest.steps:
+        if isinstance(step, HostStep):
+            if step.member not in artifact.members:
+                raise ArtifactError(f"{artifact.path} has no member {step.member}: compile again")
+            runners.append(HostRunner(step, artifact.members[step.member]))
+        elif library is not None:
+            runners.append(NativeRunner(step, library, weights, pool, threads, manifest.guards))
+    return Session(artifact, runners, target, threads)
