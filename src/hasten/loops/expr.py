@@ -224,6 +224,19 @@ def select(condition: Expr, a: Expr, b: Expr) -> Expr:
     return Op(a.dtype, "select", (condition, a, b), lanes=max(condition.lanes, a.lanes, b.lanes))
 
 
+def bounded(index: Expr, limit: Expr | int) -> Expr:
+    """A data-dependent index that is checked at run time, unless it provably lies in [0, limit)."""
+    from hasten.loops.simplify import is_nonnegative
+
+    limit = as_expr(limit)
+    known, size_ = constant_int(index), constant_int(limit)
+    if known is not None and size_ is not None and -size_ <= known < size_:
+        return const(known % size_)
+    if is_nonnegative(index) and is_nonnegative(limit - index - 1):
+        return index
+    return Bounded(INDEX, index, limit)
+
+
 def reduce(op: str, variables: tuple[Var, ...], body: Expr) -> Expr:
     """A reduction of `body` over `variables`."""
     return Reduce(body.dtype, op, variables, body) if variables else body
@@ -268,7 +281,7 @@ def rebuild(e: Expr, new: tuple[Expr, ...]) -> Expr:
         case Ramp():
             return replace(e, base=new[0], stride=new[1])
         case Bounded():
-            return replace(e, index=new[0], limit=new[1])
+            return bounded(new[0], new[1])
         case _:
             return e
 

@@ -48,7 +48,7 @@ def lower_prelu(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
 
 
 def lower_gelu(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
-    """x * Phi(x), or its approximation by tanh (Hendrycks and Gimpel, 2016)."""
+    """X * Phi(x), or its approximation by tanh (Hendrycks and Gimpel, 2016)."""
     x = required(inputs, 0)
     approximate = attribute_str(node, "approximate", "none")
     if approximate not in ("none", "tanh"):

@@ -1,0 +1,361 @@
+"""Operators that only move elements: an output element is an input element at another index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import onnx_ir as ir
+
+from hasten.loops.dtypes import INDEX
+from hasten.loops.expr import Expr, binary, cast, const, constant_int, select
+from hasten.loops.simplify import divide, is_nonnegative, to_poly
+from hasten.ops.base import (
+    Declined,
+    Inputs,
+    Lowering,
+    Op,
+    Tensor,
+    attribute_int,
+    attribute_ints,
+    attribute_str,
+    clamp,
+    constant_ints,
+    linear_index,
+    normalize_axis,
+    optional,
+    product,
+    required,
+    split_index,
+    symbolic_ints,
+)
+
+_FAR = 2**31 - 1
+"""Exporters write this, or more, for "to the end" in Slice."""
+
+IndexMap = Callable[[tuple[Expr, ...]], Sequence[Expr]]
+
+
+def moved(ctx: Lowering, x: Tensor, shape: Sequence[Expr], source: IndexMap) -> list[Tensor]:
+    """One output whose element is that of x at `source(index)`."""
+    return [ctx.define(shape, lambda *i: x.at(*source(i)), x.dtype)]
+
+
+def index_values(ctx: Lowering, t: Tensor, what: str) -> list[Expr]:
+    """The integers of an input as index expressions of symbolic sizes.
+
+    Raises:
+        Declined: they depend on data.
+    """
+    return [cast(e, INDEX) for e in symbolic_ints(ctx, t, what)]
+
+
+def axes_of(ctx: Lowering, t: Tensor | None, rank: int, default: Sequence[int]) -> list[int]:
+    """The axes that an optional input lists, counted from the front."""
+    if t is None:
+        return list(default)
+    return [normalize_axis(a, rank) for a in constant_ints(ctx, t, "the list of axes")]
+
+
+def lower_identity(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """The input."""
+    x = required(inputs, 0)
+    return moved(ctx, x, x.shape, lambda i: i)
+
+
+def reshaped(ctx: Lowering, x: Tensor, shape: Sequence[Expr]) -> list[Tensor]:
+    """The elements in the same row-major order under another shape of as many elements."""
+    new = [ctx.dim(n) for n in shape]
+    ctx.require_equal(product(x.shape), product(new))
+    groups = _matching_groups(x.shape, new)
+
+    def source(index: tuple[Expr, ...]) -> list[Expr]:
+        result: list[Expr] = []
+        for old_range, new_range in groups:
+            flat = linear_index(index[new_range], new[new_range])
+            result += split_index(flat, x.shape[old_range])
+        return result
+
+    return moved(ctx, x, new, source)
+
+
+def _matching_groups(old: Sequence[Expr], new: Sequence[Expr]) -> list[tuple[slice, slice]]:
+    """Runs of dimensions of two shapes with provably the same number of elements, as short as possible.
+
+    Within a run the index is computed through a flat position; short runs keep that arithmetic simple.
+    """
+    groups: list[tuple[slice, slice]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        start = (i, j)
+        a: Expr = const(1)
+        b: Expr = const(1)
+        if i < len(old):
+            a, i = old[i], i + 1
+        if j < len(new):
+            b, j = new[j], j + 1
+        while a != b and (i < len(old) or j < len(new)):
+            if j == len(new) or (i < len(old) and not _divides(b, a)):
+                a, i = a * old[i], i + 1
+            else:
+                b, j = b * new[j], j + 1
+        groups.append((slice(start[0], i), slice(start[1], j)))
+    return groups
+
+
+def _divides(d: Expr, n: Expr) -> bool:
+    """True where n is provably a multiple of d."""
+    divisor = to_poly(d)
+    return bool(divisor) and not divide(to_poly(n), divisor)[1]
+
+
+def lower_reshape(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """Another shape: 0 copies a dimension (unless `allowzero`), -1 takes what is left."""
+    x, target = required(inputs, 0), required(inputs, 1)
+    allow_zero = attribute_int(node, "allowzero", 0) == 1
+    shape: list[Expr] = []
+    unknown: int | None = None
+    for d, n in enumerate(index_values(ctx, target, "the new shape")):
+        value = constant_int(n)
+        if value == 0 and not allow_zero:
+            if d >= x.rank:
+                raise Declined(f"entry {d} of the new shape copies a dimension that the input lacks")
+            shape.append(x.shape[d])
+        elif value == -1:
+            if unknown is not None:
+                raise Declined("the new shape has more than one -1")
+            unknown = d
+            shape.append(const(1))
+        else:
+            shape.append(ctx.dim(n))
+    if unknown is not None:
+        known = product(shape)
+        shape[unknown] = const(0) if constant_int(known) == 0 else product(x.shape) // known
+    return reshaped(ctx, x, shape)
+
+
+def lower_flatten(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """Two dimensions: those before `axis` and those from it on."""
+    x = required(inputs, 0)
+    axis = attribute_int(node, "axis", 1)
+    axis = x.rank if axis == x.rank else normalize_axis(axis, x.rank)
+    return reshaped(ctx, x, [product(x.shape[:axis]), product(x.shape[axis:])])
+
+
+def lower_transpose(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """Dimensions in another order, by default reversed."""
+    x = required(inputs, 0)
+    perm = attribute_ints(node, "perm", range(x.rank)[::-1])
+    order = [perm.index(d) for d in range(x.rank)]
+    return moved(ctx, x, [x.shape[p] for p in perm], lambda i: [i[d] for d in order])
+
+
+def lower_squeeze(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """Without the given dimensions, each of which must be 1, or all that are 1."""
+    x, listed = required(inputs, 0), optional(inputs, 1)
+    if listed is None and any(constant_int(n) is None for n in x.shape):
+        raise Declined("without axes, the input's dimensions must be constant")
+    ones = [d for d, n in enumerate(x.shape) if constant_int(n) == 1]
+    dropped = axes_of(ctx, listed, x.rank, ones)
+    for d in dropped:
+        ctx.require_equal(x.shape[d], const(1))
+    kept = [d for d in range(x.rank) if d not in dropped]
+
+    def source(index: tuple[Expr, ...]) -> list[Expr]:
+        at = dict(zip(kept, index, strict=True))
+        return [at.get(d, const(0)) for d in range(x.rank)]
+
+    return moved(ctx, x, [x.shape[d] for d in kept], source)
+
+
+def lower_unsqueeze(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """With new dimensions of 1 at the given places of the result."""
+    x = required(inputs, 0)
+    listed = constant_ints(ctx, required(inputs, 1), "the list of axes")
+    rank = x.rank + len(listed)
+    added = {normalize_axis(a, rank) for a in listed}
+    if len(added) != len(listed):
+        raise Declined(f"axes {listed} name a dimension twice")
+    dims = iter(x.shape)
+    shape = [const(1) if d in added else next(dims) for d in range(rank)]
+    return moved(ctx, x, shape, lambda i: [i[d] for d in range(rank) if d not in added])
+
+
+def lower_expand(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """Broadcast against a shape, both ways."""
+    x, target = required(inputs, 0), required(inputs, 1)
+    wanted = [ctx.dim(n) for n in index_values(ctx, target, "the new shape")]
+    shape = ctx.broadcast_shapes(x.shape, wanted)
+    return [ctx.define(shape, x.broadcast, x.dtype)]
+
+
+def lower_tile(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """Repeated along each dimension."""
+    x = required(inputs, 0)
+    repeats = index_values(ctx, required(inputs, 1), "the number of repetitions")
+    shape = [n * r for n, r in zip(x.shape, repeats, strict=True)]
+
+    def source(index: tuple[Expr, ...]) -> list[Expr]:
+        once = [constant_int(r) == 1 for r in repeats]
+        return [i if o else i % n for i, n, o in zip(index, x.shape, once, strict=True)]
+
+    return moved(ctx, x, shape, source)
+
+
+def lower_concat(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """The inputs one after the other along an axis."""
+    parts = [required(inputs, n) for n in range(len(inputs))]
+    first = parts[0]
+    axis = normalize_axis(attribute_int(node, "axis", 0), first.rank)
+    for part in parts[1:]:
+        for d in range(first.rank):
+            if d != axis:
+                ctx.require_equal(first.shape[d], part.shape[d])
+    ends: list[Expr] = []
+    total: Expr = const(0)
+    for part in parts:
+        total = total + part.shape[axis]
+        ends.append(total)
+    shape = [*first.shape[:axis], total, *first.shape[axis + 1 :]]
+    filled = [(p, e) for p, e in zip(parts, ends, strict=True) if constant_int(p.shape[axis]) != 0]
+
+    def body(*index: Expr) -> Expr:
+        result: Expr | None = None
+        for part, end in reversed(filled or [(first, total)]):
+            at = index[axis] - (end - part.shape[axis])
+            element = part.at(*index[:axis], at, *index[axis + 1 :])
+            inside = binary("lt", index[axis], end)
+            result = element if result is None else select(inside, element, result)
+        assert result is not None
+        return result
+
+    return [ctx.define(shape, body, first.dtype)]
+
+
+def lower_split(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """Parts along an axis: of the given lengths, or `num_outputs` of which the last may be shorter."""
+    x, lengths = required(inputs, 0), optional(inputs, 1)
+    axis = normalize_axis(attribute_int(node, "axis", 0), x.rank)
+    n = x.shape[axis]
+    if lengths is not None:
+        parts = [ctx.dim(e) for e in index_values(ctx, lengths, "the lengths of the parts")]
+        total: Expr = const(0)
+        for part in parts:
+            total = total + part
+        ctx.require_equal(total, n)
+    else:
+        count = attribute_int(node, "num_outputs", len(node.outputs))
+        chunk = ctx.dim((n + (count - 1)) // count)
+        parts = [chunk] * (count - 1) + [ctx.dim(n - chunk * (count - 1))]
+    start: Expr = const(0)
+    results: list[Tensor] = []
+    for part in parts:
+        results += _window(ctx, x, axis, start, part)
+        start = start + part
+    return results
+
+
+def _window(ctx: Lowering, x: Tensor, axis: int, start: Expr, length: Expr) -> list[Tensor]:
+    shape = [*x.shape[:axis], length, *x.shape[axis + 1 :]]
+    return moved(ctx, x, shape, lambda i: [*i[:axis], i[axis] + start, *i[axis + 1 :]])
+
+
+def lower_slice(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """Every step-th element from start to end (exclusive) along some axes, as in Python."""
+    x = required(inputs, 0)
+    starts = index_values(ctx, required(inputs, 1), "the start of the slice")
+    ends = index_values(ctx, required(inputs, 2), "the end of the slice")
+    axes = axes_of(ctx, optional(inputs, 3), x.rank, range(len(starts)))
+    given = optional(inputs, 4)
+    steps = [1] * len(starts) if given is None else constant_ints(ctx, given, "the step of the slice")
+    shape = list(x.shape)
+    origin: dict[int, tuple[Expr, int]] = {}
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        if step == 0:
+            raise Declined("the step of the slice is 0")
+        first, length = _slice_range(x.shape[axis], start, end, step)
+        origin[axis] = (first, step)
+        shape[axis] = length
+
+    def source(index: tuple[Expr, ...]) -> list[Expr]:
+        at = list(index)
+        for axis, (first, step) in origin.items():
+            at[axis] = first + index[axis] * step
+        return at
+
+    return moved(ctx, x, shape, source)
+
+
+def _slice_range(n: Expr, start: Expr, end: Expr, step: int) -> tuple[Expr, Expr]:
+    """The first index and the number of elements of a slice of n elements."""
+    low, high = (const(0), n) if step > 0 else (const(-1), n - 1)
+    first = _slice_bound(start, n, const(0), high)
+    last = _slice_bound(end, n, low, high)
+    distance = last - first if step > 0 else first - last
+    count = (distance + (abs(step) - 1)) // abs(step)
+    return first, binary("max", count, const(0))
+
+
+def _slice_bound(e: Expr, n: Expr, low: Expr, high: Expr) -> Expr:
+    """A bound of a slice within [low, high]; a negative one counts from the end."""
+    value = constant_int(e)
+    if value is not None and abs(value) >= _FAR:
+        return high if value > 0 else low
+    if is_nonnegative(e):
+        wrapped = e
+    elif is_nonnegative(const(-1) - e):
+        wrapped = e + n
+    else:
+        wrapped = select(binary("lt", e, const(0)), e + n, e)
+    return clamp(wrapped, low, high)
+
+
+def lower_depth_to_space(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """Blocks of channels laid out as squares of pixels."""
+    x = required(inputs, 0)
+    size = attribute_int(node, "blocksize", 1)
+    batch, channels, height, width = x.shape
+    depth = ctx.dim(channels // (size * size))
+    ctx.require_equal(depth * (size * size), channels)
+    column_row_depth = attribute_str(node, "mode", "DCR") == "CRD"
+
+    def source(index: tuple[Expr, ...]) -> list[Expr]:
+        n, c, h, w = index
+        block = (h % size) * size + w % size
+        channel = c * (size * size) + block if column_row_depth else block * depth + c
+        return [n, channel, h // size, w // size]
+
+    return moved(ctx, x, [batch, depth, height * size, width * size], source)
+
+
+def lower_space_to_depth(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """Squares of pixels laid out as blocks of channels."""
+    x = required(inputs, 0)
+    size = attribute_int(node, "blocksize", 1)
+    batch, channels, height, width = x.shape
+    rows, columns = ctx.dim(height // size), ctx.dim(width // size)
+    ctx.require_equal(rows * size, height)
+    ctx.require_equal(columns * size, width)
+
+    def source(index: tuple[Expr, ...]) -> list[Expr]:
+        n, c, h, w = index
+        block = c // channels
+        return [n, c % channels, h * size + block // size, w * size + block % size]
+
+    return moved(ctx, x, [batch, channels * (size * size), rows, columns], source)
+
+
+OPS: tuple[Op, ...] = (
+    Op(name="Identity", lower=lower_identity),
+    Op(name="Reshape", lower=lower_reshape),
+    Op(name="Flatten", lower=lower_flatten),
+    Op(name="Transpose", lower=lower_transpose),
+    Op(name="Squeeze", lower=lower_squeeze),
+    Op(name="Unsqueeze", lower=lower_unsqueeze),
+    Op(name="Expand", lower=lower_expand),
+    Op(name="Tile", lower=lower_tile),
+    Op(name="Concat", lower=lower_concat),
+    Op(name="Split", lower=lower_split),
+    Op(name="Slice", lower=lower_slice),
+    Op(name="DepthToSpace", lower=lower_depth_to_space),
+    Op(name="SpaceToDepth", lower=lower_space_to_depth),
+)
