@@ -9,18 +9,14 @@ def _model(inputs: dict[str, list], outputs: dict[str, list]) -> ir.Model:
         return ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(dims))
 
     sources = [value(name, dims) for name, dims in inputs.items()]
-    nodes = [
-        ir.Node("", "Sum", sources, outputs=[value(name, dims)]) for name, dims in outputs.items()
-    ]
+    nodes = [ir.Node("", "Sum", sources, outputs=[value(name, dims)]) for name, dims in outputs.items()]
     results = [node.outputs[0] for node in nodes]
     graph = ir.Graph(sources, results, nodes=nodes, opset_imports={"": 25}, name="g")
     return ir.Model(graph, ir_version=10)
 
 
 def _shapes(values: list[ir.Value]) -> list[list[int | str | None]]:
-    return [
-        [dim if isinstance(dim, int) else dim.value for dim in value.shape or ()] for value in values
-    ]
+    return [[dim if isinstance(dim, int) else dim.value for dim in value.shape or ()] for value in values]
 
 
 def test_unknown_sizes_of_inputs_get_readable_names_of_their_own() -> None:

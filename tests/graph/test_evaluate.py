@@ -6,13 +6,12 @@ from onnx.reference import ReferenceEvaluator
 
 from hasten.errors import UnsupportedModelError
 from hasten.graph.evaluate import evaluate_node, node_model
+from hasten.graph.inference import infer_shapes
 
 
 def _model(text: str) -> ir.Model:
     return ir.from_proto(
-        onnx.parser.parse_model(
-            f'<ir_version: 10, opset_import: ["": 25, "com.microsoft": 1]> g {text}'
-        )
+        onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 25, "com.microsoft": 1]> g {text}')
     )
 
 
@@ -73,6 +72,7 @@ def test_a_part_of_a_graph_stands_alone_and_the_graph_is_left_as_it_is() -> None
         "z = If(c)<then_branch: graph = t() => (float[2,3] t1) { t1 = Sub(d, w) },"
         "else_branch: graph = e() => (float[2,3] e1) { e1 = Sub(d, a) }> y = Neg(d) }"
     )
+    infer_shapes(model)
     before = ir.to_proto(model).SerializeToString()
     _, mul, _, add, branch, _ = model.graph
     values = {value.name: value for node in model.graph for value in node.outputs}

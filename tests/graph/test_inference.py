@@ -7,9 +7,7 @@ from hasten.graph.inference import check, infer_shapes
 
 
 def _model(text: str) -> ir.Model:
-    return ir.from_proto(
-        onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 25]> g {text}')
-    )
+    return ir.from_proto(onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 25]> g {text}'))
 
 
 def _shapes(model: ir.Model) -> dict[str | None, str]:
@@ -26,9 +24,7 @@ def test_wrong_declared_shapes_give_way_and_generated_names_are_dropped() -> Non
 
 
 def test_shapes_that_only_the_exporter_knows_are_kept() -> None:
-    model = _model(
-        "(float[batch, 4] x, int64[2] s) => (float[batch, 4] y) { y = Reshape(x, s) }"
-    )
+    model = _model("(float[batch, 4] x, int64[2] s) => (float[batch, 4] y) { y = Reshape(x, s) }")
     infer_shapes(model)
     assert _shapes(model) == {"y": "[batch,4]"}
 

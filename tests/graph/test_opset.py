@@ -125,9 +125,7 @@ def test_group_normalization_with_one_scale_for_each_group() -> None:
     feeds = {"x": rng.standard_normal((2, 4, 5), np.float32)}
     feeds |= {name: rng.standard_normal(2, np.float32) for name in "sb"}
     grouped = feeds["x"].reshape(2, 2, 10)
-    normal = (grouped - grouped.mean(-1, keepdims=True)) / np.sqrt(
-        grouped.var(-1, keepdims=True) + 1e-5
-    )
+    normal = (grouped - grouped.mean(-1, keepdims=True)) / np.sqrt(grouped.var(-1, keepdims=True) + 1e-5)
     expected = normal * feeds["s"][:, None] + feeds["b"][:, None]
     converted = to_internal_opset(ir.from_proto(proto))
     (actual,) = _run(ir.to_proto(converted), **feeds)

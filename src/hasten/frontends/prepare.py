@@ -34,7 +34,7 @@ def prepare(model: ir.Model) -> ir.Model:
     """
     try:
         InlinePass()(model)
-    except (ValueError, ir.passes.PassError) as error:
+    except (ValueError, ir.passes.InvariantError, ir.passes.PassError) as error:
         raise ModelError(
             f"A function inside the model cannot be written out: {one_line(error)}. "
             "Export the model without functions."

@@ -193,6 +193,7 @@ def export_dynamic(
     for position, dims in enumerate(attempts):
         try:
             model = export(module, args, kwargs, dims=dims, names=names, limits=limits)
+            _check_symbolic(model, dims, type(module).__name__)
         except ModelError as error:
             if position == len(attempts) - 1:
                 raise
@@ -260,6 +261,19 @@ def export(
             for output in node.outputs:
                 output.metadata_props.clear()
     return model
+
+
+def _check_symbolic(model: ir.Model, dims: Mapping[str, Mapping[int, str]], module: str) -> None:
+    """Refuse an export in which the tracer quietly fixed a size that should be symbolic."""
+    for value in model.graph.inputs:
+        for axis, name in dims.get(value.name or "", {}).items():
+            size = None if value.shape is None else value.shape[axis]
+            if isinstance(size, int):
+                raise ModelError(
+                    f"PyTorch cannot export {module} with a symbolic size '{name}': its code makes "
+                    f"dimension {axis} of the input '{value.name}' always {size}. Leave it out of "
+                    "dynamic=, or change the module."
+                )
 
 
 @contextlib.contextmanager

@@ -54,7 +54,8 @@ def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
             case "value_string":
                 return ir.StringTensor([attribute.as_string().encode()], shape=ir.Shape([]))
             case "value_strings":
-                return ir.StringTensor([text.encode() for text in attribute.as_strings()])
+                texts = [text.encode() for text in attribute.as_strings()]
+                return ir.StringTensor(texts, shape=ir.Shape([len(texts)]))
     return None
 
 

@@ -50,7 +50,7 @@ def forget_unbound_dims(model: ir.Model) -> None:
     for graph in model.graphs():
         values = [*graph.inputs, *(output for node in graph for output in node.outputs)]
         for value in values:
-            if value.shape is None or value in inputs or value.shape.is_static():
+            if value.shape is None or value in inputs:
                 continue
             value.shape = ir.Shape([_bound_or_none(dim, bound) for dim in value.shape])
 
