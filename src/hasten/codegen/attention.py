@@ -1,0 +1,324 @@
+"""The attention kernel: scores, softmax and weighted sum for one tile of queries at a time.
+
+Keys are packed once for each batch entry and head into the panels that the register tile reads; values
+are read in place, as panels whose rows lie a tensor row apart. The scores of a tile of queries stay in
+the second-level cache: at no time is there a matrix of all scores. The softmax divides at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from hasten.codegen.fuse import operand_load
+from hasten.codegen.kernel import THREADS, Kernel
+from hasten.codegen.layout import Layouts, flatten
+from hasten.codegen.maps import Domain, finish_kernel, inner_loop, share
+from hasten.codegen.reductions import Names, schedule_reduction
+from hasten.codegen.stage import Stage
+from hasten.codegen.tiles import HALF_PANEL, PANEL, Tile
+from hasten.codegen.vectorize import coefficient
+from hasten.loops.dtypes import INDEX, DType
+from hasten.loops.expr import (
+    Address,
+    Expr,
+    Load,
+    Op,
+    Reduce,
+    Var,
+    binary,
+    cast,
+    const,
+    select,
+    substitute,
+    transform,
+    unary,
+)
+from hasten.loops.nest import Call, Comment, Declare, For, If, Let, Param, Stmt, Store
+from hasten.loops.program import Attention
+
+F32 = DType.F32
+SCRATCH = "scratch"
+"""Parameter: this thread's packed keys, then its scores."""
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What the pieces of one attention kernel share."""
+
+    stage: Stage
+    a: Attention
+    layouts: Layouts
+    tiles: tuple[Tile, ...]
+    buffers: dict[str, str]
+    names: Names
+
+    @property
+    def rows(self) -> int:
+        return self.tiles[0].rows
+
+    @property
+    def lanes(self) -> int:
+        return self.tiles[0].lanes
+
+
+def attention_kernel(stage: Stage, layouts: Layouts, tiles: Sequence[Tile], name: str) -> Kernel:
+    """The kernel of an attention stage, whose result is [batch, row, head, column] in memory."""
+    a = stage.body
+    assert isinstance(a, Attention)
+    parts = _Parts(stage, a, layouts, tuple(tiles), {}, Names())
+    body = _body(parts)
+    queries, keys = _extent(a.row), _extent(a.key)
+    depth, columns = _extent(a.depth), _extent(a.column)
+    heads = _extent(a.batch) * _extent(a.head)
+    work = heads * queries * keys * (depth + columns) * 2
+    kernel = finish_kernel(
+        name, body, parts.buffers, layouts, stage, work=work, writes=stage.name, dtype=stage.dtype
+    )
+    params = list(kernel.function.params)
+    at = next(i for i, p in enumerate(params) if p.name == "out") + 1
+    params.insert(at, Param(SCRATCH, F32, 1, writable=True))
+    scratch = (depth + parts.rows) * _key_pitch(a) * 4
+    function = replace(kernel.function, params=tuple(params))
+    return replace(kernel, function=function, scratch=scratch)
+
+
+def _extent(v: Var) -> Expr:
+    assert v.extent is not None
+    return v.extent
+
+
+def _key_pitch(a: Attention) -> Expr:
+    """Keys rounded up to whole panels."""
+    return (_extent(a.key) + (PANEL - 1)) // PANEL * PANEL
+
+
+def _body(p: _Parts) -> tuple[Stmt, ...]:
+    a = p.a
+    heads, queries = _extent(a.batch) * _extent(a.head), _extent(a.row)
+    task = Var(INDEX, "task", heads)
+    batch, head = Var(INDEX, a.batch.name), Var(INDEX, a.head.name)
+    many = Var(DType.BOOL, "many_heads")
+    threads = cast(THREADS, INDEX)
+    first, last = share(heads, const(1))
+    first_row, last_row = share(queries, const(p.rows))
+    begin, end = Var(INDEX, "first_row"), Var(INDEX, "last_row")
+    pitch = Var(INDEX, "pitch")
+    block = Var(INDEX, "block")
+    per_task: tuple[Stmt, ...] = (
+        Let(batch, task // _extent(a.head)),
+        Let(head, task % _extent(a.head)),
+        *_pack_keys(p, pitch),
+        For(block, begin, end, _query_tile(p, block, end, pitch), step=p.rows),
+    )
+    return (
+        Comment("threads take whole heads if there are enough, else stretches of queries"),
+        Let(many, Op(DType.BOOL, "le", (threads, heads))),
+        Let(begin, Op(INDEX, "select", (many, const(0), first_row))),
+        Let(end, Op(INDEX, "select", (many, queries, last_row))),
+        Let(pitch, _key_pitch(a)),
+        Declare("table", F32, (p.rows,), pointer=True),
+        Declare("tile", F32, (p.rows * PANEL,)),
+        Declare("total", F32, (p.rows,)),
+        For(
+            task,
+            Op(INDEX, "select", (many, first, const(0))),
+            Op(INDEX, "select", (many, last, heads)),
+            per_task,
+        ),
+    )
+
+
+def _operand(p: _Parts, e: Expr, label: str) -> Load:
+    """The load of an operand at its address, its buffer renamed to the parameter."""
+    load = flatten(e, p.layouts)
+    assert isinstance(load, Load)
+    p.buffers[label] = load.buffer
+    return replace(load, buffer=label)
+
+
+def _renamed(p: _Parts, e: Expr) -> Expr:
+    """A mask expression at addresses, its buffers renamed to parameters."""
+
+    def visit(node: Expr) -> Expr | None:
+        if not isinstance(node, Load):
+            return None
+        known = {tensor: param for param, tensor in p.buffers.items() if param.startswith("mask")}
+        label = known.get(node.buffer, f"mask{len(known)}")
+        p.buffers[label] = node.buffer
+        return Load(node.dtype, label, tuple(transform(i, visit) for i in node.index))
+
+    return transform(flatten(e, p.layouts), visit)
+
+
+def _bound(p: _Parts) -> dict[Expr, Expr]:
+    """Batch and head as the locals that hold them."""
+    return {v: Var(INDEX, v.name) for v in (p.a.batch, p.a.head)}
+
+
+def _pack_keys(p: _Parts, pitch: Var) -> tuple[Stmt, ...]:
+    """scratch[panel][depth][key in panel] = k[key][depth]; keys beyond the last are zero."""
+    a = p.a
+    panel, d, j = Var(INDEX, "panel"), Var(INDEX, "d", a.depth.extent), Var(INDEX, "j", const(PANEL))
+    key = panel * PANEL + j
+    load = substitute(_operand(p, a.k, "k"), {**_bound(p), a.key: key, a.depth: d})
+    inside = Op(DType.BOOL, "lt", (key, _extent(a.key)))
+    value = select(inside, load, const(0.0, F32))
+    at = panel * (_extent(a.depth) * PANEL) + d * PANEL + j
+    store = Store(SCRATCH, (at,), value)
+    inner = For(j, const(0), const(PANEL), (For(d, const(0), _extent(a.depth), (store,)),))
+    return (
+        Comment("keys, transposed into panels"),
+        For(panel, const(0), pitch // const(PANEL), (inner,)),
+    )
+
+
+def _query_tile(p: _Parts, block: Var, end: Var, pitch: Var) -> tuple[Stmt, ...]:
+    """Scores, softmax and result of up to `rows` queries."""
+    a = p.a
+    m, r = Var(INDEX, "m"), Var(INDEX, "r")
+    row = block + binary("min", r, m - 1)
+    q = substitute(_operand(p, a.q, "q"), {**_bound(p), a.row: row, a.depth: const(0)})
+    scores = _extent(a.depth) * pitch
+    key_panel = Var(INDEX, "panel")
+    fill = For(r, const(0), const(p.rows), (Store("table", (r,), Address(F32, "q", q.index)),))
+    panel_at = key_panel * (_extent(a.depth) * PANEL)
+    multiply = _tile_calls(p, m, _extent(a.depth), Address(F32, SCRATCH, (panel_at,)), const(PANEL))
+    copy = _store_scores(p, m, block, scores, key_panel, pitch)
+    return (
+        Let(m, binary("min", end - block, const(p.rows))),
+        fill,
+        Comment("scores"),
+        For(key_panel, const(0), pitch // const(PANEL), (*multiply, *copy)),
+        Comment("softmax, not yet divided by its sum"),
+        *_softmax(p, m, block, scores, pitch),
+        Comment("weighted sum of the values"),
+        *_weighted_sum(p, m, block, scores, pitch),
+    )
+
+
+def _tile_calls(
+    p: _Parts, m: Var, depth: Expr, panel: Address, stride: Expr, *, width: Expr | None = None
+) -> tuple[Stmt, ...]:
+    """One call for each stretch of columns of a panel."""
+    widths = sorted({t.columns for t in p.tiles})
+    wide = widths[-1]
+
+    def calls(columns: int, column: Expr) -> tuple[Stmt, ...]:
+        chosen: tuple[Stmt, ...] = ()
+        for t in p.tiles:
+            if t.columns != columns:
+                continue
+            arguments = (
+                Address(F32, "table", (const(0),)),
+                const(p.rows),
+                const(1),
+                depth,
+                Address(F32, panel.buffer, (panel.index[0] + column,)),
+                stride,
+                Address(F32, "tile", (column,)),
+            )
+            call: tuple[Stmt, ...] = (Call(t.name, arguments),)
+            fits = Op(DType.BOOL, "le", (m, const(t.rows)))
+            chosen = (If(fits, call, chosen),) if chosen else call
+        return chosen
+
+    if wide == PANEL:
+        full = calls(PANEL, const(0))
+        if width is None:
+            return full
+        narrow = calls(HALF_PANEL, const(0))
+        return (If(Op(DType.BOOL, "le", (width, const(HALF_PANEL))), narrow, full),)
+    column = Var(INDEX, "column")
+    stop: Expr = const(PANEL) if width is None else width
+    return (For(column, const(0), stop, calls(wide, column), step=wide),)
+
+
+def _store_scores(p: _Parts, m: Var, block: Var, scores: Expr, panel: Var, pitch: Var) -> tuple[Stmt, ...]:
+    """Scales and masks a tile of scores on its way to the strip of scores."""
+    a = p.a
+    r, j = Var(INDEX, "r", const(p.rows)), Var(INDEX, "j")
+    key = panel * PANEL + j
+    at = {**_bound(p), a.row: block + r, a.key: key}
+    value: Expr = Op(F32, "mul", (Load(F32, "tile", (r * PANEL + j,)), const(a.scale, F32)))
+    if a.bias is not None:
+        value = Op(F32, "add", (value, substitute(_renamed(p, a.bias), at)))
+    if a.keep is not None:
+        value = _masked(value, substitute(_renamed(p, a.keep), at))
+    where = scores + r * pitch + key
+    left = _extent(a.key) - panel * PANEL
+    width = Var(INDEX, "width")
+    loop = inner_loop(
+        Domain((j,), value, where), const(0), width, p.lanes, p.names, frozenset(), output=SCRATCH
+    )
+    return (
+        Let(width, binary("min", left, const(PANEL))),
+        For(r, const(0), m, loop),
+    )
+
+
+def _masked(value: Expr, keep: Expr) -> Expr:
+    # Both sides are evaluated in vectors: -inf where the key is masked.
+    return Op(F32, "select", (keep, value, const(float("-inf"), F32)))
+
+
+def _softmax(p: _Parts, m: Var, block: Var, scores: Expr, pitch: Var) -> tuple[Stmt, ...]:
+    """Replaces each strip of scores by exp(score - max) and keeps one over its sum."""
+    a = p.a
+    r, t = Var(INDEX, "r", const(p.rows)), Var(INDEX, "t", a.key.extent)
+    strip = scores + r * pitch
+    score = Load(F32, SCRATCH, (strip + t,))
+    peak_statements, peak = schedule_reduction(
+        Reduce(F32, "max", (t,), score), frozenset({r}), p.names, p.lanes
+    )
+    dead = Op(DType.BOOL, "eq", (peak, const(float("-inf"), F32)))
+    shift = Var(F32, "shift")
+    weight = unary("exp", Op(F32, "sub", (score, shift)))
+    j = Var(INDEX, "j", a.key.extent)
+    exponentials = inner_loop(
+        Domain((j,), substitute(weight, {t: j}), strip + j),
+        const(0), _extent(a.key), p.lanes, p.names, frozenset({r}), output=SCRATCH,
+    )  # fmt: skip
+    sum_statements, total = schedule_reduction(
+        Reduce(F32, "sum", (t,), score), frozenset({r}), p.names, p.lanes
+    )
+    one, zero = const(1.0, F32), const(0.0, F32)
+    inverse = Op(F32, "select", (dead, zero, Op(F32, "div", (one, total))))
+    body = (
+        *peak_statements,
+        Let(shift, Op(F32, "select", (dead, zero, peak))),
+        *exponentials,
+        *sum_statements,
+        Store("total", (r,), inverse),
+    )
+    return (For(r, const(0), m, body),)
+
+
+def _weighted_sum(p: _Parts, m: Var, block: Var, scores: Expr, pitch: Var) -> tuple[Stmt, ...]:
+    """out = (weights times values) / sum, a panel of value columns at a time."""
+    a = p.a
+    r, panel, j = Var(INDEX, "r", const(p.rows)), Var(INDEX, "panel"), Var(INDEX, "j")
+    load = _operand(p, a.v, "v")
+    along = operand_load(load, a.column)
+    assert along is not None
+    step = coefficient(load.index[0], a.key)
+    assert step is not None
+    values = {**_bound(p), a.key: const(0), a.column: panel * PANEL}
+    start = substitute(load.index[0], values)
+    stride = substitute(step, values)
+    strip = scores + binary("min", r, m - 1) * pitch
+    fill = For(r, const(0), const(p.rows), (Store("table", (r,), Address(F32, SCRATCH, (strip,))),))
+    width = Var(INDEX, "width")
+    multiply = _tile_calls(p, m, _extent(a.key), Address(F32, "v", (start,)), stride, width=width)
+    tile = Load(F32, "tile", (r * PANEL + j,))
+    value = Op(F32, "mul", (tile, Load(F32, "total", (r,))))
+    at = {**_bound(p), a.row: block + r, a.column: panel * PANEL + j}
+    address = substitute(p.layouts[p.stage.name].address(p.stage.vars), at)
+    write = inner_loop(Domain((j,), value, address), const(0), width, p.lanes, p.names, frozenset({r}))
+    panels = (_extent(a.column) + (PANEL - 1)) // PANEL
+    body = (
+        Let(width, binary("min", _extent(a.column) - panel * PANEL, const(PANEL))),
+        *multiply,
+        For(r, const(0), m, write),
+    )
+    return (fill, For(panel, const(0), panels, body))

@@ -1,0 +1,239 @@
+"""Small C functions that generated code calls, for each element type and vector width it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hasten.loops.dtypes import DType
+
+Key = tuple[str, DType, int]
+
+_BIT_PARTNER = {DType.F32: DType.I32, DType.I32: DType.F32, DType.F64: DType.I64, DType.I64: DType.F64}
+_MASK = {1: DType.I8, 2: DType.I16, 4: DType.I32, 8: DType.I64}
+
+UNROLL = """
+#if defined(__clang__)
+#define HASTEN_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define HASTEN_UNROLL _Pragma("GCC unroll 64")
+#endif
+"""
+
+
+def vector_type(dtype: DType, lanes: int) -> str:
+    """Name of the C type of a vector; a vector of booleans is one of int32, 0 or -1 each."""
+    return f"{DType.I32 if dtype is DType.BOOL else dtype}x{lanes}"
+
+
+def scalar_or_vector(dtype: DType, lanes: int) -> str:
+    """Name of the C type of a value with any number of lanes."""
+    return dtype.c_name if lanes == 1 else vector_type(dtype, lanes)
+
+
+def helper_name(op: str, dtype: DType, lanes: int) -> str:
+    """Name of a helper; memory accesses of booleans differ from those of the int32 that hold them."""
+    if dtype is DType.BOOL and lanes > 1 and op in ("load", "store", "gather", "strided"):
+        return f"{op}_boolx{lanes}"
+    return f"{op}_{scalar_or_vector(dtype, lanes)}"
+
+
+def helper_source(keys: Iterable[Key]) -> str:
+    """Definitions of the helpers that were asked for, types first."""
+    wanted = dict.fromkeys(keys)
+    for op, dtype, lanes in list(wanted):
+        for extra in _types_of(op, dtype, lanes):
+            wanted[("type", extra, lanes)] = None
+    types = sorted({(dt, n) for op, dt, n in wanted if op == "type" and n > 1})
+    lines = [UNROLL]
+    done: set[str] = set()
+    for dtype, lanes in types:
+        name = vector_type(dtype, lanes)
+        element = DType.I32 if dtype is DType.BOOL else dtype
+        if name not in done:
+            done.add(name)
+            width = element.bytes * lanes
+            lines.append(f"typedef {element.c_name} {name} __attribute__((vector_size({width})));")
+    seen: set[str] = set()
+    for op, dtype, lanes in wanted:
+        if op == "type":
+            continue
+        text = _function(op, dtype, lanes)
+        if text not in seen:
+            seen.add(text)
+            lines.append(text)
+    return "\n".join(lines) + "\n"
+
+
+def _types_of(op: str, dtype: DType, lanes: int) -> list[DType]:
+    """Vector types that a helper mentions."""
+    if lanes == 1 and op not in ("total_sum", "total_max", "total_min", "total_prod"):
+        return []
+    types = [dtype, _MASK[dtype.bytes], DType.I32]
+    if op == "bitcast":
+        types.append(_BIT_PARTNER[dtype])
+    if op in ("gather", "strided", "ramp"):
+        types.append(DType.I64)
+    if dtype is DType.BOOL:
+        types.append(DType.U8)
+    return types
+
+
+def _function(op: str, dtype: DType, lanes: int) -> str:
+    t = scalar_or_vector(dtype, lanes)
+    c = dtype.c_name
+    name = helper_name(op, dtype, lanes)
+    head = "static inline "
+    if op == "load":
+        if dtype is DType.BOOL:
+            return (
+                f"{head}{t} {name}(const uint8_t *p) {{ u8x{lanes} v; memcpy(&v, p, sizeof v); "
+                f"return __builtin_convertvector(v, {t}) != 0; }}"
+            )
+        return f"{head}{t} {name}(const {c} *p) {{ {t} v; memcpy(&v, p, sizeof v); return v; }}"
+    if op == "store":
+        if dtype is DType.BOOL:
+            return (
+                f"{head}void {name}(uint8_t *p, {t} v) {{ u8x{lanes} b = "
+                f"__builtin_convertvector(v & 1, u8x{lanes}); memcpy(p, &b, sizeof b); }}"
+            )
+        return f"{head}void {name}({c} *p, {t} v) {{ memcpy(p, &v, sizeof v); }}"
+    if op == "splat":
+        # x - 0 is x for every x, the negative zero and NaN included.
+        return f"{head}{t} {name}({c} x) {{ return x - ({t}){{0}}; }}"
+    if op in ("gather", "strided", "ramp"):
+        return _lanewise_access(op, name, dtype, t, lanes)
+    if op == "select" and lanes > 1:
+        mask = vector_type(_MASK[dtype.bytes], lanes)
+        wide = "m" if dtype.bytes == 4 else f"__builtin_convertvector(m, {mask})"
+        return (
+            f"{head}{t} {name}(i32x{lanes} m, {t} a, {t} b) {{ const {mask} w = {wide}; "
+            f"return ({t})((w & ({mask})a) | (~w & ({mask})b)); }}"
+        )
+    if op in ("max", "min"):
+        return _extremum(op, name, dtype, t, lanes)
+    if op.startswith("total_"):
+        return _total(op.removeprefix("total_"), dtype, lanes)
+    if op == "bitcast":
+        to = scalar_or_vector(_BIT_PARTNER[dtype], lanes)
+        return f"{head}{to} {name}({t} x) {{ {to} y; memcpy(&y, &x, sizeof y); return y; }}"
+    if op == "bounded":
+        return (
+            f"{head}int64_t {name}(int64_t index, int64_t limit, hasten_fault *fault, int32_t kernel) {{\n"
+            "    const int64_t wrapped = index < 0 ? index + limit : index;\n"
+            "    if (wrapped >= 0 && wrapped < limit) return wrapped;\n"
+            "    hasten_report(fault, HASTEN_FAULT_INDEX, kernel, index, limit);\n"
+            "    return 0;\n}"
+        )
+    if lanes == 1:
+        return f"{head}{_scalar_function(op, name, dtype)}"
+    return _mapped(op, name, dtype, t, lanes)
+
+
+def _lanewise_access(op: str, name: str, dtype: DType, t: str, lanes: int) -> str:
+    loop = f"for (int l = 0; l < {lanes}; ++l)"
+    fix = " != 0 ? -1 : 0" if dtype is DType.BOOL else ""
+    if op == "gather":
+        return (
+            f"static inline {t} {name}(const {dtype.c_name} *p, i64x{lanes} index) "
+            f"{{ {t} v; {loop} v[l] = p[index[l]]{fix}; return v; }}"
+        )
+    if op == "strided":
+        return (
+            f"static inline {t} {name}(const {dtype.c_name} *p, int64_t stride) "
+            f"{{ {t} v; {loop} v[l] = p[l * stride]{fix}; return v; }}"
+        )
+    return (
+        f"static inline {t} {name}(int64_t base, int64_t stride) "
+        f"{{ {t} v; {loop} v[l] = base + l * stride; return v; }}"
+    )
+
+
+def _extremum(op: str, name: str, dtype: DType, t: str, lanes: int) -> str:
+    sign = "<" if op == "max" else ">"
+    # A comparison with NaN is false: `b != b` lets a NaN in b through, and one in a stays anyway.
+    nan = " | (b != b)" if dtype.is_float else ""
+    if lanes == 1:
+        both = " || b != b" if dtype.is_float else ""
+        return f"static inline {t} {name}({t} a, {t} b) {{ return a {sign} b{both} ? b : a; }}"
+    mask = vector_type(_MASK[dtype.bytes], lanes)
+    return (
+        f"static inline {t} {name}({t} a, {t} b) {{ const {mask} w = ({mask})((a {sign} b){nan}); "
+        f"return ({t})((w & ({mask})b) | (~w & ({mask})a)); }}"
+    )
+
+
+def _total(op: str, dtype: DType, lanes: int) -> str:
+    """Reduction of a vector to a scalar by halves, the same order on every target."""
+    t, c = vector_type(dtype, lanes), dtype.c_name
+    combine = {
+        "sum": "v[l] + v[l + half]",
+        "prod": "v[l] * v[l + half]",
+        "max": "v[l] < v[l + half] || v[l + half] != v[l + half] ? v[l + half] : v[l]",
+        "min": "v[l] > v[l + half] || v[l + half] != v[l + half] ? v[l + half] : v[l]",
+    }[op]
+    return (
+        f"static inline {c} total_{op}_{t}({t} vector) {{\n"
+        f"    {c} v[{lanes}];\n    memcpy(v, &vector, sizeof v);\n"
+        f"    for (int half = {lanes // 2}; half > 0; half /= 2)\n"
+        f"        for (int l = 0; l < half; ++l) v[l] = {combine};\n    return v[0];\n}}"
+    )
+
+
+def _scalar_function(op: str, name: str, dtype: DType) -> str:
+    c = dtype.c_name
+    suffix = "f" if dtype is DType.F32 else ""
+    if op in ("floordiv", "mod") and not dtype.is_float:
+        zero = "if (b == 0) return 0; "
+        if op == "floordiv":
+            body = f"{zero}const {c} q = a / b; return q - (a % b != 0 && (a < 0) != (b < 0));"
+        else:
+            body = f"{zero}const {c} r = a % b; return r != 0 && (r < 0) != (b < 0) ? r + b : r;"
+        return f"{c} {name}({c} a, {c} b) {{ {body} }}"
+    binary_bodies = {
+        "mod": f"const {c} r = fmod{suffix}(a, b); return r != 0 && (r < 0) != (b < 0) ? r + b : r;",
+        "fmod": f"return fmod{suffix}(a, b);" if dtype.is_float else "return b == 0 ? 0 : a % b;",
+        "pow": f"return pow{suffix}(a, b);" if dtype.is_float else f"return ({c})pow((double)a, (double)b);",
+        "atan2": f"return atan2{suffix}(a, b);",
+    }
+    if op in binary_bodies:
+        return f"{c} {name}({c} a, {c} b) {{ {binary_bodies[op]} }}"
+    negated = {
+        "neg": "return -x;",
+        "abs": f"return fabs{suffix}(x);" if dtype.is_float else "return x < 0 ? -x : x;",
+        "sign": "return x != x ? x : (x > 0) - (x < 0);",
+        "round": f"return rint{suffix}(x);",
+        "bitnot": "return ~x;",
+        "sigmoid": f"return 1 / (1 + exp{suffix}(-x));",
+    }
+    if not dtype.is_signed and op == "abs":
+        negated["abs"] = "return x;"
+    if op in ("isnan", "isinf"):
+        test = "x != x" if op == "isnan" else f"fabs{suffix}(x) == INFINITY"
+        return f"uint8_t {name}({c} x) {{ return {test}; }}"
+    body = negated.get(op, f"return {op}{suffix}(x);")
+    return f"{c} {name}({c} x) {{ {body} }}"
+
+
+def _mapped(op: str, name: str, dtype: DType, t: str, lanes: int) -> str:
+    """A vector function: directly where the language can say it, else lane by lane."""
+    mask = vector_type(_MASK[dtype.bytes], lanes)
+    if op == "neg":
+        return f"static inline {t} {name}({t} x) {{ return -x; }}"
+    if op == "bitnot":
+        return f"static inline {t} {name}({t} x) {{ return ~x; }}"
+    if op == "abs" and dtype.is_float:
+        ones = "0x7fffffff" if dtype is DType.F32 else "0x7fffffffffffffff"
+        return f"static inline {t} {name}({t} x) {{ return ({t})(({mask})x & {ones}); }}"
+    if op in ("isnan", "isinf"):
+        test = "x != x" if op == "isnan" else "(x == INFINITY) | (x == -INFINITY)"
+        convert = "({0})({1})" if dtype.bytes == 4 else "__builtin_convertvector({1}, {0})"
+        return f"static inline i32x{lanes} {name}({t} x) {{ return {convert.format(f'i32x{lanes}', test)}; }}"
+    scalar = _scalar_function(op, f"lane_{name}", dtype)
+    two = "," in scalar.split(")")[0]
+    arguments = f"({t} a, {t} b)" if two else f"({t} x)"
+    call = f"lane_{name}(a[l], b[l])" if two else f"lane_{name}(x[l])"
+    return (
+        f"static inline {scalar}\n"
+        f"static inline {t} {name}{arguments} "
+        f"{{ {t} r; for (int l = 0; l < {lanes}; ++l) r[l] = {call}; return r; }}"
+    )

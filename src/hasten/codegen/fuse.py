@@ -1,0 +1,248 @@
+"""Fusion: decides which tensors are written to memory and substitutes all others into their readers.
+
+Movement (an index change and nothing else) always disappears into its readers. Arithmetic does when it
+is evaluated once, or is so cheap that doing it again costs less than a round trip through memory. What
+follows a contraction element by element becomes its epilogue.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from hasten.codegen.stage import ACCUMULATOR, Stage
+from hasten.codegen.vectorize import coefficient
+from hasten.loops.expr import (
+    Bounded,
+    Const,
+    Expr,
+    Load,
+    Op,
+    Reduce,
+    Var,
+    constant_int,
+    free_vars,
+    substitute,
+    transform,
+    walk,
+)
+from hasten.loops.program import Contraction, Definition, Gemm, Program, map_operands, operands
+from hasten.loops.simplify import spell
+
+CHEAP = 3
+"""Largest cost, in simple operations, of an element that is computed again rather than stored."""
+
+_COSTS = {"cast": 0, "select": 1, "div": 4, "sqrt": 4, "floordiv": 1, "mod": 1, "truncdiv": 4}
+_SIMPLE = frozenset(  # noqa: SIM905 - a line of words reads better
+    "add sub mul min max neg abs lt le eq ne and or not bitand bitor bitxor bitnot shl shr".split()
+)
+
+
+def fuse(program: Program) -> list[Stage]:
+    """The stages of a program, in an order in which each reads only earlier ones."""
+    live = _live(program)
+    inlined: dict[str, Definition] = {}
+    uses = _uses(program, live)
+    kept = set(program.outputs)
+    stages: list[Stage] = []
+    for d in live:
+        if isinstance(d.body, Expr):
+            body: Expr | Contraction = _inline(d.body, inlined)
+        else:
+            body = _inline_operands(d.body, inlined, stages)
+        if d.name not in kept and isinstance(body, Expr) and _disappears(body, uses[d.name], stages):
+            inlined[d.name] = replace(d, body=body)
+        else:
+            stages.append(Stage(d.name, d.dtype, d.vars, body, None, (d.origin,)))
+    return _absorb_epilogues(_drop_unread(stages, kept), kept)
+
+
+def _live(program: Program) -> list[Definition]:
+    """Definitions that the outputs need, in order."""
+    needed = set(program.outputs)
+    result = []
+    for d in reversed(program.definitions.values()):
+        if d.name in needed:
+            result.append(d)
+            sources = [d.body] if isinstance(d.body, Expr) else list(operands(d.body).values())
+            needed |= {n.buffer for e in sources for n in walk(e) if isinstance(n, Load)}
+    return result[::-1]
+
+
+def _uses(program: Program, live: list[Definition]) -> Counter[str]:
+    """How often the elements of each tensor are read: distinct loads, those in a reduction twice."""
+    count: Counter[str] = Counter(program.outputs)
+    for d in live:
+        if isinstance(d.body, Expr):
+            _count_loads(d.body, set(d.vars), count)
+        else:
+            for e in operands(d.body).values():
+                count.update({n.buffer: 2 for n in walk(e) if isinstance(n, Load)})
+    return count
+
+
+def _count_loads(e: Expr, domain: set[Var], count: Counter[str]) -> None:
+    for node in walk(e):
+        if isinstance(node, Load):
+            variables = {v for i in node.index for v in free_vars(i)}
+            repeated = bool(variables - domain) or not variables >= {v for v in domain if _wide(v)}
+            count[node.buffer] += 2 if repeated else 1
+
+
+def _wide(v: Var) -> bool:
+    return v.extent is None or constant_int(v.extent) != 1
+
+
+def cost(e: Expr) -> int:
+    """Rough number of simple operations that an element takes; index arithmetic is free."""
+    total = 0
+    seen: set[Expr] = set()
+    stack = [e]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, Load):
+            continue
+        if isinstance(node, Op):
+            total += 1 if node.op in _SIMPLE else _COSTS.get(node.op, 10)
+            stack.extend(node.args)
+        elif isinstance(node, Reduce):
+            total += 100
+    return total
+
+
+def is_movement(e: Expr) -> bool:
+    """Whether an element is only fetched, chosen or a constant, never computed from data."""
+    if isinstance(e, (Load, Const)):
+        return True
+    if isinstance(e, Op) and e.op == "select":
+        return is_movement(e.args[1]) and is_movement(e.args[2]) and not _reads(e.args[0])
+    return not _reads(e) and not any(isinstance(n, Reduce) for n in walk(e))
+
+
+def _reads(e: Expr) -> bool:
+    return any(isinstance(n, Load) for n in walk(e))
+
+
+def _disappears(body: Expr, uses: int, stages: list[Stage]) -> bool:
+    if is_movement(body):
+        return uses <= 1 or not any(isinstance(n, Bounded) for n in walk(body))
+    if any(isinstance(n, Reduce) for n in walk(body)):
+        return False
+    if uses <= 1:
+        return True
+    contracted = {s.name for s in stages if not isinstance(s.body, Expr)}
+    if any(isinstance(n, Load) and n.buffer in contracted for n in walk(body)):
+        return False  # better its producer's epilogue than computed in each reader
+    loads = sum(isinstance(n, Load) for n in walk(body))
+    return cost(body) <= CHEAP and loads <= 2
+
+
+def _inline(e: Expr, inlined: dict[str, Definition]) -> Expr:
+    def visit(node: Expr) -> Expr | None:
+        if not isinstance(node, Load) or node.buffer not in inlined:
+            return None
+        d = inlined[node.buffer]
+        index = [_inline(i, inlined) for i in node.index]
+        return substitute(d.expr, dict(zip(d.vars, index, strict=True)))
+
+    return transform(e, visit)
+
+
+def _inline_operands(c: Contraction, inlined: dict[str, Definition], stages: list[Stage]) -> Contraction:
+    """Operands seen through movement, where the kernel can still walk them; otherwise written first."""
+    result: dict[str, Expr] = {}
+    for name, e in operands(c).items():
+        seen = _inline(e, inlined)
+        if _walkable(c, name, seen):
+            result[name] = seen
+            continue
+        result[name] = e
+        for node in walk(e):
+            if isinstance(node, Load) and node.buffer in inlined:
+                d = inlined.pop(node.buffer)
+                stages.append(Stage(d.name, d.dtype, d.vars, d.body, None, (d.origin,)))
+    return map_operands(c, result)
+
+
+def _walkable(c: Contraction, name: str, e: Expr) -> bool:
+    """Whether a microkernel can read an operand as it is (any expression does for what it packs)."""
+    if isinstance(c, Gemm):
+        if name == "b":
+            return True
+        return operand_load(e, c.depth) is not None
+    if name in ("bias", "keep"):
+        return True
+    along = {"q": c.depth, "k": c.depth, "v": c.column}[name]
+    return isinstance(e, Load) and operand_load(e, along) is not None
+
+
+def operand_load(e: Expr, along: Var) -> Load | None:
+    """The load that an operand is, bare or guarded against padding, if `along` stands in one dim alone.
+
+    Also where the flat row-major address is contiguous in `along` (a reshaped view).
+    """
+    if isinstance(e, Op) and e.op == "select":
+        condition, value, other = e.args
+        if along in free_vars(condition) or not (isinstance(other, Const) and other.value == 0):
+            return None
+        e = value
+    if not isinstance(e, Load):
+        return None
+    holders = [i for i in e.index if along in free_vars(i)]
+    if len(holders) == 1 and constant_int(coefficient(holders[0], along) or along) == 1:
+        return e
+    return e if len(holders) > 1 and all(_splits(i, along) for i in holders) else None
+
+
+def _splits(index: Expr, along: Var) -> bool:
+    """Whether an index is a quotient or remainder of `along` (part of a reshape)."""
+    return isinstance(index, Op) and index.op in ("floordiv", "mod") and index.args[0] == along
+
+
+def _drop_unread(stages: list[Stage], kept: set[str]) -> list[Stage]:
+    needed = set(kept)
+    result = []
+    for s in reversed(stages):
+        if s.name in needed:
+            result.append(s)
+            needed |= set(s.reads())
+    return result[::-1]
+
+
+def _absorb_epilogues(stages: list[Stage], kept: set[str]) -> list[Stage]:
+    """Merges each contraction with the element-wise stage that is its only reader, repeatedly."""
+    done: list[Stage] = []
+    open_stages: dict[str, Stage] = {}
+    readers: Counter[str] = Counter(name for s in stages for name in s.reads())
+    for s in stages:
+        result = s
+        for name in [n for n in s.reads() if n in open_stages]:
+            merged = _merge(open_stages[name], s)
+            if merged is not None:
+                done.remove(open_stages.pop(name))
+                result = merged
+                break
+        done.append(result)
+        if isinstance(result.body, Gemm) and result.name not in kept and readers[result.name] == 1:
+            open_stages[result.name] = result
+    return done
+
+
+def _merge(c: Stage, s: Stage) -> Stage | None:
+    """The contraction `c` with the element-wise stage `s` as (the end of) its epilogue, if it can be."""
+    if not isinstance(s.body, Expr) or len(c.vars) != len(s.vars):
+        return None
+    if any(isinstance(n, Reduce) for n in walk(s.body)):
+        return None
+    if [spell(n) for n in c.shape] != [spell(n) for n in s.shape]:
+        return None
+    loads = [n for n in walk(s.body) if isinstance(n, Load) and n.buffer == c.name]
+    if any(n.index != s.vars for n in loads):
+        return None
+    back = dict(zip(s.vars, c.vars, strict=True))
+    inner = c.epilogue if c.epilogue is not None else Load(c.dtype, ACCUMULATOR, ())
+    epilogue = substitute(s.body, {**back, loads[0]: inner})
+    return Stage(s.name, s.dtype, c.vars, c.body, epilogue, c.origins + s.origins)

@@ -1,0 +1,324 @@
+"""Kernels for matrix products and convolutions: blocking, threads and epilogue around the register tile.
+
+Threads divide batch entries if there are enough, else rows or panels of columns, whichever moves less
+memory. A thread walks its rows in blocks; for a block it makes the table of row pointers once, then
+takes one panel after the other over all tiles of the block, so that a panel stays in the first-level
+cache and the block's rows in the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hasten.codegen.kernel import THREADS, Kernel
+from hasten.codegen.layout import Layouts, flatten
+from hasten.codegen.maps import Domain, finish_kernel, inner_loop, name_buffers, share
+from hasten.codegen.reductions import Names
+from hasten.codegen.stage import ACCUMULATOR, Stage
+from hasten.codegen.tiles import HALF_PANEL, PANEL, Tile
+from hasten.loops.dtypes import INDEX, DType
+from hasten.loops.expr import (
+    Address,
+    Expr,
+    Load,
+    Op,
+    Var,
+    binary,
+    cast,
+    const,
+    constant_int,
+    select,
+    substitute,
+)
+from hasten.loops.nest import Call, Declare, For, If, Let, Stmt, Store
+from hasten.loops.program import Gemm
+
+ROW_BLOCK = 192
+"""Rows of a block: 16 tiles of 12, 32 of 6."""
+
+ZEROS = "zeros"
+"""Constant of zeros that row pointers outside the input (padding) point to."""
+
+
+@dataclass(frozen=True)
+class PackedOperand:
+    """Where the packed second operand lies.
+
+    Attributes:
+        tensor: its name.
+        batch_stride: elements from one batch entry to the next.
+        half: the last panel has `HALF_PANEL` columns where that is enough.
+    """
+
+    tensor: str
+    batch_stride: Expr
+    half: bool
+
+
+def extent(variables: Sequence[Var]) -> Expr:
+    """Product of the extents of some variables."""
+    total: Expr = const(1)
+    for v in variables:
+        assert v.extent is not None
+        total = total * v.extent
+    return total
+
+
+def split_flat(flat: Expr, variables: Sequence[Var]) -> dict[Expr, Expr]:
+    """Values of variables at a row-major position in their common range."""
+    values: dict[Expr, Expr] = {}
+    rest = flat
+    for v in reversed(variables[1:]):
+        assert v.extent is not None
+        values[v] = rest % v.extent
+        rest = rest // v.extent
+    if variables:
+        values[variables[0]] = rest
+    return values
+
+
+def pack_constant(weight: np.ndarray) -> np.ndarray:
+    """The second operand, given as [batch, column, tap, depth], in panels.
+
+    Returns:
+        A flat array: for each batch entry all panels, each `[tap * depth][columns]`, the last one with
+        `HALF_PANEL` columns where that is enough; missing columns are zero.
+    """
+    batch, columns, taps, depth = weight.shape
+    width = packed_columns(columns)
+    padded = np.zeros((batch, taps * depth, width), weight.dtype)
+    padded[:, :, :columns] = weight.reshape(batch, columns, taps * depth).transpose(0, 2, 1)
+    full = columns_in_full_panels(columns)
+    parts = [padded[:, :, :full].reshape(batch, taps * depth, -1, PANEL).transpose(0, 2, 1, 3)]
+    flat = [p.reshape(batch, -1) for p in parts] + [padded[:, :, full:].reshape(batch, -1)]
+    return np.ascontiguousarray(np.concatenate(flat, axis=1)).reshape(-1)
+
+
+def packed_columns(columns: int) -> int:
+    """Columns after padding: whole panels, or whole panels and a half one."""
+    return -(-columns // HALF_PANEL) * HALF_PANEL
+
+
+def columns_in_full_panels(columns: int) -> int:
+    """Padded columns that lie in panels of full width."""
+    return packed_columns(columns) // PANEL * PANEL
+
+
+def gemm_kernel(
+    stage: Stage, packed: PackedOperand, layouts: Layouts, tiles: Sequence[Tile], name: str
+) -> Kernel:
+    """The kernel of a contraction stage whose second operand is packed."""
+    g = stage.body
+    assert isinstance(g, Gemm)
+    builder = _Builder(stage, g, packed, layouts, tiles)
+    body = builder.body()
+    work = extent((*g.batch, *g.rows, *g.taps, g.depth)) * extent((g.column,)) * 2
+    return finish_kernel(
+        name, body, builder.buffers, layouts, stage, work=work, writes=stage.name, dtype=stage.dtype
+    )
+
+
+class _Builder:
+    """Builds one kernel; holds what its parts share."""
+
+    def __init__(
+        self, stage: Stage, g: Gemm, packed: PackedOperand, layouts: Layouts, tiles: Sequence[Tile]
+    ) -> None:
+        self.stage, self.g, self.packed, self.layouts, self.tiles = stage, g, packed, layouts, tiles
+        self.tallest = tiles[0].rows
+        self.columns_per_tile = tiles[0].columns
+        self.rows, self.columns = extent(g.rows), extent((g.column,))
+        self.taps, self.batch = extent(g.taps), extent(g.batch)
+        assert g.depth.extent is not None and constant_int(self.taps) is not None
+        self.depth = g.depth.extent
+        self.panels = (self.columns + (PANEL - 1)) // PANEL
+        self.entry, self.panel = Var(INDEX, "entry", self.batch), Var(INDEX, "panel", self.panels)
+        self.block, self.row = Var(INDEX, "block"), Var(INDEX, "row")
+        self.names = Names()
+        self.batch_values = split_flat(self.entry, g.batch)
+        raw = self.operand_pointer()
+        finish = self.epilogue_value()
+        (self.pointer, self.finish), self.buffers = _share_names(raw, finish)
+        self.buffers["b"] = packed.tensor
+
+    def body(self) -> tuple[Stmt, ...]:
+        """All statements of the kernel."""
+        shares, (entries, rows, panels) = self.partition()
+        height = Var(INDEX, "height")
+        in_block = (
+            Let(height, binary("min", rows[1] - self.block, const(ROW_BLOCK))),
+            *self.row_table(height),
+            For(self.panel, *panels, self.over_tiles(height)),
+        )
+        capacity = constant_int(self.taps) or 1
+        return (
+            *shares,
+            Declare("table", DType.F32, (capacity * self.pitch,), pointer=True),
+            Declare("tile", DType.F32, (self.tallest * PANEL,)),
+            For(self.entry, *entries, (For(self.block, *rows, in_block, step=ROW_BLOCK),)),
+        )
+
+    @property
+    def pitch(self) -> int:
+        """Entries of the row table for each tap: a block, rounded up to whole tiles."""
+        return ROW_BLOCK + self.tallest
+
+    def partition(self) -> tuple[list[Stmt], list[tuple[Expr, Expr]]]:
+        """This thread's ranges of batch entries, rows and panels."""
+        threads = cast(THREADS, INDEX)
+        by_entry: Expr = const(False, DType.BOOL)
+        if constant_int(self.batch) != 1:
+            by_entry = Op(DType.BOOL, "le", (threads, self.batch))
+        many_panels = Op(DType.BOOL, "le", (threads, self.panels))
+        tall = Op(DType.BOOL, "lt", (self.columns, self.rows))
+        split_rows = Var(DType.BOOL, "split_rows")
+        split_entries = Var(DType.BOOL, "split_entries")
+        by_rows = Op(DType.BOOL, "or", (tall, Op(DType.BOOL, "not", (many_panels,))))
+        statements: list[Stmt] = [
+            Let(split_entries, by_entry),
+            Let(split_rows, Op(DType.BOOL, "and", (Op(DType.BOOL, "not", (split_entries,)), by_rows))),
+        ]
+        split_panels = Op(
+            DType.BOOL,
+            "and",
+            (Op(DType.BOOL, "not", (split_entries,)), Op(DType.BOOL, "not", (split_rows,))),
+        )
+        ranges: list[tuple[Expr, Expr]] = []
+        for label, total, grain, mine in (
+            ("entry", self.batch, 1, split_entries),
+            ("row", self.rows, self.tallest, split_rows),
+            ("panel", self.panels, 1, split_panels),
+        ):
+            first, last = share(total, const(grain))
+            begin, end = Var(INDEX, f"first_{label}"), Var(INDEX, f"last_{label}")
+            if label == "entry" and constant_int(self.batch) == 1:
+                ranges.append((const(0), const(1)))
+                continue
+            statements.append(Let(begin, Op(INDEX, "select", (mine, first, const(0)))))
+            statements.append(Let(end, Op(INDEX, "select", (mine, last, total))))
+            ranges.append((begin, end))
+        return statements, ranges
+
+    def operand_pointer(self) -> tuple[Expr | None, Load]:
+        """Condition (None: always) and load of the first operand at depth 0, in terms of `entry`, `row`."""
+        values = {**self.batch_values, **split_flat(self.row, self.g.rows), self.g.depth: const(0)}
+        e = substitute(flatten(self.g.a, self.layouts), values)
+        if isinstance(e, Op) and e.op == "select":
+            condition, value = e.args[0], e.args[1]
+            assert isinstance(value, Load)
+            return condition, value
+        assert isinstance(e, Load)
+        return None, e
+
+    def row_table(self, height: Var) -> tuple[Stmt, ...]:
+        """Fills the table of row pointers of a block; beyond the last row it repeats that row."""
+        r = Var(INDEX, "r")
+        condition, load = self.pointer
+        here: Expr = Address(DType.F32, load.buffer, load.index)
+        if condition is not None:
+            here = Op(DType.F32, "select", (condition, here, Address(DType.F32, ZEROS, (const(0),))))
+        tap_index: Expr = const(0)
+        for v in self.g.taps:
+            assert v.extent is not None
+            tap_index = tap_index * v.extent + v
+        fill: tuple[Stmt, ...] = (Store("table", (tap_index * self.pitch + r,), here),)
+        for v in reversed(self.g.taps):
+            assert v.extent is not None
+            fill = (For(v, const(0), v.extent, fill),)
+        tall = self.tallest
+        rounded = (height + (tall - 1)) // const(tall) * tall
+        at = Let(self.row, self.block + binary("min", r, height - 1))
+        return (For(r, const(0), rounded, (at, *fill)),)
+
+    def over_tiles(self, height: Var) -> tuple[Stmt, ...]:
+        """All tiles of a block over one panel."""
+        r0, m = Var(INDEX, "r0"), Var(INDEX, "m")
+        width, stride, packed = Var(INDEX, "width"), Var(INDEX, "stride"), Var(INDEX, "packed")
+        left = self.columns - self.panel * PANEL
+        narrow = Op(DType.BOOL, "le", (left, const(HALF_PANEL)))
+        offset = self.entry * self.packed.batch_stride + self.panel * (self.taps * self.depth * PANEL)
+        lets: tuple[Stmt, ...] = (
+            Let(width, binary("min", left, const(PANEL))),
+            Let(
+                stride, select(narrow, const(HALF_PANEL), const(PANEL)) if self.packed.half else const(PANEL)
+            ),
+            Let(packed, offset),
+        )
+        tile = (
+            Let(m, binary("min", height - r0, const(self.tallest))),
+            *self.multiply(r0, m, width, stride, packed),
+            *self.write(r0, m, width),
+        )
+        return (*lets, For(r0, const(0), height, tile, step=self.tallest))
+
+    def multiply(self, r0: Var, m: Var, width: Var, stride: Var, packed: Var) -> tuple[Stmt, ...]:
+        """Calls the tiles that cover m rows and the panel's columns."""
+        by_width: dict[int, list[Tile]] = {}
+        for t in self.tiles:
+            by_width.setdefault(t.columns, []).append(t)
+        wide = self.columns_per_tile
+        if len(by_width) > 1:
+            narrow = self.by_height(by_width[HALF_PANEL], r0, m, const(0), stride, packed)
+            full = self.by_height(by_width[wide], r0, m, const(0), stride, packed)
+            return (If(Op(DType.BOOL, "le", (width, const(HALF_PANEL))), narrow, full),)
+        column = Var(INDEX, "column")
+        each = self.by_height(by_width[wide], r0, m, column, stride, packed)
+        return (For(column, const(0), width, each, step=wide),)
+
+    def by_height(
+        self, tiles: Sequence[Tile], r0: Var, m: Var, column: Expr, stride: Var, packed: Var
+    ) -> tuple[Stmt, ...]:
+        """The lowest tile that covers m rows."""
+        chosen: tuple[Stmt, ...] = ()
+        for t in tiles:  # tallest first, so that the lowest is asked first
+            arguments = (
+                Address(DType.F32, "table", (r0,)),
+                const(self.pitch),
+                self.taps,
+                self.depth,
+                Address(DType.F32, "b", (packed + column,)),
+                stride,
+                Address(DType.F32, "tile", (column,)),
+            )
+            call: tuple[Stmt, ...] = (Call(t.name, arguments),)
+            fits = Op(DType.BOOL, "le", (m, const(t.rows)))
+            chosen = (If(fits, call, chosen),) if chosen else call
+        return chosen
+
+    def epilogue_value(self) -> Expr:
+        """The finished element, in terms of `entry`, `row`, the panel's column and the accumulator."""
+        value = self.stage.epilogue
+        if value is None:
+            value = Load(self.stage.dtype, ACCUMULATOR, ())
+        return flatten(value, self.layouts)
+
+    def write(self, r0: Var, m: Var, width: Var) -> tuple[Stmt, ...]:
+        """Applies the epilogue to a finished tile and writes it."""
+        r, j, row = Var(INDEX, "r", const(self.tallest)), Var(INDEX, "j"), Var(INDEX, "row")
+        column = self.panel * PANEL + j
+        values = {**self.batch_values, **split_flat(row, self.g.rows), self.g.column: column}
+        tile = Load(DType.F32, "tile", (r * PANEL + j,))
+        value = substitute(self.finish, {Load(DType.F32, ACCUMULATOR, ()): tile})
+        value = substitute(value, values)
+        address = substitute(self.layouts[self.stage.name].address(self.stage.vars), values)
+        lanes = self.tiles[0].lanes
+        d = Domain((j,), value, address)
+        full = inner_loop(d, const(0), const(PANEL), lanes, self.names, frozenset())
+        part = inner_loop(d, const(0), width, lanes, self.names, frozenset())
+        inner: tuple[Stmt, ...] = (If(Op(DType.BOOL, "eq", (width, const(PANEL))), full, part),)
+        return (For(r, const(0), m, (Let(row, self.block + r0 + r), *inner)),)
+
+
+def _share_names(
+    pointer: tuple[Expr | None, Load], finish: Expr
+) -> tuple[tuple[tuple[Expr | None, Load], Expr], dict[str, str]]:
+    """Renames buffers in the operand and the epilogue: `a`, and x0, x1, ... for what the epilogue reads."""
+    condition, load = pointer
+    finish, names = name_buffers(finish)
+    buffers = {"a": load.buffer, **names}
+    if condition is not None:
+        buffers[ZEROS] = ZEROS
+    return ((condition, Load(load.dtype, "a", load.index)), finish), buffers

@@ -1,0 +1,47 @@
+"""Kernels: a function of the loop IR together with the tensors and sizes it is called with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hasten.loops.dtypes import DType
+from hasten.loops.expr import Expr, Var
+from hasten.loops.nest import Function, Param
+
+THREAD = Var(DType.I32, "thread")
+THREADS = Var(DType.I32, "threads")
+FAULT_PARAM = Param("fault", DType.U8, 1, writable=True)
+"""Where a kernel reports a fault; a pointer to `hasten_fault` in C."""
+
+TAIL_PARAMS = (
+    FAULT_PARAM,
+    Param("kernel", DType.I32),
+    Param("thread", DType.I32),
+    Param("threads", DType.I32),
+)
+"""Every kernel's last parameters: its index for fault reports, the thread and their number."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One step of a compiled part.
+
+    Attributes:
+        function: the code.
+        helpers: functions that it calls, callees first.
+        buffers: for each buffer parameter, the tensor that it gets.
+        sizes: for each size parameter, its value at the call.
+        work: number of elementary operations, to decide how many threads it deserves.
+        writes: the tensor that it computes.
+        scratch: bytes of arena that each thread needs for itself, 0 for none.
+        title: what a person reads in a profile.
+    """
+
+    function: Function
+    helpers: tuple[Function, ...]
+    buffers: tuple[tuple[str, str], ...]
+    sizes: tuple[tuple[str, Expr], ...]
+    work: Expr
+    writes: str
+    scratch: Expr
+    title: str

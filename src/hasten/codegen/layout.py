@@ -1,0 +1,218 @@
+"""Memory layouts: the order in which a tensor's dimensions lie in memory, and addresses.
+
+A tensor keeps its logical dimensions; only its strides change. So convolutions get their channels
+innermost (NHWC) without a transpose in the graph: the reader asks, the writer writes in that order,
+and element-wise stages in between take over the order of what they read. Where a writer cannot (an
+input, a result, two readers that disagree) a copying stage stands in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from hasten.codegen.fuse import operand_load
+from hasten.codegen.stage import ACCUMULATOR, Stage
+from hasten.codegen.vectorize import coefficient
+from hasten.loops.dtypes import INDEX, DType
+from hasten.loops.expr import Expr, Load, Var, const, constant_int, free_vars, substitute, transform, walk
+from hasten.loops.program import Attention, Gemm, TensorInfo, map_operands
+
+Order = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the elements of a tensor lie.
+
+    Attributes:
+        name: the tensor.
+        dtype: element type.
+        shape: logical extents.
+        order: logical dimensions from the outermost in memory to the innermost.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[Expr, ...]
+    order: Order
+
+    def address(self, index: Sequence[Expr]) -> Expr:
+        """Offset, in elements, of the element at a logical index."""
+        flat: Expr = const(0)
+        for d in self.order:
+            flat = flat * self.shape[d] + index[d]
+        return flat
+
+    @property
+    def elements(self) -> Expr:
+        """Number of elements."""
+        total: Expr = const(1)
+        for n in self.shape:
+            total = total * n
+        return total
+
+
+Layouts = Mapping[str, Layout]
+
+
+def row_major(info: TensorInfo) -> Layout:
+    """The layout of inputs, results and constants."""
+    return Layout(info.name, info.dtype, info.shape, tuple(range(len(info.shape))))
+
+
+def flatten(e: Expr, layouts: Layouts) -> Expr:
+    """The expression with every load at its address in memory."""
+
+    def visit(node: Expr) -> Expr | None:
+        if not isinstance(node, Load) or node.buffer == ACCUMULATOR:
+            return None
+        index = [flatten(i, layouts) for i in node.index]
+        return replace(node, index=(layouts[node.buffer].address(index),))
+
+    return transform(e, visit)
+
+
+def assign_layouts(
+    stages: list[Stage], fixed: Mapping[str, TensorInfo], results: Sequence[str]
+) -> tuple[list[Stage], dict[str, Layout]]:
+    """Chooses the order of every tensor and adds copies where a reader's wish cannot be met.
+
+    Args:
+        stages: all stages in order.
+        fixed: inputs and constants, which are row-major.
+        results: names of stages whose memory is the caller's, also row-major.
+
+    Returns:
+        The stages, with copies, and the layout of every tensor.
+    """
+    layouts = {name: row_major(info) for name, info in fixed.items()}
+    wishes = _wishes(stages)
+    done: list[Stage] = []
+    for stage in stages:
+        s = _with_copies(stage, layouts, done)
+        identity = tuple(range(len(s.vars)))
+        own = _written_order(s)
+        if s.name in results:
+            if own is not None and own != identity:
+                s = _split_result(s, own, layouts, done)
+            order = identity
+        else:
+            order = own or wishes.get(s.name) or _inherited(s, layouts)
+        layouts[s.name] = Layout(s.name, s.dtype, s.shape, order)
+        done.append(s)
+    return done, layouts
+
+
+def _written_order(s: Stage) -> Order | None:
+    """The only order in which a contraction can write: its column (or head and column) innermost."""
+    identity = tuple(range(len(s.vars)))
+    if isinstance(s.body, Gemm):
+        return _last(s.vars.index(s.body.column), len(s.vars))
+    return identity if isinstance(s.body, Attention) else None
+
+
+def _last(d: int, rank: int) -> Order:
+    return (*(i for i in range(rank) if i != d), d)
+
+
+def _split_result(s: Stage, own: Order, layouts: dict[str, Layout], done: list[Stage]) -> Stage:
+    """A contraction whose result must be row-major writes its own order first; returns the copy."""
+    inner = replace(s, name=f"{s.name}_inner")
+    layouts[inner.name] = Layout(inner.name, s.dtype, s.shape, own)
+    done.append(inner)
+    body = Load(s.dtype, inner.name, tuple(s.vars))
+    return Stage(s.name, s.dtype, s.vars, body, None, ("result in row-major order",))
+
+
+def _inherited(s: Stage, layouts: Layouts) -> Order:
+    """The order of the first tensor of the same rank that the stage reads and that is not row-major."""
+    identity = tuple(range(len(s.vars)))
+    for e in s.expressions():
+        for node in walk(e):
+            if isinstance(node, Load) and node.buffer in layouts:
+                order = layouts[node.buffer].order
+                if len(order) == len(identity) and order != identity:
+                    return order
+    return identity
+
+
+def _needs(s: Stage) -> dict[str, tuple[Expr, Var]]:
+    """Operands that must be contiguous along a variable: attribute name -> (expression, variable)."""
+    c = s.body
+    if isinstance(c, Gemm):
+        return {"a": (c.a, c.depth)}
+    if isinstance(c, Attention):
+        return {"q": (c.q, c.depth), "v": (c.v, c.column)}
+    return {}
+
+
+def _wishes(stages: list[Stage]) -> dict[str, Order]:
+    """The order that the first reader with needs asks of each tensor."""
+    wishes: dict[str, Order] = {}
+    for s in stages:
+        for e, along in _needs(s).values():
+            load = operand_load(e, along)
+            if load is None:
+                continue
+            holders = [d for d, i in enumerate(load.index) if along in free_vars(i)]
+            if len(holders) == 1:
+                wishes.setdefault(load.buffer, _last(holders[0], len(load.index)))
+    return wishes
+
+
+def contiguous(e: Expr, along: Var, layouts: Layouts) -> bool:
+    """Whether an operand's address advances by one element with `along`."""
+    load = operand_load(e, along)
+    if load is None:
+        return False
+    step = coefficient(layouts[load.buffer].address(load.index), along)
+    return step is not None and constant_int(step) == 1
+
+
+def _with_copies(s: Stage, layouts: dict[str, Layout], done: list[Stage]) -> Stage:
+    """The stage with operands that it cannot walk read from copies in an order that it can."""
+    if isinstance(s.body, Expr):
+        return s
+    changed: dict[str, Expr] = {}
+    for name, (e, along) in _needs(s).items():
+        if contiguous(e, along, layouts):
+            continue
+        load = operand_load(e, along)
+        if load is None:
+            changed[name] = _operand_copy(s, name, e, along, layouts, done)
+            continue
+        source = layouts[load.buffer]
+        holders = [d for d, i in enumerate(load.index) if along in free_vars(i)]
+        order = _last(holders[0], len(load.index)) if len(holders) == 1 else row_order(source)
+        copy = _copy(source, order, layouts, done)
+        changed[name] = substitute(e, {load: replace(load, buffer=copy)})
+    return replace(s, body=map_operands(s.body, changed)) if changed else s
+
+
+def row_order(layout: Layout) -> Order:
+    """The row-major order of a tensor's dimensions."""
+    return tuple(range(len(layout.shape)))
+
+
+def _copy(source: Layout, order: Order, layouts: dict[str, Layout], done: list[Stage]) -> str:
+    """Name of a copy of a tensor in another order, made once."""
+    name = f"{source.name}_order{''.join(map(str, order))}"
+    if name not in layouts:
+        variables = tuple(Var(INDEX, f"i{d}", n) for d, n in enumerate(source.shape))
+        body = Load(source.dtype, source.name, variables)
+        done.append(Stage(name, source.dtype, variables, body, None, (f"layout of {source.name}",)))
+        layouts[name] = Layout(name, source.dtype, source.shape, order)
+    return name
+
+
+def _operand_copy(
+    s: Stage, name: str, e: Expr, along: Var, layouts: dict[str, Layout], done: list[Stage]
+) -> Expr:
+    """A general operand expression written to memory with `along` innermost; returns its load."""
+    variables = [v for v in sorted(free_vars(e), key=lambda v: v.name) if v != along] + [along]
+    label = f"{s.name}_{name}"
+    done.append(Stage(label, e.dtype, tuple(variables), e, None, s.origins))
+    shape = tuple(v.extent for v in variables if v.extent is not None)
+    layouts[label] = Layout(label, e.dtype, shape, tuple(range(len(variables))))
+    return Load(e.dtype, label, tuple(variables))

@@ -1,0 +1,129 @@
+"""From a tensor program to kernels: fusion, layouts, packing, and the choice of kernel for each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hasten.codegen.attention import attention_kernel
+from hasten.codegen.fuse import fuse
+from hasten.codegen.gemm import (
+    ZEROS,
+    PackedOperand,
+    extent,
+    gemm_kernel,
+    pack_constant,
+    packed_columns,
+)
+from hasten.codegen.kernel import Kernel
+from hasten.codegen.layout import Layout, assign_layouts, row_major
+from hasten.codegen.maps import map_kernel
+from hasten.codegen.stage import Stage
+from hasten.codegen.tiles import PANEL, Tile, tiles_for
+from hasten.loops.dtypes import INDEX
+from hasten.loops.evaluate import evaluate
+from hasten.loops.expr import Expr, Load, Var, binary, const, constant_int, select, substitute, walk
+from hasten.loops.program import Attention, Definition, Gemm, Program
+from hasten.target import Target
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """Kernels in order, and what they read and write.
+
+    Attributes:
+        kernels: one for each stage.
+        layouts: of every tensor in memory.
+        constants: arrays that kernels read, packed ones included.
+    """
+
+    kernels: tuple[Kernel, ...]
+    layouts: Mapping[str, Layout]
+    constants: Mapping[str, np.ndarray]
+
+
+def lower_program(program: Program, target: Target) -> Lowered:
+    """Chooses and builds the kernels of a program for a target."""
+    stages = fuse(program)
+    stages, constants, packed = _pack(program, stages)
+    fixed = dict(program.inputs)
+    fixed |= {name: Program(constants={name: a}).info(name) for name, a in constants.items()}
+    written, layouts = assign_layouts(stages, fixed, program.outputs)
+    depths = [constant_int(s.body.depth.extent) for s in written if isinstance(s.body, Gemm)]
+    constants[ZEROS] = np.zeros(max([d or 0 for d in depths] + [16]), np.float32)
+    layouts[ZEROS] = row_major(Program(constants=constants).info(ZEROS))
+    kernels = [_kernel(s, i, layouts, packed, target) for i, s in enumerate(written)]
+    read = {tensor for k in kernels for _, tensor in k.buffers}
+    return Lowered(tuple(kernels), layouts, {n: a for n, a in constants.items() if n in read})
+
+
+def _kernel(
+    s: Stage,
+    number: int,
+    layouts: Mapping[str, Layout],
+    packed: Mapping[str, PackedOperand],
+    target: Target,
+) -> Kernel:
+    tiles = tiles_for(target)
+    if isinstance(s.body, Gemm):
+        assert isinstance(s.body.b, Load)
+        return gemm_kernel(s, packed[s.body.b.buffer], layouts, tiles, f"product_{number}")
+    if isinstance(s.body, Attention):
+        return attention_kernel(s, layouts, tiles, f"attention_{number}")
+    return map_kernel(s, layouts, target.vector_bytes, f"map_{number}")
+
+
+def _whole(g: Gemm) -> Expr:
+    """Columns rounded up to whole panels."""
+    return (extent((g.column,)) + (PANEL - 1)) // PANEL * PANEL
+
+
+def _pack(
+    program: Program, stages: list[Stage]
+) -> tuple[list[Stage], dict[str, np.ndarray], dict[str, PackedOperand]]:
+    """Replaces each second operand by its packed form: a new constant, or a stage that packs at run time."""
+    constants = dict(program.constants)
+    packed: dict[str, PackedOperand] = {}
+    result: list[Stage] = []
+    for s in stages:
+        g = s.body
+        if not isinstance(g, Gemm):
+            result.append(s)
+            continue
+        name = f"{s.name}_packed"
+        size = extent((*g.taps, g.depth))
+        columns = constant_int(g.column.extent)
+        reads = {n.buffer for n in walk(g.b) if isinstance(n, Load)}
+        if columns is not None and reads <= program.constants.keys():
+            constants[name] = pack_constant(_weight(g, program.constants))
+            packed[name] = PackedOperand(name, size * packed_columns(columns), half=True)
+        else:
+            result.append(_packing_stage(s, name))
+            packed[name] = PackedOperand(name, size * _whole(g), half=False)
+        result.append(replace(s, body=replace(g, b=Load(s.dtype, name, ()))))
+    return result, constants, packed
+
+
+def _weight(g: Gemm, constants: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The second operand as an array [batch, column, tap, depth]."""
+    variables = (*g.batch, g.column, *g.taps, g.depth)
+    body = Definition("weight", g.b.dtype, variables, g.b)
+    program = Program(constants=dict(constants), definitions={"weight": body}, outputs=["weight"])
+    array = evaluate(program, {})["weight"]
+    counts = [constant_int(extent(v)) or 1 for v in (g.batch, (g.column,), g.taps, (g.depth,))]
+    return array.reshape(counts)
+
+
+def _packing_stage(s: Stage, name: str) -> Stage:
+    """Packs an operand that is computed: [batch, panel, tap, depth, PANEL], missing columns zero."""
+    g = s.body
+    assert isinstance(g, Gemm) and g.column.extent is not None
+    panel = Var(INDEX, "panel", _whole(g) // PANEL)
+    j = Var(INDEX, "j", const(PANEL))
+    column = panel * PANEL + j
+    inside = binary("lt", column, g.column.extent)
+    element = select(inside, substitute(g.b, {g.column: column}), const(0, s.dtype))
+    variables = (*g.batch, panel, *g.taps, g.depth, j)
+    return Stage(name, s.dtype, variables, element, None, tuple(f"packing for {o}" for o in s.origins[:1]))

@@ -1,0 +1,274 @@
+"""Kernels for element-wise stages, movement that must touch memory, reductions and normalizations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hasten.codegen.fuse import cost
+from hasten.codegen.kernel import TAIL_PARAMS, THREAD, THREADS, Kernel
+from hasten.codegen.layout import Layouts, flatten
+from hasten.codegen.reductions import Names, hoist
+from hasten.codegen.stage import Stage
+from hasten.codegen.vectorize import coefficient, vectorizable, vectorize
+from hasten.loops.dtypes import INDEX, DType
+from hasten.loops.expr import (
+    Expr,
+    Load,
+    Op,
+    Reduce,
+    Size,
+    Var,
+    cast,
+    const,
+    constant_int,
+    free_vars,
+    substitute,
+    transform,
+    walk,
+)
+from hasten.loops.nest import For, Function, If, Let, Param, Stmt, Store, expressions
+from hasten.loops.simplify import spell
+
+OUTPUT = "out"
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Loops over a tensor in memory order.
+
+    Attributes:
+        vars: the loop variables, outermost first, merged where their loops are one.
+        value: the element in terms of them, loads at addresses.
+        address: where it is written.
+    """
+
+    vars: tuple[Var, ...]
+    value: Expr
+    address: Expr
+
+
+def map_kernel(stage: Stage, layouts: Layouts, vector_bytes: int, name: str) -> Kernel:
+    """The kernel of a stage whose body is an expression."""
+    assert isinstance(stage.body, Expr)
+    domain = merge_loops(memory_domain(stage, layouts))
+    value, buffers = name_buffers(domain.value)
+    domain = Domain(domain.vars, value, domain.address)
+    lanes = vector_bytes // max(4, stage.dtype.bytes)
+    body = parallel_nest(domain, lanes, Names())
+    return finish_kernel(
+        name, body, buffers, layouts, stage, work=_work(domain), writes=stage.name, dtype=stage.dtype
+    )
+
+
+def finish_kernel(
+    name: str,
+    body: tuple[Stmt, ...],
+    buffers: Mapping[str, str],
+    layouts: Layouts,
+    stage: Stage,
+    *,
+    work: Expr,
+    writes: str,
+    dtype: DType,
+) -> Kernel:
+    """Wraps statements into a function with its parameters, in the order buffers, sizes, thread."""
+    sizes = sorted({n.name for e in expressions(body) for n in walk(e) if isinstance(n, Size)})
+    params = (
+        *(Param(p, layouts[t].dtype, 1) for p, t in buffers.items()),
+        Param(OUTPUT, dtype, 1, writable=True),
+        *(Param(s, INDEX) for s in sizes),
+        *TAIL_PARAMS,
+    )
+    title = ", ".join(dict.fromkeys(o for o in stage.origins if o)) or stage.name
+    return Kernel(
+        Function(name, params, body, title),
+        (),
+        (*buffers.items(), (OUTPUT, writes)),
+        tuple((s, Size(INDEX, s)) for s in sizes),
+        work,
+        writes,
+        const(0),
+        title,
+    )
+
+
+def memory_domain(stage: Stage, layouts: Layouts) -> Domain:
+    """Loops over all elements in the order in which they lie in memory; extents of 1 vanish."""
+    assert isinstance(stage.body, Expr)
+    layout = layouts[stage.name]
+    ones: dict[Expr, Expr] = {v: const(0) for v in stage.vars if constant_int(v.extent) == 1}
+    value = substitute(flatten(stage.body, layouts), ones)
+    address = substitute(layout.address(stage.vars), ones)
+    ordered = tuple(stage.vars[d] for d in layout.order if stage.vars[d] not in ones)
+    return Domain(ordered, value, address)
+
+
+def merge_loops(domain: Domain) -> Domain:
+    """Makes one loop of neighbours wherever every address advances as if they were one."""
+    d = domain
+    position = len(d.vars) - 1
+    while position > 0:
+        merged = _merge_pair(d, position - 1)
+        d = merged or d
+        position -= 1
+    return d
+
+
+def _merge_pair(d: Domain, at: int) -> Domain | None:
+    outer, inner = d.vars[at], d.vars[at + 1]
+    assert outer.extent is not None and inner.extent is not None
+    for address in (d.address, *(n.index[0] for n in walk(d.value) if isinstance(n, Load) and n.index)):
+        a, b = coefficient(address, outer), coefficient(address, inner)
+        if a is None or b is None or spell(a) != spell(b * inner.extent):
+            return None
+    if any(v in _outside_addresses(d.value) for v in (outer, inner)):
+        return None
+    both = Var(INDEX, f"{outer.name}{inner.name}", outer.extent * inner.extent)
+    split: dict[Expr, Expr] = {outer: both // inner.extent, inner: both % inner.extent}
+    value, address = substitute(d.value, split), substitute(d.address, split)
+    for e in (value, address):
+        if any(isinstance(n, Op) and n.op in ("floordiv", "mod") and both in free_vars(n) for n in walk(e)):
+            return None
+    return Domain((*d.vars[:at], both, *d.vars[at + 2 :]), value, address)
+
+
+def _outside_addresses(e: Expr) -> frozenset[Var]:
+    """Variables that an expression uses other than in addresses."""
+    hidden = transform(e, lambda n: Load(n.dtype, n.buffer, ()) if isinstance(n, Load) else None)
+    return free_vars(hidden)
+
+
+def name_buffers(value: Expr) -> tuple[Expr, dict[str, str]]:
+    """Renames the tensors that are read to x0, x1, ..., so that equal kernels become the same text."""
+    found: dict[str, str] = {}
+
+    def visit(node: Expr) -> Expr | None:
+        if not isinstance(node, Load) or not node.index:
+            return None
+        name = found.setdefault(node.buffer, f"x{len(found)}")
+        return Load(node.dtype, name, tuple(transform(i, visit) for i in node.index))
+
+    renamed = transform(value, visit)
+    return renamed, {param: tensor for tensor, param in found.items()}
+
+
+def parallel_nest(d: Domain, lanes: int, names: Names) -> tuple[Stmt, ...]:
+    """Loops over a domain with its work divided among the threads."""
+    if not d.vars:
+        statements_, value = hoist(d.value, frozenset(), names, lanes)
+        once = (*statements_, Store(OUTPUT, (d.address,), value))
+        return (If(Op(DType.BOOL, "eq", (THREAD, const(0, DType.I32))), once),)
+    *outer, inner = d.vars
+    assert inner.extent is not None
+    if not outer:
+        return _shared_row(d, inner, lanes, names)
+    total: Expr = const(1)
+    for v in outer:
+        assert v.extent is not None
+        total = total * v.extent
+    if constant_int(total) == 1:
+        return _shared_row(d, inner, lanes, names)
+    task = Var(INDEX, "task", total)
+    lets = _decode(task, outer)
+    row, value = hoist(d.value, frozenset(outer), names, lanes)
+    loop = inner_loop(
+        Domain((inner,), value, d.address), const(0), inner.extent, lanes, names, frozenset(outer)
+    )
+    first, last = share(total, const(1))
+    return (For(task, first, last, (*lets, *row, *loop)),)
+
+
+def _shared_row(d: Domain, inner: Var, lanes: int, names: Names) -> tuple[Stmt, ...]:
+    """A single loop, of which each thread takes a stretch of whole cache lines."""
+    assert inner.extent is not None
+    row, value = hoist(d.value, frozenset(), names, lanes)
+    first, last = share(inner.extent, const(64))
+    begin, end = Var(INDEX, "first"), Var(INDEX, "last")
+    loop = inner_loop(Domain((inner,), value, d.address), begin, end, lanes, names, frozenset())
+    return (*row, Let(begin, first), Let(end, last), *loop)
+
+
+def share(total: Expr, grain: Expr) -> tuple[Expr, Expr]:
+    """First and last (exclusive) of this thread's part of `total` items, in multiples of `grain`."""
+    grains = (total + grain - 1) // grain
+    thread, threads = cast(THREAD, INDEX), cast(THREADS, INDEX)
+
+    def bound(index: Expr) -> Expr:
+        at = Op(INDEX, "truncdiv", (grains * index, threads))
+        if constant_int(grain) == 1:
+            return at
+        return Op(INDEX, "min", (at * grain, total))
+
+    return bound(thread), bound(thread + 1)
+
+
+def _decode(task: Var, outer: list[Var]) -> list[Stmt]:
+    """The outer variables of a flat position."""
+    lets: list[Stmt] = []
+    rest: Expr = task
+    for v in reversed(outer[1:]):
+        assert v.extent is not None
+        lets.append(Let(Var(INDEX, v.name), Op(INDEX, "mod", (rest, v.extent))))
+        above = Var(INDEX, f"above_{v.name}", const(1))
+        lets.append(Let(above, Op(INDEX, "floordiv", (rest, v.extent))))
+        rest = above
+    lets.append(Let(Var(INDEX, outer[0].name), rest))
+    return lets
+
+
+def inner_loop(
+    d: Domain,
+    begin: Expr,
+    end: Expr,
+    lanes: int,
+    names: Names,
+    bound: frozenset[Var],
+    output: str = OUTPUT,
+) -> tuple[Stmt, ...]:
+    """The innermost loop: whole vectors, then single elements; scalar where vectors do not fit."""
+    (v,) = d.vars
+    extent = constant_int(v.extent)
+    contiguous = constant_int(coefficient(d.address, v) or const(0)) == 1
+    fits = extent is None or extent >= lanes
+    if lanes > 1 and contiguous and fits and _vector_friendly(d.value, v):
+        whole = Var(INDEX, names.next("whole"))
+        base = Var(INDEX, names.next(v.name + "_"), v.extent)
+        main = _element(d, v, base, lanes, names, bound, output)
+        covered = begin + Op(INDEX, "truncdiv", (end - begin, const(lanes))) * const(lanes)
+        loops: list[Stmt] = [Let(whole, covered), For(base, begin, whole, main, step=lanes)]
+        if extent is None or extent % lanes != 0 or constant_int(begin) != 0:
+            loops.append(For(v, whole, end, _element(d, v, v, 1, names, bound, output)))
+        return tuple(loops)
+    return (For(v, begin, end, _element(d, v, v, 1, names, bound, output)),)
+
+
+def _vector_friendly(value: Expr, v: Var) -> bool:
+    """Whether vectors along `v` work and do not turn contiguous reductions into gathers."""
+    return vectorizable(value, v, gathers=not any(isinstance(n, Reduce) for n in walk(value)))
+
+
+def _element(
+    d: Domain, v: Var, base: Expr, lanes: int, names: Names, bound: frozenset[Var], output: str
+) -> tuple[Stmt, ...]:
+    """Statements that compute and store `lanes` elements from `base` on."""
+    value = vectorize(d.value, v, base, lanes)
+    scope = bound | (free_vars(base) if lanes == 1 else free_vars(base) | {v})
+    # Reductions that depend on the inner variable run inside, vectors along the output.
+    row, value = hoist(value, scope, names, lanes if lanes == 1 else 1)
+    return (*row, Store(output, (substitute(d.address, {v: base}),), value))
+
+
+def _work(d: Domain) -> Expr:
+    per_element = max(1, cost(d.value) + sum(isinstance(n, Load) for n in walk(d.value)))
+    total: Expr = const(per_element)
+    for v in d.vars:
+        assert v.extent is not None
+        total = total * v.extent
+    for n in walk(d.value):
+        if isinstance(n, Reduce):
+            for v in n.vars:
+                assert v.extent is not None
+                total = total * v.extent
+            break
+    return total

@@ -1,0 +1,81 @@
+"""The memory plan: tensors share slots of one arena, whose sizes are expressions of symbolic sizes.
+
+Which tensors share is decided once, at compile time; how large the slots are, at each call. So one plan
+serves all shapes, and evaluating it takes a few multiplications.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hasten.loops.dtypes import INDEX
+from hasten.loops.expr import Expr, Op, Size, const, constant_int, substitute, walk
+
+ALIGNMENT = 64
+NOMINAL_SIZE = 64
+"""What an unknown size is taken for when tensors are matched to slots; it does not affect results."""
+
+
+@dataclass(frozen=True)
+class Lifetime:
+    """A tensor in the arena: its bytes, and the steps from its writing to its last reading."""
+
+    name: str
+    bytes: Expr
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A piece of the arena and the tensors that live there one after the other."""
+
+    bytes: Expr
+    tensors: tuple[str, ...]
+
+
+def plan_memory(lifetimes: Sequence[Lifetime]) -> tuple[Slot, ...]:
+    """Assigns tensors to slots, the largest first, each to the slot that it wastes least of."""
+    slots: list[list[Lifetime]] = []
+    for t in sorted(lifetimes, key=lambda t: (-nominal(t.bytes), t.first)):
+        fitting = [s for s in slots if all(t.last < o.first or o.last < t.first for o in s)]
+        # Sorted by size, so a slot is never too small for what comes later at nominal sizes.
+        best = min(fitting, key=lambda s: nominal(s[0].bytes), default=None)
+        if best is None:
+            slots.append([t])
+        else:
+            best.append(t)
+    return tuple(
+        Slot(_maximum([t.bytes for t in s]), tuple(t.name for t in sorted(s, key=lambda t: t.first)))
+        for s in slots
+    )
+
+
+def nominal(e: Expr) -> int:
+    """The value of an expression of sizes with every size at its nominal value."""
+    sizes: dict[Expr, Expr] = {n: const(NOMINAL_SIZE) for n in walk(e) if isinstance(n, Size)}
+    value = constant_int(substitute(e, sizes))
+    return value if value is not None else 0
+
+
+def _maximum(sizes: Sequence[Expr]) -> Expr:
+    distinct = list(dict.fromkeys(sizes))
+    result = distinct[0]
+    for e in distinct[1:]:
+        both = (result, e)
+        if all(constant_int(x) is not None for x in both):
+            result = const(max(constant_int(x) or 0 for x in both))
+        else:
+            result = Op(INDEX, "max", both)
+    return result
+
+
+def round_up(e: Expr) -> Expr:
+    """Bytes rounded up to the alignment of tensors."""
+    return (e + (ALIGNMENT - 1)) // ALIGNMENT * ALIGNMENT
+
+
+def slots_by_tensor(slots: Sequence[Slot]) -> Mapping[str, int]:
+    """The index of the slot of each tensor."""
+    return {name: i for i, s in enumerate(slots) for name in s.tensors}

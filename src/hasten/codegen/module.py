@@ -1,0 +1,358 @@
+"""The C of a whole part: its plan (sizes, guards, arena) and its run (kernels in order, barriers)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from hasten.codegen.emit_c import Expand, declaration, emit_functions, size_text
+from hasten.codegen.kernel import Kernel
+from hasten.codegen.lower_stages import Lowered
+from hasten.codegen.memory import Lifetime, Slot, plan_memory, round_up
+from hasten.codegen.tiles import tile_function, tiles_for
+from hasten.loops.expr import Expr, Size, constant_int, substitute, walk
+from hasten.loops.nest import Function
+from hasten.loops.program import Program
+from hasten.target import Target
+
+SERIAL_WORK = 16_000
+"""Operations below which a kernel runs on one thread: a barrier costs about as much."""
+
+SERIAL_RUN = 150_000
+"""Operations below which a whole run uses one thread: waking a worker costs about as much."""
+
+MOST_THREADS = 64
+"""Threads that a run uses at the most; the arena has scratch memory for so many."""
+
+KERNELS_PER_FILE = 8
+GUARD_BYTES = 256
+"""Bytes at the end of the arena: whole vectors may be read, never used, beyond a tensor's end."""
+
+
+@dataclass(frozen=True)
+class PartCode:
+    """Generated code of one part.
+
+    Attributes:
+        sources: C text by file name.
+        kernels: names of the kernels in the order of their fault numbers, with what they compute.
+        slots: the memory plan.
+    """
+
+    sources: Mapping[str, str]
+    kernels: tuple[tuple[str, str], ...]
+    slots: tuple[Slot, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a part's code is made from.
+
+    Attributes:
+        number: its index in the artifact.
+        program: the tensor program.
+        lowered: its kernels.
+        sizes: names of the symbolic sizes in the order in which calls give them.
+        offsets: offset in the weights of each constant.
+        first_guard: index of its first guard in the artifact's list.
+    """
+
+    number: int
+    program: Program
+    lowered: Lowered
+    sizes: tuple[str, ...]
+    offsets: Mapping[str, int]
+    first_guard: int
+
+
+def part_code(part: Part, target: Target, expand: Expand) -> PartCode:
+    """The C of a part for a target."""
+    kernels, functions = _share_functions(part.lowered.kernels, part.number)
+    slots = plan_memory(_lifetimes(part, kernels))
+    prefix = f"part_{part.number}"
+    sources: dict[str, str] = {}
+    for start in range(0, len(functions), KERNELS_PER_FILE):
+        group = functions[start : start + KERNELS_PER_FILE]
+        tiles = [tile_function(t) for t in tiles_for(target)]
+        prototypes = "\n".join(f"{declaration(t)};" for t in tiles)
+        text = emit_functions(group, expand, exported=[f.name for f in group], prototypes=prototypes)
+        sources[f"{prefix}_kernels_{start // KERNELS_PER_FILE}.c"] = text
+    program = _Program(part, kernels, functions, slots)
+    sources[f"{prefix}.c"] = program.text()
+    titles = tuple((k.function.name, k.title) for k in kernels)
+    return PartCode(sources, titles, slots)
+
+
+def module_sources(parts: Sequence[int], target: Target, expand: Expand) -> dict[str, str]:
+    """The files that a shared object has once: the tiles and the C interface."""
+    tiles = [tile_function(t) for t in tiles_for(target)]
+    names = [t.name for t in tiles]
+    lines = ['#include "pool.h"', ""]
+    for n in parts:
+        lines.append(f"int32_t plan_part_{n}(const int64_t *sizes, int64_t *shapes, int64_t *arena_bytes);")
+        lines.append(f"int32_t start_part_{n}(hasten_call *call);")
+    lines += [
+        "",
+        "int32_t hasten_abi_version(void) {",
+        "    return HASTEN_ABI_VERSION;",
+        "}",
+        "",
+        "int32_t hasten_plan(int32_t part, const int64_t *sizes, int64_t *shapes, int64_t *arena_bytes) {",
+        *(f"    if (part == {n}) return plan_part_{n}(sizes, shapes, arena_bytes);" for n in parts),
+        "    return -1;",
+        "}",
+        "",
+        "int32_t hasten_run(int32_t part, hasten_call *call) {",
+        *(f"    if (part == {n}) return start_part_{n}(call);" for n in parts),
+        f"    hasten_report(&call->fault, HASTEN_FAULT_PART, 0, part, {len(parts)});",
+        "    return call->fault.code;",
+        "}",
+        "",
+    ]
+    sources = {"module.c": "\n".join(lines)}
+    for i, t in enumerate(tiles):
+        sources[f"{names[i]}.c"] = emit_functions([t], expand, exported=names)
+    return sources
+
+
+def _share_functions(kernels: Sequence[Kernel], number: int) -> tuple[list[Kernel], list[Function]]:
+    """Kernels with equal code call one function, the first one's."""
+    known: dict[tuple[object, ...], Function] = {}
+    result: list[Kernel] = []
+    for k in kernels:
+        key = (k.function.params, k.function.body)
+        shared = known.get(key)
+        if shared is None:
+            name = f"part_{number}_{k.function.name}"
+            shared = known[key] = replace(k.function, name=name)
+        result.append(replace(k, function=shared))
+    return result, list(known.values())
+
+
+def _lifetimes(part: Part, kernels: Sequence[Kernel]) -> list[Lifetime]:
+    """When each tensor in the arena is written first and read last."""
+    ends: dict[str, int] = {}
+    for step, k in enumerate(kernels):
+        for _, tensor in k.buffers:
+            ends[tensor] = step
+    result = []
+    for step, k in enumerate(kernels):
+        if k.writes not in part.program.outputs:
+            layout = part.lowered.layouts[k.writes]
+            size = round_up(layout.elements * layout.dtype.bytes)
+            result.append(Lifetime(k.writes, size, step, ends[k.writes]))
+    return result
+
+
+def c_name(tensor: str) -> str:
+    """A tensor's name as a C identifier."""
+    name = re.sub(r"\W+", "_", tensor).strip("_") or "t"
+    return f"t_{name}" if name[0].isdigit() or name in _RESERVED else name
+
+
+_RESERVED = frozenset(
+    ["int", "float", "double", "char", "void", "for", "if", "else", "do", "while", "switch", "case", "long"]
+    + ["short", "const", "static", "return", "break", "continue", "default", "signed", "unsigned", "auto"]
+    + ["goto", "sizeof", "struct", "union", "enum", "typedef", "volatile", "register", "extern", "inline"]
+    + ["restrict", "call", "team", "plan", "arena", "weights", "sizes", "shapes"]
+)
+
+
+def unique_names(tensors: Sequence[str]) -> dict[str, str]:
+    """A distinct C identifier for each tensor."""
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for t in tensors:
+        name, n = c_name(t), 1
+        while name in taken:
+            n += 1
+            name = f"{c_name(t)}_{n}"
+        taken.add(name)
+        names[t] = name
+    return names
+
+
+class _Program:
+    """Prints the plan and the run of a part."""
+
+    def __init__(
+        self, part: Part, kernels: Sequence[Kernel], functions: Sequence[Function], slots: Sequence[Slot]
+    ) -> None:
+        self.part, self.kernels, self.functions, self.slots = part, kernels, functions, slots
+        self.program = part.program
+        tensors = dict.fromkeys(t for k in kernels for _, t in k.buffers)
+        self.names = unique_names(list(dict.fromkeys([*self.program.inputs, *tensors])))
+        derived = list(self.program.derived)
+        self.fields = {n: f"size_of_{c_name(n)}" for n in (*part.sizes, *derived)}
+        self.scratch = [k.scratch for k in kernels if constant_int(k.scratch) != 0]
+
+    def text(self) -> str:
+        n = self.part.number
+        body = [
+            '#include "pool.h"',
+            "",
+            *(f"{declaration(f)};" for f in self.functions),
+            "",
+            f"#define MOST_THREADS {MOST_THREADS}",
+            "",
+            "static inline int64_t max_int64_t(int64_t a, int64_t b) { return a < b ? b : a; }",
+            "static inline int64_t min_int64_t(int64_t a, int64_t b) { return a < b ? a : b; }",
+            "static inline int64_t floordiv_int64_t(int64_t a, int64_t b) {",
+            "    const int64_t q = b == 0 ? 0 : a / b;",
+            "    return b != 0 && a % b != 0 && (a < 0) != (b < 0) ? q - 1 : q;",
+            "}",
+            "static inline int64_t mod_int64_t(int64_t a, int64_t b) {",
+            "    return a - floordiv_int64_t(a, b) * b;",
+            "}",
+            "",
+            f"/* Symbolic sizes of part {n}, and where its tensors lie in the arena. */",
+            "typedef struct {",
+            *(f"    int64_t {f};" for f in self.fields.values()),
+            *(f"    int64_t slot_{i}; /* {', '.join(s.tensors)} */" for i, s in enumerate(self.slots)),
+            "    int64_t scratch, scratch_bytes, work;",
+            f"}} part_{n}_plan;",
+            "",
+            *self.plan(),
+            *self.run(),
+        ]
+        return "\n".join(body) + "\n"
+
+    def expr(self, e: Expr) -> str:
+        """Text of a size expression in terms of the plan's fields."""
+        sizes: dict[Expr, Expr] = {
+            node: Size(node.dtype, f"plan->{self.fields[node.name]}")
+            for node in walk(e)
+            if isinstance(node, Size)
+        }
+        return size_text(substitute(e, sizes))
+
+    def plan(self) -> list[str]:
+        n, part = self.part.number, self.part
+        lines = [f"static int32_t make_plan_{n}(const int64_t *sizes, part_{n}_plan *plan) {{"]
+        for i, name in enumerate(part.sizes):
+            lines.append(f"    plan->{self.fields[name]} = sizes[{i}];")
+        for name, e in self.program.derived.items():
+            lines.append(f"    plan->{self.fields[name]} = max_int64_t(0, {self.expr(e)});")
+        for i, g in enumerate(self.program.guards):
+            code = 1 + part.first_guard + i
+            lines.append(f"    if ({self.expr(g.left)} != {self.expr(g.right)}) return {code};")
+        lines.append("    int64_t end = 0;")
+        for i, slot in enumerate(self.slots):
+            lines += [f"    plan->slot_{i} = end;", f"    end += {self.expr(slot.bytes)};"]
+        lines.append("    plan->scratch = end;")
+        lines.append("    plan->scratch_bytes = 0;")
+        for e in dict.fromkeys(self.scratch):
+            lines.append(
+                f"    plan->scratch_bytes = max_int64_t(plan->scratch_bytes, {self.expr(round_up(e))});"
+            )
+        total = " + ".join(self.expr(k.work) for k in self.kernels) or "0"
+        lines += [f"    plan->work = {total};", "    return 0;", "}", ""]
+        shapes = [d for o in self.program.outputs for d in self.program.info(o).shape]
+        lines += [
+            f"int32_t plan_part_{n}(const int64_t *sizes, int64_t *shapes, int64_t *arena_bytes) {{",
+            f"    part_{n}_plan made, *plan = &made;",
+            f"    const int32_t broken = make_plan_{n}(sizes, plan);",
+            "    if (broken) return broken;",
+            *(f"    shapes[{i}] = {self.expr(d)};" for i, d in enumerate(shapes)),
+            f"    *arena_bytes = plan->scratch + plan->scratch_bytes * MOST_THREADS + {GUARD_BYTES};",
+            "    return 0;",
+            "}",
+            "",
+        ]
+        return lines
+
+    def run(self) -> list[str]:
+        n = self.part.number
+        lines = [
+            "typedef struct {",
+            "    hasten_call *call;",
+            f"    part_{n}_plan plan;",
+            f"}} part_{n}_run;",
+            "",
+            f"static void run_part_{n}(void *argument, hasten_team *team) {{",
+            f"    part_{n}_run *run = argument;",
+            "    hasten_call *call = run->call;",
+            f"    const part_{n}_plan *plan = &run->plan;",
+            "    char *arena = call->arena;",
+            "    const char *weights = call->weights;",
+            "    (void)arena, (void)weights, (void)plan;",
+            *self.pointers(),
+        ]
+        if self.scratch:
+            lines.append(
+                "    float *scratch = (float *)(arena + plan->scratch + plan->scratch_bytes * team->index);"
+            )
+        for i, k in enumerate(self.kernels):
+            lines += self.step(i, k)
+        lines += ["}", ""]
+        lines += [
+            f"int32_t start_part_{n}(hasten_call *call) {{",
+            f"    part_{n}_run run = {{.call = call}};",
+            f"    const int32_t broken = make_plan_{n}(call->sizes, &run.plan);",
+            "    if (broken) return -broken;",
+            f"    int32_t threads = run.plan.work < {SERIAL_RUN} ? 1 : call->threads;",
+            "    if (threads > MOST_THREADS) threads = MOST_THREADS;",
+            f"    hasten_pool_run(call->pool, threads, run_part_{n}, &run);",
+            "    return call->fault.code;",
+            "}",
+        ]
+        return lines
+
+    def pointers(self) -> list[str]:
+        """Declares a pointer for each tensor: input, output, constant or place in the arena."""
+        lines = []
+        outputs = self.program.outputs
+        inputs = list(self.program.inputs)
+        slots = {t: i for i, s in enumerate(self.slots) for t in s.tensors}
+        for tensor, name in self.names.items():
+            layout = self.part.lowered.layouts.get(tensor)
+            if layout is None:
+                continue
+            c = layout.dtype.c_name
+            if tensor in slots:
+                lines.append(f"    {c} *{name} = ({c} *)(arena + plan->slot_{slots[tensor]});")
+            elif tensor in self.part.offsets:
+                offset = self.part.offsets[tensor]
+                lines.append(f"    const {c} *{name} = (const {c} *)(weights + {offset});")
+            elif tensor in inputs:
+                lines.append(f"    const {c} *{name} = call->values[{inputs.index(tensor)}];")
+            else:
+                lines.append(f"    {c} *{name} = call->values[{len(inputs) + outputs.index(tensor)}];")
+        return lines
+
+    def step(self, i: int, k: Kernel) -> list[str]:
+        arguments = []
+        tensors, sizes = dict(k.buffers), dict(k.sizes)
+        for p in k.function.params[:-3]:
+            if p.name == "fault":
+                arguments.append("&call->fault")
+            elif p.name in tensors:
+                arguments.append(self.names[tensors[p.name]])
+            elif p.name in sizes:
+                arguments.append(self.expr(sizes[p.name]))
+            else:
+                arguments.append(p.name)
+        text = ", ".join(arguments)
+        name = k.function.name
+        shared = f"{name}({text}, {i}, team->index, team->count);"
+        alone = f"{name}({text}, {i}, 0, 1);"
+        lines = [f"    /* {k.title.replace('*/', '* /')} */"]
+        work = constant_int(k.work)
+        if work is not None:
+            lines.append(f"    {shared}" if work >= SERIAL_WORK else f"    if (team->index == 0) {alone}")
+        else:
+            lines += [
+                f"    if ({self.expr(k.work)} >= {SERIAL_WORK}) {{",
+                f"        {shared}",
+                "    } else if (team->index == 0) {",
+                f"        {alone}",
+                "    }",
+            ]
+        if i + 1 < len(self.kernels) and not (self.serial(k) and self.serial(self.kernels[i + 1])):
+            lines.append("    hasten_barrier(team);")
+        return lines
+
+    def serial(self, k: Kernel) -> bool:
+        work = constant_int(k.work)
+        return work is not None and work < SERIAL_WORK
