@@ -80,7 +80,7 @@ def test_a_module_with_fixed_sizes_falls_back_and_says_so(
     assert _shapes(model)["x"] == "[3,4]"
     assert "Fixed could not be exported with all sizes symbolic" in caplog.text
     assert "symbolic are: none" in model.metadata_props["hasten.notes"]
-    with pytest.raises(ModelError, match="PyTorch cannot export Fixed.* always 3"):
+    with pytest.raises(ModelError, match=r"PyTorch cannot export Fixed.* always 3"):
         load(Fixed(), example=(torch.zeros(3, 4),), dynamic={"x": {0: "batch"}})
 
 

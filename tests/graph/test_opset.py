@@ -187,5 +187,5 @@ def test_an_opset_out_of_range_is_refused(opset: int, message: str) -> None:
 
 def test_an_operator_that_cannot_be_converted_is_named() -> None:
     model = ir.from_proto(_parse(13, "float[a] x", "float[a] y", "y = Upsampel(x)"))
-    with pytest.raises(ModelError, match="operator Upsampel cannot be converted from .* 13"):
+    with pytest.raises(ModelError, match=r"operator Upsampel cannot be converted from .* 13"):
         to_internal_opset(model)
