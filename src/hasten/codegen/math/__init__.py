@@ -1,0 +1,1 @@
+"""Elementary functions as branch-free expressions, one file for each family."""
