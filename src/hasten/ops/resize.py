@@ -1,0 +1,199 @@
+"""Resize: nearest and linear interpolation.
+
+Where an output position lies in the input is a fraction of integers, and stays one: it is split into
+whole and remainder by integer arithmetic, so that ties round as the model says on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TypeVar
+
+import numpy as np
+import onnx_ir as ir
+
+from hasten.loops.dtypes import DType
+from hasten.loops.expr import Expr, binary, cast, const, constant_int, select
+from hasten.loops.simplify import divide, to_poly
+from hasten.ops.base import (
+    Declined,
+    Inputs,
+    Lowering,
+    Op,
+    Tensor,
+    attribute_int,
+    attribute_ints,
+    attribute_str,
+    clamp,
+    normalize_axis,
+    optional,
+    required,
+)
+from hasten.ops.movement import index_values, moved
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One resized axis: its input and output length and the scale num / den between them."""
+
+    old: Expr
+    new: Expr
+    num: Expr
+    den: Expr
+
+
+_Position = tuple[Expr, Expr]
+"""A position in the input as (numerator, denominator), the latter positive."""
+
+
+def _half_pixel(a: _Axis, i: Expr) -> _Position:
+    return (i * 2 + 1) * a.den - a.num, a.num * 2
+
+
+def _half_pixel_symmetric(a: _Axis, i: Expr) -> _Position:
+    numerator, denominator = _half_pixel(a, i)
+    return numerator + a.old * a.num - a.new * a.den, denominator
+
+
+def _pytorch_half_pixel(a: _Axis, i: Expr) -> _Position:
+    numerator, denominator = _half_pixel(a, i)
+    return select(binary("eq", a.new, const(1)), const(0), numerator), denominator
+
+
+def _align_corners(a: _Axis, i: Expr) -> _Position:
+    return i * (a.old - 1), binary("max", a.new - 1, const(1))
+
+
+def _asymmetric(a: _Axis, i: Expr) -> _Position:
+    return i * a.den, a.num
+
+
+_POSITIONS: tuple[tuple[str, Callable[[_Axis, Expr], _Position]], ...] = (
+    ("half_pixel", _half_pixel),
+    ("half_pixel_symmetric", _half_pixel_symmetric),
+    ("pytorch_half_pixel", _pytorch_half_pixel),
+    ("align_corners", _align_corners),
+    ("asymmetric", _asymmetric),
+)
+
+
+def _ceildiv(a: Expr, b: Expr) -> Expr:
+    return 0 - (0 - a) // b
+
+
+_ROUNDING: tuple[tuple[str, Callable[[Expr, Expr], Expr]], ...] = (
+    ("round_prefer_floor", lambda a, b: _ceildiv(a * 2 - b, b * 2)),
+    ("round_prefer_ceil", lambda a, b: (a * 2 + b) // (b * 2)),
+    ("floor", lambda a, b: a // b),
+    ("ceil", _ceildiv),
+)
+
+
+def lower_resize(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """X at another resolution, given as scales or as sizes."""
+    x = required(inputs, 0)
+    mode = attribute_str(node, "mode", "nearest")
+    if mode not in ("nearest", "linear"):
+        raise Declined(f"mode '{mode}' is not supported, only nearest and linear")
+    if attribute_int(node, "antialias", 0) == 1:
+        raise Declined("antialias is not supported")
+    if mode == "linear" and not x.dtype.is_float:
+        raise Declined(f"linear interpolation of {x.dtype.numpy} is not supported, only of floats")
+    where = _choice(node, "coordinate_transformation_mode", "half_pixel", _POSITIONS)
+    rounding = _choice(node, "nearest_mode", "round_prefer_floor", _ROUNDING)
+    axes = _resized_axes(ctx, node, x, optional(inputs, 2), optional(inputs, 3))
+    shape = [axes[d].new if d in axes else n for d, n in enumerate(x.shape)]
+    if mode == "nearest":
+
+        def source(index: tuple[Expr, ...]) -> list[Expr]:
+            at = list(index)
+            for d, axis in axes.items():
+                at[d] = clamp(rounding(*where(axis, index[d])), const(0), axis.old - 1)
+            return at
+
+        return moved(ctx, x, shape, source)
+
+    def body(*index: Expr) -> Expr:
+        positions = {d: where(axis, index[d]) for d, axis in axes.items()}
+        return _interpolated(x, index, axes, positions)
+
+    return [ctx.define(shape, body, x.dtype)]
+
+
+def _choice(node: ir.Node, name: str, default: str, choices: Sequence[tuple[str, T]]) -> T:
+    given = attribute_str(node, name, default)
+    for known, value in choices:
+        if known == given:
+            return value
+    raise Declined(f"{name} '{given}' is not supported")
+
+
+def _interpolated(
+    x: Tensor, index: Sequence[Expr], axes: dict[int, _Axis], positions: dict[int, _Position]
+) -> Expr:
+    """Linear interpolation along the axes that have a position; the edge continues outside."""
+    if not positions:
+        return x.at(*index)
+    d, (numerator, denominator) = next(iter(positions.items()))
+    rest = {k: v for k, v in positions.items() if k != d}
+    low, last = numerator // denominator, axes[d].old - 1
+    fraction = binary("div", cast(numerator % denominator, x.dtype), cast(denominator, x.dtype))
+
+    def side(at: Expr) -> Expr:
+        at = clamp(at, const(0), last)
+        return _interpolated(x, [*index[:d], at, *index[d + 1 :]], axes, rest)
+
+    left = binary("mul", side(low), binary("sub", const(1, x.dtype), fraction))
+    return binary("add", left, binary("mul", side(low + 1), fraction))
+
+
+def _resized_axes(
+    ctx: Lowering, node: ir.Node, x: Tensor, scales: Tensor | None, sizes: Tensor | None
+) -> dict[int, _Axis]:
+    """The axes whose length or scale changes."""
+    listed = attribute_ints(node, "axes", range(x.rank))
+    order = [normalize_axis(a, x.rank) for a in listed]
+    if sizes is not None and constant_int(sizes.shape[0]) != 0:
+        if attribute_str(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
+            raise Declined("keep_aspect_ratio_policy other than stretch is not supported")
+        lengths = [ctx.dim(n) for n in index_values(ctx, sizes, "the new size")]
+        found = {d: _by_size(x.shape[d], n) for d, n in zip(order, lengths, strict=True)}
+        return {d: a for d, a in found.items() if a.old != a.new}
+    factors = ctx.constant_of(scales)
+    if factors is None:
+        raise Declined("the scales are not constant")
+    pairs = zip(order, factors.reshape(-1), strict=True)
+    return {d: _by_scale(ctx, x.shape[d], f) for d, f in pairs if f != 1}
+
+
+def _by_size(old: Expr, new: Expr) -> _Axis:
+    """An axis whose scale is the ratio of its lengths, in lowest terms where that is a constant."""
+    for a, b, inverse in ((new, old, False), (old, new, True)):
+        divisor = to_poly(b)
+        quotient, remainder = divide(to_poly(a), divisor) if divisor else ({}, {(): 1})
+        if not remainder and set(quotient) == {()}:
+            factor = const(quotient[()])
+            return _Axis(old, new, *((const(1), factor) if inverse else (factor, const(1))))
+    return _Axis(old, new, new, old)
+
+
+def _by_scale(ctx: Lowering, old: Expr, factor: np.floating) -> _Axis:
+    """An axis whose length is floor(old * factor), the product rounded to f32 as in ONNX's inference."""
+    if not factor > 0:
+        raise Declined(f"scale {factor} is not positive")
+    ratio = Fraction(float(factor))
+    known = constant_int(old)
+    if known is not None:
+        new: Expr = const(int(np.floor(np.float32(known) * np.float32(factor))))
+    elif ratio.denominator <= 1024:  # The f32 product is exact for all lengths that occur.
+        new = (old * ratio.numerator) // ratio.denominator
+    else:
+        new = cast(binary("mul", cast(old, DType.F32), const(float(factor), DType.F32)), old.dtype)
+    return _Axis(old, ctx.dim(new), const(ratio.numerator), const(ratio.denominator))
+
+
+OPS: tuple[Op, ...] = (Op(name="Resize", lower=lower_resize),)
