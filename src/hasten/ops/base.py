@@ -101,11 +101,13 @@ class Lowering:
         program: what has been built.
         origin: description of the node being lowered.
         names: names of its outputs in the graph, used for the definitions.
+        reserved: names that temporaries must not take, because values of the graph have them.
     """
 
     program: Program
     origin: str = ""
     names: tuple[str, ...] = ()
+    reserved: frozenset[str] = frozenset()
     _next: int = 0
     _dims: dict[Expr, Expr] = field(default_factory=dict)
 
@@ -115,7 +117,7 @@ class Lowering:
 
     def fresh(self, hint: str) -> str:
         """A tensor name that is not taken yet."""
-        taken = (self.program.definitions, self.program.inputs, self.program.constants)
+        taken = (self.program.definitions, self.program.inputs, self.program.constants, self.reserved)
         name, n = hint, 1
         while any(name in group for group in taken):
             n += 1
@@ -148,10 +150,11 @@ class Lowering:
         Returns:
             The defined tensor.
         """
-        if name is None:
-            name = self.names[self._next] if self._next < len(self.names) else f"{self.names[0]}_t"
+        if name is None and self._next < len(self.names):
+            name = self.names[self._next]  # unique in the graph, and reserved for this node
             self._next += 1
-        name = self.fresh(name)
+        else:
+            name = self.fresh(name or f"{self.names[0]}_t")
         extents = [self.dim(n) for n in shape]
         labels = vars or [f"i{d}" for d in range(len(extents))]
         variables = tuple(Var(INDEX, v, n) for v, n in zip(labels, extents, strict=True))
@@ -194,9 +197,14 @@ class Lowering:
         known = self._dims.get(e)
         if known is None:
             name = f"size_{len(self.program.derived)}"
+            while name in self.program.derived or self._is_input_size(name):
+                name = f"{name}_"
             self.program.derived[name] = e
             known = self._dims[e] = size(name)
         return known
+
+    def _is_input_size(self, name: str) -> bool:
+        return any(size(name) in info.shape for info in self.program.inputs.values())
 
     def require_equal(self, a: Expr, b: Expr) -> None:
         """States that two sizes are equal: checked now if possible, at each call otherwise.
