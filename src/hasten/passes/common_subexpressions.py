@@ -48,10 +48,15 @@ def merge_equal_nodes(graph: ir.Graph) -> int:
     return merged
 
 
-def merge_equal_constants(graph: ir.Graph) -> int:
+def merge_equal_constants(graph: ir.Graph, *, largest: int | None = None) -> int:
     """Keep the first of all initializers with equal type, shape and bytes.
 
     Initializers that are also inputs or outputs of the model are left alone.
+
+    Args:
+        graph: changed in place.
+        largest: tensors of more bytes are not compared, which saves reading all weights; None: no
+            limit.
 
     Returns:
         The number of initializers removed.
@@ -62,6 +67,8 @@ def merge_equal_constants(graph: ir.Graph) -> int:
         if tensor is None or value.is_graph_input() or value.is_graph_output():
             continue
         if tensor.dtype == ir.DataType.STRING:
+            continue
+        if largest is not None and tensor.nbytes > largest:
             continue
         candidates.setdefault((tensor.dtype, tuple(tensor.shape.numpy())), []).append(value)
     merged = 0

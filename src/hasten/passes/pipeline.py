@@ -21,6 +21,7 @@ from hasten.passes.move_parts import PART_RULES
 from hasten.passes.no_ops import NO_OP_RULES
 from hasten.passes.rule import DeclinedMatch, Fused, PassReport, Rule, sweep
 
+_SMALL_BYTES = 4096  # constants compared in each round; weights are compared once at either end
 _MAX_ROUNDS = 20  # each round shrinks the graph; twenty are far more than any model has needed
 
 FUSIONS: tuple[tuple[Rule, ...], ...] = (
@@ -48,6 +49,7 @@ def optimize_graph(model: ir.Model) -> PassReport:
     before = graph.num_nodes()
     lift_constants(model)
     counts: Counter[str] = Counter()
+    counts["merge equal constants"] += merge_equal_constants(graph)
     fused: list[Fused] = []
     declined: list[DeclinedMatch] = []
     _simplify(graph, counts)
@@ -59,6 +61,7 @@ def optimize_graph(model: ir.Model) -> PassReport:
                 declined.extend(found.declined)
                 break
             _simplify(graph, counts)
+    counts["merge equal constants"] += merge_equal_constants(graph)
     _write_shapes(graph)
     simplified = tuple(sorted((name, count) for name, count in counts.items() if count))
     return PassReport(tuple(fused), tuple(declined), simplified, before, graph.num_nodes())
@@ -70,7 +73,7 @@ def _simplify(graph: ir.Graph, counts: Counter[str]) -> None:
         facts = Facts(graph)
         folded = fold_constants(graph, facts)
         found = sweep(graph, (*NO_OP_RULES, *PART_RULES), facts)
-        merged_constants = merge_equal_constants(graph)
+        merged_constants = merge_equal_constants(graph, largest=_SMALL_BYTES)
         merged = merge_equal_nodes(graph)
         dead = remove_dead_code(graph)
         counts["fold constants"] += folded
