@@ -5,6 +5,7 @@ Coefficients: tools/fit_math.py. The series in float64 is the one of fdlibm's e_
 
 from __future__ import annotations
 
+from hasten.codegen.math.exponential import FORMATS
 from hasten.codegen.math.nodes import (
     INFINITY,
     NAN,
@@ -44,8 +45,8 @@ _LOG_F64 = (
     0.39999999999414687,
     0.6666666666666734,
 )
-_LN2_F32 = (0.693145751953125, 1.4286068203094172e-06)
-_LN2_F64 = (0.6931471803691238, 1.9082149292705877e-10)
+_LN2_F32 = FORMATS[DType.F32].ln2
+_LN2_F64 = FORMATS[DType.F64].ln2
 _SQRT_HALF_F32, _ONE_F32 = 0x3F3504F3, 0x3F800000
 _SQRT_HALF_F64, _ONE_F64 = 0x3FE6A09E667F3BCD, 0x3FF0000000000000
 _TWO_52_BITS, _TWO_52 = 0x4330000000000000, 4503599627370496.0
