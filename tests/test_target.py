@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import pytest
+
+from hasten import target as module
+from hasten.errors import TargetError
+from hasten.target import TARGETS, Target, caches, cores, native, processor_name, runs_here
+
+SKYLAKE = """processor : 0
+model name : Some Processor
+flags : fpu avx avx2 bmi1 bmi2 f16c fma abm movbe avx512f avx512bw avx512cd avx512dq avx512vl
+"""
+
+
+def test_names_and_aliases() -> None:
+    assert [Target.named(target.name) for target in TARGETS] == list(TARGETS)
+    assert Target.named("AVX512") == Target.named("x86_64_v4") == Target.named("x86-64-v4")
+    assert Target.named("native") == native()
+    v3, v4 = Target.named("avx2"), Target.named("avx512")
+    assert (v3.vector_bytes, v3.registers, v4.vector_bytes, v4.registers) == (32, 16, 64, 32)
+    assert v3.features < v4.features
+    with pytest.raises(TargetError, match="unknown target 'mips': use native, x86-64-v3, x86-64-v4"):
+        Target.named("mips")
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "best"),
+    [
+        ("x86_64", SKYLAKE, "x86-64-v4"),
+        ("AMD64", SKYLAKE.replace(" avx512bw", ""), "x86-64-v3"),
+        ("x86_64", SKYLAKE.replace(" abm", ""), None),
+        ("aarch64", "Features : fp asimd asimddp", "aarch64"),
+        ("riscv64", "isa : rv64", None),
+    ],
+)
+def test_the_best_target_of_a_machine(
+    machine: str, flags: str, best: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    features = module._features_of_cpuinfo(flags)
+    monkeypatch.setattr(module, "processor_features", lambda: features)
+    if best is None:
+        with pytest.raises(TargetError, match=r"this machine .* runs none of"):
+            native()
+        return
+    assert native().name == best
+    better = [target for target in TARGETS if target.arch == native().arch]
+    assert [runs_here(target) for target in better] == sorted(
+        (runs_here(target) for target in better), reverse=True
+    )
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({}, float("inf")),
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "150000 100000"}, 1.5),
+        ({"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/a/b/cpu.max": "max 100000"}, float("inf")),
+        # a group above is tighter
+        (
+            {
+                "proc/self/cgroup": "0::/a/b",
+                "sys/fs/cgroup/a/b/cpu.max": "400000 100000",
+                "sys/fs/cgroup/a/cpu.max": "200000 100000",
+            },
+            2.0,
+        ),
+        # in a container: the host's path, our group at the root
+        ({"proc/self/cgroup": "0::/../x", "sys/fs/cgroup/cpu.max": "300000 100000"}, 3.0),
+        (
+            {
+                "proc/self/cgroup": "5:memory:/m\n4:cpu,cpuacct:/docker/1\n0::/",
+                "sys/fs/cgroup/cpu,cpuacct/docker/1/cpu.cfs_quota_us": "250000",
+                "sys/fs/cgroup/cpu,cpuacct/docker/1/cpu.cfs_period_us": "100000",
+            },
+            2.5,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:cpu:/",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+            },
+            float("inf"),
+        ),
+    ],
+)
+def test_quotas_of_control_groups(files: dict[str, str], quota: float, tmp_path: Path) -> None:
+    assert module._cgroup_quota(write(tmp_path, files)) == quota
+
+
+def test_cores_are_physical_and_within_the_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    siblings = {f"cpu{i}/topology/thread_siblings_list": f"{i % 4},{i % 4 + 4}" for i in range(8)}
+    write(tmp_path, siblings)
+    assert module._physical_cores(set(range(8)), tmp_path) == 4
+    assert module._physical_cores({0, 4, 5}, tmp_path) == 2
+    write(tmp_path, {"smt/active": "0"})
+    assert module._physical_cores(set(range(8)), tmp_path) == 8
+    for quota, expected in ((float("inf"), cores()), (0.5, 1), (1.9, 1)):
+        monkeypatch.setattr(module, "_cgroup_quota", lambda root, quota=quota: quota)
+        assert cores() == expected
+
+
+def test_this_machine_is_described() -> None:
+    assert cores() >= 1
+    assert 8 << 10 <= caches().l1 <= caches().l2
+    assert processor_name()
+    assert runs_here(native())
