@@ -105,8 +105,10 @@ def lower_graph(model: ir.Model) -> Lowered:
     )
     for value in graph.inputs:
         _enter(state, value, keep_names=True)
+    entered = set(graph.inputs)
     for value in graph.initializers.values():
-        if not value.is_graph_input() and value.const_value is not None:
+        # A caller may override an initializer that is also an input, so that one is no constant.
+        if value not in entered and value.const_value is not None:
             _add_constant(state, value, value.const_value)
     host: list[HostNode] = []
     for node in graph:
