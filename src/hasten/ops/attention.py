@@ -89,14 +89,7 @@ def lower_attention(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor
     k = _split(ctx, required(inputs, 1), key_heads, "the key of Attention")
     v = _split(ctx, required(inputs, 2), key_heads, "the value of Attention")
     mask = optional(inputs, 3)
-    dtype = q.tensor.dtype
-    if not dtype.is_float or any(t.tensor.dtype is not dtype for t in (k, v)):
-        raise Declined("Attention of different or integer element types")
-    ctx.require_equal(q.size, k.size)
-    ctx.require_equal(k.length, v.length)
-    ctx.require_equal(k.heads, v.heads)
-    for t in (k, v):
-        ctx.require_equal(q.tensor.shape[0], t.tensor.shape[0])
+    dtype = _common_type(ctx, q, k, v)
     group = _group(ctx, q.heads, k.heads)
     scale = _scale(node, q.size)
     key, depth = var("t", k.length), var("k", q.size)
@@ -136,6 +129,19 @@ def lower_attention(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor
         return by_row.at(b, s, c // size, c % size)
 
     return [ctx.define((shape[0], shape[1], shape[2] * shape[3]), flat, dtype, vars=("b", "s", "c"))]
+
+
+def _common_type(ctx: Lowering, q: _Heads, k: _Heads, v: _Heads) -> DType:
+    """The element type of the operands, whose sizes are required to fit each other."""
+    dtype = q.tensor.dtype
+    if not dtype.is_float or any(t.tensor.dtype is not dtype for t in (k, v)):
+        raise Declined("Attention of different or integer element types")
+    ctx.require_equal(q.size, k.size)
+    ctx.require_equal(k.length, v.length)
+    ctx.require_equal(k.heads, v.heads)
+    for t in (k, v):
+        ctx.require_equal(q.tensor.shape[0], t.tensor.shape[0])
+    return dtype
 
 
 def _group(ctx: Lowering, queries: Expr, keys: Expr) -> Expr:
