@@ -17,6 +17,7 @@ from hasten.ops import (
     normalization,
     padding,
     pooling,
+    quantization,
     reductions,
     resize,
 )
@@ -36,6 +37,7 @@ _FAMILIES: tuple[tuple[Op, ...], ...] = (
     convolution.OPS,
     pooling.OPS,
     attention.OPS,
+    quantization.OPS,
 )
 
 

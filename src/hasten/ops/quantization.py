@@ -1,0 +1,101 @@
+"""QuantizeLinear and DequantizeLinear, for a whole tensor or for each index along one axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from hasten.loops.dtypes import DType
+from hasten.loops.expr import Expr, binary, cast, const, unary
+from hasten.ops.base import (
+    Declined,
+    Inputs,
+    Lowering,
+    Op,
+    Tensor,
+    attribute_int,
+    clamp,
+    normalize_axis,
+    optional,
+    required,
+)
+
+_RANGES = {
+    DType.U8: (0, 255),
+    DType.I8: (-128, 127),
+    DType.U16: (0, 65535),
+    DType.I16: (-32768, 32767),
+}
+
+
+def _parameter(
+    ctx: Lowering, node: ir.Node, x: Tensor, scale: Tensor
+) -> Callable[[Tensor, tuple[Expr, ...]], Expr]:
+    """Access to a scale or zero point by the index of `x`.
+
+    Raises:
+        Declined: scales by block.
+    """
+    if attribute_int(node, "block_size", 0):
+        raise Declined(f"{node.op_type} with scales by block")
+    if scale.rank == 0 or (scale.rank == 1 and scale.shape[0] == const(1)):
+        return lambda t, index: t.at(*(const(0) for _ in t.shape))
+    if scale.rank != 1:
+        raise Declined(f"{node.op_type} with a scale of rank {scale.rank}")
+    axis = normalize_axis(attribute_int(node, "axis", 1), x.rank)
+    ctx.require_equal(scale.shape[0], x.shape[axis])
+    return lambda t, index: t.at(index[axis])
+
+
+def lower_quantize(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """round(x / scale) + zero point, ties to even, clamped to the range of the result."""
+    x, scale, zero = required(inputs, 0), required(inputs, 1), optional(inputs, 2)
+    dtype = DType.U8 if zero is None else zero.dtype
+    wanted = attribute_int(node, "output_dtype", 0)
+    if wanted and zero is None:
+        name = ir.DataType(wanted).name.lower()
+        found = {d.numpy.name: d for d in _RANGES}.get(name)
+        if found is None:
+            raise Declined(f"QuantizeLinear to {name}")
+        dtype = found
+    if dtype not in _RANGES:
+        raise Declined(f"QuantizeLinear to {dtype.numpy.name}")
+    if not x.dtype.is_float or scale.dtype is not x.dtype:
+        raise Declined("QuantizeLinear whose input and scale are not of one float type")
+    at = _parameter(ctx, node, x, scale)
+    low, high = (const(limit, x.dtype) for limit in _RANGES[dtype])
+
+    def body(*index: Expr) -> Expr:
+        y = unary("round", binary("div", x.at(*index), at(scale, index)))
+        if zero is not None:
+            y = binary("add", y, cast(at(zero, index), x.dtype))
+        return cast(clamp(y, low, high), dtype)
+
+    return [ctx.define(x.shape, body, dtype)]
+
+
+def lower_dequantize(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """(x - zero point) * scale."""
+    x, scale, zero = required(inputs, 0), required(inputs, 1), optional(inputs, 2)
+    if not scale.dtype.is_float or x.dtype.is_float or x.dtype is DType.BOOL:
+        raise Declined(f"DequantizeLinear of {x.dtype.numpy.name} by {scale.dtype.numpy.name}")
+    wanted = attribute_int(node, "output_dtype", 0)
+    if wanted and DType.of(np.dtype(ir.DataType(wanted).numpy())) is not scale.dtype:
+        raise Declined(f"DequantizeLinear to {ir.DataType(wanted).name.lower()}")
+    at = _parameter(ctx, node, x, scale)
+
+    def body(*index: Expr) -> Expr:
+        y = cast(x.at(*index), scale.dtype)
+        if zero is not None:
+            y = binary("sub", y, cast(at(zero, index), scale.dtype))
+        return binary("mul", y, at(scale, index))
+
+    return [ctx.define(x.shape, body, scale.dtype)]
+
+
+OPS = (
+    Op(name="QuantizeLinear", lower=lower_quantize),
+    Op(name="DequantizeLinear", lower=lower_dequantize),
+)
