@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import hasten.runtime
+from hasten.codegen.toolchain import find_compiler
 from hasten.errors import (
     ArtifactError,
     InputError,
@@ -229,6 +230,25 @@ def test_code_for_other_processors(write, code: bytes) -> None:
     renamed = write(members=members)
     with pytest.raises(ArtifactError, match="does not load the artifact's code"):
         hasten.runtime.open(renamed)
+
+
+def test_code_that_is_not_ours(write, tmp_path: Path) -> None:
+    name = f"code/{native().name}.so"
+    compiler = find_compiler(native()).command
+    for text, message in (
+        ("int f(void) { return 0; }", "not made by hasten"),
+        (
+            "int hasten_abi_version(void) { return 2; } void hasten_run(void) {}"
+            "void hasten_plan(void) {} void hasten_pool_create(void) {}",
+            "version 2 of the C interface and this hasten uses version 1",
+        ),
+    ):
+        (tmp_path / "a.c").write_text(text)
+        command = [*compiler, "-shared", "-fPIC", "-nostdlib", "-fno-sanitize=undefined"]
+        subprocess.run([*command, "a.c", "-o", "a.so"], cwd=tmp_path, check=True)
+        path = write(members={name: (tmp_path / "a.so").read_bytes()})
+        with pytest.raises(ArtifactError, match=f"cannot open .*: its code .*{message}"):
+            hasten.runtime.open(path)
 
 
 def test_no_code_for_this_machine(tmp_path: Path, manifest) -> None:

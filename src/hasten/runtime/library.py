@@ -58,17 +58,18 @@ class Library:
         loaded, descriptor = _load(code)
         # Not at exit: other threads may still be in the code then.
         weakref.finalize(self, _unload, loaded._handle, descriptor).atexit = False
-        version = loaded.hasten_abi_version()
+        try:
+            version = loaded.hasten_abi_version()
+            self.run: Any = loaded.hasten_run
+            self.plan: Any = loaded.hasten_plan
+            self._pool_create: Any = loaded.hasten_pool_create
+        except AttributeError as error:
+            raise ArtifactError(f"its code was not made by hasten: {error}") from None
         if version != ABI_VERSION:
             raise ArtifactError(
                 f"its code has version {version} of the C interface and this hasten uses version "
                 f"{ABI_VERSION}: compile the model again"
             )
-        self.run: Any = loaded.hasten_run
-        self.run.restype = ctypes.c_int32
-        self.plan: Any = loaded.hasten_plan
-        self.plan.restype = ctypes.c_int32
-        self._pool_create = loaded.hasten_pool_create
         self._pool_create.restype = ctypes.c_void_p
 
     def create_pool(self) -> int | None:

@@ -196,7 +196,10 @@ def _start(artifact: Artifact, threads: int | None) -> Session:
     target = library = pool = None
     if any(isinstance(step, NativeStep) for step in manifest.steps):
         target, code = choose_code(artifact)
-        library = Library(code)
+        try:
+            library = Library(code)
+        except ArtifactError as error:
+            raise ArtifactError(f"cannot open {artifact.path}: {error}") from None
         pool = shared_pool(library) if threads > 1 else None
     weights = np.frombuffer(artifact.weights, np.uint8)
     runners: list[Runner] = []
