@@ -24,6 +24,7 @@ from hasten.loops.expr import (
     Const,
     Expr,
     Load,
+    Reduce,
     Size,
     Var,
     as_expr,
@@ -280,9 +281,9 @@ class Lowering:
                     taken = self.evaluate(node.args[1] if condition.value else node.args[2])
                     missing = missing or taken is None
                     return taken if taken is not None else node
-            if not isinstance(node, Load):
+            if not isinstance(node, Load | Reduce):
                 return None
-            found = self._element(node)
+            found = self._element(node) if isinstance(node, Load) else self._unrolled(node)
             missing = missing or found is None
             return found if found is not None else node
 
@@ -306,8 +307,25 @@ class Lowering:
         definition = self.program.definitions.get(node.buffer)
         if definition is None or not isinstance(definition.body, Expr):
             return None
-        # Bodies of shape arithmetic have no reductions worth unrolling beyond what is constant.
         return self.evaluate(substitute(definition.body, dict(zip(definition.vars, index, strict=True))))
+
+    def _unrolled(self, node: Reduce) -> Expr | None:
+        """A reduction over few constant indices, as of a shape's dimensions, term by term."""
+        extents = [constant_int(v.extent) for v in node.vars]
+        counts = [n for n in extents if n is not None]
+        if len(counts) != len(extents) or math.prod(counts) > SMALL_TENSOR:
+            return None
+        op = {"sum": "add", "prod": "mul"}.get(node.op, node.op)
+        result: Expr | None = None
+        for index in np.ndindex(*counts):
+            at: dict[Expr, Expr] = {v: const(i) for v, i in zip(node.vars, index, strict=True)}
+            term = self.evaluate(substitute(node.body, at))
+            if term is None:
+                return None
+            result = term if result is None else binary(op, result, term)
+        if result is None and node.op in ("sum", "prod"):
+            return const(int(node.op == "prod"), node.dtype)
+        return result
 
 
 def required(inputs: Inputs, position: int) -> Tensor:
