@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+
+from hasten.loops.dtypes import INDEX, DType
+from hasten.loops.expr import (
+    Const,
+    Load,
+    Op,
+    Ramp,
+    Reduce,
+    Var,
+    binary,
+    cast,
+    const,
+    load,
+    reduce,
+    size,
+    unary,
+    var,
+)
+from hasten.loops.program import Definition, Gemm, Guard, Program, TensorInfo
+from hasten.loops.verify import InvalidProgramError, verify
+
+F32, I32, BOOL = DType.F32, DType.I32, DType.BOOL
+N = size("n")
+I, K = var("i", N), var("k", N)  # noqa: E741 - the index
+X = load("x", (I,), F32)
+
+
+def program(body, *, dtype=F32, variables=(I,), name="y"):
+    p = Program(constants={"w": np.zeros((2, 3), np.int32)})
+    p.inputs["x"] = TensorInfo("x", F32, (N,))
+    p.definitions[name] = Definition(name, dtype, variables, body, "Relu 'r'")
+    p.outputs = [name]
+    return p
+
+
+def test_what_is_well_formed_passes():
+    verify(program(unary("exp", X)))
+    verify(program(reduce("max", (K,), binary("mul", X, load("x", (K,), F32)))))
+    verify(program(binary("lt", cast(load("w", (0, 1), I32), F32), X), dtype=BOOL))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (load("z", (I,), F32), "reads a tensor that is not defined before"),
+        (load("y", (I,), F32), "reads a tensor that is not defined before"),
+        (load("x", (I, I), F32), "has 2 indices for 1 dimensions"),
+        (load("x", (I,), DType.F64), "has type f64, the tensor f32"),
+        (Load(F32, "x", (X,)), "has an index of type f32"),
+        (load("x", (K,), F32), "is not bound here"),
+        (load("x", (var("i", 3),), F32), "is not bound here"),
+        (load("x", (size("m"),), F32), "is not a size of the inputs"),
+        (Op(F32, "frobnicate", (X,)), "unknown operation 'frobnicate'"),
+        (Op(F32, "exp", (X, X)), "has 2 operands, not 1"),
+        (Op(F32, "add", (X, const(1, I32))), "operands of types f32, i32"),
+        (Op(F32, "truncdiv", (X, X)), "has operands of type f32"),
+        (Op(F32, "lt", (X, X)), "has type f32, not bool"),
+        (Op(F32, "select", (X, X, X)), "has a condition of type f32"),
+        (Op(F32, "select", (binary("lt", X, X), X, const(1, I32))), "chooses f32 or i32 as f32"),
+        (Reduce(F32, "mean", (K,), X), "unknown reduction 'mean'"),
+        (Reduce(F32, "sum", (I,), X), "binds i, which is bound around it"),
+        (Reduce(F32, "sum", (Var(INDEX, "k"),), X), "without extent"),
+        (Const(F32, 1), "is a int but has type f32"),
+        (Ramp(F32, I, I), "belongs to loop nests only"),
+        (const(1, I32), "the body is i32, the tensor f32"),
+        (Op(F32, "exp", (X,), lanes=4), "more than one lane"),
+    ],
+)
+def test_a_broken_definition_is_named(body, message):
+    with pytest.raises(InvalidProgramError, match=r"y \(Relu 'r'\).*" + message):
+        verify(program(body))
+
+
+def test_contractions_keep_their_variables_apart():
+    j = var("j", N)
+    good = Gemm((), (I,), j, (), K, load("x", (K,), F32), load("x", (j,), F32))
+    verify(program(good, variables=(I, j)))
+    with pytest.raises(InvalidProgramError, match="not the definition's variables"):
+        verify(program(good))
+    mixed = Gemm((), (I,), j, (), K, load("x", (j,), F32), load("x", (j,), F32))
+    with pytest.raises(InvalidProgramError, match="operand a of a contraction depends on j"):
+        verify(program(mixed, variables=(I, j)))
+
+
+def test_the_program_around_its_definitions():
+    p = program(X)
+    p.outputs.append("nowhere")
+    with pytest.raises(InvalidProgramError, match="output nowhere"):
+        verify(p)
+    p = program(X)
+    p.guards.append(Guard(N, size("q"), "Add 'a'"))
+    with pytest.raises(InvalidProgramError, match=r"a guard of Add 'a'.*q is not a size"):
+        verify(p)
+    p = program(X)
+    p.derived["n"] = const(3)
+    with pytest.raises(InvalidProgramError, match="derived size n is defined twice"):
+        verify(p)
+    with pytest.raises(InvalidProgramError, match="tensor x is defined twice"):
+        verify(program(X, name="x"))
+    with pytest.raises(InvalidProgramError, match="two dimensions have the same variable"):
+        verify(program(X, variables=(I, I)))
