@@ -18,7 +18,7 @@ from hasten.loops.expr import (
     unary,
     var,
 )
-from hasten.loops.program import Definition, Gemm, Guard, Program, TensorInfo
+from hasten.loops.program import Attention, Definition, Gemm, Guard, Program, TensorInfo
 from hasten.loops.verify import InvalidProgramError, verify
 
 F32, I32, BOOL = DType.F32, DType.I32, DType.BOOL
@@ -79,6 +79,13 @@ def test_contractions_keep_their_variables_apart():
     verify(program(good, variables=(I, j)))
     with pytest.raises(InvalidProgramError, match="not the definition's variables"):
         verify(program(good))
+    b, h, t, d = (var(v, N) for v in "bhtd")
+    attention = Attention(
+        b, h, I, j, t, d, load("x", (d,), F32), load("x", (t,), F32), load("x", (j,), F32), 1.0
+    )
+    verify(program(attention, variables=(b, I, h, j)))
+    with pytest.raises(InvalidProgramError, match="not the definition's variables"):
+        verify(program(attention, variables=(b, I, h)))
     mixed = Gemm((), (I,), j, (), K, load("x", (j,), F32), load("x", (j,), F32))
     with pytest.raises(InvalidProgramError, match="operand a of a contraction depends on j"):
         verify(program(mixed, variables=(I, j)))

@@ -82,8 +82,11 @@ def _check_definition(d: Definition, tensors: Mapping[str, TensorInfo], sizes: s
         _check_gemm(d.body, d, where)
     elif isinstance(d.body, Attention):
         a = d.body
-        own = (a.batch, a.head, a.row, a.column)
-        _require(d.vars == own, f"{where}: an attention's variables are batch, head, row and column")
+        own = {a.batch, a.head, a.row, a.column}
+        _require(
+            len(d.vars) == len(own) and set(d.vars) == own,
+            f"{where}: an attention's batch, head, row and column are not the definition's variables",
+        )
     checker = _Checker(tensors, sizes, where)
     checker.check(d.expr, frozenset(d.vars))
     _require(d.expr.dtype is d.dtype, f"{where}: the body is {d.expr.dtype}, the tensor {d.dtype}")
