@@ -178,10 +178,11 @@ def _query_tile(p: _Parts, block: Var, end: Var, pitch: Var) -> tuple[Stmt, ...]
     a = p.a
     m, r = Var(INDEX, "m"), Var(INDEX, "r")
     row = block + binary("min", r, m - 1)
-    q = substitute(_operand(p, a.q, "q"), {**_bound(p), a.row: row, a.depth: const(0)})
+    q = _operand(p, a.q, "q").index[0]
+    at = substitute(q, {**_bound(p), a.row: row, a.depth: const(0)})
     scores = _extent(a.depth) * pitch
     key_panel = Var(INDEX, "panel")
-    fill = For(r, const(0), const(p.rows), (Store("table", (r,), Address(F32, "q", q.index)),))
+    fill = For(r, const(0), const(p.rows), (Store("table", (r,), Address(F32, "q", (at,))),))
     panel_at = key_panel * (_extent(a.depth) * PANEL)
     multiply = _tile_calls(p, m, _extent(a.depth), Address(F32, SCRATCH, (panel_at,)), const(PANEL))
     copy = _store_scores(p, m, block, scores, key_panel, pitch)
@@ -273,7 +274,7 @@ def _softmax(p: _Parts, m: Var, block: Var, scores: Expr, pitch: Var) -> tuple[S
     )
     dead = Op(DType.BOOL, "eq", (peak, const(float("-inf"), F32)))
     shift = Var(F32, "shift")
-    weight = unary("exp", Op(F32, "sub", (score, shift)))
+    weight = unary("exp_nonpositive", Op(F32, "sub", (score, shift)))
     j = Var(INDEX, "j", a.key.extent)
     exponentials = inner_loop(
         Domain((j,), substitute(weight, {t: j}), strip + j),
@@ -295,7 +296,7 @@ def _softmax(p: _Parts, m: Var, block: Var, scores: Expr, pitch: Var) -> tuple[S
 
 
 def _weighted_sum(p: _Parts, m: Var, block: Var, scores: Expr, pitch: Var) -> tuple[Stmt, ...]:
-    """out = (weights times values) / sum, a panel of value columns at a time."""
+    """Out = (weights times values) / sum, a panel of value columns at a time."""
     a = p.a
     r, panel, j = Var(INDEX, "r", const(p.rows)), Var(INDEX, "panel"), Var(INDEX, "j")
     load = _operand(p, a.v, "v")

@@ -247,8 +247,8 @@ class _Printer:
                 base, stride = self.text(e.base)[0], self.text(e.stride)[0]
                 return f"{self.helper('ramp', e.dtype, e.lanes)}({base}, {stride})", _ATOM
             case Bounded():
-                index, limit = self.text(e.index)[0], self.text(e.limit)[0]
-                return f"{self.helper('bounded', INDEX, 1)}({index}, {limit}, fault, kernel)", _ATOM
+                at, limit = self.text(e.index)[0], self.text(e.limit)[0]
+                return f"{self.helper('bounded', INDEX, 1)}({at}, {limit}, fault, kernel)", _ATOM
             case Op():
                 return self.operation(e)
             case Reduce():
@@ -301,7 +301,8 @@ class _Printer:
         if proven and all(is_nonnegative(a) for a in e.args):
             sign = "/" if e.op == "floordiv" else "%"
             return f"{self.part(e.args[0], 11)} {sign} {self.part(e.args[1], 12)}", 12
-        name = self.helper(e.op, e.args[0].dtype, e.lanes)
+        width = e.args[0].lanes if e.op.startswith("total_") else e.lanes
+        name = self.helper(e.op, e.args[0].dtype, width)
         return f"{name}({', '.join(self.argument(a, e.lanes) for a in e.args)})", _ATOM
 
     def argument(self, e: Expr, lanes: int) -> str:
@@ -310,7 +311,9 @@ class _Printer:
     def infix(self, e: Op) -> tuple[str, int]:
         p = _PRECEDENCE[e.op]
         a, b = e.args
-        left, right = self.part(a, p - 1), self.part(b, p)
+        # Compilers warn of a sum next to a shift or a mask, however clear to them: put it in parentheses.
+        inner = 13 if e.op in ("shl", "shr", "bitand", "bitor", "bitxor") else p
+        left, right = self.part(a, max(p - 1, inner - 1)), self.part(b, inner)
         if e.op in ("lt", "le", "eq", "ne") and e.lanes > 1:
             left, right = self.argument(a, e.lanes), self.argument(b, e.lanes)
             compared = f"({left} {_INFIX[e.op]} {right})"

@@ -21,7 +21,7 @@ from hasten.codegen.kernel import Kernel
 from hasten.codegen.layout import Layout, assign_layouts, row_major
 from hasten.codegen.maps import map_kernel
 from hasten.codegen.stage import Stage
-from hasten.codegen.tiles import PANEL, Tile, tiles_for
+from hasten.codegen.tiles import PANEL, tiles_for
 from hasten.loops.dtypes import INDEX
 from hasten.loops.evaluate import evaluate
 from hasten.loops.expr import Expr, Load, Var, binary, const, constant_int, select, substitute, walk

@@ -94,10 +94,6 @@ def module_sources(parts: Sequence[int], target: Target, expand: Expand) -> dict
         lines.append(f"int32_t start_part_{n}(hasten_call *call);")
     lines += [
         "",
-        "int32_t hasten_abi_version(void) {",
-        "    return HASTEN_ABI_VERSION;",
-        "}",
-        "",
         "int32_t hasten_plan(int32_t part, const int64_t *sizes, int64_t *shapes, int64_t *arena_bytes) {",
         *(f"    if (part == {n}) return plan_part_{n}(sizes, shapes, arena_bytes);" for n in parts),
         "    return -1;",
@@ -152,11 +148,11 @@ def c_name(tensor: str) -> str:
 
 
 _RESERVED = frozenset(
-    ["int", "float", "double", "char", "void", "for", "if", "else", "do", "while", "switch", "case", "long"]
-    + ["short", "const", "static", "return", "break", "continue", "default", "signed", "unsigned", "auto"]
-    + ["goto", "sizeof", "struct", "union", "enum", "typedef", "volatile", "register", "extern", "inline"]
-    + ["restrict", "call", "team", "plan", "arena", "weights", "sizes", "shapes"]
-)
+    ["int", "float", "double", "char", "void", "for", "if", "else", "do", "while", "switch", "case", "long",
+     "short", "const", "static", "return", "break", "continue", "default", "signed", "unsigned", "auto",
+     "goto", "sizeof", "struct", "union", "enum", "typedef", "volatile", "register", "extern", "inline",
+     "restrict", "call", "team", "plan", "arena", "weights", "sizes", "shapes"]
+)  # fmt: skip
 
 
 def unique_names(tensors: Sequence[str]) -> dict[str, str]:

@@ -92,7 +92,8 @@ def node_model(nodes: Sequence[ir.Node], inputs: Sequence[ir.Value], outputs: Se
     graph = borrowed.clone()
     model = ir.Model(graph, ir_version=IR_VERSION)
     copies = list(graph.inputs[len(inputs) :])
-    del graph.inputs[len(inputs) :]
+    for _ in copies:
+        graph.inputs.pop()  # a slice deletion would leave them marked as inputs
     for value in graph.inputs:
         value.const_value = None
     for copy, tensor in zip(copies, constants.values(), strict=True):

@@ -68,7 +68,8 @@ def restore(proto: onnx.ModelProto, source: Skeleton) -> ir.Model:
     """
     model = ir.from_proto(proto)
     added = list(model.graph.inputs[source.inputs :])
-    del model.graph.inputs[source.inputs :]
+    for _ in added:
+        model.graph.inputs.pop()  # a slice deletion would leave them marked as inputs
     for value in added:
         assert value.name is not None
         value.const_value = source.weights[value.name]

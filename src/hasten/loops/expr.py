@@ -266,6 +266,8 @@ def rebuild(e: Expr, new: tuple[Expr, ...]) -> Expr:
             return select(*new)
         case Op(op="cast"):
             return cast(new[0], e.dtype)
+        case Op(op="bitcast"):
+            return Op(e.dtype, "bitcast", new, lanes=new[0].lanes)
         case Op(op=op) if len(new) == 1:
             return unary(op, new[0])
         case Op(op=op) if len(new) == 2:

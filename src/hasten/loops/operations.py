@@ -82,6 +82,18 @@ def _erf(x: Array) -> Array:
     return np.fromiter(flat, x.dtype, x.size).reshape(x.shape)
 
 
+def _gelu(x: Array) -> Array:
+    """X Phi(x) in float64, rounded once; Phi(-inf) is 0 and takes the product with it."""
+    wide = x.astype(np.float64)
+    cdf = 0.5 * _erfc(-wide * math.sqrt(0.5))
+    return np.where(np.isneginf(wide), 0.0, wide * cdf).astype(x.dtype)
+
+
+def _erfc(x: Array) -> Array:
+    flat = (math.erfc(v) for v in x.reshape(-1).tolist())
+    return np.fromiter(flat, x.dtype, x.size).reshape(x.shape)
+
+
 def _table() -> Mapping[str, Operation]:
     number, floating, integer = Accepts.NUMBER, Accepts.FLOAT, Accepts.INTEGER
     operations = (
@@ -118,6 +130,7 @@ def _table() -> Mapping[str, Operation]:
         Operation("exp", 1, floating, np.exp),
         Operation("log", 1, floating, np.log),
         Operation("erf", 1, floating, _erf),
+        Operation("gelu", 1, floating, _gelu),
         Operation("tanh", 1, floating, np.tanh),
         Operation("sigmoid", 1, floating, _sigmoid),
         Operation("floor", 1, floating, np.floor),

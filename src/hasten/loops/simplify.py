@@ -152,7 +152,7 @@ def _merge_remainders(p: Poly) -> Poly:
             x, d = atom.args
             rest = atoms[:position] + atoms[position + 1 :]
             outer: Poly = {rest: c}
-            quotient = multiply(multiply(outer, to_poly(d)), {(_raw("floordiv", x, d),): 1})
+            quotient = multiply(multiply(outer, to_poly(d)), to_poly(_floordiv(x, d)))
             if all(p.get(k) == v for k, v in quotient.items()):
                 p = add(add(p, quotient, -1), {atoms: c}, -1)
                 return _merge_remainders(add(p, multiply(outer, to_poly(x))))

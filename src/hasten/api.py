@@ -1,0 +1,98 @@
+"""`hasten.compile`: from any source to a session that runs machine code."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hasten import __version__, frontends
+from hasten.backends.native import Options, Payload, compile_graph
+from hasten.codegen.toolchain import default_cache
+from hasten.errors import OptionError
+from hasten.frontends.protocol import Dynamic, Example
+from hasten.passes.pipeline import optimize_graph
+from hasten.runtime.artifact import write_artifact
+from hasten.runtime.session import Session, open_session
+from hasten.target import Target
+
+PRECISIONS = ("f32",)
+
+
+def compile(  # noqa: A001 - the field's word
+    source: object,
+    *,
+    precision: str = "f32",
+    threads: int | None = None,
+    target: str | Sequence[str] = "native",
+    example: Example | None = None,
+    dynamic: Dynamic | None = None,
+    cache: str | os.PathLike[str] | None = None,
+) -> Session:
+    """Compiles a trained model to machine code for this processor.
+
+    Args:
+        source: an ONNX file (path, bytes or ModelProto), a Hugging Face model folder, or a
+            torch.nn.Module or ExportedProgram.
+        precision: "f32".
+        threads: threads that a run uses; None for all cores that this process may use.
+        target: instruction set, or several for one artifact that picks the best at opening.
+        example: inputs to trace a torch.nn.Module with.
+        dynamic: for torch.nn.Module, the symbolic dims: input name -> {dim: name}.
+        cache: folder of compiled objects; None for the user's cache folder.
+
+    Returns:
+        An open session; `save` writes its artifact.
+
+    Raises:
+        ModelError: the source cannot be read, or has operators that nothing can run.
+        TargetError: an unknown target, or none of them runs on this machine.
+        ToolchainError: no C compiler was found.
+    """
+    payload = compile_payload(
+        source,
+        precision=precision,
+        threads=threads,
+        target=target,
+        example=example,
+        dynamic=dynamic,
+        cache=cache,
+    )
+    with tempfile.TemporaryDirectory(prefix="hasten-") as folder:
+        path = Path(folder) / "model.hasten"
+        write_artifact(path, payload.manifest, payload.members)
+        # The open file outlives its name: the session keeps it mapped.
+        return open_session(path, threads=threads)
+
+
+def compile_payload(
+    source: object,
+    *,
+    precision: str = "f32",
+    threads: int | None = None,
+    target: str | Sequence[str] = "native",
+    example: Example | None = None,
+    dynamic: Dynamic | None = None,
+    cache: str | os.PathLike[str] | None = None,
+) -> Payload:
+    """What `compile` would write, without writing or opening it; arguments as there."""
+    if precision not in PRECISIONS:
+        raise OptionError(f"precision={precision!r}: give one of {', '.join(PRECISIONS)}")
+    if threads is not None and threads < 1:
+        raise OptionError(f"threads={threads}: give 1 or more, or None for the cores of this machine")
+    names = [target] if isinstance(target, str) else list(target)
+    targets = tuple(dict.fromkeys(Target.named(name) for name in names))
+    model = frontends.load(source, example=example, dynamic=dynamic)
+    report = optimize_graph(model)
+    options = Options(targets, threads, default_cache() if cache is None else Path(cache))
+    noted: Mapping[str, Any] = {"passes": report_fields(report)}
+    return compile_graph(model, options, noted, __version__)
+
+
+def report_fields(report: Any) -> dict[str, Any]:
+    """The pass report as JSON."""
+    import dataclasses
+
+    return dataclasses.asdict(report)

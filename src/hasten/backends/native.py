@@ -1,0 +1,173 @@
+"""Our own engine: a graph compiled to machine code, packed as the members and manifest of an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from hasten.codegen.elementary import expand_operation
+from hasten.codegen.lower_stages import lower_program
+from hasten.codegen.module import Part, PartCode, module_sources, part_code
+from hasten.codegen.partition import NativePart, Step, partition
+from hasten.codegen.toolchain import build, find_compiler
+from hasten.codegen.weights import Weights
+from hasten.graph.evaluate import node_model
+from hasten.loops.expr import Expr, Size, constant_int
+from hasten.loops.simplify import spell
+from hasten.ops.lowering import HostNode, lower_graph
+from hasten.target import Target
+
+Members = dict[str, bytes | memoryview | list[memoryview]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compile.
+
+    Attributes:
+        targets: instruction sets, one shared object each.
+        threads: threads that a run uses by default; None for all cores of the machine that runs it.
+        cache: folder of compiled objects, or None.
+    """
+
+    targets: tuple[Target, ...]
+    threads: int | None
+    cache: Path | None
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What an artifact is written from."""
+
+    manifest: Mapping[str, Any]
+    members: Members
+
+
+def compile_graph(model: ir.Model, options: Options, report: Mapping[str, Any], version: str) -> Payload:
+    """Compiles an optimized graph.
+
+    Args:
+        model: at the internal opset, optimized.
+        options: targets, threads, cache.
+        report: what earlier steps noted for people; goes into the manifest.
+        version: hasten's version.
+
+    Raises:
+        UnsupportedModelError: some nodes can run nowhere.
+        ToolchainError: no compiler, or it failed.
+    """
+    lowered = lower_graph(model)
+    steps = partition(lowered)
+    guards = [g for s in steps if isinstance(s, NativePart) for g in s.program.guards]
+    weights = Weights()
+    members: Members = {}
+    native = [s for s in steps if isinstance(s, NativePart)]
+    compiled: list[PartCode] = []
+    for target in options.targets if native else ():
+        codes = _parts_code(native, target, weights)
+        sources = module_sources(range(len(native)), target, expand_operation)
+        for code in codes:
+            sources.update(code.sources)
+        compiler = find_compiler(target)
+        members[f"code/{target.name}.so"] = build(sources, target, compiler, cache=options.cache)
+        members.update({f"c/{target.name}/{name}": text.encode() for name, text in sources.items()})
+        compiled = codes
+    members["weights.bin"] = [a.data for a in weights.arrays]
+    described = _steps(steps, compiled, members)
+    members["graph.onnx"] = _graph_text(model)
+    manifest = {
+        "format": 1,
+        "hasten": version,
+        "inputs": [_io(v) for v in model.graph.inputs],
+        "outputs": [_io(v) for v in model.graph.outputs],
+        "steps": described,
+        "threads": options.threads,
+        "guards": [f"{spell(g.left)} == {spell(g.right)} ({g.origin})" for g in guards],
+        "report": {**report, "host": lowered.reasons},
+    }
+    return Payload(manifest, members)
+
+
+def _parts_code(native: Sequence[NativePart], target: Target, weights: Weights) -> list[PartCode]:
+    codes = []
+    first_guard = 0
+    for number, step in enumerate(native):
+        lowered = lower_program(step.program, target)
+        offsets = {name: weights.add(array) for name, array in lowered.constants.items()}
+        part = Part(number, step.program, lowered, step.sizes, offsets, first_guard)
+        first_guard += len(step.program.guards)
+        codes.append(part_code(part, target, expand_operation))
+    return codes
+
+
+def _steps(steps: Sequence[Step], compiled: Sequence[PartCode], members: Members) -> list[dict[str, Any]]:
+    described: list[dict[str, Any]] = []
+    parts = iter(enumerate(compiled))
+    for s in steps:
+        if isinstance(s, HostNode):
+            name = f"host/{sum(d['kind'] == 'host' for d in described)}.onnx"
+            members[name] = _host_member(s)
+            described.append(
+                {
+                    "kind": "host",
+                    "member": name,
+                    "operators": [s.node.op_type],
+                    "inputs": list(s.inputs),
+                    "outputs": list(s.outputs),
+                    "reason": s.reason,
+                }
+            )
+            continue
+        number, code = next(parts)
+        program = s.program
+        outputs = [program.info(n) for n in program.outputs]
+        described.append(
+            {
+                "kind": "native",
+                "part": number,
+                "inputs": list(program.inputs),
+                "input_dtypes": [i.dtype.numpy.name for i in program.inputs.values()],
+                "input_shapes": [[_dim(n) for n in i.shape] for i in program.inputs.values()],
+                "outputs": list(program.outputs),
+                "output_dtypes": [o.dtype.numpy.name for o in outputs],
+                "output_ranks": [len(o.shape) for o in outputs],
+                "sizes": list(s.sizes),
+                "kernels": [title for _, title in code.kernels],
+                "functions": [function for function, _ in code.kernels],
+                "memory": [{"bytes": spell(slot.bytes), "tensors": slot.tensors} for slot in code.slots],
+            }
+        )
+    return described
+
+
+def _dim(n: Expr) -> int | str:
+    value = constant_int(n)
+    if value is not None:
+        return value
+    return n.name if isinstance(n, Size) else spell(n)
+
+
+def _host_member(h: HostNode) -> bytes:
+    reads = {v.name: v for v in h.node.inputs if v is not None}
+    inputs = [reads[name] for name in h.inputs if name in reads]
+    outputs = [v for v in h.node.outputs if v.name]
+    return bytes(ir.to_proto(node_model([h.node], inputs, outputs)).SerializeToString())
+
+
+def _io(value: ir.Value) -> dict[str, Any]:
+    dtype = "float32" if value.dtype is None else np.dtype(value.dtype.numpy()).name
+    dims = [d if isinstance(d, int) else d.value for d in value.shape or ()]
+    shape = [d if d is not None else f"{value.name}_dim{i}" for i, d in enumerate(dims)]
+    return {"name": value.name, "dtype": dtype, "shape": shape}
+
+
+def _graph_text(model: ir.Model) -> bytes:
+    """The graph without its weights."""
+    proto = ir.to_proto(model.clone())
+    del proto.graph.initializer[:]
+    return bytes(proto.SerializeToString())

@@ -1,0 +1,181 @@
+"""Cuts a lowered graph into compiled parts and the host nodes between them.
+
+A tensor's level is the number of host nodes on the longest way to it. Part n holds all definitions of
+level n; the host nodes that need them follow, then part n + 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from hasten.loops.expr import Expr, Load, Reduce, Size, Var, size, walk
+from hasten.loops.program import Definition, Guard, Program, operands
+from hasten.ops.lowering import HostNode, Lowered
+
+
+@dataclass(frozen=True)
+class NativePart:
+    """A compiled part: its program, and the symbolic sizes that it takes, all bound by its inputs."""
+
+    program: Program
+    sizes: tuple[str, ...]
+
+
+Step = NativePart | HostNode
+
+
+def partition(lowered: Lowered) -> list[Step]:
+    """The steps of a lowered graph, in the order in which they run."""
+    program = _with_computed_outputs(lowered.program)
+    levels = _Levels(program, lowered.host_nodes)
+    steps: list[Step] = []
+    wanted = _wanted_outside(program, lowered.host_nodes, levels)
+    for level in range(levels.deepest + 1):
+        own = [d for d in program.definitions.values() if levels.of[d.name] == level]
+        if own or any(levels.guard(g) == level for g in program.guards):
+            steps.append(_native_part(program, own, level, levels, wanted))
+        steps += [h for h in lowered.host_nodes if levels.of_host(h) == level]
+    return steps
+
+
+def _with_computed_outputs(program: Program) -> Program:
+    """The program with every output that is a constant copied by a definition."""
+    constants, definitions = dict(program.constants), dict(program.definitions)
+    for name in program.outputs:
+        if name in constants:
+            inner = f"{name}_value"
+            info = program.info(name)
+            constants[inner] = constants.pop(name)
+            variables = tuple(Var(n.dtype, f"i{d}", n) for d, n in enumerate(info.shape))
+            body = Load(info.dtype, inner, variables)
+            definitions[name] = Definition(name, info.dtype, variables, body, "constant result")
+            for other in list(definitions.values()):
+                _refuse_readers(other, name)
+    return Program(program.inputs, constants, definitions, program.outputs, program.derived, program.guards)
+
+
+def _refuse_readers(d: Definition, name: str) -> None:
+    # A copy comes last, so an earlier reader of the constant would not find it.
+    assert name not in reads(d) or d.name == name, f"{d.name} reads the constant result {name}"
+
+
+def reads(d: Definition) -> set[str]:
+    """Names of the tensors that a definition loads from."""
+    bodies = [d.body] if isinstance(d.body, Expr) else list(operands(d.body).values())
+    return {n.buffer for e in bodies for n in walk(e) if isinstance(n, Load)}
+
+
+class _Levels:
+    """The level of every tensor, size and host node."""
+
+    def __init__(self, program: Program, hosts: Sequence[HostNode]) -> None:
+        made_by = {name: h for h in hosts for name in h.outputs}
+        self.of: dict[str, int] = dict.fromkeys((*program.inputs, *program.constants), 0)
+        self.sizes: dict[str, int] = {}
+        self.program, self.made_by = program, made_by
+        for name in program.inputs:
+            self._tensor(name)
+        for d in program.definitions.values():
+            self.of[d.name] = self._definition(d)
+        levels = [*self.of.values(), *(self.of_host(h) for h in hosts)]
+        self.deepest = max(levels, default=0)
+
+    def _tensor(self, name: str) -> int:
+        """The level of a tensor; definitions are worked out on demand, since hosts may come in between."""
+        if name in self.made_by:
+            level = self.of_host(self.made_by[name]) + 1
+            self.of[name] = level
+        elif name in self.program.definitions and name not in self.of:
+            self.of[name] = 0  # replaced below; a program has no cycles
+            self.of[name] = self._definition(self.program.definitions[name])
+        level = self.of.get(name, 0)
+        if name in self.program.inputs:
+            for n in self.program.inputs[name].shape:
+                if isinstance(n, Size):
+                    self.sizes[n.name] = min(level, self.sizes.get(n.name, level))
+        return level
+
+    def _definition(self, d: Definition) -> int:
+        level = max((self._tensor(name) for name in reads(d)), default=0)
+        return max([level, *(self.size(s) for s in sizes_of_definition(d))])
+
+    def size(self, name: str) -> int:
+        """The level at which a size is known."""
+        derived = self.program.derived.get(name)
+        if derived is not None:
+            return max((self.size(n.name) for n in walk(derived) if isinstance(n, Size)), default=0)
+        if name not in self.sizes:
+            for input_name in self.program.inputs:
+                self._tensor(input_name)
+        return self.sizes.get(name, 0)
+
+    def guard(self, g: Guard) -> int:
+        """The level at which a guard can be checked."""
+        return max((self.size(n) for n in sizes_of((g.left, g.right))), default=0)
+
+    def of_host(self, h: HostNode) -> int:
+        """The level of what a host node reads."""
+        return max((self._tensor(name) for name in h.inputs), default=0)
+
+
+def sizes_of(expressions: Iterable[Expr]) -> set[str]:
+    """Names of the sizes in some expressions, extents of their loops included."""
+    found: set[str] = set()
+    for e in expressions:
+        for node in walk(e):
+            if isinstance(node, Size):
+                found.add(node.name)
+            variables = node.vars if isinstance(node, Reduce) else (node,) if isinstance(node, Var) else ()
+            found |= sizes_of(v.extent for v in variables if v.extent is not None)
+    return found
+
+
+def sizes_of_definition(d: Definition) -> set[str]:
+    """Names of the sizes that a definition depends on."""
+    return sizes_of((*d.shape, d.expr))
+
+
+def _wanted_outside(program: Program, hosts: Sequence[HostNode], levels: _Levels) -> set[str]:
+    """Definitions that something outside their part reads."""
+    wanted = set(program.outputs) | {name for h in hosts for name in h.inputs}
+    for d in program.definitions.values():
+        wanted |= {n for n in reads(d) if levels.of[n] != levels.of[d.name]}
+    return wanted & program.definitions.keys()
+
+
+def _native_part(
+    program: Program, own: list[Definition], level: int, levels: _Levels, wanted: set[str]
+) -> NativePart:
+    names = {d.name for d in own}
+    read = {n for d in own for n in reads(d)} - names
+    guards = [g for g in program.guards if levels.guard(g) == level]
+    used = set().union(*(sizes_of_definition(d) for d in own)) if own else set()
+    used |= {n for g in guards for n in sizes_of((g.left, g.right))}
+    shapes = {n: program.info(n).shape for n in read if n not in program.constants}
+    used |= {s for shape in shapes.values() for s in sizes_of(shape)}
+    derived: dict[str, Expr] = {}
+    for name in reversed(list(program.derived)):
+        if name in used:
+            derived = {name: program.derived[name], **derived}
+            used |= sizes_of((program.derived[name],))
+    free = [s for s in levels.sizes if s in used]
+    for s in free:
+        # Every size must be bound by an input, if need be by one that is not read otherwise.
+        holders = [n for n, i in program.inputs.items() if size(s) in i.shape]
+        if not any(h in read for h in holders):
+            read.add(min(holders, key=lambda n: levels.of[n]))
+    inputs = {n: program.info(n) for n in _in_order(program, read) if n not in program.constants}
+    part = Program(
+        inputs=inputs,
+        constants={n: program.constants[n] for n in program.constants if n in read},
+        definitions={d.name: d for d in own},
+        outputs=[d.name for d in own if d.name in wanted],
+        derived=derived,
+        guards=guards,
+    )
+    return NativePart(part, tuple(free))
+
+
+def _in_order(program: Program, names: set[str]) -> list[str]:
+    return [n for n in (*program.inputs, *program.constants, *program.definitions) if n in names]

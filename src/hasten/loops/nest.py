@@ -1,0 +1,172 @@
+"""Loop nests: the statements that kernels are made of, over the expressions of `loops.expr`.
+
+A nest reads and writes flat buffers (one index: the element's offset) and local arrays. Vectors are
+expressions with lanes; a vector stored at a scalar offset goes to consecutive elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hasten.loops.dtypes import DType
+from hasten.loops.expr import Expr, Size, Var, walk
+
+
+@dataclass(frozen=True)
+class Comment:
+    """A line for the reader of the generated code."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Let:
+    """A named value that does not change."""
+
+    var: Var
+    value: Expr
+
+
+@dataclass(frozen=True)
+class Declare:
+    """A local variable (no dims) or array, of scalars, vectors or pointers to elements.
+
+    Attributes:
+        name: its name.
+        dtype: element type.
+        dims: literal extents; empty for a single variable.
+        lanes: width of each element.
+        pointer: the elements are pointers to `dtype`.
+        value: initial value of a single variable.
+    """
+
+    name: str
+    dtype: DType
+    dims: tuple[int, ...] = ()
+    lanes: int = 1
+    pointer: bool = False
+    value: Expr | None = None
+
+
+@dataclass(frozen=True)
+class Store:
+    """buffer[index] = value; the index is empty for a single local variable."""
+
+    buffer: str
+    index: tuple[Expr, ...]
+    value: Expr
+
+
+@dataclass(frozen=True)
+class For:
+    """Counts `var` from start up to stop (exclusive) in steps; `unroll` asks for full unrolling."""
+
+    var: Var
+    start: Expr
+    stop: Expr
+    body: tuple[Stmt, ...]
+    step: int = 1
+    unroll: bool = False
+
+
+@dataclass(frozen=True)
+class If:
+    """Runs `then` where the condition holds, else `otherwise`."""
+
+    condition: Expr
+    then: tuple[Stmt, ...]
+    otherwise: tuple[Stmt, ...] = ()
+
+
+@dataclass(frozen=True)
+class Call:
+    """Calls a `Function`; buffers and pointers are passed as `Address`."""
+
+    function: str
+    arguments: tuple[Expr, ...]
+
+
+@dataclass(frozen=True)
+class Prefetch:
+    """Asks for the cache line that holds buffer[index]; has no effect on results."""
+
+    buffer: str
+    index: tuple[Expr, ...]
+
+
+Stmt = Comment | Let | Declare | Store | For | If | Call | Prefetch
+
+
+@dataclass(frozen=True)
+class Param:
+    """A parameter: a scalar, a buffer (`depth` 1) or a table of pointers into buffers (`depth` 2)."""
+
+    name: str
+    dtype: DType
+    depth: int = 0
+    writable: bool = False
+
+
+@dataclass(frozen=True)
+class Function:
+    """A named piece of code with parameters; a kernel's last two are `thread` and `threads`.
+
+    Attributes:
+        name: its name in C.
+        params: parameters in order.
+        body: statements.
+        comment: what it computes and where it came from.
+        inline: small helper that must be inlined.
+    """
+
+    name: str
+    params: tuple[Param, ...]
+    body: tuple[Stmt, ...]
+    comment: str = ""
+    inline: bool = False
+
+
+def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
+    """All statements of a nest, outer before inner."""
+    for s in body:
+        yield s
+        if isinstance(s, For):
+            yield from statements(s.body)
+        elif isinstance(s, If):
+            yield from statements(s.then)
+            yield from statements(s.otherwise)
+
+
+def expressions(body: tuple[Stmt, ...]) -> Iterator[Expr]:
+    """All expressions that occur in a nest, without their parts."""
+    for s in statements(body):
+        match s:
+            case Let(value=value):
+                yield value
+            case Declare(value=value) if value is not None:
+                yield value
+            case Store(index=index, value=value):
+                yield from index
+                yield value
+            case For(start=start, stop=stop):
+                yield start
+                yield stop
+            case If(condition=condition):
+                yield condition
+            case Call(arguments=arguments):
+                yield from arguments
+            case Prefetch(index=index):
+                yield from index
+            case _:
+                pass
+
+
+def sizes_of(body: tuple[Stmt, ...]) -> list[str]:
+    """Names of the symbolic sizes that a nest reads, in order of first use."""
+    found: dict[str, None] = {}
+    for e in expressions(body):
+        for node in walk(e):
+            if isinstance(node, Size):
+                found.setdefault(node.name)
+    return list(found)
