@@ -130,10 +130,10 @@ def _reads(e: Expr) -> bool:
 def _disappears(body: Expr, uses: int, stages: list[Stage]) -> bool:
     if is_movement(body):
         return uses <= 1 or not any(isinstance(n, Bounded) for n in walk(body))
-    if any(isinstance(n, Reduce) for n in walk(body)):
-        return False
     if uses <= 1:
         return True
+    if any(isinstance(n, Reduce) for n in walk(body)):
+        return False
     contracted = {s.name for s in stages if not isinstance(s.body, Expr)}
     if any(isinstance(n, Load) and n.buffer in contracted for n in walk(body)):
         return False  # better its producer's epilogue than computed in each reader

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from hasten.codegen.fuse import operand_load
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.vectorize import coefficient
@@ -188,6 +190,42 @@ def _with_copies(s: Stage, layouts: dict[str, Layout], done: list[Stage]) -> Sta
         copy = _copy(source, order, layouts, done)
         changed[name] = substitute(e, {load: replace(load, buffer=copy)})
     return replace(s, body=map_operands(s.body, changed)) if changed else s
+
+
+def arrange_constants(
+    stages: list[Stage], constants: dict[str, np.ndarray], layouts: dict[str, Layout]
+) -> list[Stage]:
+    """Copies constants, now, into the order in which the stages that read them walk memory.
+
+    A stage's innermost variable should be innermost in everything that it reads, so that whole vectors
+    can be loaded: the weights of a depthwise convolution, channels last, for one.
+    """
+    result: list[Stage] = []
+    for s in stages:
+        if not isinstance(s.body, Expr) or not s.vars:
+            result.append(s)
+            continue
+        inner = s.vars[layouts[s.name].order[-1]]
+        renamed: dict[Expr, Expr] = {}
+        for node in walk(s.body):
+            if isinstance(node, Load) and node.buffer in constants:
+                holders = [d for d, i in enumerate(node.index) if inner in free_vars(i)]
+                if len(holders) == 1 and holders[0] != len(node.index) - 1:
+                    name = _arranged(node.buffer, holders[0], constants, layouts)
+                    renamed[node] = replace(node, buffer=name)
+        result.append(replace(s, body=substitute(s.body, renamed)))
+    return result
+
+
+def _arranged(name: str, last: int, constants: dict[str, np.ndarray], layouts: dict[str, Layout]) -> str:
+    """Name of a constant with one dimension moved innermost."""
+    source = layouts[name]
+    order = _last(last, len(source.shape))
+    copy = f"{name}_order{''.join(map(str, order))}"
+    if copy not in constants:
+        constants[copy] = np.ascontiguousarray(constants[name].transpose(order))
+        layouts[copy] = replace(source, name=copy, order=order)
+    return copy
 
 
 def row_order(layout: Layout) -> Order:

@@ -18,7 +18,7 @@ from hasten.codegen.gemm import (
     packed_columns,
 )
 from hasten.codegen.kernel import Kernel
-from hasten.codegen.layout import Layout, assign_layouts, row_major
+from hasten.codegen.layout import Layout, arrange_constants, assign_layouts, row_major
 from hasten.codegen.maps import map_kernel
 from hasten.codegen.stage import Stage
 from hasten.codegen.tiles import PANEL, tiles_for
@@ -51,6 +51,7 @@ def lower_program(program: Program, target: Target) -> Lowered:
     fixed = dict(program.inputs)
     fixed |= {name: Program(constants={name: a}).info(name) for name, a in constants.items()}
     written, layouts = assign_layouts(stages, fixed, program.outputs)
+    written = arrange_constants(written, constants, layouts)
     depths = [constant_int(s.body.depth.extent) for s in written if isinstance(s.body, Gemm)]
     constants[ZEROS] = np.zeros(max([d or 0 for d in depths] + [16]), np.float32)
     layouts[ZEROS] = row_major(Program(constants=constants).info(ZEROS))

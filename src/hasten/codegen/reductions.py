@@ -7,20 +7,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from hasten.codegen.vectorize import vectorizable, vectorize
-from hasten.loops.dtypes import DType
+from hasten.codegen.window import Window, find_window
+from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
     Const,
     Expr,
     Op,
     Reduce,
     Var,
+    binary,
     children,
     const,
     constant_int,
     free_vars,
     substitute,
 )
-from hasten.loops.nest import Declare, For, Let, Stmt, Store
+from hasten.loops.nest import Declare, For, If, Let, Stmt, Store
 
 WIDE = 4
 """Vectors per accumulator where the extent allows it, to hide the latency of an addition."""
@@ -112,10 +114,36 @@ def _scalar_reduction(
     result = Var(r.dtype, names.next(r.op), lanes=r.lanes)
     declared = Declare(result.name, r.dtype, (), r.lanes, value=neutral(r.op, r.dtype))
     scope = bound | frozenset(variables)
+    window = find_window(r.op, variables, body)
+    if window is not None:
+        body = window.body
     inner, element = hoist(body, scope, names, lanes)
     update = Store(result.name, (), combine(r.op, result, element))
     nest: tuple[Stmt, ...] = (*inner, update)
-    return [declared, *_loops(variables, nest)], result
+    if window is None:
+        return [declared, *_loops(variables, nest)], result
+    return [declared, *_window_loops(window, variables, nest, names)], result
+
+
+def _window_loops(
+    window: Window, variables: tuple[Var, ...], nest: tuple[Stmt, ...], names: Names
+) -> tuple[Stmt, ...]:
+    """Loops over the part of a window that lies inside; unrolled where all of it does."""
+    lets: list[Stmt] = []
+    whole: Expr = const(True, DType.BOOL)
+    part = nest
+    for v in reversed(variables):
+        assert v.extent is not None
+        if v not in window.ranges:
+            part = (For(v, const(0), v.extent, part),)
+            continue
+        low, high = window.ranges[v]
+        begin, end = Var(INDEX, names.next("begin")), Var(INDEX, names.next("end"))
+        lets += [Let(begin, low), Let(end, high)]
+        full = binary("and", binary("eq", begin, const(0)), binary("eq", end, v.extent))
+        whole = binary("and", whole, full)
+        part = (For(v, begin, end, part),)
+    return (*lets, If(whole, _loops(variables, nest), part))
 
 
 def _loops(variables: tuple[Var, ...], nest: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
