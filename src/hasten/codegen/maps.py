@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hasten.codegen.fuse import cost
 from hasten.codegen.kernel import TAIL_PARAMS, THREAD, THREADS, Kernel
 from hasten.codegen.layout import Layouts, flatten
-from hasten.codegen.reductions import Names, hoist
+from hasten.codegen.reductions import WIDE, Names, hoist
 from hasten.codegen.stage import Stage
 from hasten.codegen.vectorize import coefficient, vectorizable, vectorize
 from hasten.loops.dtypes import INDEX, DType
@@ -19,6 +20,7 @@ from hasten.loops.expr import (
     Reduce,
     Size,
     Var,
+    binary,
     cast,
     const,
     constant_int,
@@ -31,6 +33,9 @@ from hasten.loops.nest import For, Function, If, Let, Param, Stmt, Store, expres
 from hasten.loops.simplify import spell
 
 OUTPUT = "out"
+
+FIRST_LEVEL_CACHE = 32 << 10
+"""Bytes of data that surely fit a core's first-level cache on every processor of interest."""
 
 
 @dataclass(frozen=True)
@@ -169,14 +174,41 @@ def parallel_nest(d: Domain, lanes: int, names: Names) -> tuple[Stmt, ...]:
         total = total * v.extent
     if constant_int(total) == 1:
         return _shared_row(d, inner, lanes, names)
-    task = Var(INDEX, "task", total)
-    lets = _decode(task, outer)
     row, value = hoist(d.value, frozenset(outer), names, lanes)
-    loop = inner_loop(
-        Domain((inner,), value, d.address), const(0), inner.extent, lanes, names, frozenset(outer)
-    )
+    d = Domain((inner,), value, d.address)
+    begin, end = Var(INDEX, "begin"), Var(INDEX, "end")
+    block = _block(value, inner, lanes)
+    if block is None:
+        body = inner_loop(d, const(0), inner.extent, lanes, names, frozenset(outer))
+        tasks = outer
+    else:
+        # Blocks outermost: the weights of a block stay in the first-level cache over all positions.
+        blocks = Var(INDEX, "block", (inner.extent + (block - 1)) // block)
+        tasks = [blocks, *outer]
+        body = (
+            Let(begin, blocks * block),
+            Let(end, binary("min", begin + block, inner.extent)),
+            *inner_loop(d, begin, end, lanes, names, frozenset(outer)),
+        )
+        total = total * ((inner.extent + (block - 1)) // block)
+    task = Var(INDEX, "task", total)
     first, last = share(total, const(1))
-    return (For(task, first, last, (*lets, *row, *loop)),)
+    return (For(task, first, last, (*_decode(task, tasks), *row, *body)),)
+
+
+def _block(value: Expr, inner: Var, lanes: int) -> int | None:
+    """Elements of the innermost loop to stay with, where a window over all of it leaves the cache."""
+    extent = constant_int(inner.extent)
+    wide = WIDE * lanes
+    taps = [constant_int(v.extent) or 1 for n in walk(value) if isinstance(n, Reduce) for v in n.vars]
+    if extent is None or extent < 2 * wide or not taps:
+        return None
+    touched = 2 * value.dtype.bytes * extent * math.prod(taps)
+    return wide if touched > FIRST_LEVEL_CACHE else None
+
+
+def _has_window(value: Expr) -> bool:
+    return any(isinstance(n, Reduce) for n in walk(value))
 
 
 def _shared_row(d: Domain, inner: Var, lanes: int, names: Names) -> tuple[Stmt, ...]:
@@ -231,16 +263,25 @@ def inner_loop(
     extent = constant_int(v.extent)
     contiguous = constant_int(coefficient(d.address, v) or const(0)) == 1
     fits = extent is None or extent >= lanes
-    if lanes > 1 and contiguous and fits and _vector_friendly(d.value, v):
-        whole = Var(INDEX, names.next("whole"))
+    if not (lanes > 1 and contiguous and fits and _vector_friendly(d.value, v)):
+        return (For(v, begin, end, _element(d, v, v, 1, names, bound, output, reduction_lanes=lanes)),)
+    loops: list[Stmt] = []
+    start, left = begin, extent if constant_int(begin) == 0 else None
+    for width in _widths(d.value, lanes, extent):
+        covered = Var(INDEX, names.next("whole"))
         base = Var(INDEX, names.next(v.name + "_"), v.extent)
-        main = _element(d, v, base, lanes, names, bound, output)
-        covered = begin + Op(INDEX, "truncdiv", (end - begin, const(lanes))) * const(lanes)
-        loops: list[Stmt] = [Let(whole, covered), For(base, begin, whole, main, step=lanes)]
-        if extent is None or extent % lanes != 0 or constant_int(begin) != 0:
-            loops.append(For(v, whole, end, _element(d, v, v, 1, names, bound, output)))
-        return tuple(loops)
-    return (For(v, begin, end, _element(d, v, v, 1, names, bound, output)),)
+        main = _element(d, v, base, width, names, bound, output)
+        stop = start + Op(INDEX, "truncdiv", (end - start, const(width))) * const(width)
+        loops += [Let(covered, stop), For(base, start, covered, main, step=width)]
+        start, left = covered, None if left is None else left % width
+    if left != 0:
+        loops.append(For(v, start, end, _element(d, v, v, 1, names, bound, output)))
+    return tuple(loops)
+
+
+def _widths(value: Expr, lanes: int, extent: int | None) -> list[int]:
+    """Vector widths to go through: windows several vectors at a time, to hide latency and share loops."""
+    return [WIDE * lanes, lanes] if _has_window(value) and (extent or 0) >= WIDE * lanes else [lanes]
 
 
 def _vector_friendly(value: Expr, v: Var) -> bool:
@@ -249,13 +290,20 @@ def _vector_friendly(value: Expr, v: Var) -> bool:
 
 
 def _element(
-    d: Domain, v: Var, base: Expr, lanes: int, names: Names, bound: frozenset[Var], output: str
+    d: Domain,
+    v: Var,
+    base: Expr,
+    lanes: int,
+    names: Names,
+    bound: frozenset[Var],
+    output: str,
+    reduction_lanes: int = 1,
 ) -> tuple[Stmt, ...]:
     """Statements that compute and store `lanes` elements from `base` on."""
     value = vectorize(d.value, v, base, lanes)
     scope = bound | (free_vars(base) if lanes == 1 else free_vars(base) | {v})
-    # Reductions that depend on the inner variable run inside, vectors along the output.
-    row, value = hoist(value, scope, names, lanes if lanes == 1 else 1)
+    # Reductions that depend on the inner variable run inside; vectors go along it, if they can.
+    row, value = hoist(value, scope, names, reduction_lanes)
     return (*row, Store(output, (substitute(d.address, {v: base}),), value))
 
 
