@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hasten.codegen.fuse import operand_load
+from hasten.codegen.gemm import PRODUCTS_PER_WORK
 from hasten.codegen.kernel import THREADS, Kernel
 from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.maps import Domain, finish_kernel, inner_loop, share
@@ -71,7 +72,8 @@ def attention_kernel(stage: Stage, layouts: Layouts, tiles: Sequence[Tile], name
     queries, keys = _extent(a.row), _extent(a.key)
     depth, columns = _extent(a.depth), _extent(a.column)
     heads = _extent(a.batch) * _extent(a.head)
-    work = heads * queries * keys * (depth + columns) * 2
+    products = heads * queries * keys * (depth + columns)
+    work = (products + PRODUCTS_PER_WORK) // PRODUCTS_PER_WORK
     kernel = finish_kernel(
         name, body, parts.buffers, layouts, stage, work=work, writes=stage.name, dtype=stage.dtype
     )

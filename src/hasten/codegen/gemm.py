@@ -39,6 +39,9 @@ from hasten.loops.program import Gemm
 ROW_BLOCK = 192
 """Rows of a block: 16 tiles of 12, 32 of 6."""
 
+PRODUCTS_PER_WORK = 8
+"""Multiply-adds of a register tile that take as long as one operation of another kernel."""
+
 ZEROS = "zeros"
 """Constant of zeros that row pointers outside the input (padding) point to."""
 
@@ -115,7 +118,8 @@ def gemm_kernel(
     assert isinstance(g, Gemm)
     builder = _Builder(stage, g, packed, layouts, tiles)
     body = builder.body()
-    work = extent((*g.batch, *g.rows, *g.taps, g.depth)) * extent((g.column,)) * 2
+    products = extent((*g.batch, *g.rows, *g.taps, g.depth)) * extent((g.column,))
+    work = (products + PRODUCTS_PER_WORK) // PRODUCTS_PER_WORK
     return finish_kernel(
         name, body, builder.buffers, layouts, stage, work=work, writes=stage.name, dtype=stage.dtype
     )

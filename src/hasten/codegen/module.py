@@ -19,7 +19,7 @@ from hasten.target import Target
 SERIAL_WORK = 16_000
 """Operations below which a kernel runs on one thread: a barrier costs about as much."""
 
-SERIAL_RUN = 150_000
+SERIAL_RUN = 400_000
 """Operations below which a whole run uses one thread: waking a worker costs about as much."""
 
 MOST_THREADS = 64
