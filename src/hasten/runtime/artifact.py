@@ -80,6 +80,9 @@ def read_artifact(path: str | os.PathLike[str], *, verify: Verify = "background"
             if os.fstat(file.fileno()).st_size == 0:
                 raise ArtifactError(f"{path} is empty: compile the model again")
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            # Hashed through a mapping of its own, page by page given back: what no run ever reads, the
+            # rows of an embedding for one, then does not count as this process's memory.
+            hashed = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             data = memoryview(mapped)
             places, crc = _locate_members(path, file, data)
     except OSError as error:
@@ -96,7 +99,9 @@ def read_artifact(path: str | os.PathLike[str], *, verify: Verify = "background"
         raise ArtifactError(f"cannot open {path}: {error}") from None
     _check_members(path, manifest, members)
     weights = members.get(WEIGHTS, memoryview(b""))
-    check = _WeightsCheck(weights, manifest.members[WEIGHTS].sha256 if weights else "")
+    check = _WeightsCheck(
+        hashed, places.get(WEIGHTS, (0, 0)), manifest.members[WEIGHTS].sha256 if weights else ""
+    )
     if weights and verify != "never":
         check.start(background=verify == "background" and len(weights) > _SMALL_WEIGHTS)
     artifact = Artifact(path, manifest, members, data, check)
@@ -154,8 +159,9 @@ class Artifact:
 class _WeightsCheck:
     """Compares a checksum, here or on another thread; hashlib leaves the interpreter free meanwhile."""
 
-    def __init__(self, data: memoryview, expected: str) -> None:
-        self._data = data
+    def __init__(self, file: mmap.mmap, place: tuple[int, int], expected: str) -> None:
+        self._file = file
+        self._place = place
         self._expected = expected
         self._verdict: bool | None = True  # None: being worked out
         self._cancelled = False
@@ -184,10 +190,16 @@ class _WeightsCheck:
 
     def _hash(self) -> None:
         digest = hashlib.sha256()
-        for start in range(0, len(self._data), _CHUNK):
+        first, last = self._place
+        data = memoryview(self._file)
+        for start in range(first, last, _CHUNK):
             if self._cancelled:
                 return
-            digest.update(self._data[start : start + _CHUNK])
+            stop = min(start + _CHUNK, last)
+            digest.update(data[start:stop])
+            page = start - start % mmap.PAGESIZE
+            if hasattr(mmap, "MADV_DONTNEED"):
+                self._file.madvise(mmap.MADV_DONTNEED, page, stop - page)
         self._verdict = digest.hexdigest() == self._expected
 
 
