@@ -27,7 +27,7 @@ from hasten.loops.expr import (
     walk,
 )
 from hasten.loops.program import Contraction, Definition, Gemm, Program, map_operands, operands
-from hasten.loops.simplify import spell
+from hasten.loops.simplify import spell, to_poly
 
 CHEAP = 3
 """Largest cost, in simple operations, of an element that is computed again rather than stored."""
@@ -199,8 +199,12 @@ def operand_load(e: Expr, along: Var) -> Load | None:
 
 
 def _splits(index: Expr, along: Var) -> bool:
-    """Whether an index is a quotient or remainder of `along` (part of a reshape)."""
-    return isinstance(index, Op) and index.op in ("floordiv", "mod") and index.args[0] == along
+    """Whether `along` enters an index only as one quotient or remainder (part of a reshape)."""
+    parts = [(atoms, c) for atoms, c in to_poly(index).items() if any(along in free_vars(a) for a in atoms)]
+    if len(parts) != 1 or len(parts[0][0]) != 1 or parts[0][1] != 1:
+        return False
+    (atom,) = parts[0][0]
+    return isinstance(atom, Op) and atom.op in ("floordiv", "mod") and atom.args[0] == along
 
 
 def _drop_unread(stages: list[Stage], kept: set[str]) -> list[Stage]:

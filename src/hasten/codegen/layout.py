@@ -15,6 +15,7 @@ import numpy as np
 
 from hasten.codegen.fuse import operand_load
 from hasten.codegen.stage import ACCUMULATOR, Stage
+from hasten.codegen.tiles import PANEL
 from hasten.codegen.vectorize import coefficient
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Expr, Load, Var, const, constant_int, free_vars, substitute, transform, walk
@@ -92,7 +93,7 @@ def assign_layouts(
     wishes = _wishes(stages)
     done: list[Stage] = []
     for stage in stages:
-        s = _with_copies(stage, layouts, done)
+        s = _with_copies(stage, layouts, done, fixed)
         identity = tuple(range(len(s.vars)))
         own = _written_order(s)
         if s.name in results:
@@ -172,15 +173,23 @@ def contiguous(e: Expr, along: Var, layouts: Layouts) -> bool:
     return step is not None and constant_int(step) == 1
 
 
-def _with_copies(s: Stage, layouts: dict[str, Layout], done: list[Stage]) -> Stage:
+def _ends_early(load: Load | None, along: Var, outside: Mapping[str, TensorInfo]) -> bool:
+    """Whether whole panels could be read beyond the end of memory that is not ours."""
+    columns = constant_int(along.extent)
+    return load is not None and load.buffer in outside and (columns is None or columns % PANEL != 0)
+
+
+def _with_copies(
+    s: Stage, layouts: dict[str, Layout], done: list[Stage], outside: Mapping[str, TensorInfo]
+) -> Stage:
     """The stage with operands that it cannot walk read from copies in an order that it can."""
     if isinstance(s.body, Expr):
         return s
     changed: dict[str, Expr] = {}
     for name, (e, along) in _needs(s).items():
-        if contiguous(e, along, layouts):
-            continue
         load = operand_load(e, along)
+        if contiguous(e, along, layouts) and not (name == "v" and _ends_early(load, along, outside)):
+            continue
         if load is None:
             changed[name] = _operand_copy(s, name, e, along, layouts, done)
             continue
@@ -235,7 +244,7 @@ def row_order(layout: Layout) -> Order:
 
 def _copy(source: Layout, order: Order, layouts: dict[str, Layout], done: list[Stage]) -> str:
     """Name of a copy of a tensor in another order, made once."""
-    name = f"{source.name}_order{''.join(map(str, order))}"
+    name = f"{source.name}_copy{''.join(map(str, order))}"
     if name not in layouts:
         variables = tuple(Var(INDEX, f"i{d}", n) for d, n in enumerate(source.shape))
         body = Load(source.dtype, source.name, variables)

@@ -20,6 +20,7 @@ from hasten.codegen.gemm import (
 from hasten.codegen.kernel import Kernel
 from hasten.codegen.layout import Layout, arrange_constants, assign_layouts, row_major
 from hasten.codegen.maps import map_kernel
+from hasten.codegen.shallow import join_shallow_taps
 from hasten.codegen.stage import Stage
 from hasten.codegen.tiles import PANEL, tiles_for
 from hasten.loops.dtypes import INDEX
@@ -46,7 +47,8 @@ class Lowered:
 
 def lower_program(program: Program, target: Target) -> Lowered:
     """Chooses and builds the kernels of a program for a target."""
-    stages = fuse(program)
+    shapes = {n: program.info(n).shape for n in (*program.inputs, *program.constants)}
+    stages = join_shallow_taps(fuse(program), shapes)
     stages, constants, packed = _pack(program, stages)
     fixed = dict(program.inputs)
     fixed |= {name: Program(constants={name: a}).info(name) for name, a in constants.items()}

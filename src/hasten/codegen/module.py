@@ -68,7 +68,7 @@ class Part:
 
 def part_code(part: Part, target: Target, expand: Expand) -> PartCode:
     """The C of a part for a target."""
-    kernels, functions = _share_functions(part.lowered.kernels, part.number)
+    kernels, functions = share_functions(part.lowered.kernels, part.number)
     slots = plan_memory(_lifetimes(part, kernels))
     prefix = f"part_{part.number}"
     sources: dict[str, str] = {}
@@ -112,7 +112,7 @@ def module_sources(parts: Sequence[int], target: Target, expand: Expand) -> dict
     return sources
 
 
-def _share_functions(kernels: Sequence[Kernel], number: int) -> tuple[list[Kernel], list[Function]]:
+def share_functions(kernels: Sequence[Kernel], number: int) -> tuple[list[Kernel], list[Function]]:
     """Kernels with equal code call one function, the first one's."""
     known: dict[tuple[object, ...], Function] = {}
     result: list[Kernel] = []
