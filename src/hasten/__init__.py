@@ -12,7 +12,42 @@ Importing `hasten` needs NumPy alone; `compile` loads the compile side when it i
 
 from __future__ import annotations
 
-from hasten.errors import HastenError
+from typing import TYPE_CHECKING, Any
+
+from hasten import errors
+from hasten.errors import HastenError, MissingDependencyError
+from hasten.runtime.manifest import TensorInfo
+from hasten.runtime.session import Session
+from hasten.runtime.session import open_session as open  # noqa: A004 - the field's word
+from hasten.target import Target
+
+if TYPE_CHECKING:
+    from hasten.api import compile  # noqa: A004 - the field's word
 
 __version__ = "0.1.0"
-__all__ = ["HastenError", "__version__"]
+__all__ = [
+    "HastenError",
+    "Session",
+    "Target",
+    "TensorInfo",
+    "__version__",
+    "compile",
+    "errors",
+    "open",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads `compile`, which needs more than NumPy, when it is first used (PEP 562)."""
+    if name != "compile":
+        raise AttributeError(f"module 'hasten' has no attribute {name!r}")
+    try:
+        from hasten import api
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "hasten":
+            raise
+        raise MissingDependencyError(
+            f"hasten.compile needs the package {error.name.partition('.')[0]}, which is not installed: "
+            "pip install 'hasten[compile]'"
+        ) from error
+    return api.compile

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from hasten import __version__, frontends
 from hasten.backends.native import Options, Payload, compile_graph
@@ -19,6 +19,9 @@ from hasten.runtime.session import Session, open_session
 from hasten.target import Target
 
 PRECISIONS = ("f32",)
+
+Progress = Callable[[str], None]
+"""Is told what begins: a few words, such as "reading the model"."""
 
 
 def compile(  # noqa: A001 - the field's word
@@ -48,6 +51,7 @@ def compile(  # noqa: A001 - the field's word
 
     Raises:
         ModelError: the source cannot be read, or has operators that nothing can run.
+        OptionError: an argument makes no sense.
         TargetError: an unknown target, or none of them runs on this machine.
         ToolchainError: no C compiler was found.
     """
@@ -76,23 +80,24 @@ def compile_payload(
     example: Example | None = None,
     dynamic: Dynamic | None = None,
     cache: str | os.PathLike[str] | None = None,
+    progress: Progress = lambda _: None,
 ) -> Payload:
-    """What `compile` would write, without writing or opening it; arguments as there."""
+    """What `compile` would write, without writing or opening it.
+
+    The arguments and errors are those of `compile`; `progress` is told what begins.
+    """
     if precision not in PRECISIONS:
         raise OptionError(f"precision={precision!r}: give one of {', '.join(PRECISIONS)}")
     if threads is not None and threads < 1:
         raise OptionError(f"threads={threads}: give 1 or more, or None for the cores of this machine")
     names = [target] if isinstance(target, str) else list(target)
+    if not names:
+        raise OptionError("target=[]: give at least one instruction set, or 'native' for this machine's")
     targets = tuple(dict.fromkeys(Target.named(name) for name in names))
+    progress("reading the model")
     model = frontends.load(source, example=example, dynamic=dynamic)
+    progress("optimizing the graph")
     report = optimize_graph(model)
     options = Options(targets, threads, default_cache() if cache is None else Path(cache))
-    noted: Mapping[str, Any] = {"passes": report_fields(report)}
-    return compile_graph(model, options, noted, __version__)
-
-
-def report_fields(report: Any) -> dict[str, Any]:
-    """The pass report as JSON."""
-    import dataclasses
-
-    return dataclasses.asdict(report)
+    progress(f"generating and compiling code for {', '.join(t.name for t in targets)}")
+    return compile_graph(model, options, {"passes": dataclasses.asdict(report)}, __version__)

@@ -1,0 +1,85 @@
+"""`hasten verify`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import click
+
+from hasten import target
+from hasten.cli.console import echo_json, number, row, status_only, stderr, stdout, table
+from hasten.cli.options import artifact_argument, input_option, json_option, model_argument, shape_option
+from hasten.cli.sources import artifact_inputs, is_artifact
+from hasten.errors import OptionError
+from hasten.runtime.artifact import read_artifact
+from hasten.runtime.session import open_session
+from hasten.search.engines import REFERENCE, check_outputs
+from hasten.search.measure_answers import compare, source_answers
+
+_EXAMPLES = """\b
+Example:
+  hasten verify model.hasten model.onnx --input x.npz
+"""
+
+
+@click.command(epilog=_EXAMPLES, short_help="Compare the answers of an artifact and its model.")
+@artifact_argument
+@model_argument
+@input_option
+@shape_option
+@click.option(
+    "--tolerance",
+    metavar="SHARE",
+    type=click.FloatRange(min=0),
+    default=1e-4,
+    show_default=True,
+    help="Largest difference that passes, as a share of the output's range.",
+)
+@json_option
+def verify(
+    artifact: Path,
+    model: Path,
+    input_file: Path | None,
+    shapes: tuple[str, ...],
+    tolerance: float,
+    as_json: bool,
+) -> None:
+    """Compare the answers of OUT.hasten with those of MODEL, which it was compiled from.
+
+    MODEL is run by ONNX Runtime (by ONNX's reference evaluator where that is missing or cannot), a Hugging
+    Face folder by PyTorch. The exit code is 1 if a difference is past the tolerance.
+    """
+    if is_artifact(model):
+        raise OptionError(f"{model} is an artifact: give the ONNX file or folder that {artifact} came from")
+    if not model.exists():
+        raise OptionError(f"there is no file or folder {model}: check the path")
+    feeds = artifact_inputs(artifact, input_file, shapes, batch=2)
+    with open_session(artifact) as session:
+        got = session.run(feeds)
+    with status_only(stderr()) as steps:
+        steps("running the source model")
+        engine, why, wanted = source_answers(model, feeds, target.cores())
+    check_outputs(read_artifact(artifact, verify="never").manifest, list(wanted), engine)
+    found = compare(wanted, got)
+    passed = all(item.relative <= tolerance for item in found)
+    if as_json:
+        outputs = [dataclasses.asdict(item) for item in found]
+        about = {"passed": passed, "tolerance": tolerance, "engine": engine.name, "version": engine.version}
+        echo_json({**about, "outputs": outputs})
+        sys.exit(0 if passed else 1)
+    if engine is REFERENCE:
+        click.echo(f"hasten: warning: {REFERENCE.name} ran the model, because {why}", err=True)
+    shown = table("output", ">worst difference", ">range", ">share of range", "")
+    for item in found:
+        verdict = "ok" if item.relative <= tolerance else "TOO FAR"
+        row(shown, item.output, number(item.absolute), number(item.range), number(item.relative), verdict)
+    stdout().print(shown)
+    inputs = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+    origin = input_file if input_file is not None else "made-up inputs"
+    click.echo(
+        f"{'Passed' if passed else 'FAILED'}: compared with {engine.name} {engine.version} on {origin}"
+    )
+    click.echo(f"({inputs}); {tolerance:g} of the range may differ")
+    sys.exit(0 if passed else 1)

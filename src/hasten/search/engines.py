@@ -1,0 +1,238 @@
+"""The engines that models are timed and compared on, each in a process of its own.
+
+What they do there is in `engines_worker.py`, which knows nothing of hasten's compile side.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.errors import HastenError, MissingDependencyError, OptionError
+from hasten.runtime.manifest import Manifest
+from hasten.search.engines_worker import save_npz
+
+Array = NDArray[Any]
+Form = Literal["artifact", "onnx", "folder"]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Something that runs models.
+
+    Attributes:
+        name: on the command line and in tables.
+        package: what is imported, and the distribution that is installed.
+        runs: the kind of model that it takes: an artifact, an ONNX file, a Hugging Face folder.
+        extra: the extra of hasten that installs it.
+    """
+
+    name: str
+    package: str
+    runs: Form
+    extra: str
+
+    @property
+    def version(self) -> str | None:
+        """The installed version, or None."""
+        if importlib.util.find_spec(self.package) is None:
+            return None
+        try:
+            return importlib.metadata.version(self.package)
+        except importlib.metadata.PackageNotFoundError:
+            return "unknown"
+
+
+HASTEN = Engine("hasten", "hasten", "artifact", "")
+ONNXRUNTIME = Engine("onnxruntime", "onnxruntime", "onnx", "bench")
+OPENVINO = Engine("openvino", "openvino", "onnx", "bench")
+TORCH = Engine("torch", "torch", "folder", "huggingface")
+REFERENCE = Engine("onnx.reference", "onnx", "onnx", "compile")
+"""ONNX's own evaluator in NumPy: right, and far too slow to be timed."""
+
+PEERS = (ONNXRUNTIME, OPENVINO, TORCH)
+
+
+def peers_named(names: str) -> tuple[Engine, ...]:
+    """The peers in a list with commas.
+
+    Raises:
+        OptionError: a name is unknown.
+        MissingDependencyError: one is not installed.
+    """
+    found = []
+    for name in dict.fromkeys(part.strip() for part in names.split(",") if part.strip()):
+        engine = next((peer for peer in PEERS if peer.name == name), None)
+        if engine is None:
+            known = ", ".join(peer.name for peer in PEERS)
+            raise OptionError(f"unknown engine {name!r}: give some of {known}, with commas between")
+        if engine.version is None:
+            raise MissingDependencyError(
+                f"the engine {name} is not installed: pip install 'hasten[{engine.extra}]', or leave it out"
+            )
+        found.append(engine)
+    return tuple(found)
+
+
+class EngineError(HastenError):
+    """An engine could not open or run a model."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What an engine said after it opened a model and ran it once.
+
+    Attributes:
+        load: seconds from the file to something that can run, imports excluded.
+        first: seconds of the first run.
+        base: bytes of memory of the process before, with the engine imported; None if unknown.
+        peak: the most bytes of memory until after the first run; None if unknown.
+    """
+
+    load: float
+    first: float
+    base: int | None
+    peak: int | None
+
+
+class Worker:
+    """An engine in a process of its own, with one model open."""
+
+    def __init__(self, engine: Engine, model: Path, feeds: Path, threads: int) -> None:
+        self.engine = engine
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        job = {"engine": engine.name, "model": str(model), "feeds": str(feeds), "threads": threads}
+        job["path"] = str(Path(__file__).parents[2])
+        script = Path(__file__).with_name("engines_worker.py")
+        self._process = subprocess.Popen(
+            # -P: the folder of the script is no place to import from.
+            [sys.executable, "-P", str(script), json.dumps(job)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=_environment(threads),
+        )
+        try:
+            self.opened = Opened(**self._answer())
+        except BaseException:
+            self.close()
+            raise
+
+    def times(self, runs: int) -> list[float]:
+        """Runs the model; returns the seconds that each run took."""
+        return [float(seconds) for seconds in self._ask({"runs": runs})["seconds"]]
+
+    def outputs(self) -> dict[str, Array]:
+        """Runs the model once; returns what came out, by name."""
+        with tempfile.TemporaryDirectory(prefix="hasten-") as folder:
+            path = Path(folder) / "outputs.npz"
+            self._ask({"save": str(path)})
+            with np.load(path) as loaded:
+                return dict(loaded)
+
+    def stop(self) -> None:
+        """Takes the processor away from it: engines let threads spin for a while after a run."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Ends `stop`."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            if stream is not None:
+                stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        stdin = self._process.stdin
+        assert stdin is not None
+        try:
+            stdin.write(json.dumps(question) + "\n")
+            stdin.flush()
+        except BrokenPipeError:
+            pass  # It has ended; why, is in its last words.
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if line:
+            return dict(json.loads(line))
+        status = self._process.wait()
+        self._errors.seek(0)
+        words = self._errors.read().decode("utf-8", "replace").strip().splitlines()
+        said = words[-1].strip()[:400] if words else f"its process ended with status {status}"
+        raise EngineError(f"{self.engine.name} cannot run this model: {said}")
+
+
+def answers(engine: Engine, model: Path, feeds: Mapping[str, Array], threads: int) -> dict[str, Array]:
+    """What an engine answers.
+
+    Args:
+        engine: the engine.
+        model: an artifact, an ONNX file or a Hugging Face folder, as the engine takes it.
+        feeds: an array for each input.
+        threads: threads to use.
+
+    Raises:
+        EngineError: it cannot open or run the model.
+    """
+    with tempfile.TemporaryDirectory(prefix="hasten-") as folder:
+        path = save_feeds(feeds, Path(folder))
+        with Worker(engine, model, path, threads) as worker:
+            return worker.outputs()
+
+
+def save_feeds(feeds: Mapping[str, Array], folder: Path) -> Path:
+    """Writes inputs to a file for workers."""
+    path = folder / "inputs.npz"
+    save_npz(str(path), feeds)
+    return path
+
+
+def check_outputs(manifest: Manifest, outputs: Sequence[str], engine: Engine) -> None:
+    """Raises EngineError unless an engine's outputs include all of the artifact's."""
+    missing = [info.name for info in manifest.outputs if info.name not in outputs]
+    if missing:
+        raise EngineError(
+            f"the artifact's outputs {', '.join(missing)} are not among those of {engine.name} "
+            f"({', '.join(outputs)}): is this the model that the artifact was compiled from?"
+        )
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """Environment of a worker: the same number of threads for all, and no network."""
+    settings = {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OPENBLAS_NUM_THREADS": "1",  # NumPy's, which only makes inputs here
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONWARNINGS": "ignore",
+    }
+    return {**os.environ, **settings}

@@ -1,0 +1,209 @@
+"""What runs in an engine's own process: opens a model, then answers requests, a line of JSON each.
+
+This file is started as a script and imports nothing but what the engine needs, so that the memory of
+its process is the engine's. Protocol: after opening and one run it says what that took (`Opened` in
+`engines.py`); then `{"runs": n}` is answered with `{"seconds": [...]}`, and `{"save": path}` with `{}`
+when the outputs are in that .npz file. An exception ends it; its text is the last line of stderr.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import gc
+import importlib
+import json
+import os
+import re
+import resource
+import signal
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import IO, Any
+
+import numpy as np
+
+Feeds = Mapping[str, Any]
+Step = Callable[[], Any]
+Named = Callable[[Any], dict[str, Any]]
+Open = Callable[[str, Feeds, int], tuple[Step, Named]]
+
+
+def hasten_engine() -> Open:
+    """Artifacts, by hasten's runtime."""
+    from hasten.runtime.session import open_session
+
+    def start(model: str, feeds: Feeds, threads: int) -> tuple[Step, Named]:
+        session = open_session(model, threads=threads)
+        return functools.partial(session.run, feeds), lambda outputs: outputs
+
+    return start
+
+
+def onnxruntime_engine() -> Open:
+    """ONNX files, by ONNX Runtime with its default optimizations."""
+    onnxruntime: Any = importlib.import_module("onnxruntime")
+
+    def start(model: str, feeds: Feeds, threads: int) -> tuple[Step, Named]:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        step = functools.partial(session.run, None, feeds)
+        return step, lambda outputs: dict(zip(names, outputs, strict=True))
+
+    return start
+
+
+def openvino_engine() -> Open:
+    """ONNX files, by OpenVINO for one request at a time, in f32 as the file says."""
+    openvino: Any = importlib.import_module("openvino")
+
+    def start(model: str, feeds: Feeds, threads: int) -> tuple[Step, Named]:
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        compiled = openvino.Core().compile_model(model, "CPU", settings)
+        request = compiled.create_infer_request()
+        step = functools.partial(request.infer, feeds, share_inputs=True)
+
+        def named(outputs: Any) -> dict[str, Any]:
+            return {name: outputs[port] for port in compiled.outputs for name in port.get_names()}
+
+        return step, named
+
+    return start
+
+
+def torch_engine() -> Open:
+    """Hugging Face folders, by PyTorch as it is, without its compiler."""
+    import torch
+    import transformers
+
+    def start(model: str, feeds: Feeds, threads: int) -> tuple[Step, Named]:
+        torch.set_num_threads(threads)
+        torch.set_num_interop_threads(1)
+        torch.set_grad_enabled(False)
+        config = transformers.AutoConfig.from_pretrained(model, local_files_only=True)
+        name = (config.architectures or ["AutoModel"])[0]
+        kind = getattr(transformers, name)
+        module = kind.from_pretrained(model, local_files_only=True).float().eval()
+        if hasattr(module.config, "use_cache"):
+            module.config.use_cache = False
+        tensors = {key: torch.from_numpy(array) for key, array in feeds.items()}
+        return functools.partial(module, **tensors), torch_outputs
+
+    return start
+
+
+def torch_outputs(result: Any) -> dict[str, Any]:
+    """The tensors in what a module returned, under the names that hasten's frontend gives them."""
+    named: dict[str, Any] = {}
+    for key, value in result.items():
+        found = list(tensors_in(value))
+        for index, tensor in enumerate(found):
+            named[key if len(found) == 1 else f"{key}_{index}"] = tensor.numpy()
+    return named
+
+
+def tensors_in(value: Any) -> list[Any]:
+    """The tensors in nested tuples and lists."""
+    if isinstance(value, tuple | list):
+        return [tensor for item in value for tensor in tensors_in(item)]
+    return [value] if hasattr(value, "numpy") else []
+
+
+def reference_engine() -> Open:
+    """ONNX files, by ONNX's reference evaluator."""
+    import onnx.reference
+
+    def start(model: str, feeds: Feeds, threads: int) -> tuple[Step, Named]:
+        evaluator = onnx.reference.ReferenceEvaluator(model)
+        step = functools.partial(evaluator.run, None, dict(feeds))
+        return step, lambda outputs: dict(zip(evaluator.output_names, outputs, strict=True))
+
+    return start
+
+
+ENGINES: Mapping[str, Callable[[], Open]] = {
+    "hasten": hasten_engine,
+    "onnxruntime": onnxruntime_engine,
+    "openvino": openvino_engine,
+    "torch": torch_engine,
+    "onnx.reference": reference_engine,
+}
+
+
+def save_npz(path: str | IO[bytes], arrays: Mapping[str, Any]) -> None:
+    """`numpy.savez` for any names: its own has arguments that some inputs are called like."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
+
+
+def timed(step: Step, runs: int) -> list[float]:
+    """Seconds of each of some runs."""
+    seconds = []
+    clock = time.perf_counter
+    gc.disable()
+    for _ in range(runs):
+        start = clock()
+        step()
+        seconds.append(clock() - start)
+    gc.enable()
+    return seconds
+
+
+def memory() -> tuple[int | None, int | None]:
+    """Bytes of this process in memory: now (Linux), and at the most."""
+    if sys.platform != "linux":
+        return None, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with open("/proc/self/status", encoding="ascii") as file:  # noqa: PTH123 - pathlib is not loaded here
+        found = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB", file.read(), re.M))
+    return int(found["VmRSS"]) << 10, int(found["VmHWM"]) << 10
+
+
+def die_with_parent() -> None:
+    """A stopped process would never notice that nobody needs it any more."""
+    if sys.platform == "linux":
+        set_death_signal = 1
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL, 0, 0, 0)
+
+
+def main() -> None:
+    """Opens a model as the command line says, then answers requests until stdin ends."""
+    job = json.loads(sys.argv[1])
+    die_with_parent()
+    # Libraries that print shall not disturb the protocol.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    sys.path.append(job["path"])
+    with np.load(job["feeds"]) as loaded:
+        feeds = dict(loaded)
+    start = ENGINES[job["engine"]]()
+    base, _ = memory()
+    begin = time.perf_counter()
+    step, named = start(job["model"], feeds, job["threads"])
+    load = time.perf_counter() - begin
+    (first,) = timed(step, 1)
+    _, peak = memory()
+    print(json.dumps({"load": load, "first": first, "base": base, "peak": peak}), file=answers, flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer: dict[str, Any] = {}
+        if "runs" in request:
+            answer["seconds"] = timed(step, request["runs"])
+        else:
+            save_npz(request["save"], named(step()))
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""One case of a comparison: a compiled model, its source, inputs, and the engines that can run either."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from hasten.errors import ModelError
+from hasten.frontends import huggingface
+from hasten.runtime.artifact import read_artifact
+from hasten.runtime.checks import bind_sizes
+from hasten.search.engines import HASTEN, Engine
+from hasten.search.measure import Contestant, Measurement, Plan, Spread, measure
+from hasten.search.measure_flops import count_flops
+from hasten.search.peak import Peak
+
+Array = NDArray[Any]
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Figures of one model with inputs of one size.
+
+    Attributes:
+        name: what was measured.
+        shapes: shapes of the inputs.
+        measurement: the engines' figures, hasten's first.
+        gflop: 10**9 operations of a run; None if they could not be counted.
+        gflops: 10**9 operations per second that hasten achieved.
+        peak_gflops: the machine's peak with as many threads, in the same rounds.
+        share_of_peak: `gflops` by `peak_gflops`.
+        compile_seconds: how long the compilation took, if it was part of this.
+    """
+
+    name: str
+    shapes: Mapping[str, tuple[int, ...]]
+    measurement: Measurement
+    gflop: float | None
+    gflops: float | None
+    peak_gflops: Spread
+    share_of_peak: float | None
+    compile_seconds: float | None = None
+
+
+def measure_case(
+    name: str,
+    artifact: Path,
+    source: Path | None,
+    against: Sequence[Engine],
+    feeds: Mapping[str, Array],
+    plan: Plan,
+    *,
+    compile_seconds: float | None = None,
+    progress: Progress = lambda _: None,
+) -> Case:
+    """Times an artifact, and other engines on the model that it was compiled from.
+
+    Args:
+        name: what is measured.
+        artifact: the compiled model.
+        source: the ONNX file or Hugging Face folder; None if there are no other engines.
+        against: the other engines. One that cannot take the source is noted among the failures.
+        feeds: an array for each input.
+        plan: how much to measure.
+        compile_seconds: passed on.
+        progress: is told what begins.
+
+    Raises:
+        EngineError: the artifact does not run.
+        ModelError: the source cannot be read.
+        ToolchainError: there is no compiler for the kernel that measures the peak.
+    """
+    opened = read_artifact(artifact)
+    sizes = bind_sizes(opened.manifest.inputs, [feeds[i.name].shape for i in opened.manifest.inputs])
+    flops = count_flops(onnx.load_from_string(bytes(opened.members["graph.onnx"])).graph, sizes)
+    opened.close()
+    peak = Peak(plan.threads)
+    with tempfile.TemporaryDirectory(prefix="hasten-") as folder:
+        contestants = [Contestant(HASTEN, artifact, [artifact])]
+        failures: dict[str, str] = {}
+        for engine in against:
+            assert source is not None, "other engines need the source"
+            progress(f"preparing the model for {engine.name}")
+            model = model_for(engine, source, Path(folder))
+            if isinstance(model, str):
+                failures[engine.name] = model
+            else:
+                contestants.append(Contestant(engine, model, files_of(model)))
+        found = measure(contestants, feeds, plan, progress=progress, beside=peak.gflops)
+    found = Measurement(
+        found.threads, found.rounds, found.results, {**failures, **found.failures}, found.beside
+    )
+    peaks = Spread.of(found.beside)
+    achieved = None if flops is None else flops / found.results[0].run_ms.median / 1e6
+    return Case(
+        name=name,
+        shapes={key: array.shape for key, array in feeds.items()},
+        measurement=found,
+        gflop=None if flops is None else flops / 1e9,
+        gflops=achieved,
+        peak_gflops=peaks,
+        share_of_peak=None if achieved is None else achieved / peaks.median,
+        compile_seconds=compile_seconds,
+    )
+
+
+def model_for(engine: Engine, source: Path, folder: Path) -> Path | str:
+    """The source in the form that an engine takes, written to a folder if need be; or why there is none.
+
+    Raises:
+        ModelError: the source cannot be read.
+    """
+    is_folder = huggingface.accepts(source)
+    if engine.runs == "folder":
+        return source if is_folder else f"{engine.name} runs Hugging Face folders, and {source} is a file"
+    if not is_folder:
+        return source
+    exported = folder / "exported.onnx"
+    if not exported.exists():
+        ir.save(huggingface.load(source), exported, external_data="exported.data")
+    return exported
+
+
+def files_of(model: Path) -> list[Path]:
+    """All files that a model consists of.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    if model.is_dir():
+        return sorted(path for path in model.rglob("*") if path.is_file())
+    try:
+        proto = onnx.load(str(model), load_external_data=False)
+    except OSError as error:
+        raise ModelError(f"cannot read {model}: {error.strerror}") from None
+    found = {model: None}
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                found[model.parent / entry.value] = None
+    return list(found)

@@ -1,0 +1,100 @@
+"""Counting the arithmetic of a model: multiplications and additions in products and convolutions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import onnx
+import onnx_ir as ir
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+
+
+def count_flops(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> int | None:
+    """Floating-point operations of one run: two for each multiply-add of the operators that matter.
+
+    Those are MatMul, Gemm, Conv, ConvTranspose, Attention, GRU, LSTM and RNN; what an algorithm such as
+    Winograd's saves is not subtracted, so that figures can be compared.
+
+    Args:
+        graph: an artifact's optimized graph, with the shapes of all values.
+        sizes: values of the symbolic sizes.
+
+    Returns:
+        The number, or None if the shape of an operand depends on more than the sizes.
+    """
+    values = [*graph.input, *graph.output, *graph.value_info]
+    shapes = {v.name: s for v in values if (s := _shape(v.type.tensor_type.shape.dim, sizes)) is not None}
+    total = 0
+    for node in graph.node:
+        count = _COUNTS.get(node.op_type) if node.domain == "" else None
+        if count is None:
+            continue
+        try:
+            total += 2 * count(node, shapes)
+        except KeyError:
+            return None
+    return total
+
+
+def _shape(
+    dims: Sequence[onnx.TensorShapeProto.Dimension], sizes: Mapping[str, int]
+) -> tuple[int, ...] | None:
+    shape = []
+    for dim in dims:
+        value = dim.dim_value if dim.HasField("dim_value") else sizes.get(dim.dim_param)
+        if value is None and dim.dim_param:
+            found = ir.SymbolicDim(dim.dim_param).evaluate(sizes)
+            value = found if isinstance(found, int) else None
+        if value is None:
+            return None
+        shape.append(value)
+    return tuple(shape)
+
+
+def _matmul(node: onnx.NodeProto, shapes: Shapes) -> int:
+    return math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
+
+
+def _gemm(node: onnx.NodeProto, shapes: Shapes) -> int:
+    inner = shapes[node.input[0]][0 if _attribute(node, "transA", 0) else 1]
+    return math.prod(shapes[node.output[0]]) * inner
+
+
+def _conv(node: onnx.NodeProto, shapes: Shapes) -> int:
+    return math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:])
+
+
+def _conv_transpose(node: onnx.NodeProto, shapes: Shapes) -> int:
+    return math.prod(shapes[node.input[0]]) * math.prod(shapes[node.input[1]][1:])
+
+
+def _attention(node: onnx.NodeProto, shapes: Shapes) -> int:
+    query, key, value = (shapes[name] for name in node.input[:3])
+    if len(query) == 4:  # [batch, heads, sequence, size]
+        return math.prod(query[:3]) * key[2] * (query[3] + value[3])
+    heads, shared = _attribute(node, "q_num_heads", 1), _attribute(node, "kv_num_heads", 1)
+    return query[0] * query[1] * key[1] * (query[2] + value[2] // shared * heads)
+
+
+def _recurrent(node: onnx.NodeProto, shapes: Shapes) -> int:
+    length, batch = shapes[node.input[0]][:2]
+    return length * batch * (math.prod(shapes[node.input[1]]) + math.prod(shapes[node.input[2]]))
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
+    return next((a.i for a in node.attribute if a.name == name), default)
+
+
+_COUNTS: Mapping[str, Callable[[onnx.NodeProto, Shapes], int]] = {
+    "MatMul": _matmul,
+    "Gemm": _gemm,
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Attention": _attention,
+    "GRU": _recurrent,
+    "LSTM": _recurrent,
+    "RNN": _recurrent,
+}
