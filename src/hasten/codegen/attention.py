@@ -17,7 +17,7 @@ from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.maps import Domain, finish_kernel, inner_loop, share
 from hasten.codegen.reductions import Names, schedule_reduction
 from hasten.codegen.stage import Stage
-from hasten.codegen.tiles import HALF_PANEL, PANEL, Tile
+from hasten.codegen.tiles import PANEL, Rows, Tile, multiply
 from hasten.codegen.vectorize import coefficient
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
@@ -35,7 +35,7 @@ from hasten.loops.expr import (
     transform,
     unary,
 )
-from hasten.loops.nest import Call, Comment, Declare, For, If, Let, Param, Stmt, Store
+from hasten.loops.nest import Comment, Declare, For, Let, Param, Stmt, Store
 from hasten.loops.program import Attention
 
 F32 = DType.F32
@@ -186,13 +186,13 @@ def _query_tile(p: _Parts, block: Var, end: Var, pitch: Var) -> tuple[Stmt, ...]
     key_panel = Var(INDEX, "panel")
     fill = For(r, const(0), const(p.rows), (Store("table", (r,), Address(F32, "q", (at,))),))
     panel_at = key_panel * (_extent(a.depth) * PANEL)
-    multiply = _tile_calls(p, m, _extent(a.depth), Address(F32, SCRATCH, (panel_at,)), const(PANEL))
+    product = _product(p, m, _extent(a.depth), Address(F32, SCRATCH, (panel_at,)), const(PANEL), const(PANEL))
     copy = _store_scores(p, m, block, scores, key_panel, pitch)
     return (
         Let(m, binary("min", end - block, const(p.rows))),
         fill,
         Comment("scores"),
-        For(key_panel, const(0), pitch // const(PANEL), (*multiply, *copy)),
+        For(key_panel, const(0), pitch // const(PANEL), (*product, *copy)),
         Comment("softmax, not yet divided by its sum"),
         *_softmax(p, m, block, scores, pitch),
         Comment("weighted sum of the values"),
@@ -200,41 +200,10 @@ def _query_tile(p: _Parts, block: Var, end: Var, pitch: Var) -> tuple[Stmt, ...]
     )
 
 
-def _tile_calls(
-    p: _Parts, m: Var, depth: Expr, panel: Address, stride: Expr, *, width: Expr | None = None
-) -> tuple[Stmt, ...]:
-    """One call for each stretch of columns of a panel."""
-    widths = sorted({t.columns for t in p.tiles})
-    wide = widths[-1]
-
-    def calls(columns: int, column: Expr) -> tuple[Stmt, ...]:
-        chosen: tuple[Stmt, ...] = ()
-        for t in p.tiles:
-            if t.columns != columns:
-                continue
-            arguments = (
-                Address(F32, "table", (const(0),)),
-                const(p.rows),
-                const(1),
-                depth,
-                Address(F32, panel.buffer, (panel.index[0] + column,)),
-                stride,
-                Address(F32, "tile", (column,)),
-            )
-            call: tuple[Stmt, ...] = (Call(t.name, arguments),)
-            fits = Op(DType.BOOL, "le", (m, const(t.rows)))
-            chosen = (If(fits, call, chosen),) if chosen else call
-        return chosen
-
-    if wide == PANEL:
-        full = calls(PANEL, const(0))
-        if width is None:
-            return full
-        narrow = calls(HALF_PANEL, const(0))
-        return (If(Op(DType.BOOL, "le", (width, const(HALF_PANEL))), narrow, full),)
-    column = Var(INDEX, "column")
-    stop: Expr = const(PANEL) if width is None else width
-    return (For(column, const(0), stop, calls(wide, column), step=wide),)
+def _product(p: _Parts, m: Var, depth: Expr, panel: Address, stride: Expr, width: Expr) -> tuple[Stmt, ...]:
+    """The rows in the table times one panel."""
+    rows = Rows(Address(F32, "table", (const(0),)), const(p.rows), const(1), depth)
+    return multiply(p.tiles, m, rows, panel, stride, width)
 
 
 def _store_scores(p: _Parts, m: Var, block: Var, scores: Expr, panel: Var, pitch: Var) -> tuple[Stmt, ...]:
@@ -312,7 +281,7 @@ def _weighted_sum(p: _Parts, m: Var, block: Var, scores: Expr, pitch: Var) -> tu
     strip = scores + binary("min", r, m - 1) * pitch
     fill = For(r, const(0), const(p.rows), (Store("table", (r,), Address(F32, SCRATCH, (strip,))),))
     width = Var(INDEX, "width")
-    multiply = _tile_calls(p, m, _extent(a.key), Address(F32, "v", (start,)), stride, width=width)
+    product = _product(p, m, _extent(a.key), Address(F32, "v", (start,)), stride, width)
     tile = Load(F32, "tile", (r * PANEL + j,))
     value = Op(F32, "mul", (tile, Load(F32, "total", (r,))))
     at = {**_bound(p), a.row: block + r, a.column: panel * PANEL + j}
@@ -321,7 +290,7 @@ def _weighted_sum(p: _Parts, m: Var, block: Var, scores: Expr, pitch: Var) -> tu
     panels = (_extent(a.column) + (PANEL - 1)) // PANEL
     body = (
         Let(width, binary("min", _extent(a.column) - panel * PANEL, const(PANEL))),
-        *multiply,
+        *product,
         For(r, const(0), m, write),
     )
     return (fill, For(panel, const(0), panels, body))

@@ -18,7 +18,7 @@ from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.maps import Domain, finish_kernel, inner_loop, name_buffers, share
 from hasten.codegen.reductions import Names
 from hasten.codegen.stage import ACCUMULATOR, Stage
-from hasten.codegen.tiles import HALF_PANEL, PANEL, Tile
+from hasten.codegen.tiles import HALF_PANEL, PANEL, Rows, Tile, multiply
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
     Address,
@@ -32,8 +32,9 @@ from hasten.loops.expr import (
     constant_int,
     select,
     substitute,
+    unary,
 )
-from hasten.loops.nest import Call, Declare, For, If, Let, Stmt, Store
+from hasten.loops.nest import Declare, For, Let, Stmt, Store, choose
 from hasten.loops.program import Gemm
 
 ROW_BLOCK = 192
@@ -139,7 +140,9 @@ class _Builder:
         assert g.depth.extent is not None and constant_int(self.taps) is not None
         self.depth = g.depth.extent
         self.panels = (self.columns + (PANEL - 1)) // PANEL
-        self.entry, self.panel = Var(INDEX, "entry", self.batch), Var(INDEX, "panel", self.panels)
+        self.single = constant_int(self.batch) == 1
+        self.entry: Expr = const(0) if self.single else Var(INDEX, "entry", self.batch)
+        self.panel = Var(INDEX, "panel", self.panels)
         self.block, self.row = Var(INDEX, "block"), Var(INDEX, "row")
         self.names = Names()
         self.batch_values = split_flat(self.entry, g.batch)
@@ -162,8 +165,12 @@ class _Builder:
             *shares,
             Declare("table", DType.F32, (capacity * self.pitch,), pointer=True),
             Declare("tile", DType.F32, (self.tallest * PANEL,)),
-            For(self.entry, *entries, (For(self.block, *rows, in_block, step=ROW_BLOCK),)),
+            *self.over_entries(entries, (For(self.block, *rows, in_block, step=ROW_BLOCK),)),
         )
+
+    def over_entries(self, entries: tuple[Expr, Expr], body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+        """The loop over batch entries, if there are several."""
+        return (For(self.entry, *entries, body),) if isinstance(self.entry, Var) else body
 
     @property
     def pitch(self) -> int:
@@ -173,23 +180,16 @@ class _Builder:
     def partition(self) -> tuple[list[Stmt], list[tuple[Expr, Expr]]]:
         """This thread's ranges of batch entries, rows and panels."""
         threads = cast(THREADS, INDEX)
-        by_entry: Expr = const(False, DType.BOOL)
-        if constant_int(self.batch) != 1:
-            by_entry = Op(DType.BOOL, "le", (threads, self.batch))
-        many_panels = Op(DType.BOOL, "le", (threads, self.panels))
-        tall = Op(DType.BOOL, "lt", (self.columns, self.rows))
-        split_rows = Var(DType.BOOL, "split_rows")
-        split_entries = Var(DType.BOOL, "split_entries")
-        by_rows = Op(DType.BOOL, "or", (tall, Op(DType.BOOL, "not", (many_panels,))))
-        statements: list[Stmt] = [
-            Let(split_entries, by_entry),
-            Let(split_rows, Op(DType.BOOL, "and", (Op(DType.BOOL, "not", (split_entries,)), by_rows))),
-        ]
-        split_panels = Op(
-            DType.BOOL,
-            "and",
-            (Op(DType.BOOL, "not", (split_entries,)), Op(DType.BOOL, "not", (split_rows,))),
-        )
+        split_entries: Expr = const(False, DType.BOOL)
+        statements: list[Stmt] = []
+        if not self.single:
+            split_entries = Var(DType.BOOL, "split_entries")
+            statements.append(Let(split_entries, binary("le", threads, self.batch)))
+        tall = binary("or", binary("lt", self.columns, self.rows), binary("lt", self.panels, threads))
+        split_rows, split_panels = Var(DType.BOOL, "split_rows"), Var(DType.BOOL, "split_panels")
+        rest = unary("not", split_entries)
+        statements.append(Let(split_rows, binary("and", rest, tall)))
+        statements.append(Let(split_panels, binary("and", rest, unary("not", split_rows))))
         ranges: list[tuple[Expr, Expr]] = []
         for label, total, grain, mine in (
             ("entry", self.batch, 1, split_entries),
@@ -198,7 +198,7 @@ class _Builder:
         ):
             first, last = share(total, const(grain))
             begin, end = Var(INDEX, f"first_{label}"), Var(INDEX, f"last_{label}")
-            if label == "entry" and constant_int(self.batch) == 1:
+            if label == "entry" and self.single:
                 ranges.append((const(0), const(1)))
                 continue
             statements.append(Let(begin, Op(INDEX, "select", (mine, first, const(0)))))
@@ -240,57 +240,29 @@ class _Builder:
     def over_tiles(self, height: Var) -> tuple[Stmt, ...]:
         """All tiles of a block over one panel."""
         r0, m = Var(INDEX, "r0"), Var(INDEX, "m")
-        width, stride, packed = Var(INDEX, "width"), Var(INDEX, "stride"), Var(INDEX, "packed")
+        stride, packed = Var(INDEX, "stride"), Var(INDEX, "packed")
         left = self.columns - self.panel * PANEL
-        narrow = Op(DType.BOOL, "le", (left, const(HALF_PANEL)))
+        width = binary("min", left, const(PANEL))
+        lets: list[Stmt] = []
+        if constant_int(width) is None:
+            lets.append(Let(Var(INDEX, "width"), width))
+            width = Var(INDEX, "width")
+        narrow = binary("le", left, HALF_PANEL) if self.packed.half else const(False, DType.BOOL)
         offset = self.entry * self.packed.batch_stride + self.panel * (self.taps * self.depth * PANEL)
-        lets: tuple[Stmt, ...] = (
-            Let(width, binary("min", left, const(PANEL))),
+        lets += [
             Let(
                 stride, select(narrow, const(HALF_PANEL), const(PANEL)) if self.packed.half else const(PANEL)
             ),
             Let(packed, offset),
-        )
+        ]
+        rows = Rows(Address(DType.F32, "table", (r0,)), const(self.pitch), self.taps, self.depth)
+        panel = Address(DType.F32, "b", (packed,))
         tile = (
             Let(m, binary("min", height - r0, const(self.tallest))),
-            *self.multiply(r0, m, width, stride, packed),
+            *multiply(self.tiles, m, rows, panel, stride, width),
             *self.write(r0, m, width),
         )
         return (*lets, For(r0, const(0), height, tile, step=self.tallest))
-
-    def multiply(self, r0: Var, m: Var, width: Var, stride: Var, packed: Var) -> tuple[Stmt, ...]:
-        """Calls the tiles that cover m rows and the panel's columns."""
-        by_width: dict[int, list[Tile]] = {}
-        for t in self.tiles:
-            by_width.setdefault(t.columns, []).append(t)
-        wide = self.columns_per_tile
-        if len(by_width) > 1:
-            narrow = self.by_height(by_width[HALF_PANEL], r0, m, const(0), stride, packed)
-            full = self.by_height(by_width[wide], r0, m, const(0), stride, packed)
-            return (If(Op(DType.BOOL, "le", (width, const(HALF_PANEL))), narrow, full),)
-        column = Var(INDEX, "column")
-        each = self.by_height(by_width[wide], r0, m, column, stride, packed)
-        return (For(column, const(0), width, each, step=wide),)
-
-    def by_height(
-        self, tiles: Sequence[Tile], r0: Var, m: Var, column: Expr, stride: Var, packed: Var
-    ) -> tuple[Stmt, ...]:
-        """The lowest tile that covers m rows."""
-        chosen: tuple[Stmt, ...] = ()
-        for t in tiles:  # tallest first, so that the lowest is asked first
-            arguments = (
-                Address(DType.F32, "table", (r0,)),
-                const(self.pitch),
-                self.taps,
-                self.depth,
-                Address(DType.F32, "b", (packed + column,)),
-                stride,
-                Address(DType.F32, "tile", (column,)),
-            )
-            call: tuple[Stmt, ...] = (Call(t.name, arguments),)
-            fits = Op(DType.BOOL, "le", (m, const(t.rows)))
-            chosen = (If(fits, call, chosen),) if chosen else call
-        return chosen
 
     def epilogue_value(self) -> Expr:
         """The finished element, in terms of `entry`, `row`, the panel's column and the accumulator."""
@@ -299,7 +271,7 @@ class _Builder:
             value = Load(self.stage.dtype, ACCUMULATOR, ())
         return flatten(value, self.layouts)
 
-    def write(self, r0: Var, m: Var, width: Var) -> tuple[Stmt, ...]:
+    def write(self, r0: Var, m: Var, width: Expr) -> tuple[Stmt, ...]:
         """Applies the epilogue to a finished tile and writes it."""
         r, j, row = Var(INDEX, "r", const(self.tallest)), Var(INDEX, "j"), Var(INDEX, "row")
         column = self.panel * PANEL + j
@@ -312,7 +284,7 @@ class _Builder:
         d = Domain((j,), value, address)
         full = inner_loop(d, const(0), const(PANEL), lanes, self.names, frozenset())
         part = inner_loop(d, const(0), width, lanes, self.names, frozenset())
-        inner: tuple[Stmt, ...] = (If(Op(DType.BOOL, "eq", (width, const(PANEL))), full, part),)
+        inner = choose(binary("eq", width, PANEL), full, part)
         return (For(r, const(0), m, (Let(row, self.block + r0 + r), *inner)),)
 
 

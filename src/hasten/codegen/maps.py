@@ -271,9 +271,12 @@ def inner_loop(
         covered = Var(INDEX, names.next("whole"))
         base = Var(INDEX, names.next(v.name + "_"), v.extent)
         main = _element(d, v, base, width, names, bound, output)
-        stop = start + Op(INDEX, "truncdiv", (end - start, const(width))) * const(width)
-        loops += [Let(covered, stop), For(base, start, covered, main, step=width)]
-        start, left = covered, None if left is None else left % width
+        stop = start + binary("truncdiv", end - start, width) * width
+        if constant_int(stop) is None:
+            loops.append(Let(covered, stop))
+            stop = covered
+        loops.append(For(base, start, stop, main, step=width))
+        start, left = stop, None if left is None else left % width
     if left != 0:
         loops.append(For(v, start, end, _element(d, v, v, 1, names, bound, output)))
     return tuple(loops)

@@ -10,7 +10,7 @@ from hasten.codegen.emit_c import Expand, declaration, emit_functions, size_text
 from hasten.codegen.kernel import Kernel
 from hasten.codegen.lower_stages import Lowered
 from hasten.codegen.memory import Lifetime, Slot, plan_memory, round_up
-from hasten.codegen.tiles import tile_function, tiles_for
+from hasten.codegen.tiles import DISPATCHER, tile_functions
 from hasten.loops.expr import Expr, Size, constant_int, substitute, walk
 from hasten.loops.nest import Function
 from hasten.loops.program import Program
@@ -74,8 +74,8 @@ def part_code(part: Part, target: Target, expand: Expand) -> PartCode:
     sources: dict[str, str] = {}
     for start in range(0, len(functions), KERNELS_PER_FILE):
         group = functions[start : start + KERNELS_PER_FILE]
-        tiles = [tile_function(t) for t in tiles_for(target)]
-        prototypes = "\n".join(f"{declaration(t)};" for t in tiles)
+        calls = [f for f in tile_functions(target) if f.name.startswith(DISPATCHER)]
+        prototypes = "\n".join(f"{declaration(f)};" for f in calls)
         text = emit_functions(group, expand, exported=[f.name for f in group], prototypes=prototypes)
         sources[f"{prefix}_kernels_{start // KERNELS_PER_FILE}.c"] = text
     program = _Program(part, kernels, functions, slots)
@@ -86,8 +86,6 @@ def part_code(part: Part, target: Target, expand: Expand) -> PartCode:
 
 def module_sources(parts: Sequence[int], target: Target, expand: Expand) -> dict[str, str]:
     """The files that a shared object has once: the tiles and the C interface."""
-    tiles = [tile_function(t) for t in tiles_for(target)]
-    names = [t.name for t in tiles]
     lines = ['#include "pool.h"', ""]
     for n in parts:
         lines.append(f"int32_t plan_part_{n}(const int64_t *sizes, int64_t *shapes, int64_t *arena_bytes);")
@@ -107,8 +105,13 @@ def module_sources(parts: Sequence[int], target: Target, expand: Expand) -> dict
         "",
     ]
     sources = {"module.c": "\n".join(lines)}
-    for i, t in enumerate(tiles):
-        sources[f"{names[i]}.c"] = emit_functions([t], expand, exported=names)
+    tiles = tile_functions(target)
+    names = [f.name for f in tiles]
+    for start in range(0, len(tiles), KERNELS_PER_FILE):
+        group = tiles[start : start + KERNELS_PER_FILE]
+        others = "\n".join(f"{declaration(f)};" for f in tiles if f not in group)
+        text = emit_functions(group, expand, exported=names, prototypes=others)
+        sources[f"tiles_{start // KERNELS_PER_FILE}.c"] = text
     return sources
 
 

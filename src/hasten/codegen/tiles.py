@@ -8,16 +8,33 @@ over the taps of its window, without a copy of the input. B is packed in panels 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hasten.loops.dtypes import INDEX, DType
-from hasten.loops.expr import Expr, Load, Op, Var, const
-from hasten.loops.nest import Comment, Declare, For, Function, Let, Param, Prefetch, Stmt, Store
+from hasten.loops.expr import Address, Expr, Load, Op, Var, binary, const
+from hasten.loops.nest import (
+    Call,
+    Comment,
+    Declare,
+    For,
+    Function,
+    If,
+    Let,
+    Param,
+    Prefetch,
+    Stmt,
+    Store,
+    choose,
+)
 from hasten.target import Target
 
 PANEL = 32
 """Columns of a packed panel; the last one may have `HALF_PANEL` instead. The same on every target."""
 HALF_PANEL = 16
+
+DISPATCHER = "tile_rows_x"
+"""Beginning of the names of the functions that kernels call."""
 
 PREFETCH_AHEAD = 16
 """Steps of depth by which the panel is asked for before it is needed."""
@@ -109,13 +126,80 @@ def tile_function(t: Tile) -> Function:
         Comment("the epilogue reads the sums from here, in the first-level cache"),
         each_row(each_vector(Store("tile", (r * PANEL + v * t.lanes,), acc()))),
     )
-    params = (
-        Param("rows", f32, 2),
-        Param("pitch", INDEX),
-        Param("taps", INDEX),
-        Param("depth", INDEX),
-        Param("panel", f32, 1),
-        Param("stride", INDEX),
-        Param("tile", f32, 1, writable=True),
-    )
-    return Function(t.name, params, body, f"{t.rows} rows by {t.columns} columns of a product")
+    return Function(t.name, _PARAMS, body, f"{t.rows} rows by {t.columns} columns of a product")
+
+
+_PARAMS = (
+    Param("rows", DType.F32, 2),
+    Param("pitch", INDEX),
+    Param("taps", INDEX),
+    Param("depth", INDEX),
+    Param("panel", DType.F32, 1),
+    Param("stride", INDEX),
+    Param("tile", DType.F32, 1, writable=True),
+)
+
+
+def dispatcher_name(columns: int) -> str:
+    """Name of the function that takes any number of rows up to a tile's."""
+    return f"{DISPATCHER}{columns}"
+
+
+def dispatcher(tiles: Sequence[Tile], columns: int) -> Function:
+    """Calls the lowest tile that covers `m` rows; the other parameters are the tile's."""
+    m = Var(INDEX, "m")
+    arguments: list[Expr] = []
+    for p in _PARAMS:
+        pointer = Address(p.dtype, p.name, (const(0),))
+        arguments.append(pointer if p.depth else Var(p.dtype, p.name))
+    body: tuple[Stmt, ...] = ()
+    for t in (t for t in tiles if t.columns == columns):  # tallest first: the lowest is asked first
+        call: tuple[Stmt, ...] = (Call(t.name, tuple(arguments)),)
+        body = (If(binary("le", m, t.rows), call, body),) if body else call
+    name = dispatcher_name(columns)
+    return Function(name, (Param("m", INDEX), *_PARAMS), body, f"up to m rows by {columns} columns")
+
+
+def tile_functions(target: Target) -> list[Function]:
+    """All functions of the register tile, callees first."""
+    tiles = tiles_for(target)
+    widths = sorted({t.columns for t in tiles})
+    return [*(tile_function(t) for t in tiles), *(dispatcher(tiles, w) for w in widths)]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The first operand of a product: a table of row pointers and the extents of the sum.
+
+    Attributes:
+        table: address of the first pointer.
+        pitch: pointers from one tap to the next.
+        taps: outer extent of the sum.
+        depth: inner extent of the sum.
+    """
+
+    table: Address
+    pitch: Expr
+    taps: Expr
+    depth: Expr
+
+
+def multiply(
+    tiles: Sequence[Tile], m: Expr, rows: Rows, panel: Address, stride: Expr, width: Expr
+) -> tuple[Stmt, ...]:
+    """Statements that fill `tile` with m rows by `width` columns (up to `PANEL`) of a product."""
+
+    def call(columns: int, column: Expr) -> tuple[Stmt, ...]:
+        at = Address(DType.F32, panel.buffer, (panel.index[0] + column,))
+        tile = Address(DType.F32, "tile", (column,))
+        return (
+            Call(
+                dispatcher_name(columns), (m, rows.table, rows.pitch, rows.taps, rows.depth, at, stride, tile)
+            ),
+        )
+
+    widest = max(t.columns for t in tiles)
+    if widest == PANEL:
+        return choose(binary("le", width, HALF_PANEL), call(HALF_PANEL, const(0)), call(PANEL, const(0)))
+    column = Var(INDEX, "column", const(PANEL))
+    return (For(column, const(0), width, call(widest, column), step=widest),)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hasten.loops.dtypes import DType
-from hasten.loops.expr import Expr, Size, Var, walk
+from hasten.loops.expr import Const, Expr, Size, Var, walk
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,13 @@ class Function:
     body: tuple[Stmt, ...]
     comment: str = ""
     inline: bool = False
+
+
+def choose(condition: Expr, then: tuple[Stmt, ...], otherwise: tuple[Stmt, ...] = ()) -> tuple[Stmt, ...]:
+    """An `If`, or the side that is taken where that is known now."""
+    if isinstance(condition, Const):
+        return then if condition.value else otherwise
+    return (If(condition, then, otherwise),)
 
 
 def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
