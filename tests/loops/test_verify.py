@@ -3,6 +3,8 @@ import pytest
 
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
+    Address,
+    Bounded,
     Const,
     Load,
     Op,
@@ -18,8 +20,9 @@ from hasten.loops.expr import (
     unary,
     var,
 )
+from hasten.loops.nest import Call, Declare, For, Function, If, Let, Param, Store
 from hasten.loops.program import Attention, Definition, Gemm, Guard, Program, TensorInfo
-from hasten.loops.verify import InvalidProgramError, verify
+from hasten.loops.verify import InvalidProgramError, verify, verify_function
 
 F32, I32, BOOL = DType.F32, DType.I32, DType.BOOL
 N = size("n")
@@ -108,3 +111,71 @@ def test_the_program_around_its_definitions():
         verify(program(X, name="x"))
     with pytest.raises(InvalidProgramError, match="two dimensions have the same variable"):
         verify(program(X, variables=(I, I)))
+
+
+NX, NOUT = Param("x", F32, 1), Param("out", F32, 1, writable=True)
+
+
+def nest(*body, params=(NX, NOUT)):
+    return Function("f", tuple(params), tuple(body))
+
+
+ZERO = const(0)
+AT = var("at")
+X4 = load("x", (0,), F32, 4)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ((Store("out", (ZERO,), Var(F32, "a")),), "a is not set before it is used"),
+        ((Let(AT, ZERO), Let(AT, ZERO)), "at is declared twice in a block"),
+        ((Let(Var(INDEX, "x"), ZERO),), "x hides a buffer"),
+        ((For(AT, ZERO, ZERO, ()), Store("out", (AT,), const(0, F32))), "at is not set before"),
+        ((Store("x", (ZERO,), const(0, F32)),), "x is not writable"),
+        ((Store("y", (ZERO,), const(0, F32)),), "y is neither a parameter nor a local array"),
+        ((Store("out", (ZERO, ZERO), const(0, F32)),), "out has 2 indices for 1 dimensions"),
+        ((Store("out", (const(0, I32),), const(0, F32)),), "is an index of type i32"),
+        ((Store("out", (ZERO,), const(0, I32)),), "is i32, out is of f32"),
+        ((Store("out", (ZERO,), load("x", (0,), I32)),), "has type i32, the buffer f32"),
+        ((Store("out", (ZERO,), Reduce(F32, "sum", (K,), const(0, F32))),), "was not scheduled"),
+        ((Let(Var(F32, "a", lanes=4), const(0, F32)),), "a is f32x4, its value f32x1"),
+        (
+            (
+                Store(
+                    "out",
+                    (ZERO,),
+                    Op(F32, "add", (load("x", (0,), F32, 4), load("x", (0,), F32, 8)), lanes=8),
+                ),
+            ),
+            "has 8 lanes, its operands \\[4, 8\\]",
+        ),
+        ((Store("out", (ZERO,), Op(F32, "abs", (const(0, F32),), lanes=4)),), "has lanes, none of its"),
+        ((Store("out", (ZERO,), Op(F32, "total_sum", (const(0, F32),))),), "does not fold a vector"),
+        ((Declare("a", F32), Store("a", (), load("x", (0,), F32, 4))), "is not a value of a, f32x1"),
+        ((Store("out", (ZERO,), load("x", (Bounded(INDEX, ZERO, ZERO),), F32)),), "nowhere to report"),
+        ((If(ZERO, ()),), "is a condition and not a boolean"),
+        ((For(AT, ZERO, ZERO, (), step=0),), "the loop over at has step 0"),
+        ((Call("g", ()),), "calls g, which is not known"),
+        ((Call("f2", (ZERO,)),), "gives f2 1 of 2 arguments"),
+        ((Call("f2", (ZERO, ZERO)),), "is i64, parameter x is f32"),
+        ((Call("f2", (const(0, F32), const(0, F32))),), "does not fit parameter x"),
+    ],
+)
+def test_broken_nests(body, message):
+    other = Function("f2", (NX, NOUT), ())
+    with pytest.raises(InvalidProgramError, match=message):
+        verify_function(nest(*body), [other])
+
+
+def test_a_parameter_name_stands_once():
+    with pytest.raises(InvalidProgramError, match="two parameters have the same name"):
+        verify_function(nest(params=(NX, NX)))
+
+
+def test_well_formed_nests_pass():
+    vector = load("x", (AT,), F32, 8)
+    inner = (Let(Var(F32, "a", lanes=8), vector), Store("out", (AT,), Var(F32, "a", lanes=8)))
+    again = For(AT, ZERO, const(8), inner, step=8)
+    call = Call("f2", (Address(F32, "x", (ZERO,)), Address(F32, "out", (const(4),))))
+    verify_function(nest(again, again, call), [Function("f2", (NX, NOUT), ())])

@@ -323,7 +323,8 @@ def substitute(e: Expr, values: Mapping[Expr, Expr]) -> Expr:
             inner: dict[Expr, Expr] = dict(values)
             inner.update({a: b for a, b in renamed.items() if a != b})
             body = substitute(node.body, inner)
-            return Reduce(node.dtype, node.op, tuple(renamed.get(v, v) for v in node.vars), body)
+            variables = tuple(renamed.get(v, v) for v in node.vars)
+            return replace(node, vars=variables, body=body, lanes=max(node.lanes, body.lanes))
         return None
 
     return transform(e, visit)

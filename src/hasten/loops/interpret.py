@@ -8,6 +8,7 @@ are Python integers (indices) and NumPy scalars (data), vectors are arrays of la
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +21,24 @@ from hasten.loops.nest import Call, Comment, Declare, For, Function, If, Let, Pr
 from hasten.loops.operations import OPERATIONS, Array
 from hasten.loops.simplify import spell
 
+Memory = Any
+"""A flat array, or a list of pointers (None where it was not set)."""
+
 Value = Any
 """A Python int or bool, a NumPy scalar, an array of lanes, or a `Pointer`."""
+
+_INDEX_OPERATIONS = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "lt": operator.lt,
+    "le": operator.le,
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "min": min,
+    "max": max,
+}
+"""Operations on indices, which do not overflow, so that Python's integers do."""
 
 _BITCAST = {DType.F32: DType.I32, DType.I32: DType.F32, DType.F64: DType.I64, DType.I64: DType.F64}
 
@@ -40,7 +57,7 @@ class Pointer:
         name: how messages call the memory.
     """
 
-    memory: Array | list[Pointer | None]
+    memory: Memory
     offset: int = 0
     name: str = "memory"
 
@@ -153,7 +170,7 @@ class _Frame:
         if s.dims:
             count = math.prod(s.dims)
             self.arrays[s.name] = s
-            memory: Array | list[Pointer | None]
+            memory: Memory
             memory = [None] * count if s.pointer else uninitialized(s.dtype, count * s.lanes)
             self.memory[s.name] = Pointer(memory, 0, s.name)
         elif s.value is not None:
@@ -250,6 +267,9 @@ class _Frame:
             first = bool(self.value(e.args[0]))
             return first if first == (e.op == "or") else bool(self.value(e.args[1]))
         a: list[Value] = [self.value(x) for x in e.args]
+        plain = _INDEX_OPERATIONS.get(e.op)
+        if plain is not None and e.args[0].dtype is INDEX and type(a[0]) is type(a[1]) is int:
+            return plain(a[0], a[1])
         if e.op == "select":
             return np.where(*a)
         result: Array
