@@ -16,7 +16,7 @@ N = size("n")
 TAIL = (Param("fault", DType.U8, 1, writable=True), Param("kernel", DType.I32))
 
 
-PARAMS = (X, OUT, Param("n", INDEX))
+PARAMS = (X, OUT, Param("size_n", INDEX))
 
 
 def function(*body, params=PARAMS):

@@ -33,6 +33,7 @@ from hasten.loops.nest import (
     Prefetch,
     Stmt,
     Store,
+    size_parameter,
 )
 from hasten.loops.simplify import is_nonnegative
 
@@ -45,6 +46,8 @@ _PRECEDENCE = {
     "mul": 12, "div": 12, "truncdiv": 12, "add": 11, "sub": 11, "shl": 10, "shr": 10,
     "lt": 9, "le": 9, "eq": 8, "ne": 8, "bitand": 7, "bitxor": 6, "bitor": 5, "and": 4, "or": 3,
 }  # fmt: skip
+_LOGIC = {"and": "&&", "or": "||", "xor": "!="}
+_VECTOR_LOGIC = {"and": "&", "or": "|", "xor": "^"}
 _ATOM = 20
 
 Expand = Callable[[str, tuple[Expr, ...]], Expr | None]
@@ -237,8 +240,10 @@ class _Printer:
         match e:
             case Const():
                 return _literal(e), _ATOM if not isinstance(e.value, (int, float)) or e.value >= 0 else 13
-            case Var() | Size():
+            case Var():
                 return e.name, _ATOM
+            case Size():
+                return size_parameter(e.name), _ATOM
             case Load():
                 return self.load(e), _ATOM
             case Address(buffer=buffer, index=index):
@@ -290,7 +295,7 @@ class _Printer:
             return self.conversion(e), 13
         if e.op == "select":
             return self.choice(e)
-        if e.op in ("and", "or", "not"):
+        if e.op in ("and", "or", "xor", "not"):
             return self.logic(e)
         if e.op in _INFIX:
             return self.infix(e)
@@ -332,8 +337,8 @@ class _Printer:
     def logic(self, e: Op) -> tuple[str, int]:
         if e.op == "not":
             return (f"~{self.part(e.args[0], 13)}" if e.lanes > 1 else f"!{self.part(e.args[0], 13)}"), 13
-        sign = {"and": "&", "or": "|"}[e.op] * (1 if e.lanes > 1 else 2)
-        p = _PRECEDENCE["bitand" if e.lanes > 1 and e.op == "and" else "bitor" if e.lanes > 1 else e.op]
+        sign = _VECTOR_LOGIC[e.op] if e.lanes > 1 else _LOGIC[e.op]
+        p = _PRECEDENCE[f"bit{e.op}" if e.lanes > 1 else "ne" if e.op == "xor" else e.op]
         a, b = (
             (self.splat(f"({self.text(x)[0]})", x, e.lanes)) if e.lanes > 1 else self.part(x, p)
             for x in e.args

@@ -29,7 +29,7 @@ from hasten.loops.expr import (
     transform,
     walk,
 )
-from hasten.loops.nest import For, Function, If, Let, Param, Stmt, Store, expressions
+from hasten.loops.nest import For, Function, If, Let, Param, Stmt, Store, expressions, size_parameter
 from hasten.loops.simplify import spell
 
 OUTPUT = "out"
@@ -82,7 +82,7 @@ def finish_kernel(
     params = (
         *(Param(p, layouts[t].dtype, 1) for p, t in buffers.items()),
         Param(OUTPUT, dtype, 1, writable=True),
-        *(Param(s, INDEX) for s in sizes),
+        *(Param(size_parameter(s), INDEX) for s in sizes),
         *TAIL_PARAMS,
     )
     title = ", ".join(dict.fromkeys(o for o in stage.origins if o)) or stage.name
@@ -90,7 +90,7 @@ def finish_kernel(
         Function(name, params, body, title),
         (),
         (*buffers.items(), (OUTPUT, writes)),
-        tuple((s, Size(INDEX, s)) for s in sizes),
+        tuple((size_parameter(s), Size(INDEX, s)) for s in sizes),
         work,
         writes,
         const(0),

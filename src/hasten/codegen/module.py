@@ -11,8 +11,8 @@ from hasten.codegen.kernel import Kernel
 from hasten.codegen.lower_stages import Lowered
 from hasten.codegen.memory import Lifetime, Slot, plan_memory, round_up
 from hasten.codegen.tiles import DISPATCHER, tile_functions
-from hasten.loops.expr import Expr, Size, constant_int, substitute, walk
-from hasten.loops.nest import Function
+from hasten.loops.expr import Expr, Size, Var, constant_int, substitute, walk
+from hasten.loops.nest import Function, size_parameter
 from hasten.loops.program import Program
 from hasten.target import Target
 
@@ -183,7 +183,7 @@ class _Program:
         tensors = dict.fromkeys(t for k in kernels for _, t in k.buffers)
         self.names = unique_names(list(dict.fromkeys([*self.program.inputs, *tensors])))
         derived = list(self.program.derived)
-        self.fields = {n: f"size_of_{c_name(n)}" for n in (*part.sizes, *derived)}
+        self.fields = {n: size_parameter(n) for n in (*part.sizes, *derived)}
         self.scratch = [k.scratch for k in kernels if constant_int(k.scratch) != 0]
 
     def text(self) -> str:
@@ -220,7 +220,7 @@ class _Program:
     def expr(self, e: Expr) -> str:
         """Text of a size expression in terms of the plan's fields."""
         sizes: dict[Expr, Expr] = {
-            node: Size(node.dtype, f"plan->{self.fields[node.name]}")
+            node: Var(node.dtype, f"plan->{self.fields[node.name]}")
             for node in walk(e)
             if isinstance(node, Size)
         }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,19 @@ import numpy as np
 
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Address, Bounded, Const, Expr, Load, Op, Ramp, Size, Var
-from hasten.loops.nest import Call, Comment, Declare, For, Function, If, Let, Prefetch, Stmt, Store
+from hasten.loops.nest import (
+    Call,
+    Comment,
+    Declare,
+    For,
+    Function,
+    If,
+    Let,
+    Prefetch,
+    Stmt,
+    Store,
+    size_parameter,
+)
 from hasten.loops.operations import OPERATIONS, Array
 from hasten.loops.simplify import spell
 
@@ -27,7 +39,7 @@ Memory = Any
 Value = Any
 """A Python int or bool, a NumPy scalar, an array of lanes, or a `Pointer`."""
 
-_INDEX_OPERATIONS = {
+_INDEX_OPERATIONS: Mapping[str, Callable[[Any, Any], Any]] = {
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,
@@ -218,9 +230,10 @@ class _Frame:
             case Const():
                 return e.value if e.dtype is INDEX else e.dtype.numpy.type(e.value)
             case Var() | Size():
-                if e.name not in self.values:
-                    raise NestError(f"{e.name} is used before it is set")
-                return self.values[e.name]
+                name = size_parameter(e.name) if isinstance(e, Size) else e.name
+                if name not in self.values:
+                    raise NestError(f"{name} is used before it is set")
+                return self.values[name]
             case Op():
                 return self.operation(e)
             case Load():

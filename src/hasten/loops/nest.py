@@ -6,6 +6,7 @@ expressions with lanes; a vector stored at a scalar offset goes to consecutive e
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -132,6 +133,11 @@ def choose(condition: Expr, then: tuple[Stmt, ...], otherwise: tuple[Stmt, ...] 
     if isinstance(condition, Const):
         return then if condition.value else otherwise
     return (If(condition, then, otherwise),)
+
+
+def size_parameter(name: str) -> str:
+    """Name of the parameter that holds a symbolic size, whose own name may be any text."""
+    return "size_" + re.sub(r"\W", lambda c: f"_{ord(c[0]):x}_", name, flags=re.ASCII)
 
 
 def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:

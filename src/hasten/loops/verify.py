@@ -21,7 +21,20 @@ from hasten.loops.expr import (
     children,
     free_vars,
 )
-from hasten.loops.nest import Call, Comment, Declare, For, Function, If, Let, Param, Prefetch, Stmt, Store
+from hasten.loops.nest import (
+    Call,
+    Comment,
+    Declare,
+    For,
+    Function,
+    If,
+    Let,
+    Param,
+    Prefetch,
+    Stmt,
+    Store,
+    size_parameter,
+)
 from hasten.loops.operations import OPERATIONS
 from hasten.loops.program import Attention, Definition, Gemm, Program, TensorInfo
 from hasten.loops.simplify import spell
@@ -349,8 +362,9 @@ class _Nest:
         """Checks an expression and all below it."""
         match e:
             case Var() | Size():
-                self.require(e.name in self.values, e, "is not set before it is used")
-                self.require(self.values[e.name] == (e.dtype, e.lanes), e, "has another type or other lanes")
+                name = size_parameter(e.name) if isinstance(e, Size) else e.name
+                self.require(name in self.values, e, "is not set before it is used")
+                self.require(self.values[name] == (e.dtype, e.lanes), e, "has another type or other lanes")
             case Load():
                 self.load(e)
                 return
