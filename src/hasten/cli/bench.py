@@ -70,7 +70,7 @@ def bench(
             case = measure_case(
                 model.name,
                 artifact,
-                source,
+                [] if source is None else [source],
                 engines,
                 feeds,
                 plan,
@@ -117,6 +117,12 @@ def show(case: Case) -> None:
             number(result.file_mb, 3),
         )
     stdout().print(shown)
+    if case.load_average > 0.5 * target.cores():
+        click.echo(
+            f"The machine was busy when this began (load {case.load_average:.1f} on {target.cores()} cores): "
+            "the figures mean little",
+            err=True,
+        )
     for name, reason in found.failures.items():
         click.echo(f"{name}: not measured: {reason}")
     peak = f"peak of the machine, in the same rounds: {case.peak_gflops.median:.0f} GFLOP/s"

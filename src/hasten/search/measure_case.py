@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ class Case:
         gflops: 10**9 operations per second that hasten achieved.
         peak_gflops: the machine's peak with as many threads, in the same rounds.
         share_of_peak: `gflops` by `peak_gflops`.
+        load_average: processes that wanted to run in the minute before; figures of a machine whose cores
+            are busy mean little.
         compile_seconds: how long the compilation took, if it was part of this.
     """
 
@@ -47,13 +50,14 @@ class Case:
     gflops: float | None
     peak_gflops: Spread
     share_of_peak: float | None
+    load_average: float
     compile_seconds: float | None = None
 
 
 def measure_case(
     name: str,
     artifact: Path,
-    source: Path | None,
+    sources: Sequence[Path],
     against: Sequence[Engine],
     feeds: Mapping[str, Array],
     plan: Plan,
@@ -66,8 +70,8 @@ def measure_case(
     Args:
         name: what is measured.
         artifact: the compiled model.
-        source: the ONNX file or Hugging Face folder; None if there are no other engines.
-        against: the other engines. One that cannot take the source is noted among the failures.
+        sources: the ONNX file or the Hugging Face folder, or both, for the other engines.
+        against: the other engines. One that cannot take a source is noted among the failures.
         feeds: an array for each input.
         plan: how much to measure.
         compile_seconds: passed on.
@@ -78,6 +82,7 @@ def measure_case(
         ModelError: the source cannot be read.
         ToolchainError: there is no compiler for the kernel that measures the peak.
     """
+    load_average = os.getloadavg()[0]
     opened = read_artifact(artifact)
     sizes = bind_sizes(opened.manifest.inputs, [feeds[i.name].shape for i in opened.manifest.inputs])
     flops = count_flops(onnx.load_from_string(bytes(opened.members["graph.onnx"])).graph, sizes)
@@ -87,9 +92,8 @@ def measure_case(
         contestants = [Contestant(HASTEN, artifact, [artifact])]
         failures: dict[str, str] = {}
         for engine in against:
-            assert source is not None, "other engines need the source"
             progress(f"preparing the model for {engine.name}")
-            model = model_for(engine, source, Path(folder))
+            model = model_for(engine, sources, Path(folder))
             if isinstance(model, str):
                 failures[engine.name] = model
             else:
@@ -108,24 +112,28 @@ def measure_case(
         gflops=achieved,
         peak_gflops=peaks,
         share_of_peak=None if achieved is None else achieved / peaks.median,
+        load_average=load_average,
         compile_seconds=compile_seconds,
     )
 
 
-def model_for(engine: Engine, source: Path, folder: Path) -> Path | str:
-    """The source in the form that an engine takes, written to a folder if need be; or why there is none.
+def model_for(engine: Engine, sources: Sequence[Path], folder: Path) -> Path | str:
+    """A source in the form that an engine takes, written to a folder if need be; or why there is none.
 
     Raises:
         ModelError: the source cannot be read.
     """
-    is_folder = huggingface.accepts(source)
-    if engine.runs == "folder":
-        return source if is_folder else f"{engine.name} runs Hugging Face folders, and {source} is a file"
-    if not is_folder:
-        return source
+    folders = [source for source in sources if huggingface.accepts(source)]
+    files = [source for source in sources if source not in folders]
+    wanted = folders if engine.runs == "folder" else files
+    if wanted:
+        return wanted[0]
+    if engine.runs == "folder" or not folders:
+        shown = ", ".join(map(str, sources)) or "no source is given"
+        return f"it runs {'Hugging Face folders' if engine.runs == 'folder' else 'ONNX files'}: {shown}"
     exported = folder / "exported.onnx"
     if not exported.exists():
-        ir.save(huggingface.load(source), exported, external_data="exported.data")
+        ir.save(huggingface.load(folders[0]), exported, external_data="exported.data")
     return exported
 
 

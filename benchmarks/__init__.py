@@ -1,0 +1,1 @@
+"""Models, inputs and cases that hasten is measured on."""
