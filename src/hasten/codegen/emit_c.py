@@ -295,6 +295,8 @@ class _Printer:
             return self.conversion(e), 13
         if e.op == "select":
             return self.choice(e)
+        if e.op == "broadcast":
+            return self.argument(e.args[0], e.lanes), _ATOM
         if e.op in ("and", "or", "xor", "not"):
             return self.logic(e)
         if e.op in _INFIX:

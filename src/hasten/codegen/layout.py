@@ -190,13 +190,11 @@ def _with_copies(
         load = operand_load(e, along)
         if contiguous(e, along, layouts) and not (name == "v" and _ends_early(load, along, outside)):
             continue
-        if load is None:
+        holders = [d for d, i in enumerate(load.index) if along in free_vars(i)] if load else []
+        if load is None or len(holders) != 1:
             changed[name] = _operand_copy(s, name, e, along, layouts, done)
             continue
-        source = layouts[load.buffer]
-        holders = [d for d, i in enumerate(load.index) if along in free_vars(i)]
-        order = _last(holders[0], len(load.index)) if len(holders) == 1 else row_order(source)
-        copy = _copy(source, order, layouts, done)
+        copy = _copy(layouts[load.buffer], _last(holders[0], len(load.index)), layouts, done)
         changed[name] = substitute(e, {load: replace(load, buffer=copy)})
     return replace(s, body=map_operands(s.body, changed)) if changed else s
 
@@ -235,11 +233,6 @@ def _arranged(name: str, last: int, constants: dict[str, np.ndarray], layouts: d
         constants[copy] = np.ascontiguousarray(constants[name].transpose(order))
         layouts[copy] = replace(source, name=copy, order=order)
     return copy
-
-
-def row_order(layout: Layout) -> Order:
-    """The row-major order of a tensor's dimensions."""
-    return tuple(range(len(layout.shape)))
 
 
 def _copy(source: Layout, order: Order, layouts: dict[str, Layout], done: list[Stage]) -> str:

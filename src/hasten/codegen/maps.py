@@ -307,6 +307,8 @@ def _element(
     scope = bound | (free_vars(base) if lanes == 1 else free_vars(base) | {v})
     # Reductions that depend on the inner variable run inside; vectors go along it, if they can.
     row, value = hoist(value, scope, names, reduction_lanes)
+    if value.lanes != lanes:
+        value = Op(value.dtype, "broadcast", (value,), lanes=lanes)
     return (*row, Store(output, (substitute(d.address, {v: base}),), value))
 
 
