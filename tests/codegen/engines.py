@@ -14,7 +14,7 @@ from hasten.codegen.elementary import expand_operation
 from hasten.codegen.emit_c import declaration, emit_functions
 from hasten.codegen.lower_stages import Lowered, lower_program
 from hasten.codegen.module import Part, module_sources, part_code, share_functions
-from hasten.codegen.tiles import tile_function, tiles_for
+from hasten.codegen.tiles import tile_functions
 from hasten.codegen.toolchain import build, find_compiler
 from hasten.codegen.weights import Weights
 from hasten.errors import InputError
@@ -50,7 +50,7 @@ class Interpreted:
     @staticmethod
     def of(program: Program, target: Target) -> Interpreted:
         lowered = lower_program(program, target)
-        tiles = tuple(tile_function(t) for t in tiles_for(target))
+        tiles = tile_functions(target)
         for k in lowered.kernels:
             for f in (k.function, *k.helpers):
                 verify_function(f, (*tiles, *k.helpers))
@@ -60,7 +60,7 @@ class Interpreted:
         sizes = bind_sizes(self.program, feeds)
         tensors = {name: np.ascontiguousarray(a).reshape(-1) for name, a in feeds.items()}
         tensors |= {name: a.reshape(-1) for name, a in self.lowered.constants.items()}
-        functions = {f.name: f for f in (tile_function(t) for t in tiles_for(self.target))}
+        functions = {f.name: f for f in tile_functions(self.target)}
         for number, k in enumerate(self.lowered.kernels):
             layout = self.lowered.layouts[k.writes]
             count = size_value(layout.elements, sizes)
@@ -173,7 +173,7 @@ def program_sources(
     """
     weights, titles = Weights(), []
     sources = module_sources(range(len(programs)), target, expand_operation)
-    tiles = [tile_function(t) for t in tiles_for(target)]
+    tiles = tile_functions(target)
     prototypes = "\n".join(f"{declaration(t)};" for t in tiles)
     for start in range(0, len(programs), PARTS_PER_FILE):
         functions: list[Function] = []

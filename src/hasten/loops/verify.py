@@ -228,7 +228,9 @@ def verify_function(f: Function, callees: Iterable[Function] = ()) -> None:
     _Nest(f.name, {c.name: c for c in callees}, values, buffers).block(f.body)
 
 
-_UNARY_OF_NESTS = frozenset({"total_sum", "total_prod", "total_max", "total_min", "exp_nonpositive"})
+_UNARY_OF_NESTS = frozenset(
+    {"total_sum", "total_prod", "total_max", "total_min", "exp_nonpositive", "broadcast"}
+)
 
 
 @dataclass
@@ -400,6 +402,8 @@ class _Nest:
         folds = e.op.startswith("total_")
         if folds:
             self.require(e.lanes == 1 and len(lanes) == 1, e, "does not fold a vector to a scalar")
+        elif e.op == "broadcast":
+            self.require(e.lanes > 1 and not lanes, e, "does not make a vector of a scalar")
         else:
             self.require(lanes <= {e.lanes}, e, f"has {e.lanes} lanes, its operands {sorted(lanes)}")
             self.require(e.lanes == 1 or bool(lanes), e, "has lanes, none of its operands has")
