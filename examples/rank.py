@@ -43,8 +43,9 @@ def embed(session: hasten.Session, ids: np.ndarray, mask: np.ndarray) -> np.ndar
         "last_hidden_state"
     ]
     weights = mask[:, :, None].astype(np.float32)
-    mean = (hidden * weights).sum(1) / weights.sum(1)
-    return mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    mean: np.ndarray = (hidden * weights).sum(1) / weights.sum(1)
+    mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+    return mean
 
 
 def main(artifact: str, file: str) -> None:
@@ -61,7 +62,7 @@ def main(artifact: str, file: str) -> None:
     scores = embed(session, query_ids, query_mask) @ vectors.T
     loaded = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
     packages = sorted(name for name in loaded if not name.startswith("_"))
-    print(f"   packages in this process: {', '.join(packages)}")
+    print(f"   packages in this process: {', '.join(packages)}; all others and all programs are blocked")
     print(f"   opened in {(opened - start) * 1e3:.1f} ms; ", end="")
     print(f"{len(sentences)} sentences encoded in {(encoded - opened) * 1e3:.0f} ms")
     for query, row in zip(queries, scores, strict=True):
