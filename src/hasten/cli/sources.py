@@ -119,9 +119,10 @@ def read_inputs(path: Path) -> dict[str, Array]:
         OptionError: there is no such file, or it is not one, or it holds Python objects.
     """
     try:
-        with np.load(path, allow_pickle=False) as loaded:
-            if not isinstance(loaded, np.lib.npyio.NpzFile):
-                raise OptionError(f"{path} holds one array: write an .npz with numpy.savez(file, name=array)")
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise OptionError(f"{path} holds one array: write an .npz with numpy.savez(file, name=array)")
+        with loaded:
             return dict(loaded)
     except FileNotFoundError:
         raise OptionError(f"there is no file {path}: check the path") from None

@@ -1,0 +1,209 @@
+"""What each verb does when all is well."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from click.testing import Result
+
+from hasten.cli.inspect import cut_function
+
+Invoke = Callable[..., Result]
+
+
+def expected(model: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    return np.asarray(onnxruntime.InferenceSession(str(model)).run(None, inputs)[0])
+
+
+def test_help_of_each_verb(invoke: Invoke) -> None:
+    page = invoke("--help")
+    assert page.exit_code == 0
+    for verb in ("compile", "run", "verify", "bench", "inspect", "doctor"):
+        assert verb in page.stdout
+        result = invoke(verb, "--help")
+        assert result.exit_code == 0
+        assert "Usage: hasten" in result.stdout
+
+
+def test_compile_shows_its_steps_and_says_what_it_made(invoke: Invoke, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.hasten"
+    result = invoke("compile", model, "-o", path, "--threads", "1")
+    assert result.exit_code == 0
+    assert "reading the model" in result.stderr
+    assert str(path) in result.stdout
+    assert [child.name for child in tmp_path.iterdir()] == ["m.hasten"]
+
+
+def test_compile_as_json(invoke: Invoke, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.hasten"
+    result = invoke("compile", model, "-o", path, "--json", "--target", "x86-64-v3", "--target", "native")
+    assert result.exit_code == 0
+    summary = json.loads(result.stdout)
+    assert summary["bytes"] == path.stat().st_size
+    assert summary["host"] == {}
+    assert "x86-64-v3" in summary["targets"]
+
+
+def test_compile_names_its_output_after_the_model(
+    invoke: Invoke, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert invoke("compile", model).exit_code == 0
+    assert (tmp_path / "text.hasten").is_file()
+
+
+def test_run_writes_what_the_model_answers(
+    invoke: Invoke, artifact: Path, model: Path, inputs: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "x.npz", **inputs)
+    result = invoke("run", artifact, "--input", tmp_path / "x.npz", "-o", tmp_path / "y.npz")
+    assert result.exit_code == 0, result.stderr
+    with np.load(tmp_path / "y.npz") as loaded:
+        np.testing.assert_allclose(loaded["scores"], expected(model, inputs), rtol=1e-5, atol=1e-5)
+
+
+def test_run_with_made_up_inputs_of_a_shape(invoke: Invoke, artifact: Path) -> None:
+    result = invoke("run", artifact, "--shape", "input_ids=3x7", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["outputs"]["scores"]["shape"] == [3, 7, 4]
+
+
+def test_nan_passes_through(
+    invoke: Invoke, artifact: Path, inputs: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    inputs["attention_mask"][0, 1] = np.nan
+    np.savez(tmp_path / "x.npz", **inputs)
+    result = invoke("run", artifact, "-i", tmp_path / "x.npz", "-o", tmp_path / "y.npz")
+    assert result.exit_code == 0, result.stderr
+    with np.load(tmp_path / "y.npz") as loaded:
+        nan = np.isnan(loaded["scores"])
+    assert nan[0, 1].all()
+    assert nan.sum() == 4
+
+
+def test_an_empty_batch_gives_an_empty_result(invoke: Invoke, artifact: Path, tmp_path: Path) -> None:
+    empty = {"input_ids": np.empty((0, 5), np.int64), "attention_mask": np.empty((0, 5), np.float32)}
+    np.savez(tmp_path / "x.npz", **empty)
+    result = invoke("run", artifact, "-i", tmp_path / "x.npz", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["outputs"]["scores"]["shape"] == [0, 5, 4]
+
+
+def test_verify_passes(invoke: Invoke, artifact: Path, model: Path) -> None:
+    result = invoke("verify", artifact, model)
+    assert result.exit_code == 0, result.output
+    assert "Passed" in result.stdout
+    assert "onnxruntime" in result.stdout
+
+
+def test_verify_fails_with_1_when_the_answers_differ(
+    invoke: Invoke, artifact: Path, model: Path, tmp_path: Path
+) -> None:
+    changed = onnx.load(model)
+    matrix = next(tensor for tensor in changed.graph.initializer if tensor.name == "matrix")
+    values = onnx.numpy_helper.to_array(matrix) * np.float32(1.01)
+    matrix.CopyFrom(onnx.numpy_helper.from_array(values, "matrix"))
+    onnx.save(changed, tmp_path / "changed.onnx")
+    result = invoke("verify", artifact, tmp_path / "changed.onnx", "--json")
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert not found["passed"]
+    assert 1e-3 < found["outputs"][0]["relative"] < 1e-1
+    assert invoke("verify", artifact, tmp_path / "changed.onnx", "--tolerance", "0.1").exit_code == 0
+
+
+def test_bench_of_a_model_against_an_engine(invoke: Invoke, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    result = invoke(
+        "bench", model, "--against", "onnxruntime,torch", "--rounds", "1", "--threads", "1",
+        "--shape", "input_ids=1x16", "--json", path,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert "onnxruntime" in result.stdout
+    assert "torch: not measured" in result.stdout
+    case = json.loads(path.read_text())
+    ours, other = case["measurement"]["results"]
+    assert [ours["engine"], other["engine"]] == ["hasten", "onnxruntime"]
+    assert case["gflop"] == pytest.approx(2 * 16 * 8 * 4 / 1e9)
+    assert other["ratio"]["median"] == pytest.approx(other["run_ms"]["median"] / ours["run_ms"]["median"])
+    assert case["compile_seconds"] > 0
+    assert min(ours["load_ms"], ours["peak_mb"], other["load_ms"], other["peak_mb"]) > 0
+
+
+def test_bench_of_an_artifact_alone(invoke: Invoke, artifact: Path) -> None:
+    result = invoke("bench", artifact, "--rounds", "1", "--json", "-")
+    assert result.exit_code == 0, result.stderr
+    assert [r["engine"] for r in json.loads(result.stdout)["measurement"]["results"]] == ["hasten"]
+
+
+def test_inspect_tells_what_became_of_the_model(invoke: Invoke, artifact: Path) -> None:
+    summary = invoke("inspect", artifact).stdout
+    for word in ("input_ids", "int64[batch, sequence]", "part 0", "weights.bin"):
+        assert word in summary
+    assert "MatMul" in invoke("inspect", artifact, "--graph").stdout
+    assert "project" in invoke("inspect", artifact, "--kernels").stdout
+    assert invoke("inspect", artifact, "--memory").exit_code == 0
+    kernels = json.loads(invoke("inspect", artifact, "--kernels", "--json").stdout)["kernels"]
+    for kernel in kernels:
+        for wanted in (kernel["number"], kernel["function"]):
+            text = invoke("inspect", artifact, "--c", str(wanted)).stdout
+            assert f" {kernel['function']}(" in text
+            assert text.rstrip().endswith("}")
+            assert text.count("{") == text.count("}")
+
+
+def test_inspect_of_a_model_that_is_not_compiled(invoke: Invoke, model: Path, artifact: Path) -> None:
+    from_model = json.loads(invoke("inspect", model, "--json").stdout)
+    from_artifact = json.loads(invoke("inspect", artifact, "--json").stdout)
+    assert from_model == from_artifact | {"members": from_model["members"]}
+    assert from_model["members"] == from_artifact["members"]
+
+
+def test_cut_function_takes_the_definition_and_not_a_call() -> None:
+    source = "void f(int a);\n\nvoid g(void) {\n    f(1);\n}\n\nvoid f(int a) {\n    if (a) {\n    }\n}\n"
+    assert cut_function(source, "f") == "void f(int a) {\n    if (a) {\n    }\n}"
+    assert cut_function(source, "h") is None
+
+
+def test_doctor(invoke: Invoke, cache: Path) -> None:
+    found = json.loads(invoke("doctor", "--json").stdout)
+    assert found["cores"] >= 1
+    assert found["cache"] == str(cache)
+    assert found["compiler"]
+    assert found["targets"][found["native"]]["runs"]
+    assert found["packages"]["numpy"] == np.__version__
+    page = invoke("doctor")
+    assert page.exit_code == 0
+    assert found["native"] in page.stdout
+
+
+def test_the_command_in_a_process_of_its_own(artifact: Path) -> None:
+    command = [sys.executable, "-m", "hasten.cli.main"]
+    done = subprocess.run([*command, "run", artifact], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "scores" in done.stdout
+    wrong = subprocess.run([*command, "run", "no.hasten"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert wrong.stderr.count("\n") == 1
+    assert "no.hasten" in wrong.stderr
+
+
+def test_a_missing_package_of_the_command_line_is_named(tmp_path: Path) -> None:
+    code = (
+        "import importlib.util as u, sys; find = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'click' else find(name, *a)\n"
+        "from hasten.cli.main import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "click" in done.stderr
+    assert "pip install" in done.stderr

@@ -1,0 +1,92 @@
+"""Engines in processes of their own."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from hasten.errors import OptionError
+from hasten.search.engines import (
+    HASTEN,
+    ONNXRUNTIME,
+    OPENVINO,
+    REFERENCE,
+    EngineError,
+    Worker,
+    answers,
+    peers_named,
+    save_feeds,
+)
+
+
+def test_all_engines_give_the_same_answer(
+    mlp: Path, mlp_artifact: Path, feeds: dict[str, np.ndarray]
+) -> None:
+    wanted = answers(REFERENCE, mlp, feeds, 1)["y"]
+    assert wanted.shape == (3, 1)
+    for engine, model in ((HASTEN, mlp_artifact), (ONNXRUNTIME, mlp), (OPENVINO, mlp)):
+        np.testing.assert_allclose(answers(engine, model, feeds, 1)["y"], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_worker_says_what_opening_took_and_times_runs(
+    mlp_artifact: Path, feeds: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    with Worker(HASTEN, mlp_artifact, save_feeds(feeds, tmp_path), 1) as worker:
+        opened = worker.opened
+        assert 0 < opened.load < 60
+        assert opened.peak is not None
+        assert opened.peak > mlp_artifact.stat().st_size
+        assert opened.base is None or opened.base <= opened.peak
+        seconds = worker.times(5)
+    assert len(seconds) == 5
+    assert min(seconds) > 0
+
+
+def test_a_stopped_worker_does_not_run_and_can_be_closed(
+    mlp_artifact: Path, feeds: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    path = save_feeds(feeds, tmp_path)
+    with Worker(HASTEN, mlp_artifact, path, 1) as worker:
+        stat = Path(f"/proc/{worker._process.pid}/stat")
+        worker.stop()
+        deadline = time.monotonic() + 10
+        while stat.read_text().rpartition(")")[2].split()[0] != "T":
+            assert time.monotonic() < deadline
+        worker.go_on()
+        assert len(worker.times(2)) == 2
+        worker.stop()
+    assert not stat.exists()
+
+
+def test_why_an_engine_fails_is_said_in_its_last_words(
+    mlp: Path, feeds: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"no model")
+    with pytest.raises(EngineError, match=r"onnxruntime cannot run this model: .*bad\.onnx"):
+        answers(ONNXRUNTIME, tmp_path / "bad.onnx", feeds, 1)
+    with pytest.raises(EngineError, match="onnxruntime cannot run"):
+        answers(ONNXRUNTIME, mlp, {"z": feeds["x"]}, 1)
+
+
+def test_inputs_may_have_any_name(tmp_path: Path) -> None:
+    names = ["file", "allow_pickle", "scope/x.0"]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in names]
+    made = helper.make_tensor_value_info("arr_0", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Sum", names, ["arr_0"])], "sum", values, [made])
+    onnx.save(
+        helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)]),
+        tmp_path / "sum.onnx",
+    )
+    feeds = {name: np.array([2.0**index], np.float32) for index, name in enumerate(names)}
+    assert answers(REFERENCE, tmp_path / "sum.onnx", feeds, 1)["arr_0"] == [7.0]
+
+
+def test_peers_are_named() -> None:
+    assert peers_named("openvino, onnxruntime,openvino,") == (OPENVINO, ONNXRUNTIME)
+    with pytest.raises(OptionError, match="'hasten'"):
+        peers_named("hasten")

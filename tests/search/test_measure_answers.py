@@ -1,0 +1,64 @@
+"""Differences between answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hasten.search import measure_answers
+from hasten.search.engines import ONNXRUNTIME, REFERENCE, Engine, EngineError, answers
+from hasten.search.measure_answers import difference, source_answers
+
+NAN, INF = np.nan, np.inf
+
+
+@pytest.mark.parametrize(
+    ("wanted", "got", "absolute", "relative"),
+    [
+        ([0.0, 4.0], [0.0, 3.0], 1, 0.25),
+        ([NAN, 0.0, 2.0], [NAN, 0.0, 2.0], 0, 0),
+        ([INF, -INF, 1.0], [INF, -INF, 1.0], 0, 0),
+        ([NAN, 1.0], [0.0, 1.0], INF, INF),
+        ([0.0, 1.0], [NAN, 1.0], INF, INF),
+        ([INF, 1.0], [-INF, 1.0], INF, INF),
+        ([1.0, 1.0], [INF, 1.0], INF, INF),
+        ([5.0, 5.0], [5.0, 6.0], 1, 0.2),
+        ([0.0], [0.5], 0.5, 0.5),
+        ([[1.0]], [1.0], INF, INF),
+        ([], [], 0, 0),
+    ],
+)
+def test_differences(wanted: list[float], got: list[float], absolute: float, relative: float) -> None:
+    found = difference("y", np.array(wanted, np.float32), np.array(got, np.float32))
+    assert (found.absolute, found.relative) == (absolute, relative)
+
+
+def test_kinds_and_integers() -> None:
+    ints = np.array([1, 2, 5])
+    assert difference("y", ints, ints).absolute == 0
+    assert difference("y", ints, ints + 1).relative == 0.25
+    assert difference("y", ints, ints.astype(np.float32)).absolute == INF
+    words = np.array(["a", "b"])
+    assert difference("y", words, words).absolute == 0
+    assert difference("y", words, words[::-1]).absolute == INF
+
+
+def test_the_reference_evaluator_stands_in(
+    mlp: Path, feeds: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, why, usual = source_answers(mlp, feeds, 1)
+    assert (engine, why) == (ONNXRUNTIME, None)
+
+    def refusing(engine: Engine, *rest: object) -> dict[str, np.ndarray]:
+        if engine is ONNXRUNTIME:
+            raise EngineError("onnxruntime cannot run this model: too new")
+        return answers(engine, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(measure_answers, "answers", refusing)
+    engine, why, other = source_answers(mlp, feeds, 1)
+    assert engine is REFERENCE
+    assert why is not None
+    assert "too new" in why
+    assert difference("y", usual["y"], other["y"]).relative < 1e-5
