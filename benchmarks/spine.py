@@ -99,7 +99,8 @@ def markdown(cases: Iterable[Case]) -> str:
 def cells(case: Case, result: Result) -> list[str]:
     own = result.ratio is None
     achieved = None if case.gflop is None else case.gflop / result.run_ms.median * 1e3
-    share = None if achieved is None else achieved / case.peak_gflops.median
+    peak = case.peak_gflops
+    share = None if achieved is None or peak is None else achieved / peak.median
     ratio = result.ratio
     seconds = case.compile_seconds
     return [

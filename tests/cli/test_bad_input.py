@@ -50,6 +50,9 @@ def test_no_compiler(refused: Refused, model: Path, tmp_path: Path, monkeypatch:
 def test_places_that_cannot_be_written(refused: Refused, model: Path, tmp_path: Path) -> None:
     assert "no folder" in refused("compile", model, "-o", tmp_path / "absent" / "m.hasten")
     assert "is a folder" in refused("compile", model, "-o", tmp_path)
+    copy = tmp_path / "copy.onnx"
+    copy.write_bytes(model.read_bytes())
+    assert "the model itself" in refused("compile", copy, "-o", copy)
 
 
 def test_disk_full_while_saving(model: Path, artifact: Path, cache: Path, tmp_path: Path) -> None:
@@ -174,7 +177,10 @@ def test_verify_with_another_model(refused: Refused, artifact: Path, model: Path
 
 def test_a_traceback_with_debug_alone(invoke: Invoke, tmp_path: Path) -> None:
     result = invoke("run", tmp_path / "absent.hasten", "--debug")
-    assert type(result.exception).__name__ == "ArtifactError"  # it came through to the interpreter
+    assert result.exit_code == 2
+    assert "Traceback" in result.stderr
+    assert "ArtifactError" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("hasten: error: ")
 
 
 def test_a_bug_is_said_to_be_one(invoke: Invoke, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,10 +125,11 @@ def show(case: Case) -> None:
         )
     for name, reason in found.failures.items():
         click.echo(f"{name}: not measured: {reason}")
-    peak = f"peak of the machine, in the same rounds: {case.peak_gflops.median:.0f} GFLOP/s"
-    if case.gflops is not None and case.share_of_peak is not None:
-        peak = f"hasten: {case.gflops:.1f} GFLOP/s, {case.share_of_peak:.0%} of the peak; {peak}"
-    click.echo(peak)
+    if case.gflops is not None:
+        share = f", {case.share_of_peak:.0%} of the peak" if case.share_of_peak is not None else ""
+        click.echo(f"hasten: {case.gflops:.1f} GFLOP/s{share}")
+    if case.peak_gflops is not None:
+        click.echo(f"peak of the machine, in the same rounds: {case.peak_gflops.median:.0f} GFLOP/s")
 
 
 def _quartiles(spread: Spread, digits: int) -> str:

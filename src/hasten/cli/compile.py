@@ -49,6 +49,8 @@ def compile_(
     if is_artifact(model):
         raise OptionError(f"{model} is compiled already: give the ONNX file or folder that it came from")
     path = output or Path(f"{(model.stem if model.is_file() else model.resolve().name) or 'model'}.hasten")
+    if path.resolve() == model.resolve():
+        raise OptionError(f"-o {path} is the model itself: give another name")
     check_place(path)
     with Steps(stderr()).shown() as steps:
         payload = compile_source(model, targets=targets, threads=threads, progress=steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -47,16 +48,13 @@ class Boundary(click.Group):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 sys.exit(0)
             except (HastenError, click.ClickException, OSError, MemoryError) as error:
-                if debug:
-                    raise
-                _fail(f"error: {_message(error)}", _ERROR)
-            except Exception as error:
-                if debug:
-                    raise
+                _fail(f"error: {_message(error)}", _ERROR, debug=debug)
+            except Exception as error:  # noqa: BLE001 - a bug, which is said to be one
                 _fail(
                     f"internal error: {type(error).__name__}: {_line(str(error))}; this is a bug in hasten: "
                     "please report it with what the same command says with --debug",
                     _BUG,
+                    debug=debug,
                 )
 
 
@@ -76,7 +74,9 @@ def _line(text: str) -> str:
     return "; ".join(part.strip() for part in text.splitlines() if part.strip())
 
 
-def _fail(text: str, status: int) -> None:
+def _fail(text: str, status: int, *, debug: bool = False) -> None:
+    if debug:
+        traceback.print_exc()
     click.echo(f"hasten: {text}", err=True)
     sys.exit(status)
 

@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from hasten.errors import ModelError
+from hasten.errors import ModelError, ToolchainError
 from hasten.frontends import huggingface
 from hasten.runtime.artifact import read_artifact
 from hasten.runtime.checks import bind_sizes
@@ -36,7 +36,7 @@ class Case:
         measurement: the engines' figures, hasten's first.
         gflop: 10**9 operations of a run; None if they could not be counted.
         gflops: 10**9 operations per second that hasten achieved.
-        peak_gflops: the machine's peak with as many threads, in the same rounds.
+        peak_gflops: the machine's peak with as many threads, in the same rounds; None without a compiler.
         share_of_peak: `gflops` by `peak_gflops`.
         load_average: processes that wanted to run in the minute before; figures of a machine whose cores
             are busy mean little.
@@ -48,7 +48,7 @@ class Case:
     measurement: Measurement
     gflop: float | None
     gflops: float | None
-    peak_gflops: Spread
+    peak_gflops: Spread | None
     share_of_peak: float | None
     load_average: float
     compile_seconds: float | None = None
@@ -80,17 +80,20 @@ def measure_case(
     Raises:
         EngineError: the artifact does not run.
         ModelError: the source cannot be read.
-        ToolchainError: there is no compiler for the kernel that measures the peak.
     """
     load_average = os.getloadavg()[0]
     opened = read_artifact(artifact)
     sizes = bind_sizes(opened.manifest.inputs, [feeds[i.name].shape for i in opened.manifest.inputs])
     flops = count_flops(onnx.load_from_string(bytes(opened.members["graph.onnx"])).graph, sizes)
     opened.close()
-    peak = Peak(plan.threads)
+    failures: dict[str, str] = {}
+    peak = None
+    try:
+        peak = Peak(plan.threads)
+    except ToolchainError as error:
+        failures["peak of the machine"] = str(error)
     with tempfile.TemporaryDirectory(prefix="hasten-") as folder:
         contestants = [Contestant(HASTEN, artifact, [artifact])]
-        failures: dict[str, str] = {}
         for engine in against:
             progress(f"preparing the model for {engine.name}")
             model = model_for(engine, sources, Path(folder))
@@ -98,11 +101,11 @@ def measure_case(
                 failures[engine.name] = model
             else:
                 contestants.append(Contestant(engine, model, files_of(model)))
-        found = measure(contestants, feeds, plan, progress=progress, beside=peak.gflops)
+        found = measure(contestants, feeds, plan, progress=progress, beside=peak.gflops if peak else None)
     found = Measurement(
         found.threads, found.rounds, found.results, {**failures, **found.failures}, found.beside
     )
-    peaks = Spread.of(found.beside)
+    peaks = Spread.of(found.beside) if found.beside else None
     achieved = None if flops is None else flops / found.results[0].run_ms.median / 1e6
     return Case(
         name=name,
@@ -111,7 +114,7 @@ def measure_case(
         gflop=None if flops is None else flops / 1e9,
         gflops=achieved,
         peak_gflops=peaks,
-        share_of_peak=None if achieved is None else achieved / peaks.median,
+        share_of_peak=None if achieved is None or peaks is None else achieved / peaks.median,
         load_average=load_average,
         compile_seconds=compile_seconds,
     )
