@@ -207,3 +207,23 @@ def test_a_missing_package_of_the_command_line_is_named(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
     assert "click" in done.stderr
     assert "pip install" in done.stderr
+
+
+def test_a_hugging_face_folder_is_verified_by_pytorch(invoke: Invoke, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="the extra huggingface is not installed")
+    transformers = pytest.importorskip("transformers", reason="the extra huggingface is not installed")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "tiny")
+    path = tmp_path / "tiny.hasten"
+    result = invoke("compile", tmp_path / "tiny", "-o", path)
+    assert result.exit_code == 0, result.stderr
+    result = invoke("verify", path, tmp_path / "tiny", "--shape", "input_ids=2x9", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["engine"] == "torch"
+    assert [item["output"] for item in found["outputs"]] == ["logits"]
+    assert found["outputs"][0]["range"] > 0

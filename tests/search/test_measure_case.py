@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import onnx
@@ -48,3 +51,18 @@ def test_inputs_of_the_benchmarks_have_the_shapes_of_their_cases() -> None:
     assert labels.shape == (20,)
     assert models.page(64, 96).shape == (1, 3, 64, 96)
     assert models.chinese_inputs()["token_ids"].min() >= 0
+
+
+def test_the_benchmarks_of_the_spine_run(tmp_path: Path) -> None:
+    script = Path(models.__file__).with_name("spine.py")
+    options = ["--cases", "mlp", "--rounds", "1", "--against", "onnxruntime", "--json", tmp_path / "f.json"]
+    environment = {**os.environ, "HASTEN_CACHE": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, script, *options], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    header, _, ours, other = (line for line in done.stdout.splitlines() if line.startswith("|"))
+    assert header.count("|") == ours.count("|") == other.count("|")
+    assert "| onnxruntime " in other
+    (case,) = json.loads((tmp_path / "f.json").read_text())["cases"]
+    assert case["gflop"] == pytest.approx(2 * (64 * 128 + 128 * 64 + 64) / 1e9)

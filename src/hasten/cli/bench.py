@@ -56,7 +56,7 @@ def bench(
 
     Each engine runs in a process of its own with as many threads and the same inputs, in turns; the figure
     is the median of the ratios within each round, with its quartiles. Load time and memory are those of
-    fresh processes that open the model and run it once.
+    fresh processes that open the model and run it once; the first answer is loading and that run together.
     """
     if json_file not in (None, "-"):
         check_place(Path(str(json_file)))
@@ -100,7 +100,8 @@ def show(case: Case) -> None:
     found = case.measurement
     sizes = ", ".join(f"{name} {list(shape)}" for name, shape in case.shapes.items())
     shown = table(
-        "engine", ">run ms", "", ">hasten is", "", ">load ms", ">faster to load", ">peak MB", ">files MB",
+        "engine", ">run ms", ">hasten's speedup", ">load ms", ">loads faster by", ">first answer ms",
+        ">peak MB", ">files MB",
         title=f"{case.name}: {sizes}; {found.threads} threads, {found.rounds} rounds",
     )  # fmt: skip
     for result in found.results:
@@ -108,11 +109,10 @@ def show(case: Case) -> None:
             shown,
             f"{result.engine} {result.version}",
             number(result.run_ms.median, 4),
-            _quartiles(result.run_ms, 4),
-            "" if result.ratio is None else f"{result.ratio.median:.2f} x",
-            "" if result.ratio is None else _quartiles(result.ratio, 3),
+            "" if result.ratio is None else _with_quartiles(result.ratio),
             number(result.load_ms, 3),
             "" if result.load_ratio is None else f"{result.load_ratio:.1f} x",
+            number(result.load_ms + result.first_ms, 3),
             number(result.peak_mb, 3),
             number(result.file_mb, 3),
         )
@@ -132,5 +132,5 @@ def show(case: Case) -> None:
         click.echo(f"peak of the machine, in the same rounds: {case.peak_gflops.median:.0f} GFLOP/s")
 
 
-def _quartiles(spread: Spread, digits: int) -> str:
-    return f"{number(spread.low, digits)} .. {number(spread.high, digits)}"
+def _with_quartiles(spread: Spread) -> str:
+    return f"{spread.median:.2f} [{spread.low:.2f}, {spread.high:.2f}]"

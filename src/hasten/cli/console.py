@@ -88,9 +88,7 @@ def table(*columns: str, title: str | None = None) -> Table:
     made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in columns:
         right = column.startswith(">")
-        made.add_column(
-            column.removeprefix(">"), justify="right" if right else "left", no_wrap=right, overflow="fold"
-        )
+        made.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
     return made
 
 
