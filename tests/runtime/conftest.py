@@ -59,7 +59,7 @@ HASTEN_API int32_t hasten_plan(int32_t part, const int64_t *sizes, int64_t *shap
 
 HASTEN_API int32_t hasten_run(int32_t part, hasten_call *call) {
     (void)part;
-    hasten_pool_run(call->pool, call->threads, phases, call);
+    hasten_pool_run(call->pool, call->threads, 100000, phases, call);
     return call->fault.code;
 }
 """

@@ -40,12 +40,12 @@ static void take_turns(void *argument, hasten_team *team) {
 
 /* Returns the number of errors; *smallest is the smallest team that was got. */
 HASTEN_API int64_t stress(hasten_pool *pool, int32_t threads, int64_t runs, int64_t barriers,
-                          int64_t *smallest) {
+                          int64_t nanoseconds, int64_t *smallest) {
     int64_t errors = 0;
     *smallest = MOST;
     for (int64_t r = 0; r < runs; r++) {
         work w = {.barriers = barriers};
-        hasten_pool_run(pool, threads, take_turns, &w);
+        hasten_pool_run(pool, threads, nanoseconds, take_turns, &w);
         errors += w.errors;
         for (int64_t j = 0; j < MOST; j++) errors += w.turn[j][0] != (j < w.count ? barriers + 1 : 0);
         if (w.count < *smallest) *smallest = w.count;
@@ -58,13 +58,13 @@ typedef struct { hasten_pool *pool; int64_t errors; } nest;
 static void run_inside(void *argument, hasten_team *team) {
     nest *n = argument;
     int64_t smallest;
-    int64_t errors = stress(n->pool, team->count, 10, 3, &smallest);
+    int64_t errors = stress(n->pool, team->count, 10, 3, INT64_MAX, &smallest);
     __atomic_fetch_add(&n->errors, errors, __ATOMIC_RELAXED);
 }
 
 HASTEN_API int64_t nested(hasten_pool *pool, int32_t threads) {
     nest n = {pool, 0};
-    hasten_pool_run(pool, threads, run_inside, &n);
+    hasten_pool_run(pool, threads, INT64_MAX, run_inside, &n);
     return n.errors;
 }
 """
@@ -83,6 +83,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         ctypes.c_int32,
         ctypes.c_int64,
         ctypes.c_int64,
+        ctypes.c_int64,
         ctypes.c_void_p,
     ]
     library.nested.argtypes = [ctypes.c_void_p, ctypes.c_int32]
@@ -96,10 +97,16 @@ def pool(library: ctypes.CDLL) -> Iterator[int]:
     library.hasten_pool_destroy(made)
 
 
-def stress(library: ctypes.CDLL, pool: int | None, threads: int, runs: int, barriers: int) -> int:
+FOR_ALL = 2**63 - 1
+"""The time of a task for which a caller waits until all workers have come."""
+
+
+def stress(
+    library: ctypes.CDLL, pool: int | None, threads: int, runs: int, barriers: int, nanoseconds: int = FOR_ALL
+) -> int:
     """Checks the runs; returns the size of the smallest team."""
     smallest = ctypes.c_int64()
-    assert library.stress(pool, threads, runs, barriers, ctypes.byref(smallest)) == 0
+    assert library.stress(pool, threads, runs, barriers, nanoseconds, ctypes.byref(smallest)) == 0
     return smallest.value
 
 
@@ -138,6 +145,19 @@ def test_works_on_a_busy_machine(library: ctypes.CDLL, pool: int) -> None:
     try:
         assert stress(library, pool, 2, 50, 5) == 2
         assert stress(library, pool, 4, 20, 3) == 4
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def test_short_tasks_do_not_wait_for_workers(library: ctypes.CDLL, pool: int) -> None:
+    others = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(2 * min(cores(), 4))]
+    try:
+        for nanoseconds in (0, 1000, 50_000):  # whoever comes in time is the team, and no one else
+            assert 1 <= stress(library, pool, 2, 300, 3, nanoseconds) <= 2
+            assert 1 <= stress(library, pool, 4, 60, 2, nanoseconds) <= 4
+        assert stress(library, pool, 2, 1, 2) == 2
     finally:
         for other in others:
             other.kill()

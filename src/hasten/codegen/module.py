@@ -22,6 +22,9 @@ SERIAL_WORK = 16_000
 SERIAL_RUN = 400_000
 """Operations below which a whole run uses one thread: waking a worker costs about as much."""
 
+WORK_PER_NANOSECOND = 16
+"""Operations that one core does in a nanosecond, roughly; decides how long workers are waited for."""
+
 MOST_THREADS = 64
 """Threads that a run uses at the most; the arena has scratch memory for so many."""
 
@@ -292,7 +295,7 @@ class _Program:
             "    if (broken) return -broken;",
             f"    int32_t threads = run.plan.work < {SERIAL_RUN} ? 1 : call->threads;",
             "    if (threads > MOST_THREADS) threads = MOST_THREADS;",
-            f"    hasten_pool_run(call->pool, threads, run_part_{n}, &run);",
+            f"    hasten_pool_run(call->pool, threads, run.plan.work / {WORK_PER_NANOSECOND}, run_part_{n}, &run);",
             "    return call->fault.code;",
             "}",
         ]

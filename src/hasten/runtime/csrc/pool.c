@@ -29,6 +29,11 @@ enum {
 static const int64_t SPIN_NANOSECONDS = 50 * 1000;
 static const int64_t YIELD_NANOSECONDS = 50 * 1000;
 
+/* How long a caller waits for its workers to come: an eighth of what the task takes alone, within limits. */
+static const int64_t PATIENCE_PART = 8;
+static const int64_t LEAST_PATIENCE = 2 * 1000;
+static const int64_t MOST_PATIENCE = 1000 * 1000;
+
 static int64_t now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -133,30 +138,56 @@ struct pool {
     worker *workers[MOST_THREADS]; /* [i] has index i + 1 */
 
     _Alignas(LINE) _Atomic(int) busy; /* a caller holds the pool; it alone writes what follows */
-    hasten_task task;                 /* NULL: the worker ends */
+    hasten_task task;
     void *argument;
-    int32_t count;
-    int spin; /* there is a core for each thread of the team */
+    int spin;    /* there is a core for each thread of the team */
+    int closing; /* workers end */
 
-    _Alignas(LINE) _Atomic(int32_t) unfinished; /* workers that have not returned from the task */
-    _Alignas(LINE) _Atomic(int32_t) arrived;    /* at the barrier */
-    number finished;                            /* counts finished tasks */
-    number met;                                 /* counts barriers passed */
+    _Alignas(LINE) _Atomic(int32_t) arrived; /* at the barrier */
+    number door;                             /* of the task: run number, CLOSED, workers that came in */
+    _Atomic(int32_t) room;                   /* for so many workers */
+    number finished;                         /* counts workers that returned from a task */
+    number met;                              /* counts barriers passed */
 };
+
+/* The door of a task opens when it is given out and closes when the caller begins; workers that have come
+ * in by then are the team. The number of the run stands above, so that nobody enters the next task's door
+ * with what it saw of this one's. */
+enum { CLOSED = 1 << 15, INSIDE = CLOSED - 1, NEXT_RUN = 1 << 16 };
+
+/* Enters if the door is open; returns the worker's index in the team, or 0, and awaits the closing. */
+static int32_t enter(pool *p) {
+    uint32_t seen = atomic_load(&p->door.value);
+    do {
+        /* Who was late for the last task may come to a smaller team's door. A changed `room` goes with a
+         * changed run number, and the exchange below fails. */
+        if (seen & CLOSED || (int32_t)(seen & INSIDE) >= atomic_load(&p->room)) return 0;
+    } while (!atomic_compare_exchange_weak(&p->door.value, &seen, seen + 1));
+    number_wake(&p->door); /* the caller may sleep */
+    int32_t index = (int32_t)(seen & INSIDE) + 1;
+    for (;;) {
+        seen = atomic_load(&p->door.value);
+        if (seen & CLOSED) return index;
+        number_wait(&p->door, seen, 1);
+    }
+}
 
 static void *work(void *argument) {
     worker *self = argument;
     pool *p = self->owner;
     int spin = 1;
-    for (uint32_t seen = 0;; seen++) {
+    for (uint32_t seen = 0;;) {
         number_wait(&self->start, seen, spin);
-        if (p->task == NULL) return NULL;
+        seen = atomic_load(&self->start.value);
+        if (p->closing) return NULL;
+        int32_t index = enter(p);
+        if (index == 0) continue; /* too late */
         spin = p->spin;
-        hasten_team team = {self->index, p->count, &p->shared};
+        int32_t count = (int32_t)(atomic_load(&p->door.value) & INSIDE) + 1;
+        hasten_team team = {index, count, &p->shared};
         p->task(p->argument, &team);
-        if (atomic_fetch_sub(&p->unfinished, 1) == 1) {
-            number_set(&p->finished, atomic_load_explicit(&p->finished.value, memory_order_relaxed) + 1);
-        }
+        atomic_fetch_add(&p->finished.value, 1);
+        number_wake(&p->finished);
     }
 }
 
@@ -200,7 +231,26 @@ static void give(pool *p, int32_t workers) {
     for (int32_t i = 0; i < workers; i++) number_wake(&p->workers[i]->start);
 }
 
-static void run(hasten_pool *shared, int32_t threads, hasten_task task, void *argument) {
+/* Waits for the workers, a small part of the task's time, and closes the door. Returns who came in. */
+static int32_t gather(pool *p, int32_t workers, int64_t nanoseconds) {
+    int64_t patience = nanoseconds / PATIENCE_PART;
+    if (patience < LEAST_PATIENCE) patience = LEAST_PATIENCE;
+    if (patience > MOST_PATIENCE) patience = MOST_PATIENCE;
+    int64_t start = now();
+    int looks = 0;
+    while ((int32_t)(atomic_load_explicit(&p->door.value, memory_order_acquire) & INSIDE) < workers) {
+        relax();
+        if (++looks % LOOKS_PER_CLOCK != 0) continue;
+        int64_t waited = now() - start;
+        if (waited > patience && nanoseconds != INT64_MAX) break;
+        if (!p->spin || waited > SPIN_NANOSECONDS) sched_yield();
+    }
+    uint32_t last = atomic_fetch_or(&p->door.value, CLOSED);
+    number_wake(&p->door);
+    return (int32_t)(last & INSIDE);
+}
+
+static void run(hasten_pool *shared, int32_t threads, int64_t nanoseconds, hasten_task task, void *argument) {
     pool *p = (pool *)shared;
     if (threads > p->most) threads = p->most;
     if (threads <= 1 || atomic_exchange_explicit(&p->busy, 1, memory_order_acquire)) {
@@ -213,14 +263,19 @@ static void run(hasten_pool *shared, int32_t threads, hasten_task task, void *ar
 
     p->task = task;
     p->argument = argument;
-    p->count = threads;
     p->spin = threads <= p->processors;
-    atomic_store_explicit(&p->unfinished, threads - 1, memory_order_relaxed);
-    uint32_t finished = atomic_load_explicit(&p->finished.value, memory_order_relaxed);
+    uint32_t finished = atomic_load(&p->finished.value);
+    atomic_store(&p->room, threads - 1);
+    atomic_store(&p->door.value, (atomic_load(&p->door.value) & ~(uint32_t)(NEXT_RUN - 1)) + NEXT_RUN);
     give(p, threads - 1);
-    hasten_team team = {0, threads, shared};
+    int32_t workers = gather(p, threads - 1, nanoseconds);
+    hasten_team team = {0, workers + 1, shared};
     task(argument, &team);
-    if (threads > 1) number_wait(&p->finished, finished, p->spin);
+    for (;;) {
+        uint32_t done = atomic_load(&p->finished.value);
+        if (done - finished == (uint32_t)workers) break;
+        number_wait(&p->finished, done, p->spin);
+    }
     atomic_store_explicit(&p->busy, 0, memory_order_release);
 }
 
@@ -236,8 +291,9 @@ static int fork_is_handled;
 static void reset(pool *p) {
     p->workers_running = 0;
     atomic_init(&p->busy, 0);
-    atomic_init(&p->unfinished, 0);
     atomic_init(&p->arrived, 0);
+    number_init(&p->door);
+    atomic_init(&p->door.value, CLOSED);
     number_init(&p->finished);
     number_init(&p->met);
 }
@@ -272,13 +328,14 @@ static void destroy(hasten_pool *shared) {
         }
     }
     pthread_mutex_unlock(&pools_mutex);
-    p->task = NULL;
+    p->closing = 1;
     give(p, p->workers_running);
     for (int32_t i = 0; i < p->workers_running; i++) {
         pthread_join(p->workers[i]->thread, NULL);
         number_close(&p->workers[i]->start);
         free(p->workers[i]);
     }
+    number_close(&p->door);
     number_close(&p->finished);
     number_close(&p->met);
     free(p);

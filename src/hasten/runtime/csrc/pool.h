@@ -7,9 +7,9 @@
  *         second_kernel(..., team->index, team->count);
  *     }
  *     ...
- *     hasten_pool_run(call->pool, call->threads, run_part_0, call);
+ *     hasten_pool_run(call->pool, call->threads, nanoseconds, run_part_0, call);
  *
- * A team can be smaller than asked for (a busy pool gives a team of one), so kernels divide their work
+ * A team can be smaller than asked for (a busy pool or busy cores), so kernels divide their work
  * by team->count and never by call->threads, and their results must not depend on it.
  */
 #ifndef HASTEN_POOL_H
@@ -34,19 +34,24 @@ struct hasten_team {
 struct hasten_pool {
     int32_t abi_version;
     int32_t reserved;
-    void (*run)(hasten_pool *pool, int32_t threads, hasten_task task, void *argument);
+    void (*run)(hasten_pool *pool, int32_t threads, int64_t nanoseconds, hasten_task task, void *argument);
     void (*barrier)(hasten_team *team);
     void (*destroy)(hasten_pool *pool);
 };
 
-/* Runs task(argument, team) on `threads` threads, or fewer, and returns when all have returned. */
-static inline void hasten_pool_run(hasten_pool *pool, int32_t threads, hasten_task task, void *argument) {
+/* Runs task(argument, team) on `threads` threads, or fewer, and returns when all have returned.
+ *
+ * nanoseconds: about how long the task takes on one thread. Workers that do not come in a small part of that
+ * time, because they sleep or because other programs hold their cores, are not waited for.
+ * INT64_MAX waits for all of them. */
+static inline void hasten_pool_run(hasten_pool *pool, int32_t threads, int64_t nanoseconds, hasten_task task,
+                                   void *argument) {
     if (pool == NULL || threads <= 1) {
         hasten_team alone = {0, 1, NULL};
         task(argument, &alone);
         return;
     }
-    pool->run(pool, threads, task, argument);
+    pool->run(pool, threads, nanoseconds, task, argument);
 }
 
 /* Returns when all threads of the team have come here; what they wrote before is then visible to all. */
