@@ -56,7 +56,7 @@ class Step:
 
     def __call__(self, doing: str) -> None:
         """Shows what is being done now."""
-        self._progress.update(self._task, description=f"{self.title}: {doing}")
+        self._progress.update(self._task, description=f"{self.title.partition(',')[0]}: {doing}")
 
 
 @contextlib.contextmanager
