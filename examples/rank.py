@@ -62,7 +62,7 @@ def main(artifact: str, file: str) -> None:
     scores = embed(session, query_ids, query_mask) @ vectors.T
     loaded = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
     packages = sorted(name for name in loaded if not name.startswith("_"))
-    print(f"   packages in this process: {', '.join(packages)}; all others and all programs are blocked")
+    print(f"   packages in this process: {', '.join(packages)}; all else is blocked, compilers too")
     print(f"   opened in {(opened - start) * 1e3:.1f} ms; ", end="")
     print(f"{len(sentences)} sentences encoded in {(encoded - opened) * 1e3:.0f} ms")
     for query, row in zip(queries, scores, strict=True):
