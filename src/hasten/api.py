@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hasten import __version__, frontends
 from hasten.backends.native import Options, Payload, compile_graph
 from hasten.codegen.toolchain import default_cache
-from hasten.errors import OptionError
+from hasten.errors import HostOperatorWarning, OptionError
 from hasten.frontends.protocol import Dynamic, Example
 from hasten.passes.pipeline import optimize_graph
 from hasten.runtime.artifact import write_artifact
@@ -54,6 +55,9 @@ def compile(  # noqa: A001 - the field's word
         OptionError: an argument makes no sense.
         TargetError: an unknown target, or none of them runs on this machine.
         ToolchainError: no C compiler was found.
+
+    Warns:
+        HostOperatorWarning: some operators run on the host.
     """
     payload = compile_payload(
         source,
@@ -64,6 +68,11 @@ def compile(  # noqa: A001 - the field's word
         dynamic=dynamic,
         cache=cache,
     )
+    hosted = payload.manifest["report"]["host"]
+    if hosted:
+        listing = "; ".join(f"{node}: {reason}" for node, reason in hosted.items())
+        text = f"{len(hosted)} operators run on the host, correct but slow ({listing})"
+        warnings.warn(text, HostOperatorWarning, stacklevel=2)
     with tempfile.TemporaryDirectory(prefix="hasten-") as folder:
         path = Path(folder) / "model.hasten"
         write_artifact(path, payload.manifest, payload.members)
@@ -100,4 +109,5 @@ def compile_payload(
     report = optimize_graph(model)
     options = Options(targets, threads, default_cache() if cache is None else Path(cache))
     progress(f"generating and compiling code for {', '.join(t.name for t in targets)}")
-    return compile_graph(model, options, {"passes": dataclasses.asdict(report)}, __version__)
+    noted = {"passes": dataclasses.asdict(report), "notes": model.metadata_props.get("hasten.notes", "")}
+    return compile_graph(model, options, noted, __version__)

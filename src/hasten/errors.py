@@ -11,6 +11,8 @@ Each message says what was wrong, what was received and what to do about it.
     ├── ToolchainError              no C compiler, or the compiler failed
     ├── MissingDependencyError      an optional package is needed and not installed
     └── OptionError                 an argument or command-line option has no meaning here
+
+    HostOperatorWarning             some operators run on the host: correct, but slow
 """
 
 
@@ -48,3 +50,7 @@ class MissingDependencyError(HastenError):
 
 class OptionError(HastenError):
     """An argument or command-line option has no meaning here."""
+
+
+class HostOperatorWarning(UserWarning):
+    """Some operators run on the host, through ONNX's reference evaluator: correct, but slow."""
