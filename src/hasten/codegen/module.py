@@ -295,7 +295,8 @@ class _Program:
             "    if (broken) return -broken;",
             f"    int32_t threads = run.plan.work < {SERIAL_RUN} ? 1 : call->threads;",
             "    if (threads > MOST_THREADS) threads = MOST_THREADS;",
-            f"    hasten_pool_run(call->pool, threads, run.plan.work / {WORK_PER_NANOSECOND}, run_part_{n}, &run);",
+            f"    const int64_t nanoseconds = run.plan.work / {WORK_PER_NANOSECOND};",
+            f"    hasten_pool_run(call->pool, threads, nanoseconds, run_part_{n}, &run);",
             "    return call->fault.code;",
             "}",
         ]
