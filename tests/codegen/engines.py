@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,6 +35,11 @@ GUARD = 64
 """Elements behind each tensor of the arena that vectors may read and must not use."""
 
 
+@functools.cache
+def _tiles(target: Target) -> tuple[Function, ...]:
+    return tuple(tile_functions(target))
+
+
 def parameters(program: Program) -> tuple[str, ...]:
     """Names of the sizes that calls give: those of the inputs that are not derived."""
     found = {n.name: None for i in program.inputs.values() for n in i.shape if isinstance(n, Size)}
@@ -50,7 +57,7 @@ class Interpreted:
     @staticmethod
     def of(program: Program, target: Target) -> Interpreted:
         lowered = lower_program(program, target)
-        tiles = tile_functions(target)
+        tiles = _tiles(target)
         for k in lowered.kernels:
             for f in (k.function, *k.helpers):
                 verify_function(f, (*tiles, *k.helpers))
@@ -60,7 +67,7 @@ class Interpreted:
         sizes = bind_sizes(self.program, feeds)
         tensors = {name: np.ascontiguousarray(a).reshape(-1) for name, a in feeds.items()}
         tensors |= {name: a.reshape(-1) for name, a in self.lowered.constants.items()}
-        functions = {f.name: f for f in tile_functions(self.target)}
+        functions = {f.name: f for f in _tiles(self.target)}
         for number, k in enumerate(self.lowered.kernels):
             layout = self.lowered.layouts[k.writes]
             count = size_value(layout.elements, sizes)
@@ -173,7 +180,7 @@ def program_sources(
     """
     weights, titles = Weights(), []
     sources = module_sources(range(len(programs)), target, expand_operation)
-    tiles = tile_functions(target)
+    tiles = _tiles(target)
     prototypes = "\n".join(f"{declaration(t)};" for t in tiles)
     for start in range(0, len(programs), PARTS_PER_FILE):
         functions: list[Function] = []
@@ -186,7 +193,10 @@ def program_sources(
                 code = part_code(part, target, expand_operation)
             functions += share_functions(lowered.kernels, i)[1]
             renamed = [f"#undef {h}\n#define {h} {h}_{i}\n" for h in _PART_HELPERS]
-            parts += "".join(renamed) + code.sources[f"part_{i}.c"]
+            text = code.sources[f"part_{i}.c"]
+            if parallel:  # wait for all threads, however little the work is
+                text = re.sub(r"run\.plan\.work / \d+", "INT64_MAX", text)
+            parts += "".join(renamed) + text
             titles.append(tuple(title for _, title in code.kernels))
         names = [f.name for f in functions]
         kernels = emit_functions(functions, expand_operation, exported=names, prototypes=prototypes)

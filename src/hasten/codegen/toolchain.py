@@ -36,14 +36,16 @@ _COMPILE_FLAGS = (
     "-g0",
     "-fPIC",
     "-fvisibility=hidden",
-    # Floats: a product and a sum may become one fused operation, and nobody reads errno or the exception
-    # flags. NaN, infinities and the order of sums stay as written.
-    "-ffp-contract=fast",
+    # Floats: nobody reads errno or the exception flags. NaN, infinities and the order of sums stay.
     "-fno-math-errno",
     "-fno-trapping-math",
     # Integers wrap, as ONNX's do; elementary functions shift bits of NaN that nobody reads.
     "-fwrapv",
 )
+# A product and a sum may become one fused operation, but only as the C expression says it: "fast" lets the
+# optimizer choose which product of a sum it fuses, in a vectorized loop another one than in its remainder,
+# so that an element's last bit would depend on how many threads there are. gcc before 14 knows only "fast".
+_CONTRACTION = {"clang": "-ffp-contract=on", "zig": "-ffp-contract=on", "gcc": "-ffp-contract=fast"}
 _ARCH_FLAGS = {
     # Both families otherwise split 512-bit vectors into halves, to spare the clock of processors of 2017.
     "x86-64-v3": ("-march=x86-64-v3",),
@@ -235,10 +237,11 @@ def _call(command: list[str], folder: Path, zig_cache: Path | None, doing: str) 
 
 
 def _compile_flags(target: Target, compiler: Compiler) -> tuple[str, ...]:
+    common = (*_COMPILE_FLAGS, _CONTRACTION[compiler.kind])
     if compiler.kind != "zig":
-        return (*_COMPILE_FLAGS, *_ARCH_FLAGS[target.name], "-I.")
+        return (*common, *_ARCH_FLAGS[target.name], "-I.")
     rest = tuple(flag for flag in _ARCH_FLAGS[target.name] if not flag.startswith("-march"))
-    return (*_zig_target(target), *_COMPILE_FLAGS, *rest, "-fno-sanitize=undefined", "-I.")
+    return (*_zig_target(target), *common, *rest, "-fno-sanitize=undefined", "-I.")
 
 
 def _link_flags(target: Target, compiler: Compiler) -> tuple[str, ...]:
