@@ -17,7 +17,7 @@ from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.maps import Domain, finish_kernel, inner_loop, share
 from hasten.codegen.reductions import Names, schedule_reduction
 from hasten.codegen.stage import Stage
-from hasten.codegen.tiles import PANEL, Rows, Tile, multiply
+from hasten.codegen.tiles import PANEL, Columns, Rows, Tile, multiply
 from hasten.codegen.vectorize import coefficient
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
@@ -39,6 +39,8 @@ from hasten.loops.nest import Comment, Declare, For, Let, Param, Stmt, Store
 from hasten.loops.program import Attention
 
 F32 = DType.F32
+ROWS_AHEAD = 16
+"""Steps of depth by which a panel of keys or values is asked for before it is needed."""
 SCRATCH = "scratch"
 """Parameter: this thread's packed keys, then its scores."""
 
@@ -203,7 +205,8 @@ def _query_tile(p: _Parts, block: Var, end: Var, pitch: Var) -> tuple[Stmt, ...]
 def _product(p: _Parts, m: Var, depth: Expr, panel: Address, stride: Expr, width: Expr) -> tuple[Stmt, ...]:
     """The rows in the table times one panel."""
     rows = Rows(Address(F32, "table", (const(0),)), const(p.rows), const(1), depth)
-    return multiply(p.tiles, m, rows, panel, stride, width)
+    ahead = Address(F32, panel.buffer, (panel.index[0] + stride * ROWS_AHEAD,))
+    return multiply(p.tiles, m, rows, Columns(panel, stride, width, ahead, stride))
 
 
 def _store_scores(p: _Parts, m: Var, block: Var, scores: Expr, panel: Var, pitch: Var) -> tuple[Stmt, ...]:

@@ -18,7 +18,7 @@ from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.maps import Domain, finish_kernel, inner_loop, name_buffers, share
 from hasten.codegen.reductions import Names
 from hasten.codegen.stage import ACCUMULATOR, Stage
-from hasten.codegen.tiles import HALF_PANEL, PANEL, Rows, Tile, multiply
+from hasten.codegen.tiles import HALF_PANEL, PANEL, Columns, Rows, Tile, multiply
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
     Address,
@@ -256,10 +256,22 @@ class _Builder:
             Let(packed, offset),
         ]
         rows = Rows(Address(DType.F32, "table", (r0,)), const(self.pitch), self.taps, self.depth)
-        panel = Address(DType.F32, "b", (packed,))
+        # While a panel is in use, each of its tiles asks for a part of the next one.
+        steps, ahead_step = self.taps * self.depth, Var(INDEX, "ahead_step")
+        tall = const(self.tallest)
+        pieces = (height + (tall - 1)) // tall
+        lets.append(Let(ahead_step, (pieces + (PANEL - 1)) // pieces))
+        next_part = packed + steps * PANEL + r0 // tall * (steps * ahead_step)
+        columns = Columns(
+            Address(DType.F32, "b", (packed,)),
+            stride,
+            width,
+            Address(DType.F32, "b", (next_part,)),
+            ahead_step,
+        )
         tile = (
             Let(m, binary("min", height - r0, const(self.tallest))),
-            *multiply(self.tiles, m, rows, panel, stride, width),
+            *multiply(self.tiles, m, rows, columns),
             *self.write(r0, m, width),
         )
         return (*lets, For(r0, const(0), height, tile, step=self.tallest))

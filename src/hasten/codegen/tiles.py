@@ -36,9 +36,6 @@ HALF_PANEL = 16
 DISPATCHER = "tile_rows_x"
 """Beginning of the names of the functions that kernels call."""
 
-PREFETCH_AHEAD = 16
-"""Steps of depth by which the panel is asked for before it is needed."""
-
 
 @dataclass(frozen=True)
 class Tile:
@@ -83,13 +80,15 @@ def tile_function(t: Tile) -> Function:
     """tile[r][j] = sum over taps and depth of rows[tap][r][k] * panel[tap][k][j].
 
     Parameters of the function: `rows` the table of row pointers, `pitch` entries for each tap; `taps`,
-    `depth` the extents of the sum; `panel` the packed columns, `stride` apart; `tile` the result,
-    `PANEL` columns to a row.
+    `depth` the extents of the sum; `panel` the packed columns, `stride` apart; `ahead` what the next
+    tiles will read, of which `ahead_step` elements are asked for at each step of depth; `tile` the
+    result, `PANEL` columns to a row.
     """
     f32, zero = DType.F32, const(0.0, DType.F32)
     r, v = Var(INDEX, "r", const(t.rows)), Var(INDEX, "v", const(t.vectors))
     tap, k = Var(INDEX, "tap"), Var(INDEX, "k")
     taps, depth, stride, pitch = (Var(INDEX, n) for n in ("taps", "depth", "stride", "pitch"))
+    ahead_step = Var(INDEX, "ahead_step")
     at = Var(INDEX, "at")
 
     def acc() -> Load:
@@ -107,7 +106,7 @@ def tile_function(t: Tile) -> Function:
         Let(at, (tap * depth + k) * stride),
         Declare("b", f32, (t.vectors,), t.lanes),
         each_vector(Store("b", (v,), Load(f32, "panel", (column,), lanes=t.lanes))),
-        Prefetch("panel", (at + stride * PREFETCH_AHEAD,)),
+        Prefetch("ahead", ((tap * depth + k) * ahead_step,)),
         each_row(each_vector(Store("sums", (r, v), Op(f32, "add", (acc(), product), lanes=t.lanes)))),
     )
     body: tuple[Stmt, ...] = (
@@ -136,6 +135,8 @@ _PARAMS = (
     Param("depth", INDEX),
     Param("panel", DType.F32, 1),
     Param("stride", INDEX),
+    Param("ahead", DType.F32, 1),
+    Param("ahead_step", INDEX),
     Param("tile", DType.F32, 1, writable=True),
 )
 
@@ -168,6 +169,25 @@ def tile_functions(target: Target) -> list[Function]:
 
 
 @dataclass(frozen=True)
+class Columns:
+    """The second operand of a product: one panel, and what to fetch into the cache beside it.
+
+    Attributes:
+        panel: address of its first element.
+        stride: elements from one step of depth to the next.
+        width: columns that are wanted, up to `PANEL`.
+        ahead: address of what comes next.
+        ahead_step: elements of it to ask for at each step of depth.
+    """
+
+    panel: Address
+    stride: Expr
+    width: Expr
+    ahead: Address
+    ahead_step: Expr
+
+
+@dataclass(frozen=True)
 class Rows:
     """The first operand of a product: a table of row pointers and the extents of the sum.
 
@@ -184,19 +204,24 @@ class Rows:
     depth: Expr
 
 
-def multiply(
-    tiles: Sequence[Tile], m: Expr, rows: Rows, panel: Address, stride: Expr, width: Expr
-) -> tuple[Stmt, ...]:
+def multiply(tiles: Sequence[Tile], m: Expr, rows: Rows, columns: Columns) -> tuple[Stmt, ...]:
     """Statements that fill `tile` with m rows by `width` columns (up to `PANEL`) of a product."""
+    panel, width = columns.panel, columns.width
 
-    def call(columns: int, column: Expr) -> tuple[Stmt, ...]:
-        at = Address(DType.F32, panel.buffer, (panel.index[0] + column,))
-        tile = Address(DType.F32, "tile", (column,))
-        return (
-            Call(
-                dispatcher_name(columns), (m, rows.table, rows.pitch, rows.taps, rows.depth, at, stride, tile)
-            ),
+    def call(wide: int, column: Expr) -> tuple[Stmt, ...]:
+        arguments = (
+            m,
+            rows.table,
+            rows.pitch,
+            rows.taps,
+            rows.depth,
+            Address(DType.F32, panel.buffer, (panel.index[0] + column,)),
+            columns.stride,
+            columns.ahead,
+            columns.ahead_step,
+            Address(DType.F32, "tile", (column,)),
         )
+        return (Call(dispatcher_name(wide), arguments),)
 
     widest = max(t.columns for t in tiles)
     if widest == PANEL:
