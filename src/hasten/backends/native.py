@@ -18,7 +18,8 @@ from hasten.codegen.toolchain import build, find_compiler
 from hasten.codegen.weights import Weights
 from hasten.graph.evaluate import node_model
 from hasten.loops.expr import Expr, Size, constant_int
-from hasten.loops.simplify import spell
+from hasten.loops.program import Guard
+from hasten.loops.simplify import infix
 from hasten.ops.lowering import HostNode, lower_graph
 from hasten.target import Target
 
@@ -87,7 +88,7 @@ def compile_graph(model: ir.Model, options: Options, report: Mapping[str, Any], 
         "outputs": [_io(v) for v in model.graph.outputs],
         "steps": described,
         "threads": options.threads,
-        "guards": [f"{spell(g.left)} == {spell(g.right)} ({g.origin})" for g in guards],
+        "guards": [_guard_text(g, lowered.program.derived) for g in guards],
         "report": {**report, "host": lowered.reasons},
     }
     return Payload(manifest, members)
@@ -139,17 +140,24 @@ def _steps(steps: Sequence[Step], compiled: Sequence[PartCode], members: Members
                 "sizes": list(s.sizes),
                 "kernels": [title for _, title in code.kernels],
                 "functions": [function for function, _ in code.kernels],
-                "memory": [{"bytes": spell(slot.bytes), "tensors": slot.tensors} for slot in code.slots],
+                "memory": [
+                    {"bytes": infix(slot.bytes, program.derived), "tensors": slot.tensors}
+                    for slot in code.slots
+                ],
             }
         )
     return described
+
+
+def _guard_text(g: Guard, derived: Mapping[str, Expr]) -> str:
+    return f"{infix(g.left, derived)} == {infix(g.right, derived)} ({g.origin})"
 
 
 def _dim(n: Expr) -> int | str:
     value = constant_int(n)
     if value is not None:
         return value
-    return n.name if isinstance(n, Size) else spell(n)
+    return n.name if isinstance(n, Size) else infix(n)
 
 
 def _host_member(h: HostNode) -> bytes:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hasten.loops.dtypes import INDEX
-from hasten.loops.expr import Expr, Op, Size, const, constant_int, substitute, walk
+from hasten.loops.expr import Expr, Size, binary, const, constant_int, substitute, walk
 
 ALIGNMENT = 64
 NOMINAL_SIZE = 64
@@ -60,14 +59,9 @@ def nominal(e: Expr) -> int:
 
 
 def _maximum(sizes: Sequence[Expr]) -> Expr:
-    distinct = list(dict.fromkeys(sizes))
-    result = distinct[0]
-    for e in distinct[1:]:
-        both = (result, e)
-        if all(constant_int(x) is not None for x in both):
-            result = const(max(constant_int(x) or 0 for x in both))
-        else:
-            result = Op(INDEX, "max", both)
+    result = sizes[0]
+    for e in sizes[1:]:
+        result = binary("max", result, e)
     return result
 
 

@@ -8,7 +8,7 @@ proofs use that a loop variable lies in [0, extent) and that a size is at least 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from hasten.loops.dtypes import INDEX, DType
@@ -141,6 +141,36 @@ def spell(e: Expr) -> str:
             return f"{e.op}_{','.join(v.name for v in e.vars)}({spell(e.body)})"
         case _:
             return f"{type(e).__name__}({','.join(spell(c) for c in children(e))})"
+
+
+_SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "floordiv": "//", "mod": "%"}
+_BINDING = {"add": 1, "sub": 1, "mul": 2, "floordiv": 2, "mod": 2}
+
+
+def infix(e: Expr, values: Mapping[str, Expr] | None = None) -> str:
+    """A size as people write it: `batch * sequence * 4`.
+
+    Args:
+        e: an expression of sizes.
+        values: sizes to write as the expressions that they stand for, by name.
+    """
+    return _infix(e, values or {})[0]
+
+
+def _infix(e: Expr, values: Mapping[str, Expr]) -> tuple[str, int]:
+    if isinstance(e, Size) and e.name in values:
+        return _infix(values[e.name], values)
+    if isinstance(e, Op) and e.op in _SYMBOLS:
+        binding = _BINDING[e.op]
+        left, right = (_infix(a, values) for a in e.args)
+        # Products and sums associate; what follows a minus or a division does not.
+        loose = binding if e.op in ("add", "mul") and right[1] == binding else binding + 1
+        a = left[0] if left[1] >= binding else f"({left[0]})"
+        b = right[0] if right[1] >= loose else f"({right[0]})"
+        return f"{a} {_SYMBOLS[e.op]} {b}", binding
+    if isinstance(e, Op):
+        return f"{e.op}({', '.join(_infix(a, values)[0] for a in e.args)})", 3
+    return spell(e), 3
 
 
 def _merge_remainders(p: Poly) -> Poly:
