@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 
 from hasten.codegen.c_helpers import helper_name, helper_source, vector_type
@@ -49,6 +51,7 @@ _PRECEDENCE = {
 _LOGIC = {"and": "&&", "or": "||", "xor": "!="}
 _VECTOR_LOGIC = {"and": "&", "or": "|", "xor": "^"}
 _ATOM = 20
+_WIDTH = 110
 
 Expand = Callable[[str, tuple[Expr, ...]], Expr | None]
 
@@ -79,7 +82,8 @@ def size_text(e: Expr) -> str:
 
 def declaration(f: Function) -> str:
     """The C prototype of a function."""
-    return f"void {f.name}({', '.join(_parameter(p) for p in f.params)})"
+    text = f"void {f.name}({', '.join(_parameter(p) for p in f.params)})"
+    return textwrap.fill(text, _WIDTH, subsequent_indent=" " * 8, break_long_words=False)
 
 
 def _parameter(p: Param) -> str:
@@ -117,7 +121,13 @@ class _Printer:
             self.lines += [f"/* {f.comment.replace('*/', '* /')} */"]
         static = "" if f.name in exported else "static inline " if f.inline else "static "
         self.lines.append(f"{static}{declaration(f)} {{")
+        head = len(self.lines)
         self.block(f.body)
+        # All kernels have the same last parameters; most do not need those that report a fault.
+        used = set(re.findall(r"\w+", "\n".join(self.lines[head:])))
+        unused = ", ".join(f"(void){p.name}" for p in f.params if p.name not in used)
+        if unused:
+            self.lines.insert(head, f"    {unused};")
         self.lines += ["}", ""]
         return "\n".join(self.lines)
 
@@ -315,6 +325,10 @@ class _Printer:
     def argument(self, e: Expr, lanes: int) -> str:
         return self.splat(self.text(e)[0], e, lanes)
 
+    def side(self, e: Expr, lanes: int, precedence: int) -> str:
+        """An operand of an operator that wants vectors on both sides."""
+        return self.part(e, precedence) if e.lanes == lanes else self.argument(e, lanes)
+
     def infix(self, e: Op) -> tuple[str, int]:
         p = _PRECEDENCE[e.op]
         a, b = e.args
@@ -322,14 +336,14 @@ class _Printer:
         inner = 13 if e.op in ("shl", "shr", "bitand", "bitor", "bitxor") else p
         left, right = self.part(a, max(p - 1, inner - 1)), self.part(b, inner)
         if e.op in ("lt", "le", "eq", "ne") and e.lanes > 1:
-            left, right = self.argument(a, e.lanes), self.argument(b, e.lanes)
+            left, right = self.side(a, e.lanes, p), self.side(b, e.lanes, p)
             compared = f"({left} {_INFIX[e.op]} {right})"
             if a.dtype.bytes == 4:
                 return f"({self.vector(DType.I32, e.lanes)}){compared}", 13
             mask = self.vector(DType.I32, e.lanes)
             return f"__builtin_convertvector({compared}, {mask})", _ATOM
         if e.op in ("shl", "shr") and e.lanes > 1:
-            left, right = self.argument(a, e.lanes), self.argument(b, e.lanes)
+            left, right = self.side(a, e.lanes, inner), self.side(b, e.lanes, inner)
         # Small integers are promoted to int by C; the IR computes in their own width.
         text = f"{left} {_INFIX[e.op]} {right}"
         if e.lanes == 1 and not e.dtype.is_float and e.dtype.bytes < 4 and e.dtype is not DType.BOOL:

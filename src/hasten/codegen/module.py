@@ -175,6 +175,34 @@ def unique_names(tensors: Sequence[str]) -> dict[str, str]:
     return names
 
 
+_HELPERS = {
+    "max_int64_t": ["static inline int64_t max_int64_t(int64_t a, int64_t b) { return a < b ? b : a; }"],
+    "min_int64_t": ["static inline int64_t min_int64_t(int64_t a, int64_t b) { return a < b ? a : b; }"],
+    "floordiv_int64_t": [
+        "static inline int64_t floordiv_int64_t(int64_t a, int64_t b) {",
+        "    const int64_t q = b == 0 ? 0 : a / b;",
+        "    return b != 0 && a % b != 0 && (a < 0) != (b < 0) ? q - 1 : q;",
+        "}",
+    ],
+    "mod_int64_t": [
+        "static inline int64_t mod_int64_t(int64_t a, int64_t b) {",
+        "    return a - floordiv_int64_t(a, b) * b;",
+        "}",
+    ],
+}
+"""Arithmetic of sizes that C has no operator for; the last one uses the one before it."""
+
+
+def _helpers(code: Sequence[str]) -> list[str]:
+    """Definitions of the helpers that some lines call, and an empty line after them."""
+    text = "\n".join(code)
+    used = {name for name in _HELPERS if f"{name}(" in text}
+    if "mod_int64_t" in used:
+        used.add("floordiv_int64_t")
+    lines = [line for name, definition in _HELPERS.items() if name in used for line in definition]
+    return [*lines, ""] if lines else []
+
+
 class _Program:
     """Prints the plan and the run of a part."""
 
@@ -191,6 +219,7 @@ class _Program:
 
     def text(self) -> str:
         n = self.part.number
+        code = [*self.plan(), *self.run()]
         body = [
             '#include "pool.h"',
             "",
@@ -198,16 +227,7 @@ class _Program:
             "",
             f"#define MOST_THREADS {MOST_THREADS}",
             "",
-            "static inline int64_t max_int64_t(int64_t a, int64_t b) { return a < b ? b : a; }",
-            "static inline int64_t min_int64_t(int64_t a, int64_t b) { return a < b ? a : b; }",
-            "static inline int64_t floordiv_int64_t(int64_t a, int64_t b) {",
-            "    const int64_t q = b == 0 ? 0 : a / b;",
-            "    return b != 0 && a % b != 0 && (a < 0) != (b < 0) ? q - 1 : q;",
-            "}",
-            "static inline int64_t mod_int64_t(int64_t a, int64_t b) {",
-            "    return a - floordiv_int64_t(a, b) * b;",
-            "}",
-            "",
+            *_helpers(code),
             f"/* Symbolic sizes of part {n}, and where its tensors lie in the arena. */",
             "typedef struct {",
             *(f"    int64_t {f};" for f in self.fields.values()),
@@ -215,8 +235,7 @@ class _Program:
             "    int64_t scratch, scratch_bytes, work;",
             f"}} part_{n}_plan;",
             "",
-            *self.plan(),
-            *self.run(),
+            *code,
         ]
         return "\n".join(body) + "\n"
 
