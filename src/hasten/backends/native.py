@@ -79,7 +79,7 @@ def compile_graph(model: ir.Model, options: Options, report: Mapping[str, Any], 
         members.update({f"c/{target.name}/{name}": text.encode() for name, text in sources.items()})
         compiled = codes
     members["weights.bin"] = [a.data for a in weights.arrays]
-    described = _steps(steps, compiled, members)
+    described = _steps(steps, compiled, members, model.graph)
     members["graph.onnx"] = _graph_text(model)
     manifest = {
         "format": 1,
@@ -106,13 +106,15 @@ def _parts_code(native: Sequence[NativePart], target: Target, weights: Weights) 
     return codes
 
 
-def _steps(steps: Sequence[Step], compiled: Sequence[PartCode], members: Members) -> list[dict[str, Any]]:
+def _steps(
+    steps: Sequence[Step], compiled: Sequence[PartCode], members: Members, graph: ir.Graph
+) -> list[dict[str, Any]]:
     described: list[dict[str, Any]] = []
     parts = iter(enumerate(compiled))
     for s in steps:
         if isinstance(s, HostNode):
             name = f"host/{sum(d['kind'] == 'host' for d in described)}.onnx"
-            members[name] = _host_member(s)
+            members[name] = _host_member(s, graph)
             described.append(
                 {
                     "kind": "host",
@@ -160,9 +162,10 @@ def _dim(n: Expr) -> int | str:
     return n.name if isinstance(n, Size) else infix(n)
 
 
-def _host_member(h: HostNode) -> bytes:
-    reads = {v.name: v for v in h.node.inputs if v is not None}
-    inputs = [reads[name] for name in h.inputs if name in reads]
+def _host_member(h: HostNode, graph: ir.Graph) -> bytes:
+    # By name over the whole graph: the bodies of If and Loop read values that are no inputs of the node.
+    values = {v.name: v for v in (*graph.inputs, *(v for node in graph for v in node.outputs))}
+    inputs = [values[name] for name in h.inputs]
     outputs = [v for v in h.node.outputs if v.name]
     return bytes(ir.to_proto(node_model([h.node], inputs, outputs)).SerializeToString())
 
