@@ -8,6 +8,7 @@ follows a contraction element by element becomes its epilogue.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 
 from hasten.codegen.stage import ACCUMULATOR, Stage
@@ -46,16 +47,38 @@ def fuse(program: Program) -> list[Stage]:
     uses = _uses(program, live)
     kept = set(program.outputs)
     stages: list[Stage] = []
+    origins: dict[str, tuple[str, ...]] = {}
     for d in live:
+        origins[d.name] = _origins(d, inlined, origins)
         if isinstance(d.body, Expr):
             body: Expr | Contraction = _inline(d.body, inlined)
         else:
-            body = _inline_operands(d.body, inlined, stages)
+            body = _inline_operands(d.body, inlined, stages, origins)
         if d.name not in kept and isinstance(body, Expr) and _disappears(body, uses[d.name], stages):
             inlined[d.name] = replace(d, body=body)
         else:
-            stages.append(Stage(d.name, d.dtype, d.vars, body, None, (d.origin,)))
+            stages.append(Stage(d.name, d.dtype, d.vars, body, None, origins[d.name]))
     return _absorb_epilogues(_drop_unread(stages, kept), kept)
+
+
+def _origins(
+    d: Definition, inlined: Mapping[str, Definition], origins: Mapping[str, tuple[str, ...]]
+) -> tuple[str, ...]:
+    """The operators that a stage for a definition computes: those it takes in, and its own.
+
+    Movement that cannot fail is left out where it disappears: it costs nothing, and titles stay short.
+    """
+    found: dict[str, None] = {}
+    bodies = [d.body] if isinstance(d.body, Expr) else list(operands(d.body).values())
+    for node in (n for e in bodies for n in walk(e)):
+        if isinstance(node, Load) and node.buffer in inlined and not _is_free(inlined[node.buffer]):
+            found |= dict.fromkeys(origins[node.buffer])
+    return tuple(dict.fromkeys([*found, d.origin]))
+
+
+def _is_free(d: Definition) -> bool:
+    checked = any(isinstance(n, Bounded) for n in walk(d.expr))
+    return isinstance(d.body, Expr) and is_movement(d.body) and not checked
 
 
 def _live(program: Program) -> list[Definition]:
@@ -152,7 +175,12 @@ def _inline(e: Expr, inlined: dict[str, Definition]) -> Expr:
     return transform(e, visit)
 
 
-def _inline_operands(c: Contraction, inlined: dict[str, Definition], stages: list[Stage]) -> Contraction:
+def _inline_operands(
+    c: Contraction,
+    inlined: dict[str, Definition],
+    stages: list[Stage],
+    origins: Mapping[str, tuple[str, ...]],
+) -> Contraction:
     """Operands seen through movement, where the kernel can still walk them; otherwise written first."""
     result: dict[str, Expr] = {}
     for name, e in operands(c).items():
@@ -164,7 +192,7 @@ def _inline_operands(c: Contraction, inlined: dict[str, Definition], stages: lis
         for node in walk(e):
             if isinstance(node, Load) and node.buffer in inlined:
                 d = inlined.pop(node.buffer)
-                stages.append(Stage(d.name, d.dtype, d.vars, d.body, None, (d.origin,)))
+                stages.append(Stage(d.name, d.dtype, d.vars, d.body, None, origins[d.name]))
     return map_operands(c, result)
 
 

@@ -129,4 +129,4 @@ def _packing_stage(s: Stage, name: str) -> Stage:
     inside = binary("lt", column, g.column.extent)
     element = select(inside, substitute(g.b, {g.column: column}), const(0, s.dtype))
     variables = (*g.batch, panel, *g.taps, g.depth, j)
-    return Stage(name, s.dtype, variables, element, None, tuple(f"packing for {o}" for o in s.origins[:1]))
+    return Stage(name, s.dtype, variables, element, None, (f"packing for {', '.join(s.origins)}",))

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hasten.loops.expr import Expr, Size, binary, const, constant_int, substitute, walk
+from hasten.loops.dtypes import INDEX
+from hasten.loops.expr import Expr, Op, Size, const, constant_int, substitute, walk
+from hasten.loops.simplify import add, to_poly
 
 ALIGNMENT = 64
 NOMINAL_SIZE = 64
@@ -59,10 +61,22 @@ def nominal(e: Expr) -> int:
 
 
 def _maximum(sizes: Sequence[Expr]) -> Expr:
+    """The largest at all sizes, zero included, which `simplify` takes to be at least 1."""
     result = sizes[0]
     for e in sizes[1:]:
-        result = binary("max", result, e)
+        if _covers(e, result):
+            result = e
+        elif not _covers(result, e):
+            result = Op(INDEX, "max", (result, e))
     return result
+
+
+def _covers(a: Expr, b: Expr) -> bool:
+    """Whether a - b is a sum of products that are never negative."""
+    difference = add(to_poly(a), to_poly(b), -1)
+    atoms = {atom for monomial in difference for atom in monomial}
+    plain = all(isinstance(t, Size) or (isinstance(t, Op) and t.op == "floordiv") for t in atoms)
+    return plain and all(c >= 0 for c in difference.values())
 
 
 def round_up(e: Expr) -> Expr:

@@ -44,7 +44,7 @@ static inline float hasten_sigmoid_float(float x) {
 
 
 
-/* Add 'y' */
+/* Mul 'p', Sigmoid 'q', Add 'y' */
 void map_0(const float *restrict x0, const float *restrict x1, float *restrict out, int64_t size_n,
         hasten_fault *fault, int32_t kernel, int32_t thread, int32_t threads) {
     (void)fault, (void)kernel;

@@ -24,7 +24,7 @@ static inline float max_float(float a, float b) { return a < b || b != b ? b : a
 
 
 
-/* MatMul 'p', Add 'y' */
+/* MatMul 'p', Add 'q', Relu 's', Add 'y' */
 void product_0(const float *restrict a, const float *restrict x0, const float *restrict x1, const float
         *restrict b, float *restrict out, int64_t size_n, hasten_fault *fault, int32_t kernel, int32_t thread,
         int32_t threads) {

@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+from tests.codegen.graphs import program
+
+from hasten.codegen.fuse import cost, fuse, is_movement
+from hasten.codegen.layout import assign_layouts, contiguous
+from hasten.loops.dtypes import DType
+from hasten.loops.expr import Op, binary, const, load, reduce, select, unary, var
+from hasten.loops.program import Attention, Gemm
+
+F32 = DType.F32
+W = {"w": np.ones((8, 4), np.float32)}
+
+
+def stages(text, constants=None):
+    return fuse(program(text, constants))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "count"),
+    [
+        ("y = Relu(x)", 1),
+        ("a = Relu(x) b = Exp(a) y = Neg(b)", 1),
+        ("a = Transpose(x) y = Exp(a)", 1),
+        ("a = Neg(x) b = Exp(a) c = Tanh(a) y = Add(b, c)", 1),  # a costs nothing to do twice
+        ("a = Softmax(x) y = Neg(a)", 1),
+        ("a = MatMul(x, w) b = Relu(a) y = Add(b, x)", 2),  # x is 8 wide and the product 4
+    ],
+)
+def test_number_of_stages(nodes, count):
+    wide = "[n, 4]" if "MatMul" in nodes else "[n, 8]"
+    if "MatMul" in nodes:
+        nodes, count = nodes.replace("Add(b, x)", "Neg(b)"), 1
+    shape = "[8, n]" if "Transpose" in nodes else wide
+    constants = W if "MatMul" in nodes else None
+    assert len(stages(f"(float[n, 8] x) => (float{shape} y) {{ {nodes} }}", constants)) == count
+
+
+def test_an_epilogue_takes_all_that_follows_element_by_element():
+    text = "(float[n, 8] x, float[n, 4] r) => (float[n, 4] y) { a = MatMul(x, w) b = Add(a, r) y = Tanh(b) }"
+    (only,) = stages(text, W)
+    assert isinstance(only.body, Gemm)
+    assert only.name == "y"
+    assert only.epilogue is not None
+    assert [o.split()[0] for o in only.origins] == ["MatMul", "Add", "Tanh"]
+
+
+def test_a_product_that_is_a_result_itself_is_written():
+    text = "(float[n, 8] x) => (float[n, 4] a, float[n, 4] y) { a = MatMul(x, w) y = Tanh(a) }"
+    assert [s.name for s in stages(text, W)] == ["a", "y"]
+
+
+def test_heads_are_split_inside_attention():
+    text = (
+        "(float[b, s, 24] q, float[b, t, 24] k) => (float[b, s, 24] y) "
+        "{ y = Attention<q_num_heads = 3, kv_num_heads = 3>(q, k, k) }"
+    )
+    assert any(isinstance(s.body, Attention) for s in stages(text))
+    assert len(stages(text)) <= 2
+
+
+def test_stages_read_only_what_stands_before():
+    text = (
+        "(float[b, 3, h, w0] x) => (float[b, 8, h, w0] y) { p = Conv<pads = [1, 1, 1, 1]>(x, k) "
+        "g = GlobalAveragePool(p) s = Sigmoid(g) m = Mul(p, s) y = Relu(m) }"
+    )
+    p = program(text, {"k": np.ones((8, 3, 3, 3), np.float32)})
+    known = {*p.inputs, *p.constants}
+    for s in fuse(p):
+        assert set(s.reads()) <= known
+        known.add(s.name)
+    assert set(p.outputs) <= known
+
+
+def test_a_convolution_reads_and_writes_channels_innermost():
+    text = (
+        "(float[b, 3, h, w0] x) => (float[b, 4, h, w0] y) "
+        "{ p = Conv<pads = [1, 1, 1, 1]>(x, k1) q = Relu(p) y = Conv<pads = [1, 1, 1, 1]>(q, k2) }"
+    )
+    kernels = {"k1": np.ones((8, 3, 3, 3), np.float32), "k2": np.ones((4, 8, 3, 3), np.float32)}
+    p = program(text, kernels)
+    fixed = {n: p.info(n) for n in (*p.inputs, *p.constants)}
+    done, layouts = assign_layouts(fuse(p), fixed, p.outputs)
+    products = [s for s in done if isinstance(s.body, Gemm)]
+    assert len(products) == 2
+    for s in products:
+        assert contiguous(s.body.a, s.body.depth, layouts)
+        assert layouts[s.name].order[-1] == s.vars.index(s.body.column)
+    assert layouts["x"].order == layouts["y"].order == (0, 1, 2, 3)  # the caller's memory
+
+
+def test_cost_and_movement():
+    i = var("i", 8)
+    x = load("x", (i,), F32)
+    assert cost(x) == 0
+    assert cost(binary("add", x, binary("mul", x, x))) == 2
+    assert cost(unary("exp", x)) > cost(unary("neg", x))
+    assert cost(reduce("sum", (var("k", 9),), x)) >= 100
+    assert is_movement(select(binary("lt", i, const(3)), x, const(0, F32)))
+    assert not is_movement(select(Op(DType.BOOL, "lt", (x, const(0, F32))), x, const(0, F32)))
+    assert not is_movement(unary("neg", x))

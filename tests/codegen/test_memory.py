@@ -1,0 +1,41 @@
+import itertools
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hasten.codegen.memory import ALIGNMENT, Lifetime, plan_memory, round_up
+from hasten.loops.evaluate import size_value
+from hasten.loops.expr import const, size
+
+N, M = size("n"), size("m")
+
+
+@st.composite
+def lifetimes(draw):
+    made = []
+    for i in range(draw(st.integers(0, 12))):
+        first = draw(st.integers(0, 9))
+        factor = draw(st.sampled_from([const(4), N * 4, M * 8, N * M * 4, N * N]))
+        bytes_ = round_up(factor * draw(st.integers(1, 50)))
+        made.append(Lifetime(f"t{i}", bytes_, first, first + draw(st.integers(0, 5))))
+    return made
+
+
+@settings(max_examples=200, deadline=None)
+@given(lifetimes(), st.integers(0, 40), st.integers(0, 300))
+def test_tensors_that_live_at_once_never_share_memory_at_any_size(tensors, n, m):
+    sizes = {"n": n, "m": m}
+    slots = plan_memory(tensors)
+    by_name = {t.name: t for t in tensors}
+    assert sorted(name for s in slots for name in s.tensors) == sorted(by_name)
+    for s in slots:
+        room = size_value(s.bytes, sizes)
+        assert room % ALIGNMENT == 0
+        assert all(size_value(by_name[name].bytes, sizes) <= room for name in s.tensors)
+        for a, b in itertools.combinations((by_name[name] for name in s.tensors), 2):
+            assert a.last < b.first or b.last < a.first
+
+
+def test_a_chain_needs_two_slots():
+    chain = [Lifetime(f"t{i}", N * 64, i, i + 1) for i in range(6)]
+    assert [s.tensors for s in plan_memory(chain)] == [("t0", "t2", "t4"), ("t1", "t3", "t5")]
