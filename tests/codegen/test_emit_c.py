@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.codegen.engines import compile_programs, program_sources
+from tests.codegen.engines import compile_programs, parameters, program_sources
 from tests.codegen.graphs import assert_close, program
 from tests.codegen.kernels import GOLDEN, programs, source
 
 from hasten.codegen.emit_c import size_text
 from hasten.codegen.toolchain import find_compiler
 from hasten.loops.dtypes import DType
-from hasten.loops.evaluate import evaluate
+from hasten.loops.evaluate import bind_sizes, evaluate
 from hasten.loops.expr import const, size
-from hasten.target import Target, architecture, native
+from hasten.target import Target, architecture, native, runs_here
 
 RUNTIME = Path(__file__).parents[2] / "src/hasten/runtime"
 CPUS = {"x86-64-v3": "x86_64_v3", "x86-64-v4": "x86_64_v4", "aarch64": "generic"}
@@ -97,6 +97,80 @@ def test_the_small_model_runs():
     found = engine.run(feeds(), 2)
     for name, right in evaluate(p, feeds()).items():
         assert_close(found[name], right, name)
+
+
+MAIN = """
+#include <stdio.h>
+#include <stdlib.h>
+#include "hasten.h"
+
+static void *block(const char *name, size_t bytes) {
+    void *memory = aligned_alloc(64, (bytes + 127) / 64 * 64);
+    FILE *file = name ? fopen(name, "rb") : NULL;
+    if (file && fread(memory, 1, bytes, file) != bytes) exit(2);
+    if (file) fclose(file);
+    return memory;
+}
+
+int main(void) {
+    const int64_t sizes[] = {%(sizes)s};
+    const char *names[] = {%(names)s};
+    const size_t bytes[] = {%(bytes)s};
+    int64_t shapes[64], arena;
+    if (hasten_plan(0, sizes, shapes, &arena)) return 3;
+    void *values[%(count)d];
+    for (int i = 0; i < %(count)d; ++i) values[i] = block(i < %(inputs)d ? names[i] : NULL, bytes[i]);
+    void *weights = block("weights.bin", %(weights)d);
+    hasten_call call = {sizes, values, weights, block(NULL, arena), NULL, 1, 0, {0}};
+    if (hasten_run(0, &call)) return 4;
+    for (int i = %(inputs)d; i < %(count)d; ++i) {
+        FILE *file = fopen(names[i], "wb");
+        if (fwrite(values[i], 1, bytes[i], file) != bytes[i] || fclose(file)) return 5;
+    }
+    return 0;
+}
+"""
+"""A program in C that runs part 0, as another language would."""
+
+
+@pytest.mark.parametrize("name", ["aarch64", "x86-64-v3"])
+def test_a_program_in_c_runs_the_small_model(name, tmp_path):
+    target = Target.named(name)
+    emulator = [] if runs_here(target) else [shutil.which(f"qemu-{target.arch.replace('-', '_')}")]
+    if emulator == [None]:
+        pytest.skip(
+            f"this machine does not run {name}, and qemu-{target.arch} (Debian's qemu-user) is missing"
+        )
+    p = model()
+    expected = evaluate(p, feeds())
+    sources, weights, _ = program_sources([p], target)
+    arrays = {**{n: feeds()[n] for n in p.inputs}, **{n: expected[n] for n in p.outputs}}
+    for n in p.inputs:
+        feeds()[n].tofile(tmp_path / n)
+    np.concatenate(weights.arrays).tofile(tmp_path / "weights.bin")
+    values = bind_sizes(p, feeds())
+    sources["main.c"] = MAIN % {
+        "sizes": ", ".join(str(values[n]) for n in parameters(p)),
+        "names": ", ".join(f'"{n}"' for n in arrays),
+        "bytes": ", ".join(str(a.nbytes) for a in arrays.values()),
+        "count": len(arrays),
+        "inputs": len(p.inputs),
+        "weights": weights.size,
+    }
+    sources["pool.c"] = (RUNTIME / "csrc/pool.c").read_text("utf-8")
+    for file, text in sources.items():
+        (tmp_path / file).write_text(text, "utf-8")
+    zig = find_compiler(Target.named("aarch64")).command
+    # An emulated program has no libc to find: it carries one.
+    system = [target.triple] if here else [target.triple.replace("gnu", "musl"), "-static"]
+    command = [*zig, "-target", *system, f"-mcpu={CPUS[name]}", "-O1", "-fwrapv", "-std=gnu11"]
+    command += ["-fno-sanitize=undefined", f"-I{RUNTIME / 'include'}", f"-I{RUNTIME / 'csrc'}"]
+    command += [*(f for f in sources if f.endswith(".c")), "-o", "main", "-lm"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run([*([] if here else [qemu]), "./main"], cwd=tmp_path, check=True)
+    for n, right in expected.items():
+        found = np.fromfile(tmp_path / n, right.dtype).reshape(right.shape)
+        assert_close(found, right, n)
 
 
 @pytest.mark.parametrize(
