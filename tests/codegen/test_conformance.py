@@ -33,6 +33,10 @@ def is_left_out(s: Seen) -> bool:
     return len(p.definitions) > WHOLE_MODEL or not p.definitions.keys() >= set(p.outputs)
 
 
+def tolerance_of(s: Seen) -> float:
+    return LOOSE.get(s.test.split("::")[1], 4e-6)
+
+
 def of_each(seen: list[Seen], count: int) -> list[Seen]:
     """At most so many programs of each test, evenly chosen."""
     by_test = defaultdict(list)
@@ -55,7 +59,7 @@ def test_compiled_c_agrees(seen, name):
     for s, engine in zip(chosen, engines, strict=True):
         for feeds in s.examples:
             try:
-                agree(engine, feeds, (1, 2), LOOSE.get(s.test.split("::")[1], 4e-6))
+                agree(engine, feeds, (1, 2), tolerance_of(s))
             except AssertionError as error:
                 wrong.append(f"{s.test}: {error}")
     assert not wrong, "\n".join(wrong)
@@ -68,7 +72,7 @@ def test_interpreted_nests_agree(seen, name, threads, first):
     wrong = []
     for s in seen[first::4]:
         try:
-            agree(Interpreted.of(s.program, Target.named(name)), s.examples[0], (threads,))
+            agree(Interpreted.of(s.program, Target.named(name)), s.examples[0], (threads,), tolerance_of(s))
         except AssertionError as error:
             wrong.append(f"{s.test}: {error}")
     assert not wrong, "\n".join(wrong)
