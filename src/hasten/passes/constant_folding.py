@@ -20,6 +20,8 @@ _KEPT = frozenset(
         "QuantizeLinear",
         "DequantizeLinear",
         "DynamicQuantizeLinear",
+        # ONNX's reference evaluator gets it wrong where data and indices have different lengths
+        "GatherElements",
         # a different answer each time
         "RandomNormal",
         "RandomNormalLike",
