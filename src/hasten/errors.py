@@ -10,6 +10,7 @@ Each message says what was wrong, what was received and what to do about it.
     ├── TargetError                 an unknown or unusable instruction set was asked for
     ├── ToolchainError              no C compiler, or the compiler failed
     ├── MissingDependencyError      an optional package is needed and not installed
+    ├── EngineError                 another engine, run to compare with, failed
     └── OptionError                 an argument or command-line option has no meaning here
 
     HostOperatorWarning             some operators run on the host: correct, but slow
@@ -46,6 +47,10 @@ class ToolchainError(HastenError):
 
 class MissingDependencyError(HastenError):
     """An optional package is needed and not installed."""
+
+
+class EngineError(HastenError):
+    """Another engine, run to compare with, failed."""
 
 
 class OptionError(HastenError):

@@ -9,8 +9,9 @@ from typing import Any, Self
 import numpy as np
 import pytest
 
+from hasten.errors import EngineError
 from hasten.search import measure as module
-from hasten.search.engines import HASTEN, ONNXRUNTIME, OPENVINO, Engine, EngineError, Opened
+from hasten.search.engines import HASTEN, ONNXRUNTIME, OPENVINO, Engine, Opened
 from hasten.search.measure import Contestant, Plan, Spread, measure
 
 QUICK = Plan(1, rounds=2, turn=0.005, openings=1, pause=0)

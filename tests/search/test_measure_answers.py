@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hasten.errors import EngineError
 from hasten.search import measure_answers
-from hasten.search.engines import ONNXRUNTIME, REFERENCE, Engine, EngineError, answers
+from hasten.search.engines import ONNXRUNTIME, REFERENCE, Engine, answers
 from hasten.search.measure_answers import difference, source_answers
 
 NAN, INF = np.nan, np.inf

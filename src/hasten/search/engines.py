@@ -21,7 +21,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.errors import HastenError, MissingDependencyError, OptionError
+from hasten.errors import EngineError, MissingDependencyError, OptionError
 from hasten.runtime.manifest import Manifest
 from hasten.search.engines_worker import save_npz
 
@@ -85,10 +85,6 @@ def peers_named(names: str) -> tuple[Engine, ...]:
             )
         found.append(engine)
     return tuple(found)
-
-
-class EngineError(HastenError):
-    """An engine could not open or run a model."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.search.engines import Engine, EngineError, Opened, Worker, save_feeds
+from hasten.errors import EngineError
+from hasten.search.engines import Engine, Opened, Worker, save_feeds
 
 Array = NDArray[Any]
 

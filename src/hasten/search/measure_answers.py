@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.errors import MissingDependencyError
+from hasten.errors import EngineError, MissingDependencyError
 from hasten.frontends import huggingface
-from hasten.search.engines import ONNXRUNTIME, REFERENCE, TORCH, Engine, EngineError, answers
+from hasten.search.engines import ONNXRUNTIME, REFERENCE, TORCH, Engine, answers
 
 Array = NDArray[Any]
 
