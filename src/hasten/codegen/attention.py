@@ -196,7 +196,7 @@ def _query_tile(p: _Parts, block: Var, end: Var, pitch: Var) -> tuple[Stmt, ...]
         Comment("scores"),
         For(key_panel, const(0), pitch // const(PANEL), (*product, *copy)),
         Comment("softmax, not yet divided by its sum"),
-        *_softmax(p, m, block, scores, pitch),
+        *_softmax(p, m, scores, pitch),
         Comment("weighted sum of the values"),
         *_weighted_sum(p, m, block, scores, pitch),
     )
@@ -237,7 +237,7 @@ def _masked(value: Expr, keep: Expr) -> Expr:
     return Op(F32, "select", (keep, value, const(float("-inf"), F32)))
 
 
-def _softmax(p: _Parts, m: Var, block: Var, scores: Expr, pitch: Var) -> tuple[Stmt, ...]:
+def _softmax(p: _Parts, m: Var, scores: Expr, pitch: Var) -> tuple[Stmt, ...]:
     """Replaces each strip of scores by exp(score - max) and keeps one over its sum."""
     a = p.a
     r, t = Var(INDEX, "r", const(p.rows)), Var(INDEX, "t", a.key.extent)

@@ -134,7 +134,6 @@ class _Builder:
     ) -> None:
         self.stage, self.g, self.packed, self.layouts, self.tiles = stage, g, packed, layouts, tiles
         self.tallest = tiles[0].rows
-        self.columns_per_tile = tiles[0].columns
         self.rows, self.columns = extent(g.rows), extent((g.column,))
         self.taps, self.batch = extent(g.taps), extent(g.batch)
         assert g.depth.extent is not None and constant_int(self.taps) is not None

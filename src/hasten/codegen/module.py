@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from hasten.codegen.emit_c import Expand, declaration, emit_functions, size_text
 from hasten.codegen.kernel import Kernel
 from hasten.codegen.lower_stages import Lowered
-from hasten.codegen.memory import Lifetime, Slot, plan_memory, round_up
+from hasten.codegen.memory import Lifetime, Slot, plan_memory, round_up, slots_by_tensor
 from hasten.codegen.tiles import DISPATCHER, tile_functions
 from hasten.loops.expr import Expr, Size, Var, constant_int, substitute, walk
 from hasten.loops.nest import Function, size_parameter
@@ -326,7 +326,7 @@ class _Program:
         lines = []
         outputs = self.program.outputs
         inputs = list(self.program.inputs)
-        slots = {t: i for i, s in enumerate(self.slots) for t in s.tensors}
+        slots = slots_by_tensor(self.slots)
         for tensor, name in self.names.items():
             layout = self.part.lowered.layouts.get(tensor)
             if layout is None:

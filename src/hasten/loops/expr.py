@@ -15,7 +15,6 @@ from typing import Any
 from hasten.loops.dtypes import INDEX, DType
 
 COMPARISONS = frozenset({"lt", "le", "eq", "ne"})
-LOGIC = frozenset({"and", "or", "not"})
 REDUCTIONS = frozenset({"sum", "prod", "max", "min"})
 
 

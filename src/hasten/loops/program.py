@@ -8,7 +8,7 @@ contraction as a plain expression too, which is its meaning; the description onl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -200,8 +200,6 @@ def expression(c: Contraction) -> Expr:
 
 def map_operands(c: Contraction, rewrite: Mapping[str, Expr]) -> Contraction:
     """The same contraction with some operand expressions (by attribute name) replaced."""
-    from dataclasses import replace
-
     return replace(c, **rewrite)  # type: ignore[arg-type]  # keys are operand attributes
 
 
