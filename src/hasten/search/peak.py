@@ -1,4 +1,4 @@
-"""The machine's peak in f32: how many multiplications and additions its cores do per second at best."""
+"""The machine's peaks: how much its cores multiply and add, and read from memory, per second at best."""
 
 from __future__ import annotations
 
@@ -6,26 +6,37 @@ import ctypes
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hasten.codegen.toolchain import build, default_cache, find_compiler
-from hasten.target import Target, native
+from hasten.target import Target, caches, native, processor_features
 
 _STEPS = 4  # of all accumulators in each turn of the loop
 _SHORTEST = 0.02  # seconds that one measurement takes at least
 _FLOPS_PER_ELEMENT = 2
+_BF16_FEATURE = "avx512_bf16"
+_BF16_BYTES = 64  # of the vectors of this instruction, whatever the target
+
+_LEAST_STREAM = 256 << 20  # bytes; some machines do not tell of their last level, or share it with others
+_MOST_STREAM = 1 << 30
+_STREAM_PER_CACHE = 4  # of the last level
+_STREAM_PASSES = 3
 
 
 class Peak:
-    """Measures the peak, as often as wanted.
+    """Measures the peaks, as often as wanted.
 
     Attributes:
         threads: threads that run at once.
     """
 
     def __init__(self, threads: int, cache: Path | None = None) -> None:
-        """Compiles the kernel.
+        """Compiles the kernels.
 
         Raises:
             TargetError: this machine runs none of the targets.
@@ -34,39 +45,77 @@ class Peak:
         target = native()
         compiler = find_compiler(target)
         folder = default_cache() if cache is None else cache
-        code = build({"peak.c": peak_source(target)}, target, compiler, cache=folder)
+        self._has_bf16 = _BF16_FEATURE in processor_features()
+        sources = {"peak.c": peak_source(target)}
+        if self._has_bf16:
+            sources["peak_bf16.c"] = peak_bf16_source(target)
+        code = build(sources, target, compiler, cache=folder)
         with tempfile.TemporaryDirectory(prefix="hasten-") as place:
             path = Path(place) / "peak.so"
             path.write_bytes(code)
-            self._kernel = ctypes.CDLL(str(path)).peak
-        self._kernel.argtypes = [ctypes.c_int64]
-        self._kernel.restype = ctypes.c_float
+            self._library = ctypes.CDLL(str(path))
         self.threads = threads
-        self._flops = accumulators(target) * target.vector_bytes // 4 * _STEPS * _FLOPS_PER_ELEMENT
-        self._turns = 1000
-        while (seconds := self._seconds()) < _SHORTEST:
-            self._turns = int(self._turns * min(10.0, 1.2 * _SHORTEST / max(seconds, 1e-6))) + 1
+        chains = accumulators(target) * _STEPS * _FLOPS_PER_ELEMENT
+        self._f32 = self._loop("peak", chains * target.vector_bytes // 4)
+        self._bf16 = self._loop("peak_bf16", chains * _BF16_BYTES // 2) if self._has_bf16 else None
 
     def gflops(self) -> float:
-        """10**9 operations per second of all threads together, now; takes about 20 ms."""
-        return self._flops * self._turns * self.threads / self._seconds() / 1e9
+        """10**9 operations in f32 per second of all threads together, now; takes about 20 ms."""
+        return self._f32()
 
-    def _seconds(self) -> float:
-        """How long all threads take for a number of turns; ctypes lets them run at once."""
-        gate = threading.Barrier(self.threads + 1)
+    def bf16_gflops(self) -> float | None:
+        """The same for products of bf16 that are added in f32; None if the processor has no instruction."""
+        return None if self._bf16 is None else self._bf16()
 
-        def run() -> None:
-            gate.wait()
-            self._kernel(self._turns)
+    def gigabytes_per_second(self) -> float:
+        """10**9 bytes per second that all threads together read from memory, now; takes about 0.3 s.
 
-        workers = [threading.Thread(target=run, name="hasten-peak") for _ in range(self.threads)]
-        for worker in workers:
-            worker.start()
+        They read, each its own part, a buffer of several times the last-level cache (within 256 MB and
+        1 GB) from beginning to end; the best of a few passes counts, because the first ones still find the
+        memory being mapped. What stays in a cache is read faster than this.
+        """
+        size = max(_LEAST_STREAM, min(_MOST_STREAM, _STREAM_PER_CACHE * caches().l3))
+        part = size // self.threads // 4096 * 4096
+        parts: list[NDArray[np.uint8]] = [np.empty(part, np.uint8) for _ in range(self.threads)]
+        for memory in parts:
+            memory.fill(1)  # pages that were never written are all the same page of zeros
+        stream = self._library.read_stream
+        stream.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+        stream.restype = ctypes.c_int64
+        calls = [(stream, (memory.ctypes.data, part)) for memory in parts]
+        return part * self.threads / min(_together(calls) for _ in range(_STREAM_PASSES)) / 1e9
+
+    def _loop(self, name: str, flops: int) -> Callable[[], float]:
+        """A measurement of a kernel that is called with a number of turns, each of so many operations."""
+        kernel = self._library[name]
+        kernel.argtypes = [ctypes.c_int64]
+        kernel.restype = ctypes.c_float
+
+        def seconds(turns: int) -> float:
+            return _together([(kernel, (turns,))] * self.threads)
+
+        turns = 1000
+        while (taken := seconds(turns)) < _SHORTEST:
+            turns = int(turns * min(10.0, 1.2 * _SHORTEST / max(taken, 1e-6))) + 1
+        return lambda: flops * turns * self.threads / seconds(turns) / 1e9
+
+
+def _together(calls: Sequence[tuple[Any, tuple[int, ...]]]) -> float:
+    """Seconds that C functions take, each on a thread of its own; ctypes lets them run at once."""
+    gate = threading.Barrier(len(calls) + 1)
+
+    def run(function: Any, arguments: tuple[int, ...]) -> None:
         gate.wait()
-        start = time.perf_counter()
-        for worker in workers:
-            worker.join()
-        return time.perf_counter() - start
+        function(*arguments)
+
+    workers = [threading.Thread(target=run, args=call, name="hasten-peak") for call in calls]
+    for worker in workers:
+        worker.start()
+    gate.wait()
+    start = time.perf_counter()
+    for worker in workers:
+        worker.join()
+    return time.perf_counter() - start
 
 
 def accumulators(target: Target) -> int:
@@ -75,13 +124,14 @@ def accumulators(target: Target) -> int:
 
 
 def peak_source(target: Target) -> str:
-    """C of the kernel: independent chains of fused multiply-adds, all in registers."""
+    """C of two kernels: independent chains of fused multiply-adds, all in registers; and reading memory."""
     lanes = target.vector_bytes // 4
     register = {"x86-64": "v", "aarch64": "w"}[target.arch]
-    names = [f"a{i}" for i in range(accumulators(target))]
+    names = _names(target)
     lines = [
         '#include "hasten.h"',
         f"typedef float vector __attribute__((vector_size({target.vector_bytes})));",
+        f"typedef int64_t words __attribute__((vector_size({target.vector_bytes})));",
         "",
         "/* Values stay finite: x -> x / 2 + 1 tends to 2. */",
         "HASTEN_API float peak(int64_t turns) {",
@@ -90,12 +140,22 @@ def peak_source(target: Target) -> str:
         f'    __asm__ volatile("" : "+{register}"(factor), "+{register}"(term));',
         *(f"    vector {name} = term + {i}.0f;" for i, name in enumerate(names)),
         "    for (int64_t turn = 0; turn < turns; turn++) {",
-        *(f"        {line}" for line in _steps(names)),
+        *(f"        {name} = {name} * factor + term;" for _ in range(_STEPS) for name in names),
         "    }",
-        f"    const vector sum = {' + '.join(names)};",
-        "    float total = 0;",
-        f"    for (int lane = 0; lane < {lanes}; lane++) total += sum[lane];",
-        "    return total;",
+        *_total("vector", names, lanes),
+        "",
+        "/* Reads `bytes` bytes, a multiple of 4096, at an address that is aligned to 8. */",
+        "HASTEN_API int64_t read_stream(const char *memory, int64_t bytes) {",
+        "    words a = {0}, b = {0}, c = {0}, d = {0};",
+        "    for (int64_t at = 0; at < bytes; at += 4 * (int64_t)sizeof(words)) {",
+        "        words next[4];",
+        "        __builtin_memcpy(next, memory + at, sizeof next);",
+        "        a ^= next[0], b ^= next[1], c ^= next[2], d ^= next[3];",
+        "    }",
+        "    a ^= b ^ c ^ d;",
+        "    int64_t all = 0;",
+        f"    for (int lane = 0; lane < {lanes // 2}; lane++) all ^= a[lane];",
+        "    return all;",
         "}",
         "",
         "int32_t hasten_plan(int32_t part, const int64_t *sizes, int64_t *shapes, int64_t *arena) {",
@@ -110,5 +170,42 @@ def peak_source(target: Target) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _steps(names: Sequence[str]) -> list[str]:
-    return [f"{name} = {name} * factor + term;" for _ in range(_STEPS) for name in names]
+def peak_bf16_source(target: Target) -> str:
+    """C of the same chains of `vdpbf16ps`, which multiplies two pairs of bf16 in each lane and adds them."""
+    names = _names(target)
+    lines = [
+        "#include <immintrin.h>",
+        '#include "hasten.h"',
+        "",
+        "/* Values stay finite: the products, 2^-200, are below what an accumulator can take up. */",
+        '__attribute__((target("avx512f,avx512bf16")))',
+        "HASTEN_API float peak_bf16(int64_t turns) {",
+        "    __m512i bits = _mm512_set1_epi16(0x0d80);",
+        '    __asm__ volatile("" : "+v"(bits));',
+        "    const __m512bh factor = (__m512bh)bits;",
+        *(f"    __m512 {name} = _mm512_set1_ps({i + 1}.0f);" for i, name in enumerate(names)),
+        "    for (int64_t turn = 0; turn < turns; turn++) {",
+        *(
+            f"        {name} = _mm512_dpbf16_ps({name}, factor, factor);"
+            for _ in range(_STEPS)
+            for name in names
+        ),
+        "    }",
+        *_total("__m512", names, _BF16_BYTES // 4),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _names(target: Target) -> list[str]:
+    return [f"a{i}" for i in range(accumulators(target))]
+
+
+def _total(vector: str, names: Sequence[str], lanes: int) -> list[str]:
+    """The end of a kernel: the sum of everything, so that nothing is left out as useless."""
+    return [
+        f"    const {vector} sum = {' + '.join(names)};",
+        "    float total = 0;",
+        f"    for (int lane = 0; lane < {lanes}; lane++) total += sum[lane];",
+        "    return total;",
+        "}",
+    ]
