@@ -16,6 +16,7 @@ from hasten.codegen.elementary import expand_operation
 from hasten.codegen.emit_c import declaration, emit_functions
 from hasten.codegen.lower_stages import Lowered, lower_program
 from hasten.codegen.module import Part, module_sources, part_code, share_functions
+from hasten.codegen.schedule import DEFAULTS, Schedules
 from hasten.codegen.tiles import tile_functions
 from hasten.codegen.toolchain import build, find_compiler
 from hasten.codegen.weights import Weights
@@ -154,7 +155,11 @@ def aligned(count: int) -> np.ndarray:
 
 
 def compile_programs(
-    programs: Sequence[Program], target: Target, *, parallel: bool = False
+    programs: Sequence[Program],
+    target: Target,
+    *,
+    parallel: bool = False,
+    schedules: Sequence[Schedules] | None = None,
 ) -> list[Compiled]:
     """Builds programs as the parts of one shared object.
 
@@ -162,8 +167,9 @@ def compile_programs(
         programs: what to compile.
         target: instruction set.
         parallel: divide even the smallest kernel among the threads.
+        schedules: for each program, where they are not the defaults.
     """
-    sources, weights, titles = program_sources(programs, target, parallel=parallel)
+    sources, weights, titles = program_sources(programs, target, parallel=parallel, schedules=schedules)
     library = Library(memoryview(build(sources, target, find_compiler(target))))
     image = aligned(weights.size)
     if weights.arrays:
@@ -172,7 +178,11 @@ def compile_programs(
 
 
 def program_sources(
-    programs: Sequence[Program], target: Target, *, parallel: bool = False
+    programs: Sequence[Program],
+    target: Target,
+    *,
+    parallel: bool = False,
+    schedules: Sequence[Schedules] | None = None,
 ) -> tuple[dict[str, str], Weights, list[tuple[str, ...]]]:
     """C files of programs as parts of one object, their constants, and their kernels' titles.
 
@@ -186,7 +196,7 @@ def program_sources(
         functions: list[Function] = []
         parts = ""
         for i, p in enumerate(programs[start : start + PARTS_PER_FILE], start):
-            lowered = lower_program(p, target)
+            lowered = lower_program(p, target, schedules[i] if schedules else DEFAULTS)
             offsets = {name: weights.add(a) for name, a in lowered.constants.items()}
             part = Part(i, p, lowered, parameters(p), offsets, 0)
             with division_of_work(parallel):

@@ -36,9 +36,10 @@ def test_number_of_stages(nodes, count):
     assert len(stages(f"(float[n, 8] x) => (float{shape} y) {{ {nodes} }}", constants)) == count
 
 
-def test_an_epilogue_takes_all_that_follows_element_by_element():
+@pytest.mark.parametrize("n", ["n", "3", "1"])  # along an axis of one element, readers say 0
+def test_an_epilogue_takes_all_that_follows_element_by_element(n):
     text = "(float[n, 8] x, float[n, 4] r) => (float[n, 4] y) { a = MatMul(x, w) b = Add(a, r) y = Tanh(b) }"
-    (only,) = stages(text, W)
+    (only,) = stages(text.replace("[n", f"[{n}"), W)
     assert isinstance(only.body, Gemm)
     assert only.name == "y"
     assert only.epilogue is not None

@@ -273,9 +273,10 @@ def _merge(c: Stage, s: Stage) -> Stage | None:
     if [spell(n) for n in c.shape] != [spell(n) for n in s.shape]:
         return None
     loads = [n for n in walk(s.body) if isinstance(n, Load) and n.buffer == c.name]
-    if any(n.index != s.vars for n in loads):
+    # Along an axis of one element a reader may say 0 instead of the variable.
+    if any(n.index[d] != v for n in loads for d, v in enumerate(s.vars) if _wide(v)):
         return None
     back: dict[Expr, Expr] = dict(zip(s.vars, c.vars, strict=True))
     inner = c.epilogue if c.epilogue is not None else Load(c.dtype, ACCUMULATOR, ())
-    epilogue = substitute(s.body, {**back, loads[0]: inner})
+    epilogue = substitute(s.body, {**back, **dict.fromkeys(loads, inner)})
     return Stage(s.name, s.dtype, c.vars, c.body, epilogue, c.origins + s.origins)

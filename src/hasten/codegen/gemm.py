@@ -1,9 +1,10 @@
 """Kernels for matrix products and convolutions: blocking, threads and epilogue around the register tile.
 
-Threads divide batch entries if there are enough, else rows or panels of columns, whichever moves less
-memory. A thread walks its rows in blocks; for a block it makes the table of row pointers once, then
-takes one panel after the other over all tiles of the block, so that a panel stays in the first-level
-cache and the block's rows in the second.
+Threads divide batch entries, rows or panels of columns, as the schedule says; where it leaves that to the
+call, entries if there are enough, else rows or panels, whichever moves less memory. A thread walks its
+rows in blocks; for a block it makes the table of row pointers once, then takes one panel after the other
+over all tiles of the block, so that a panel stays in the first-level cache and the block's rows in the
+second, or the other way round.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from hasten.codegen.kernel import THREADS, Kernel
 from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.maps import Domain, finish_kernel, inner_loop, name_buffers, share
 from hasten.codegen.reductions import Names
+from hasten.codegen.schedule import Order, Schedule, Split
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.tiles import HALF_PANEL, PANEL, Columns, Rows, Tile, multiply
 from hasten.loops.dtypes import INDEX, DType
@@ -37,11 +39,10 @@ from hasten.loops.expr import (
 from hasten.loops.nest import Declare, For, Let, Stmt, Store, choose
 from hasten.loops.program import Gemm
 
-ROW_BLOCK = 192
-"""Rows of a block: 16 tiles of 12, 32 of 6."""
-
 PRODUCTS_PER_WORK = 8
 """Multiply-adds of a register tile that take as long as one operation of another kernel."""
+
+_NO = const(False, DType.BOOL)
 
 ZEROS = "zeros"
 """Constant of zeros that row pointers outside the input (padding) point to."""
@@ -112,12 +113,17 @@ def columns_in_full_panels(columns: int) -> int:
 
 
 def gemm_kernel(
-    stage: Stage, packed: PackedOperand, layouts: Layouts, tiles: Sequence[Tile], name: str
+    stage: Stage,
+    packed: PackedOperand,
+    layouts: Layouts,
+    tiles: Sequence[Tile],
+    schedule: Schedule,
+    name: str,
 ) -> Kernel:
     """The kernel of a contraction stage whose second operand is packed."""
     g = stage.body
     assert isinstance(g, Gemm)
-    builder = _Builder(stage, g, packed, layouts, tiles)
+    builder = _Builder(stage, g, packed, layouts, low_enough(tiles, schedule), schedule)
     body = builder.body()
     products = extent((*g.batch, *g.rows, *g.taps, g.depth)) * extent((g.column,))
     work = (products + PRODUCTS_PER_WORK) // PRODUCTS_PER_WORK
@@ -126,13 +132,26 @@ def gemm_kernel(
     )
 
 
+def low_enough(tiles: Sequence[Tile], schedule: Schedule) -> tuple[Tile, ...]:
+    """The tiles that a schedule allows; there is one of a single row for any."""
+    most = schedule.tile_rows or tiles[0].rows
+    return tuple(t for t in tiles if t.rows <= most)
+
+
 class _Builder:
     """Builds one kernel; holds what its parts share."""
 
     def __init__(
-        self, stage: Stage, g: Gemm, packed: PackedOperand, layouts: Layouts, tiles: Sequence[Tile]
+        self,
+        stage: Stage,
+        g: Gemm,
+        packed: PackedOperand,
+        layouts: Layouts,
+        tiles: Sequence[Tile],
+        schedule: Schedule,
     ) -> None:
         self.stage, self.g, self.packed, self.layouts, self.tiles = stage, g, packed, layouts, tiles
+        self.schedule = schedule
         self.tallest = tiles[0].rows
         self.rows, self.columns = extent(g.rows), extent((g.column,))
         self.taps, self.batch = extent(g.taps), extent(g.batch)
@@ -154,17 +173,18 @@ class _Builder:
         """All statements of the kernel."""
         shares, (entries, rows, panels) = self.partition()
         height = Var(INDEX, "height")
+        step = self.schedule.row_block
         in_block = (
-            Let(height, binary("min", rows[1] - self.block, const(ROW_BLOCK))),
+            Let(height, binary("min", rows[1] - self.block, const(step))),
             *self.row_table(height),
-            For(self.panel, *panels, self.over_tiles(height)),
+            *self.over_block(height, panels),
         )
         capacity = constant_int(self.taps) or 1
         return (
             *shares,
             Declare("table", DType.F32, (capacity * self.pitch,), pointer=True),
             Declare("tile", DType.F32, (self.tallest * PANEL,)),
-            *self.over_entries(entries, (For(self.block, *rows, in_block, step=ROW_BLOCK),)),
+            *self.over_entries(entries, (For(self.block, *rows, in_block, step=step),)),
         )
 
     def over_entries(self, entries: tuple[Expr, Expr], body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
@@ -174,36 +194,44 @@ class _Builder:
     @property
     def pitch(self) -> int:
         """Entries of the row table for each tap: a block, rounded up to whole tiles."""
-        return ROW_BLOCK + self.tallest
+        return self.schedule.row_block + self.tallest
 
     def partition(self) -> tuple[list[Stmt], list[tuple[Expr, Expr]]]:
         """This thread's ranges of batch entries, rows and panels."""
-        threads = cast(THREADS, INDEX)
-        split_entries: Expr = const(False, DType.BOOL)
-        statements: list[Stmt] = []
-        if not self.single:
-            split_entries = Var(DType.BOOL, "split_entries")
-            statements.append(Let(split_entries, binary("le", threads, self.batch)))
-        tall = binary("or", binary("lt", self.columns, self.rows), binary("lt", self.panels, threads))
-        split_rows, split_panels = Var(DType.BOOL, "split_rows"), Var(DType.BOOL, "split_panels")
-        rest = unary("not", split_entries)
-        statements.append(Let(split_rows, binary("and", rest, tall)))
-        statements.append(Let(split_panels, binary("and", rest, unary("not", split_rows))))
+        statements, split = self.divided()
         ranges: list[tuple[Expr, Expr]] = []
         for label, total, grain, mine in (
-            ("entry", self.batch, 1, split_entries),
-            ("row", self.rows, self.tallest, split_rows),
-            ("panel", self.panels, 1, split_panels),
+            ("entry", self.batch, 1, split[Split.ENTRIES]),
+            ("row", self.rows, self.tallest, split[Split.ROWS]),
+            ("panel", self.panels, 1, split[Split.PANELS]),
         ):
             first, last = share(total, const(grain))
             begin, end = Var(INDEX, f"first_{label}"), Var(INDEX, f"last_{label}")
-            if label == "entry" and self.single:
-                ranges.append((const(0), const(1)))
+            if (label == "entry" and self.single) or mine == _NO:
+                ranges.append((const(0), total))
                 continue
-            statements.append(Let(begin, Op(INDEX, "select", (mine, first, const(0)))))
-            statements.append(Let(end, Op(INDEX, "select", (mine, last, total))))
+            statements.append(Let(begin, select(mine, first, const(0))))
+            statements.append(Let(end, select(mine, last, total)))
             ranges.append((begin, end))
         return statements, ranges
+
+    def divided(self) -> tuple[list[Stmt], dict[Split, Expr]]:
+        """Whether the threads divide entries, rows or panels; statements work it out where it is open."""
+        fixed = self.schedule.split
+        if fixed is not Split.AUTO and not (fixed is Split.ENTRIES and self.single):
+            return [], {s: const(s is fixed, DType.BOOL) for s in Split}
+        threads = cast(THREADS, INDEX)
+        statements: list[Stmt] = []
+        entries: Expr = _NO
+        if not self.single:
+            entries = Var(DType.BOOL, "split_entries")
+            statements.append(Let(entries, binary("le", threads, self.batch)))
+        tall = binary("or", binary("lt", self.columns, self.rows), binary("lt", self.panels, threads))
+        rows, panels = Var(DType.BOOL, "split_rows"), Var(DType.BOOL, "split_panels")
+        rest = unary("not", entries)
+        statements.append(Let(rows, binary("and", rest, tall)))
+        statements.append(Let(panels, binary("and", rest, unary("not", rows))))
+        return statements, {Split.ENTRIES: entries, Split.ROWS: rows, Split.PANELS: panels}
 
     def operand_pointer(self) -> tuple[Expr | None, Load]:
         """Condition (None: always) and load of the first operand at depth 0, in terms of `entry`, `row`."""
@@ -236,9 +264,22 @@ class _Builder:
         at = Let(self.row, self.block + binary("min", r, height - 1))
         return (For(r, const(0), rounded, (at, *fill)),)
 
-    def over_tiles(self, height: Var) -> tuple[Stmt, ...]:
-        """All tiles of a block over one panel."""
+    def over_block(self, height: Var, panels: tuple[Expr, Expr]) -> tuple[Stmt, ...]:
+        """All tiles of a block over this thread's panels, in the order of the schedule."""
         r0, m = Var(INDEX, "r0"), Var(INDEX, "m")
+        tall = const(self.tallest)
+        panel, columns = self.columns_of_panel(r0, height)
+        rows = Rows(Address(DType.F32, "table", (r0,)), const(self.pitch), self.taps, self.depth)
+        count = Let(m, binary("min", height - r0, tall))
+        tile = (*multiply(self.tiles, m, rows, columns), *self.write(r0, m, columns.width))
+        if self.schedule.order is Order.ROWS:
+            inside = (count, For(self.panel, *panels, (*panel, *tile)))
+            return (For(r0, const(0), height, inside, step=self.tallest),)
+        over_rows = For(r0, const(0), height, (count, *tile), step=self.tallest)
+        return (For(self.panel, *panels, (*panel, over_rows)),)
+
+    def columns_of_panel(self, r0: Var, height: Var) -> tuple[tuple[Stmt, ...], Columns]:
+        """Statements at the beginning of a panel, and its columns."""
         stride, packed = Var(INDEX, "stride"), Var(INDEX, "packed")
         left = self.columns - self.panel * PANEL
         width = binary("min", left, const(PANEL))
@@ -246,7 +287,7 @@ class _Builder:
         if constant_int(width) is None:
             lets.append(Let(Var(INDEX, "width"), width))
             width = Var(INDEX, "width")
-        narrow = binary("le", left, HALF_PANEL) if self.packed.half else const(False, DType.BOOL)
+        narrow = binary("le", left, HALF_PANEL) if self.packed.half else _NO
         offset = self.entry * self.packed.batch_stride + self.panel * (self.taps * self.depth * PANEL)
         lets += [
             Let(
@@ -254,13 +295,16 @@ class _Builder:
             ),
             Let(packed, offset),
         ]
-        rows = Rows(Address(DType.F32, "table", (r0,)), const(self.pitch), self.taps, self.depth)
-        # While a panel is in use, each of its tiles asks for a part of the next one.
-        steps, ahead_step = self.taps * self.depth, Var(INDEX, "ahead_step")
-        tall = const(self.tallest)
-        pieces = (height + (tall - 1)) // tall
-        lets.append(Let(ahead_step, (pieces + (PANEL - 1)) // pieces))
-        next_part = packed + steps * PANEL + r0 // tall * (steps * ahead_step)
+        steps = self.taps * self.depth
+        next_part = packed + steps * PANEL
+        ahead_step: Expr = const(PANEL)  # rows outside: one tile, and the next panel is needed
+        if self.schedule.order is Order.PANELS:
+            # While a panel is in use, each of its tiles asks for a part of the next one.
+            tall = const(self.tallest)
+            ahead_step = Var(INDEX, "ahead_step")
+            pieces = (height + (tall - 1)) // tall
+            lets.append(Let(ahead_step, (pieces + (PANEL - 1)) // pieces))
+            next_part = next_part + r0 // tall * (steps * ahead_step)
         columns = Columns(
             Address(DType.F32, "b", (packed,)),
             stride,
@@ -268,12 +312,7 @@ class _Builder:
             Address(DType.F32, "b", (next_part,)),
             ahead_step,
         )
-        tile = (
-            Let(m, binary("min", height - r0, const(self.tallest))),
-            *multiply(self.tiles, m, rows, columns),
-            *self.write(r0, m, width),
-        )
-        return (*lets, For(r0, const(0), height, tile, step=self.tallest))
+        return tuple(lets), columns
 
     def epilogue_value(self) -> Expr:
         """The finished element, in terms of `entry`, `row`, the panel's column and the accumulator."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hasten.codegen.schedule import ProductShape, Schedule
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, Var
 from hasten.loops.nest import Function, Param
@@ -35,6 +36,8 @@ class Kernel:
         writes: the tensor that it computes.
         scratch: bytes of arena that each thread needs for itself, 0 for none.
         title: what a person reads in a profile.
+        shape: of a product or convolution: the key of its schedule.
+        schedule: of a product or convolution: how it was built.
     """
 
     function: Function
@@ -45,3 +48,5 @@ class Kernel:
     writes: str
     scratch: Expr
     title: str
+    shape: ProductShape | None = None
+    schedule: Schedule | None = None

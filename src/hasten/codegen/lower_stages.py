@@ -20,6 +20,7 @@ from hasten.codegen.gemm import (
 from hasten.codegen.kernel import Kernel
 from hasten.codegen.layout import Layout, arrange_constants, assign_layouts, row_major
 from hasten.codegen.maps import map_kernel
+from hasten.codegen.schedule import DEFAULTS, ProductShape, Schedule, Schedules, product_shape
 from hasten.codegen.shallow import join_shallow_taps
 from hasten.codegen.stage import Stage
 from hasten.codegen.tiles import PANEL, tiles_for
@@ -28,6 +29,15 @@ from hasten.loops.evaluate import evaluate
 from hasten.loops.expr import Expr, Load, Var, binary, const, constant_int, select, substitute, walk
 from hasten.loops.program import Attention, Definition, Gemm, Program
 from hasten.target import Target
+
+
+@dataclass(frozen=True)
+class _Product:
+    """How a product or convolution is built."""
+
+    packed: PackedOperand
+    shape: ProductShape
+    schedule: Schedule
 
 
 @dataclass(frozen=True)
@@ -45,11 +55,17 @@ class Lowered:
     constants: Mapping[str, np.ndarray]
 
 
-def lower_program(program: Program, target: Target) -> Lowered:
-    """Chooses and builds the kernels of a program for a target."""
+def lower_program(program: Program, target: Target, schedules: Schedules = DEFAULTS) -> Lowered:
+    """Chooses and builds the kernels of a program for a target.
+
+    Args:
+        program: what to compute.
+        target: instruction set.
+        schedules: of products and convolutions, where they are not the defaults.
+    """
     shapes = {n: program.info(n).shape for n in (*program.inputs, *program.constants)}
     stages = join_shallow_taps(fuse(program), shapes)
-    stages, constants, packed = _pack(program, stages)
+    stages, constants, products = _pack(program, stages, target, schedules)
     fixed = dict(program.inputs)
     fixed |= {name: Program(constants={name: a}).info(name) for name, a in constants.items()}
     written, layouts = assign_layouts(stages, fixed, program.outputs)
@@ -57,7 +73,7 @@ def lower_program(program: Program, target: Target) -> Lowered:
     depths = [constant_int(s.body.depth.extent) for s in written if isinstance(s.body, Gemm)]
     constants[ZEROS] = np.zeros(max([d or 0 for d in depths] + [16]), np.float32)
     layouts[ZEROS] = row_major(Program(constants=constants).info(ZEROS))
-    kernels = [_kernel(s, i, layouts, packed, target) for i, s in enumerate(written)]
+    kernels = [_kernel(s, i, layouts, products, target) for i, s in enumerate(written)]
     read = {tensor for k in kernels for _, tensor in k.buffers}
     return Lowered(tuple(kernels), layouts, {n: a for n, a in constants.items() if n in read})
 
@@ -66,13 +82,15 @@ def _kernel(
     s: Stage,
     number: int,
     layouts: Mapping[str, Layout],
-    packed: Mapping[str, PackedOperand],
+    products: Mapping[str, _Product],
     target: Target,
 ) -> Kernel:
     tiles = tiles_for(target)
     if isinstance(s.body, Gemm):
         assert isinstance(s.body.b, Load)
-        return gemm_kernel(s, packed[s.body.b.buffer], layouts, tiles, f"product_{number}")
+        p = products[s.body.b.buffer]
+        kernel = gemm_kernel(s, p.packed, layouts, tiles, p.schedule, f"product_{number}")
+        return replace(kernel, shape=p.shape, schedule=p.schedule)
     if isinstance(s.body, Attention):
         return attention_kernel(s, layouts, tiles, f"attention_{number}")
     return map_kernel(s, layouts, target.vector_bytes, f"map_{number}")
@@ -84,11 +102,17 @@ def _whole(g: Gemm) -> Expr:
 
 
 def _pack(
-    program: Program, stages: list[Stage]
-) -> tuple[list[Stage], dict[str, np.ndarray], dict[str, PackedOperand]]:
-    """Replaces each second operand by its packed form: a new constant, or a stage that packs at run time."""
+    program: Program, stages: list[Stage], target: Target, schedules: Schedules
+) -> tuple[list[Stage], dict[str, np.ndarray], dict[str, _Product]]:
+    """Replaces each second operand by its packed form: a new constant, or a stage that packs at run time.
+
+    Returns:
+        The stages, all constants, and by the name of the packed operand how its product is built.
+    """
     constants = dict(program.constants)
-    packed: dict[str, PackedOperand] = {}
+    sizes = schedules.likely_sizes(program)
+    known = frozenset(program.constants)
+    products: dict[str, _Product] = {}
     result: list[Stage] = []
     for s in stages:
         g = s.body
@@ -99,14 +123,16 @@ def _pack(
         size = extent((*g.taps, g.depth))
         columns = constant_int(g.column.extent)
         reads = {n.buffer for n in walk(g.b) if isinstance(n, Load)}
-        if columns is not None and reads <= program.constants.keys():
+        if columns is not None and reads <= known:
             constants[name] = pack_constant(_weight(g, program.constants))
-            packed[name] = PackedOperand(name, size * packed_columns(columns), half=True)
+            packed = PackedOperand(name, size * packed_columns(columns), half=True)
         else:
             result.append(_packing_stage(s, name))
-            packed[name] = PackedOperand(name, size * _whole(g), half=False)
+            packed = PackedOperand(name, size * _whole(g), half=False)
+        shape = product_shape(s, sizes, known)
+        products[name] = _Product(packed, shape, schedules.of(shape, target))
         result.append(replace(s, body=replace(g, b=Load(s.dtype, name, ()))))
-    return result, constants, packed
+    return result, constants, products
 
 
 def _weight(g: Gemm, constants: Mapping[str, np.ndarray]) -> np.ndarray:
