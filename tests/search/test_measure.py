@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +22,7 @@ class FakeWorker:
     """An engine whose runs take a set time; notes what happens to it."""
 
     events: list[tuple[str, str]]
-    speed: dict[str, Sequence[float]]  # by round
+    speed: dict[str, Sequence[float | EngineError]]  # by round
 
     def __init__(self, engine: Engine, model: Path, feeds: Path, threads: int) -> None:
         if model.name == "broken":
@@ -33,7 +34,10 @@ class FakeWorker:
     def times(self, runs: int) -> list[float]:
         self.events.append(("run", self.name))
         speed = self.speed[self.name]
-        return [9.0, *[speed[max(self.turns, 0) % len(speed)]] * (runs - 1)]  # caches are cold at first
+        typical = speed[max(self.turns, 0) % len(speed)]
+        if isinstance(typical, EngineError):
+            raise typical
+        return [9.0, *[typical] * (runs - 1)][-runs:]  # caches are cold at first
 
     def stop(self) -> None:
         self.events.append(("stop", self.name))
@@ -103,8 +107,37 @@ def test_an_engine_that_fails_is_left_out_with_the_reason(fake: type[FakeWorker]
     found = measure(entrants, {"x": np.zeros(1)}, QUICK)
     assert [result.engine for result in found.results] == ["hasten", "onnxruntime"]
     assert found.failures == {"openvino": "openvino cannot run this model: broken"}
-    with pytest.raises(EngineError, match="hasten cannot"):
-        measure(contestants(tmp_path, HASTEN, broken="hasten"), {"x": np.zeros(1)}, QUICK)
+    entrants = contestants(tmp_path, HASTEN, ONNXRUNTIME, broken="hasten")
+    found = measure(entrants, {"x": np.zeros(1)}, QUICK)
+    assert [(result.engine, result.ratio) for result in found.results] == [("onnxruntime", None)]
+    assert "hasten cannot" in found.failures["hasten"]
+
+
+def test_an_engine_that_fails_while_it_is_timed_is_left_out(fake: type[FakeWorker], tmp_path: Path) -> None:
+    fake.speed["onnxruntime"] = (0.2, EngineError("onnxruntime cannot run this model: it crashed"))
+    plan = Plan(1, rounds=3, turn=0.1, openings=1, pause=0)
+    found = measure(contestants(tmp_path, HASTEN, ONNXRUNTIME, OPENVINO), {"x": np.zeros(1)}, plan)
+    assert [(result.engine, len(result.rounds_ms)) for result in found.results] == [
+        ("hasten", 3),
+        ("openvino", 3),
+    ]
+    assert "crashed" in found.failures["onnxruntime"]
+
+
+def test_a_limit_on_time_takes_rounds_away_and_slow_peers_first(
+    fake: type[FakeWorker], tmp_path: Path
+) -> None:
+    bf16 = replace(OPENVINO, name="openvino-bf16", precision="bf16")
+    fake.speed = {"hasten": (0.1,), "onnxruntime": (0.4,), "openvino": (1.0,), "openvino-bf16": (0.9,)}
+    entrants = contestants(tmp_path, HASTEN, ONNXRUNTIME, OPENVINO, bf16)
+    plan = Plan(1, rounds=9, turn=0.1, openings=1, pause=0)
+    counts = []
+    for limit in (None, 1e-9, 1e9):
+        found = measure(entrants, {"x": np.zeros(1)}, replace(plan, limit=limit))
+        counts.append([len(result.rounds_ms) for result in found.results])
+    # openvino is more than twice as slow as the other peer in f32; the only one in bf16 has none to lose to
+    assert counts == [[9, 9, 9, 9], [3, 3, 3, 3], [9, 9, 3, 9]]
+    assert found.results[2].ratio_to(found.results[1]).median == pytest.approx(2.5)
 
 
 def test_real_engines(mlp: Path, mlp_artifact: Path, feeds: dict[str, np.ndarray]) -> None:

@@ -12,7 +12,7 @@ from hasten.cli.console import check_place, number, row, status_only, stderr, st
 from hasten.cli.options import input_option, model_argument, shape_option, threads_option
 from hasten.cli.sources import artifact_inputs, as_artifact, is_artifact
 from hasten.errors import OptionError
-from hasten.search.engines import ONNXRUNTIME, Engine, peers_named
+from hasten.search.engines import ONNXRUNTIME, PEERS, Engine, peers_named
 from hasten.search.measure import Plan, Spread
 from hasten.search.measure_case import Case, measure_case
 
@@ -28,7 +28,7 @@ Examples:
 @click.option(
     "--against",
     metavar="NAMES",
-    help="Engines to compare with: some of onnxruntime, openvino, torch, with commas between. "
+    help=f"Engines to compare with: some of {', '.join(peer.name for peer in PEERS)}, with commas between. "
     "[default: onnxruntime if it is installed and the source is known]",
 )
 @click.option(

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -26,24 +26,32 @@ from hasten.runtime.manifest import Manifest
 from hasten.search.engines_worker import save_npz
 
 Array = NDArray[Any]
-Form = Literal["artifact", "onnx", "folder"]
+Form = Literal["artifact", "onnx", "module"]
+Precision = Literal["f32", "bf16"]
+Mode = Literal["", "static", "compile", "autocast"]
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Something that runs models.
+    """Something that runs models, with the settings that it runs them with.
 
     Attributes:
-        name: on the command line and in tables.
+        name: on the command line and in tables; no two engines share one.
         package: what is imported, and the distribution that is installed.
-        runs: the kind of model that it takes: an artifact, an ONNX file, a Hugging Face folder.
+        runs: the kind of model that it takes: an artifact, an ONNX file, or a torch module (a Hugging Face
+            folder, or "path/to/file.py:function" of a function that makes the module).
         extra: the extra of hasten that installs it.
+        precision: of products and convolutions. An artifact has its own, and this names it only.
+        mode: "static" fixes the shapes of the inputs before the engine compiles the model; "compile" is
+            torch.compile; "autocast" leaves weights in f32 and lets torch convert at each product.
     """
 
     name: str
     package: str
     runs: Form
     extra: str
+    precision: Precision = "f32"
+    mode: Mode = ""
 
     @property
     def version(self) -> str | None:
@@ -57,13 +65,25 @@ class Engine:
 
 
 HASTEN = Engine("hasten", "hasten", "artifact", "")
+HASTEN_BF16 = Engine("hasten-bf16", "hasten", "artifact", "", "bf16")
 ONNXRUNTIME = Engine("onnxruntime", "onnxruntime", "onnx", "bench")
 OPENVINO = Engine("openvino", "openvino", "onnx", "bench")
-TORCH = Engine("torch", "torch", "folder", "huggingface")
+TORCH = Engine("torch", "torch", "module", "huggingface")
 REFERENCE = Engine("onnx.reference", "onnx", "onnx", "compile")
 """ONNX's own evaluator in NumPy: right, and far too slow to be timed."""
 
-PEERS = (ONNXRUNTIME, OPENVINO, TORCH)
+PEERS = (
+    ONNXRUNTIME,
+    OPENVINO,
+    replace(OPENVINO, name="openvino-static", mode="static"),
+    replace(OPENVINO, name="openvino-bf16", precision="bf16"),
+    replace(OPENVINO, name="openvino-static-bf16", mode="static", precision="bf16"),
+    TORCH,
+    replace(TORCH, name="torch-compile", mode="compile"),
+    replace(TORCH, name="torch-bf16", precision="bf16"),
+    replace(TORCH, name="torch-autocast-bf16", mode="autocast", precision="bf16"),
+    replace(TORCH, name="torch-compile-bf16", mode="compile", precision="bf16"),
+)
 
 
 def peers_named(names: str) -> tuple[Engine, ...]:
@@ -107,11 +127,18 @@ class Opened:
 class Worker:
     """An engine in a process of its own, with one model open."""
 
-    def __init__(self, engine: Engine, model: Path, feeds: Path, threads: int) -> None:
+    def __init__(self, engine: Engine, model: Path | str, feeds: Path, threads: int) -> None:
         self.engine = engine
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        job = {"engine": engine.name, "model": str(model), "feeds": str(feeds), "threads": threads}
-        job["path"] = str(Path(__file__).parents[2])
+        job = {
+            "package": engine.package,
+            "precision": engine.precision,
+            "mode": engine.mode,
+            "model": str(model),
+            "feeds": str(feeds),
+            "threads": threads,
+            "path": str(Path(__file__).parents[2]),
+        }
         script = Path(__file__).with_name("engines_worker.py")
         self._process = subprocess.Popen(
             # -P: the folder of the script is no place to import from.
@@ -184,12 +211,12 @@ class Worker:
         raise EngineError(f"{self.engine.name} cannot run this model: {said}")
 
 
-def answers(engine: Engine, model: Path, feeds: Mapping[str, Array], threads: int) -> dict[str, Array]:
+def answers(engine: Engine, model: Path | str, feeds: Mapping[str, Array], threads: int) -> dict[str, Array]:
     """What an engine answers.
 
     Args:
         engine: the engine.
-        model: an artifact, an ONNX file or a Hugging Face folder, as the engine takes it.
+        model: what the engine takes, see `Engine.runs`.
         feeds: an array for each input.
         threads: threads to use.
 
@@ -225,6 +252,7 @@ def _environment(threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "OPENBLAS_NUM_THREADS": "1",  # NumPy's, which only makes inputs here
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",  # its helper processes would outlive the worker
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "TRANSFORMERS_VERBOSITY": "error",

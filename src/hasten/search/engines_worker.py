@@ -16,6 +16,7 @@ import json
 import os
 import re
 import resource
+import runpy
 import signal
 import sys
 import time
@@ -26,17 +27,19 @@ from typing import IO, Any
 import numpy as np
 
 Feeds = Mapping[str, Any]
+Job = Mapping[str, Any]
+"""package, precision, mode, model, threads: `Engine` in `engines.py` says what they mean."""
 Step = Callable[[], Any]
 Named = Callable[[Any], dict[str, Any]]
-Open = Callable[[str, Feeds, int], tuple[Step, Named]]
+Open = Callable[[Job, Feeds], tuple[Step, Named]]
 
 
 def hasten_engine() -> Open:
     """Artifacts, by hasten's runtime."""
     from hasten.runtime.session import open_session
 
-    def start(model: str, feeds: Feeds, threads: int) -> tuple[Step, Named]:
-        session = open_session(model, threads=threads)
+    def start(job: Job, feeds: Feeds) -> tuple[Step, Named]:
+        session = open_session(job["model"], threads=job["threads"])
         return functools.partial(session.run, feeds), lambda outputs: outputs
 
     return start
@@ -46,12 +49,12 @@ def onnxruntime_engine() -> Open:
     """ONNX files, by ONNX Runtime with its default optimizations."""
     onnxruntime: Any = importlib.import_module("onnxruntime")
 
-    def start(model: str, feeds: Feeds, threads: int) -> tuple[Step, Named]:
+    def start(job: Job, feeds: Feeds) -> tuple[Step, Named]:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = job["threads"]
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(job["model"], options, providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
         step = functools.partial(session.run, None, feeds)
         return step, lambda outputs: dict(zip(names, outputs, strict=True))
@@ -60,16 +63,20 @@ def onnxruntime_engine() -> Open:
 
 
 def openvino_engine() -> Open:
-    """ONNX files, by OpenVINO for one request at a time, in f32 as the file says."""
+    """ONNX files, by OpenVINO for one request at a time."""
     openvino: Any = importlib.import_module("openvino")
 
-    def start(model: str, feeds: Feeds, threads: int) -> tuple[Step, Named]:
+    def start(job: Job, feeds: Feeds) -> tuple[Step, Named]:
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": job["threads"],
+            "INFERENCE_PRECISION_HINT": job["precision"],
         }
-        compiled = openvino.Core().compile_model(model, "CPU", settings)
+        core = openvino.Core()
+        model = core.read_model(job["model"])
+        if job["mode"] == "static":
+            model.reshape({name: list(array.shape) for name, array in feeds.items()})
+        compiled = core.compile_model(model, "CPU", settings)
         request = compiled.create_infer_request()
         step = functools.partial(request.infer, feeds, share_inputs=True)
 
@@ -82,33 +89,73 @@ def openvino_engine() -> Open:
 
 
 def torch_engine() -> Open:
-    """Hugging Face folders, by PyTorch as it is, without its compiler."""
-    import torch
-    import transformers
+    """Torch modules, by PyTorch: as they are, compiled, or under autocast.
 
-    def start(model: str, feeds: Feeds, threads: int) -> tuple[Step, Named]:
-        torch.set_num_threads(threads)
+    Its compiler may fold constants ("freezing"), as all the other engines do.
+    """
+    import torch
+    import transformers  # noqa: F401 - loading shall not pay for it
+
+    def start(job: Job, feeds: Feeds) -> tuple[Step, Named]:
+        torch.set_num_threads(job["threads"])
         torch.set_num_interop_threads(1)
         torch.set_grad_enabled(False)
-        config = transformers.AutoConfig.from_pretrained(model, local_files_only=True)
-        name = (config.architectures or ["AutoModel"])[0]
-        kind = getattr(transformers, name)
-        module = kind.from_pretrained(model, local_files_only=True).float().eval()
-        if hasattr(module.config, "use_cache"):
-            module.config.use_cache = False
+        module, by_name = torch_module(job["model"])
         tensors = {key: torch.from_numpy(array) for key, array in feeds.items()}
-        return functools.partial(module, **tensors), torch_outputs
+        if job["precision"] == "bf16" and job["mode"] != "autocast":
+            module = module.to(torch.bfloat16)
+            tensors = {k: t.to(torch.bfloat16) if t.is_floating_point() else t for k, t in tensors.items()}
+        if job["mode"] == "compile":
+            inductor: Any = importlib.import_module("torch._inductor.config")
+            inductor.freezing = True
+            module = torch.compile(module)
+        run = (
+            functools.partial(module, **tensors) if by_name else functools.partial(module, *tensors.values())
+        )
+        if job["mode"] != "autocast":
+            return run, torch_outputs
+
+        def step() -> Any:
+            with torch.autocast("cpu", torch.bfloat16):
+                return run()
+
+        return step, torch_outputs
 
     return start
 
 
+def torch_module(model: str) -> tuple[Any, bool]:
+    """The module that a Hugging Face folder or "path/to/file.py:function" stands for.
+
+    Returns:
+        The module in f32, and whether it takes its inputs by name.
+    """
+    place, _, function = model.rpartition(":")
+    if place.endswith(".py"):
+        return runpy.run_path(place)[function]().float().eval(), False
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(model, local_files_only=True)
+    name = (config.architectures or ["AutoModel"])[0]
+    module = getattr(transformers, name).from_pretrained(model, local_files_only=True).float().eval()
+    if hasattr(module.config, "use_cache"):
+        module.config.use_cache = False
+    return module, True
+
+
 def torch_outputs(result: Any) -> dict[str, Any]:
     """The tensors in what a module returned, under the names that hasten's frontend gives them."""
+    import torch
+
     named: dict[str, Any] = {}
-    for key, value in result.items():
+    items = result.items() if hasattr(result, "items") else [("output", result)]
+    for key, value in items:
         found = list(tensors_in(value))
         for index, tensor in enumerate(found):
-            named[key if len(found) == 1 else f"{key}_{index}"] = tensor.numpy()
+            array = (
+                tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+            ).numpy()  # NumPy has no bf16
+            named[key if len(found) == 1 else f"{key}_{index}"] = array
     return named
 
 
@@ -123,8 +170,8 @@ def reference_engine() -> Open:
     """ONNX files, by ONNX's reference evaluator."""
     import onnx.reference
 
-    def start(model: str, feeds: Feeds, threads: int) -> tuple[Step, Named]:
-        evaluator = onnx.reference.ReferenceEvaluator(model)
+    def start(job: Job, feeds: Feeds) -> tuple[Step, Named]:
+        evaluator = onnx.reference.ReferenceEvaluator(job["model"])
         step = functools.partial(evaluator.run, None, dict(feeds))
         return step, lambda outputs: dict(zip(evaluator.output_names, outputs, strict=True))
 
@@ -136,7 +183,7 @@ ENGINES: Mapping[str, Callable[[], Open]] = {
     "onnxruntime": onnxruntime_engine,
     "openvino": openvino_engine,
     "torch": torch_engine,
-    "onnx.reference": reference_engine,
+    "onnx": reference_engine,
 }
 
 
@@ -187,10 +234,10 @@ def main() -> None:
     sys.path.append(job["path"])
     with np.load(job["feeds"]) as loaded:
         feeds = dict(loaded)
-    start = ENGINES[job["engine"]]()
+    start = ENGINES[job["package"]]()
     base, _ = memory()
     begin = time.perf_counter()
-    step, named = start(job["model"], feeds, job["threads"])
+    step, named = start(job, feeds)
     load = time.perf_counter() - begin
     (first,) = timed(step, 1)
     _, peak = memory()

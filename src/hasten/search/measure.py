@@ -13,11 +13,12 @@ the caches full of another engine's data and are left out.
 from __future__ import annotations
 
 import contextlib
+import functools
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.errors import EngineError
-from hasten.search.engines import Engine, Opened, Worker, save_feeds
+from hasten.search.engines import Engine, Opened, Precision, Worker, save_feeds
 
 Array = NDArray[Any]
 
-_SHORTEST_TURN = 3  # runs
+_SHORTEST_TURN = 2  # runs
 _LONGEST_TURN = 20_000
 _UNTIMED_SHARE = 0.2  # of a turn's runs, at its start
+_FEWEST_ROUNDS = 3
+_SLOW_OPENING = 8.0  # seconds; an engine that takes longer to open and run once is opened once only
+_HOPELESS = 2.0  # a peer this many times slower than the fastest takes part in the fewest rounds only
 _CHUNK = 8 << 20
 
 
@@ -43,8 +47,12 @@ class Plan:
         threads: threads of each engine.
         rounds: turns of each engine.
         turn: about how many seconds a turn takes.
-        openings: fresh processes in which each engine opens the model, for load time and memory.
+        openings: processes in which each engine opens the model, for load time and memory; in the last one
+            it is timed.
         pause: seconds between stopping an engine and starting the next one.
+        limit: about how many seconds all rounds may take: there are fewer of them, but three at least, if
+            they would take longer, and peers that take more than twice as long as the fastest peer of their
+            precision sit out all but the first three. None for no limit.
     """
 
     threads: int
@@ -52,6 +60,7 @@ class Plan:
     turn: float = 0.2
     openings: int = 3
     pause: float = 0.01
+    limit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,12 +69,12 @@ class Contestant:
 
     Attributes:
         engine: the engine.
-        model: an artifact, an ONNX file or a Hugging Face folder.
+        model: what it takes, see `Engine.runs`.
         files: all files that the model is made of.
     """
 
     engine: Engine
-    model: Path
+    model: Path | str
     files: Sequence[Path]
 
 
@@ -95,13 +104,16 @@ class Result:
     Attributes:
         engine: its name.
         version: its version.
+        precision: of its arithmetic.
         run_ms: milliseconds of a run.
         ratio: its time divided by the first engine's in the same round; above 1, the first is faster.
-            None for the first itself.
+            None for the first itself, and if that failed.
+        rounds_ms: the median milliseconds of a run in each round that it took part in, by round.
         runs: timed runs.
         load_ms: milliseconds from the file to something that can run, in a fresh process; median.
         first_ms: milliseconds of the first run there; median.
-        load_ratio: its load time divided by the first engine's. None for the first itself.
+        load_ratio: its load time divided by the first engine's. None where `ratio` is.
+        loads_ms: milliseconds of each opening.
         peak_mb: the most memory (MB = 10**6 bytes) of a process that opens the model and runs it once;
             the median of the processes.
         base_mb: memory of that process before it opened the model; None where the system does not say.
@@ -110,15 +122,28 @@ class Result:
 
     engine: str
     version: str
+    precision: Precision
     run_ms: Spread
     ratio: Spread | None
+    rounds_ms: Mapping[int, float]
     runs: int
     load_ms: float
     first_ms: float
     load_ratio: float | None
+    loads_ms: tuple[float, ...]
     peak_mb: float | None
     base_mb: float | None
     file_mb: float
+
+    def ratio_to(self, other: Result) -> Spread:
+        """This engine's time divided by another's in the rounds that both took part in."""
+        return Spread.of(
+            [ms / other.rounds_ms[n] for n, ms in self.rounds_ms.items() if n in other.rounds_ms]
+        )
+
+    def load_ratio_to(self, other: Result) -> Spread:
+        """This engine's load time divided by another's, opening by opening."""
+        return Spread.of([own / its for own, its in zip(self.loads_ms, other.loads_ms, strict=False)])
 
 
 @dataclass(frozen=True)
@@ -128,8 +153,8 @@ class Measurement:
     Attributes:
         threads: threads of each engine.
         rounds: how many rounds.
-        results: figures by engine, the first being what the others are compared with.
-        failures: why others could not be measured, by engine.
+        results: figures by engine, those that failed left out.
+        failures: why those could not be measured, by engine.
         beside: what the function `beside` returned, by round.
     """
 
@@ -140,13 +165,14 @@ class Measurement:
     beside: tuple[float, ...] = ()
 
 
-@dataclass
+@dataclass(eq=False)
 class _Entry:
     contestant: Contestant
     opened: list[Opened] = field(default_factory=list)
-    rounds: list[float] = field(default_factory=list)  # median seconds of a run in each turn
+    rounds: dict[int, float] = field(default_factory=dict)  # median seconds of a run in each turn
     runs: int = 0
     turn: int = _SHORTEST_TURN
+    typical: float = 0.0  # seconds of a run
 
 
 def measure(
@@ -166,8 +192,8 @@ def measure(
         progress: is told what begins.
         beside: something else to measure once in each round while all engines are stopped.
 
-    Raises:
-        EngineError: the first engine cannot run the model. Others are left out, with the reason noted.
+    Returns:
+        The figures. An engine that fails at any point is among the failures only, the first one too.
     """
     entries = [_Entry(contestant) for contestant in contestants]
     failures: dict[str, str] = {}
@@ -176,85 +202,121 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="hasten-") as folder, contextlib.ExitStack() as stack:
         path = save_feeds(feeds, Path(folder))
         progress("opening the model in fresh processes")
-        for _ in range(plan.openings):
+        for _ in range(plan.openings - 1):
             _attempt(entries, failures, lambda entry: _open_once(entry, path, plan.threads))
         workers: dict[str, Worker] = {}
 
         def start(entry: _Entry) -> None:
             engine = entry.contestant.engine
+            progress(f"starting {engine.name}")
             worker = Worker(engine, entry.contestant.model, path, plan.threads)
             workers[engine.name] = stack.enter_context(worker)
-            entry.opened = entry.opened or [worker.opened]
+            entry.opened.append(worker.opened)
             _calibrate(entry, worker, plan)
             worker.stop()
 
-        progress("starting the engines")
         _attempt(entries, failures, start)
         noted = []
-        for number in range(plan.rounds):
-            progress(f"timing, round {number + 1} of {plan.rounds}")
-            first = number % len(entries)
-            for entry in entries[first:] + entries[:first]:
-                _take_turn(entry, workers[entry.contestant.engine.name], plan)
+        running = _without(entries, failures)
+        rounds = _rounds(running, plan)
+        for number in range(rounds):
+            progress(f"timing, round {number + 1} of {rounds}")
+            turns = _without(_taking_part(running, plan, number), failures)
+            first = number % max(1, len(turns))
+            take = functools.partial(_take_turn, number=number, workers=workers, pause=plan.pause)
+            _attempt(turns[first:] + turns[:first], failures, take)
             if beside is not None:
                 noted.append(beside())
-    results = tuple(_result(entry, entries[0]) for entry in entries)
-    return Measurement(plan.threads, plan.rounds, results, failures, tuple(noted))
+    left = _without(entries, failures)
+    compared = entries[0] if entries[0] in left else None
+    results = tuple(_result(entry, compared) for entry in left)
+    return Measurement(plan.threads, rounds, results, failures, tuple(noted))
 
 
-def _attempt(entries: list[_Entry], failures: dict[str, str], do: Callable[[_Entry], None]) -> None:
-    """Does something with each entry; removes those that fail, unless it is the first."""
-    for entry in list(entries):
+def _attempt(entries: Sequence[_Entry], failures: dict[str, str], do: Callable[[_Entry], None]) -> None:
+    """Does something with each entry that has not failed so far; notes those that fail now."""
+    for entry in _without(entries, failures):
         try:
             do(entry)
         except EngineError as error:
-            if entry is entries[0]:
-                raise
             failures[entry.contestant.engine.name] = str(error)
-            entries.remove(entry)
+
+
+def _without(entries: Sequence[_Entry], failures: Mapping[str, str]) -> list[_Entry]:
+    return [entry for entry in entries if entry.contestant.engine.name not in failures]
 
 
 def _open_once(entry: _Entry, feeds: Path, threads: int) -> None:
+    if any(opened.load + opened.first > _SLOW_OPENING for opened in entry.opened):
+        return
     with Worker(entry.contestant.engine, entry.contestant.model, feeds, threads) as worker:
         entry.opened.append(worker.opened)
 
 
 def _calibrate(entry: _Entry, worker: Worker, plan: Plan) -> None:
-    worker.times(2)
-    typical = statistics.median(worker.times(_SHORTEST_TURN))
-    fitting = int(plan.turn / max(typical, 1e-9))
+    worker.times(1)
+    entry.typical = min(worker.times(_SHORTEST_TURN))
+    fitting = int(plan.turn / max(entry.typical, 1e-9))
     entry.turn = min(max(fitting, _SHORTEST_TURN), _LONGEST_TURN)
 
 
-def _take_turn(entry: _Entry, worker: Worker, plan: Plan) -> None:
-    time.sleep(plan.pause)
+def _rounds(entries: Sequence[_Entry], plan: Plan) -> int:
+    """How many rounds the limit allows."""
+    if plan.limit is None:
+        return plan.rounds
+    left, rounds = plan.limit, 0
+    while rounds < plan.rounds and (rounds < _FEWEST_ROUNDS or left > 0):
+        left -= sum(entry.turn * entry.typical + plan.pause for entry in _taking_part(entries, plan, rounds))
+        rounds += 1
+    return rounds
+
+
+def _taking_part(entries: Sequence[_Entry], plan: Plan, number: int) -> list[_Entry]:
+    if plan.limit is None or number < _FEWEST_ROUNDS:
+        return list(entries)
+    return [entry for entry in entries if not _is_hopeless(entry, entries)]
+
+
+def _is_hopeless(entry: _Entry, entries: Sequence[_Entry]) -> bool:
+    """Whether it is much slower than another peer of its precision; an artifact never is."""
+    engine = entry.contestant.engine
+    peers = [e for e in entries if e.contestant.engine.runs != "artifact"]
+    rivals = [e.typical for e in peers if e.contestant.engine.precision == engine.precision]
+    return entry in peers and entry.typical > _HOPELESS * min(rivals)
+
+
+def _take_turn(entry: _Entry, *, number: int, workers: Mapping[str, Worker], pause: float) -> None:
+    worker = workers[entry.contestant.engine.name]
+    time.sleep(pause)
     worker.go_on()
     seconds = worker.times(entry.turn)
     worker.stop()
     timed = seconds[int(len(seconds) * _UNTIMED_SHARE) or 1 :]
     entry.runs += len(timed)
-    entry.rounds.append(statistics.median(timed))
+    entry.rounds[number] = statistics.median(timed)
 
 
-def _result(entry: _Entry, first: _Entry) -> Result:
-    itself = entry is first
-    load = statistics.median(opened.load for opened in entry.opened)
-    first_load = statistics.median(opened.load for opened in first.opened)
-    ratios = [own / other for own, other in zip(entry.rounds, first.rounds, strict=True)]
-    engine = entry.contestant.engine
-    return Result(
-        engine=engine.name,
-        version=engine.version or "unknown",
-        run_ms=Spread.of(entry.rounds).scaled(1e3),
-        ratio=None if itself else Spread.of(ratios),
+def _result(entry: _Entry, first: _Entry | None) -> Result:
+    found = Result(
+        engine=entry.contestant.engine.name,
+        version=entry.contestant.engine.version or "unknown",
+        precision=entry.contestant.engine.precision,
+        run_ms=Spread.of(list(entry.rounds.values())).scaled(1e3),
+        ratio=None,
+        rounds_ms={number: seconds * 1e3 for number, seconds in entry.rounds.items()},
         runs=entry.runs,
-        load_ms=load * 1e3,
+        load_ms=statistics.median(opened.load for opened in entry.opened) * 1e3,
         first_ms=statistics.median(opened.first for opened in entry.opened) * 1e3,
-        load_ratio=None if itself else load / first_load,
+        load_ratio=None,
+        loads_ms=tuple(opened.load * 1e3 for opened in entry.opened),
         peak_mb=_megabytes([opened.peak for opened in entry.opened]),
         base_mb=_megabytes([opened.base for opened in entry.opened]),
         file_mb=sum(file.stat().st_size for file in entry.contestant.files) / 1e6,
     )
+    if first is None or first is entry:
+        return found
+    other = _result(first, None)
+    return replace(found, ratio=found.ratio_to(other), load_ratio=found.load_ms / other.load_ms)
 
 
 def _megabytes(values: Sequence[int | None]) -> float | None:

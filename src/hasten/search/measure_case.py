@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from hasten.errors import ModelError, ToolchainError
+from hasten.errors import EngineError, ModelError, ToolchainError
 from hasten.frontends import huggingface
 from hasten.runtime.artifact import read_artifact
 from hasten.runtime.checks import bind_sizes
@@ -102,6 +102,8 @@ def measure_case(
             else:
                 contestants.append(Contestant(engine, model, files_of(model)))
         found = measure(contestants, feeds, plan, progress=progress, beside=peak.gflops if peak else None)
+    if not found.results or found.results[0].engine != HASTEN.name:
+        raise EngineError(found.failures[HASTEN.name])
     found = Measurement(
         found.threads, found.rounds, found.results, {**failures, **found.failures}, found.beside
     )
@@ -128,12 +130,12 @@ def model_for(engine: Engine, sources: Sequence[Path], folder: Path) -> Path | s
     """
     folders = [source for source in sources if huggingface.accepts(source)]
     files = [source for source in sources if source not in folders]
-    wanted = folders if engine.runs == "folder" else files
+    wanted = folders if engine.runs == "module" else files
     if wanted:
         return wanted[0]
-    if engine.runs == "folder" or not folders:
+    if engine.runs == "module" or not folders:
         shown = ", ".join(map(str, sources)) or "no source is given"
-        return f"it runs {'Hugging Face folders' if engine.runs == 'folder' else 'ONNX files'}: {shown}"
+        return f"it runs {'Hugging Face folders' if engine.runs == 'module' else 'ONNX files'}: {shown}"
     exported = folder / "exported.onnx"
     if not exported.exists():
         ir.save(huggingface.load(folders[0]), exported, external_data="exported.data")
