@@ -36,6 +36,9 @@ class Kernel:
         writes: the tensor that it computes.
         scratch: bytes of arena that each thread needs for itself, 0 for none.
         title: what a person reads in a profile.
+        flops: floating-point operations of its sums of products.
+        bytes: what it reads and writes, once.
+        factors: element type in which it multiplies.
         shape: of a product or convolution: the key of its schedule.
         schedule: of a product or convolution: how it was built.
     """
@@ -48,5 +51,8 @@ class Kernel:
     writes: str
     scratch: Expr
     title: str
+    flops: Expr
+    bytes: Expr
+    factors: DType
     shape: ProductShape | None = None
     schedule: Schedule | None = None

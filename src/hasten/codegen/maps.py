@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from hasten.codegen.counts import factor_type, stage_bytes, stage_flops
 from hasten.codegen.fuse import cost
 from hasten.codegen.kernel import TAIL_PARAMS, THREAD, THREADS, Kernel
 from hasten.codegen.layout import Layouts, flatten
@@ -95,6 +96,9 @@ def finish_kernel(
         writes,
         const(0),
         title,
+        flops=stage_flops(stage),
+        bytes=stage_bytes(stage, layouts),
+        factors=factor_type(stage, layouts),
     )
 
 

@@ -193,14 +193,14 @@ _HELPERS = {
 """Arithmetic of sizes that C has no operator for; the last one uses the one before it."""
 
 
-def _helpers(code: Sequence[str]) -> list[str]:
-    """Definitions of the helpers that some lines call, and an empty line after them."""
+def _helpers(code: Sequence[str], known: Sequence[str] = ()) -> list[str]:
+    """Definitions of the helpers that some lines call, without those among `known` lines."""
     text = "\n".join(code)
     used = {name for name in _HELPERS if f"{name}(" in text}
     if "mod_int64_t" in used:
         used.add("floordiv_int64_t")
-    lines = [line for name, definition in _HELPERS.items() if name in used for line in definition]
-    return [*lines, ""] if lines else []
+    wanted = [d for name, d in _HELPERS.items() if name in used and d[0] not in known]
+    return [line for definition in wanted for line in definition]
 
 
 class _Program:
@@ -219,15 +219,18 @@ class _Program:
 
     def text(self) -> str:
         n = self.part.number
-        code = [*self.plan(), *self.run()]
+        plan, run = self.plan(), self.run()
+        helpers = _helpers([*plan, *run])
         body = [
             '#include "pool.h"',
+            '#include "profile.h"',
             "",
             *(f"{declaration(f)};" for f in self.functions),
             "",
             f"#define MOST_THREADS {MOST_THREADS}",
             "",
-            *_helpers(code),
+            *helpers,
+            *([""] if helpers else []),
             f"/* Symbolic sizes of part {n}, and where its tensors lie in the arena. */",
             "typedef struct {",
             *(f"    int64_t {f};" for f in self.fields.values()),
@@ -235,7 +238,9 @@ class _Program:
             "    int64_t scratch, scratch_bytes, work;",
             f"}} part_{n}_plan;",
             "",
-            *code,
+            *plan,
+            *self.counts(helpers),
+            *run,
         ]
         return "\n".join(body) + "\n"
 
@@ -283,6 +288,16 @@ class _Program:
         ]
         return lines
 
+    def counts(self, helpers: Sequence[str]) -> list[str]:
+        """A function that tells a profile what each kernel amounts to."""
+        n = self.part.number
+        lines = [f"static void count_part_{n}(const part_{n}_plan *plan) {{"]
+        for i, k in enumerate(self.kernels):
+            amounts = f"{self.expr(k.flops)}, {self.expr(k.bytes)}, {8 * k.factors.bytes}"
+            lines.append(f"    hasten_count({n}, {i}, {amounts});")
+        lines += ["    (void)plan;", "}"]
+        return ["#ifdef HASTEN_PROFILE", *_helpers(lines, helpers), *lines, "#endif", ""]
+
     def run(self) -> list[str]:
         n = self.part.number
         lines = [
@@ -306,16 +321,19 @@ class _Program:
             )
         for i, k in enumerate(self.kernels):
             lines += self.step(i, k)
-        lines += ["}", ""]
+        lines += ["    HASTEN_MARK(team->index, HASTEN_WAITS);", "}", ""]
         lines += [
             f"int32_t start_part_{n}(hasten_call *call) {{",
             f"    part_{n}_run run = {{.call = call}};",
+            f"    HASTEN_MARK(0, HASTEN_BEGINS - {n});",
             f"    const int32_t broken = make_plan_{n}(call->sizes, &run.plan);",
             "    if (broken) return -broken;",
             f"    int32_t threads = run.plan.work < {SERIAL_RUN} ? 1 : call->threads;",
             "    if (threads > MOST_THREADS) threads = MOST_THREADS;",
             f"    const int64_t nanoseconds = run.plan.work / {WORK_PER_NANOSECOND};",
             f"    hasten_pool_run(call->pool, threads, nanoseconds, run_part_{n}, &run);",
+            "    HASTEN_MARK(0, HASTEN_ENDS);",
+            f"    HASTEN_PROFILED(count_part_{n}(&run.plan));",
             "    return call->fault.code;",
             "}",
         ]
@@ -357,24 +375,33 @@ class _Program:
                 arguments.append(p.name)
         text = ", ".join(arguments)
         name = k.function.name
-        shared = f"{name}({text}, {i}, team->index, team->count);"
-        alone = f"{name}({text}, {i}, 0, 1);"
+        shared = [
+            f"HASTEN_MARK(team->index, {i});",
+            f"{name}({text}, {i}, team->index, team->count);",
+        ]
+        alone = [f"HASTEN_MARK(0, {i});", f"{name}({text}, {i}, 0, 1);"]
         lines = [f"    /* {k.title.replace('*/', '* /')} */"]
         work = constant_int(k.work)
-        if work is not None:
-            lines.append(f"    {shared}" if work >= SERIAL_WORK else f"    if (team->index == 0) {alone}")
+        if work is not None and work >= SERIAL_WORK:
+            lines += _indented(shared, 4)
+        elif work is not None:
+            lines += ["    if (team->index == 0) {", *_indented(alone, 8), "    }"]
         else:
             lines += [
                 f"    if ({self.expr(k.work)} >= {SERIAL_WORK}) {{",
-                f"        {shared}",
+                *_indented(shared, 8),
                 "    } else if (team->index == 0) {",
-                f"        {alone}",
+                *_indented(alone, 8),
                 "    }",
             ]
         if i + 1 < len(self.kernels) and not (self.serial(k) and self.serial(self.kernels[i + 1])):
-            lines.append("    hasten_barrier(team);")
+            lines += ["    HASTEN_MARK(team->index, HASTEN_WAITS);", "    hasten_barrier(team);"]
         return lines
 
     def serial(self, k: Kernel) -> bool:
         work = constant_int(k.work)
         return work is not None and work < SERIAL_WORK
+
+
+def _indented(lines: Sequence[str], by: int) -> list[str]:
+    return [" " * by + line for line in lines]

@@ -295,9 +295,9 @@ def _identify(command: tuple[str, ...]) -> Compiler | None:
 
 
 def _runtime_files(stack: contextlib.ExitStack) -> list[Path]:
-    """The interface and the thread pool, which the package carries."""
+    """The interface, the marks of a profile and the thread pool, which the package carries."""
     runtime = importlib.resources.files("hasten") / "runtime"
-    parts = (("include", "hasten.h"), ("csrc", "pool.h"), ("csrc", "pool.c"))
+    parts = (("include", "hasten.h"), ("csrc", "pool.h"), ("csrc", "profile.h"), ("csrc", "pool.c"))
     return [
         stack.enter_context(importlib.resources.as_file(runtime.joinpath(folder, name)))
         for folder, name in parts

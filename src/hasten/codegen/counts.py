@@ -1,0 +1,86 @@
+"""What a kernel amounts to: floating-point operations of its products, and bytes that it moves.
+
+Counted is what the definition asks for, once: a multiply-add is two operations, wherever it is a term of a
+sum of products (matrix product, convolution, attention, variance); other arithmetic is not counted, as is
+usual for figures of whole models. Each tensor that is read counts once, and only as far as it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hasten.codegen.layout import Layouts
+from hasten.codegen.stage import ACCUMULATOR, Stage
+from hasten.loops.dtypes import DType
+from hasten.loops.expr import Expr, Load, Op, Reduce, Var, binary, const, free_vars, walk
+from hasten.loops.program import Attention, Gemm, operands
+from hasten.loops.simplify import spell
+
+
+def stage_flops(stage: Stage) -> Expr:
+    """Floating-point operations of the sums of products of a stage."""
+    body = stage.body
+    if isinstance(body, Gemm):
+        return _product((*body.batch, *body.rows, body.column, *body.taps, body.depth)) * 2
+    if isinstance(body, Attention):
+        scores = _product((body.batch, body.head, body.row, body.key))
+        return scores * (_product((body.depth,)) + _product((body.column,))) * 2
+    total: Expr = const(0)
+    for node in dict.fromkeys(walk(body)):
+        if isinstance(node, Reduce) and node.op == "sum" and _multiplies(node.body):
+            total = total + _product((*free_vars(node), *node.vars)) * 2
+    return total
+
+
+def stage_bytes(stage: Stage, layouts: Layouts) -> Expr:
+    """Bytes that a stage reads and writes, each element that it touches once."""
+    read: dict[str, Expr] = {}
+    for e in stage.expressions():
+        for node in dict.fromkeys(walk(e)):
+            if isinstance(node, Load) and node.buffer != ACCUMULATOR:
+                known = read.get(node.buffer, const(0))
+                read[node.buffer] = known + _touched(node, layouts)
+    out = layouts[stage.name]
+    total = out.elements * out.dtype.bytes
+    for name, touched in read.items():
+        layout = layouts[name]
+        total = total + _least(touched, layout.elements) * layout.dtype.bytes
+    return total
+
+
+def factor_type(stage: Stage, layouts: Layouts) -> DType:
+    """The element type in which a stage multiplies, f32 if it has no product."""
+    if isinstance(stage.body, Gemm | Attention):
+        loads = [n for e in operands(stage.body).values() for n in walk(e) if isinstance(n, Load)]
+        types = [layouts[n.buffer].dtype for n in loads if layouts[n.buffer].dtype.is_float]
+        return max(types, key=lambda t: t.bytes, default=DType.F32)
+    return DType.F32
+
+
+def _touched(load: Load, layouts: Layouts) -> Expr:
+    """Elements that a load reads for all values of its variables."""
+    layout = layouts[load.buffer]
+    if not load.index:  # a packed operand
+        return layout.elements
+    return _least(_product({v for i in load.index for v in free_vars(i)}), layout.elements)
+
+
+def _least(a: Expr, b: Expr) -> Expr:
+    return a if spell(a) == spell(b) else binary("min", a, b)
+
+
+def _product(variables: Iterable[Var]) -> Expr:
+    total: Expr = const(1)
+    for v in sorted(variables, key=lambda v: v.name):
+        # A variable of one value may have no extent.
+        total = total * (const(1) if v.extent is None else v.extent)
+    return total
+
+
+def _multiplies(e: Expr) -> bool:
+    """Whether a term of a sum is a product of floats, if need be inside a window."""
+    if not isinstance(e, Op) or not e.dtype.is_float:
+        return False
+    if e.op == "select":
+        return any(_multiplies(a) for a in e.args[1:])
+    return e.op == "mul"
