@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hasten.codegen.attention import attention_kernel
+from hasten.codegen.depthwise import depthwise_kernel
 from hasten.codegen.fuse import fuse
 from hasten.codegen.gemm import (
     ZEROS,
@@ -93,7 +94,8 @@ def _kernel(
         return replace(kernel, shape=p.shape, schedule=p.schedule)
     if isinstance(s.body, Attention):
         return attention_kernel(s, layouts, tiles, f"attention_{number}")
-    return map_kernel(s, layouts, target.vector_bytes, f"map_{number}")
+    window = depthwise_kernel(s, layouts, target, f"depthwise_{number}")
+    return window or map_kernel(s, layouts, target.vector_bytes, f"map_{number}")
 
 
 def _whole(g: Gemm) -> Expr:

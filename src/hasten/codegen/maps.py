@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hasten.codegen.counts import factor_type, stage_bytes, stage_flops
@@ -197,7 +197,7 @@ def parallel_nest(d: Domain, lanes: int, names: Names) -> tuple[Stmt, ...]:
         total = total * ((inner.extent + (block - 1)) // block)
     task = Var(INDEX, "task", total)
     first, last = share(total, const(1))
-    return (For(task, first, last, (*_decode(task, tasks), *row, *body)),)
+    return (For(task, first, last, (*decode(task, tasks), *row, *body)),)
 
 
 def _block(value: Expr, inner: Var, lanes: int) -> int | None:
@@ -239,7 +239,7 @@ def share(total: Expr, grain: Expr) -> tuple[Expr, Expr]:
     return bound(thread), bound(thread + 1)
 
 
-def _decode(task: Var, outer: list[Var]) -> list[Stmt]:
+def decode(task: Var, outer: Sequence[Var]) -> list[Stmt]:
     """The outer variables of a flat position."""
     lets: list[Stmt] = []
     rest: Expr = task

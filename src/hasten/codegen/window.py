@@ -30,12 +30,12 @@ class Window:
 
 def find_window(op: str, variables: tuple[Var, ...], body: Expr) -> Window | None:
     """The window of a reduction whose body has no effect outside, or None if it is of another form."""
-    guarded = _guarded(op, body)
+    guarded = split_guard(op, body)
     if guarded is None:
         return None
     condition, inner = guarded
     ranges: dict[Var, tuple[Expr, Expr]] = {}
-    for atom in _conjuncts(condition):
+    for atom in conjuncts(condition):
         own = [v for v in variables if v in free_vars(atom)]
         if len(own) != 1 or not isinstance(atom, Op) or atom.op not in ("le", "lt"):
             return None
@@ -54,7 +54,7 @@ def find_window(op: str, variables: tuple[Var, ...], body: Expr) -> Window | Non
     return Window(ranges, inner) if ranges else None
 
 
-def _guarded(op: str, body: Expr) -> tuple[Expr, Expr] | None:
+def split_guard(op: str, body: Expr) -> tuple[Expr, Expr] | None:
     """(condition, body without it) where the body is neutral wherever the condition fails."""
     if isinstance(body, Op) and body.op == "select":
         condition, value, other = body.args
@@ -62,7 +62,7 @@ def _guarded(op: str, body: Expr) -> tuple[Expr, Expr] | None:
             return condition, value
     if op == "sum" and isinstance(body, Op) and body.op == "mul":
         for at in (0, 1):
-            inner = _guarded("sum", body.args[at])
+            inner = split_guard("sum", body.args[at])
             if inner is not None:
                 condition, value = inner
                 arguments = (value, body.args[1]) if at == 0 else (body.args[0], value)
@@ -79,9 +79,10 @@ def _is_neutral(op: str, c: Const) -> bool:
     return False
 
 
-def _conjuncts(condition: Expr) -> list[Expr]:
+def conjuncts(condition: Expr) -> list[Expr]:
+    """The conditions that must all hold."""
     if isinstance(condition, Op) and condition.op == "and":
-        return [a for part in condition.args for a in _conjuncts(part)]
+        return [a for part in condition.args for a in conjuncts(part)]
     return [condition]
 
 
