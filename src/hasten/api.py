@@ -14,12 +14,13 @@ from hasten.backends.native import Options, Payload, compile_graph
 from hasten.codegen.toolchain import default_cache
 from hasten.errors import HostOperatorWarning, OptionError
 from hasten.frontends.protocol import Dynamic, Example
+from hasten.loops.dtypes import DType
 from hasten.passes.pipeline import optimize_graph
 from hasten.runtime.artifact import write_artifact
 from hasten.runtime.session import Session, open_session
-from hasten.target import Target
+from hasten.target import Target, with_bf16
 
-PRECISIONS = ("f32",)
+PRECISIONS = ("f32", "bf16")
 
 Progress = Callable[[str], None]
 """Is told what begins: a few words, such as "reading the model"."""
@@ -40,7 +41,9 @@ def compile(  # noqa: A001 - the field's word
     Args:
         source: an ONNX file (path, bytes or ModelProto), a Hugging Face model folder, or a
             torch.nn.Module or ExportedProgram.
-        precision: "f32".
+        precision: "f32", or "bf16": weights and what products read are stored in 16 bits, sums and
+            all other arithmetic stay f32. Fast on processors with AVX512-BF16; others give the same
+            results to rounding.
         threads: threads that a run uses; None for all cores that this process may use.
         target: instruction set, or several for one artifact that picks the best at opening.
         example: inputs to trace a torch.nn.Module with.
@@ -102,12 +105,15 @@ def compile_payload(
     names = [target] if isinstance(target, str) else list(target)
     if not names:
         raise OptionError("target=[]: give at least one instruction set, or 'native' for this machine's")
-    targets = tuple(dict.fromkeys(Target.named(name) for name in names))
+    named = [Target.named(name) for name in names]
+    if precision == "bf16":
+        named = [t for target in named for t in with_bf16(target)]
+    targets = tuple(dict.fromkeys(named))
     progress("reading the model")
     model = frontends.load(source, example=example, dynamic=dynamic)
     progress("optimizing the graph")
     report = optimize_graph(model)
-    options = Options(targets, threads, default_cache() if cache is None else Path(cache))
+    options = Options(targets, threads, DType(precision), default_cache() if cache is None else Path(cache))
     progress(f"generating and compiling code for {', '.join(t.name for t in targets)}")
     noted = {"passes": dataclasses.asdict(report), "notes": model.metadata_props.get("hasten.notes", "")}
     return compile_graph(model, options, noted, __version__)

@@ -41,6 +41,11 @@ class Target:
     registers: int
     triple: str
 
+    @property
+    def bf16(self) -> bool:
+        """Whether it has instructions that multiply pairs of bf16."""
+        return "avx512_bf16" in self.features
+
     @staticmethod
     def named(name: str) -> Target:
         """The target of this name: one of `TARGETS`, an alias ("avx2", "avx512", ...) or "native".
@@ -65,10 +70,20 @@ class Target:
 TARGETS = (
     Target("x86-64-v3", "x86-64", _V3_FEATURES, 32, 16, "x86_64-linux-gnu"),
     Target("x86-64-v4", "x86-64", _V3_FEATURES | _V4_FEATURES, 64, 32, "x86_64-linux-gnu"),
+    Target(
+        "x86-64-v4-bf16", "x86-64", _V3_FEATURES | _V4_FEATURES | {"avx512_bf16"}, 64, 32, "x86_64-linux-gnu"
+    ),
     Target("aarch64", "aarch64", frozenset({"asimd"}), 16, 32, "aarch64-linux-gnu"),
 )
 
 _ALIASES = {"avx2": "x86-64-v3", "avx512": "x86-64-v4", "arm64": "aarch64", "neon": "aarch64"}
+
+
+def with_bf16(target: Target) -> tuple[Target, ...]:
+    """The targets to compile bf16 for where `target` is asked for: with the instructions, and without."""
+    faster = [t for t in TARGETS if t.bf16 and not target.bf16 and t.features > target.features and
+              t.vector_bytes == target.vector_bytes]  # fmt: skip
+    return (*faster, target)
 
 
 @dataclass(frozen=True)
@@ -86,13 +101,13 @@ def runs_here(target: Target) -> bool:
 
 
 def native() -> Target:
-    """The best target that this machine runs.
+    """The best target that this machine runs, of those that differ in more than one type's instructions.
 
     Raises:
         TargetError: It runs none of them.
     """
     for target in reversed(TARGETS):
-        if runs_here(target):
+        if runs_here(target) and not target.bf16:
             return target
     nearest = [target for target in TARGETS if target.arch == architecture()]
     lacks = sorted(nearest[0].features - processor_features()) if nearest else []

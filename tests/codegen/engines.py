@@ -21,6 +21,7 @@ from hasten.codegen.tiles import tile_functions
 from hasten.codegen.toolchain import build, find_compiler
 from hasten.codegen.weights import Weights
 from hasten.errors import InputError
+from hasten.loops.dtypes import DType
 from hasten.loops.evaluate import bind_sizes, size_value
 from hasten.loops.expr import Size
 from hasten.loops.interpret import interpret, uninitialized
@@ -32,13 +33,15 @@ from hasten.target import Target
 
 Arrays = Mapping[str, np.ndarray]
 
+TILE_DTYPES = (DType.F32, DType.BF16)
+
 GUARD = 64
 """Elements behind each tensor of the arena that vectors may read and must not use."""
 
 
 @functools.cache
 def _tiles(target: Target) -> tuple[Function, ...]:
-    return tuple(tile_functions(target))
+    return tuple(tile_functions(target, TILE_DTYPES))
 
 
 def parameters(program: Program) -> tuple[str, ...]:
@@ -56,8 +59,8 @@ class Interpreted:
     target: Target
 
     @staticmethod
-    def of(program: Program, target: Target) -> Interpreted:
-        lowered = lower_program(program, target)
+    def of(program: Program, target: Target, precision: DType = DType.F32) -> Interpreted:
+        lowered = lower_program(program, target, precision=precision)
         tiles = _tiles(target)
         for k in lowered.kernels:
             for f in (k.function, *k.helpers):
@@ -81,7 +84,8 @@ class Interpreted:
             for thread in range(threads):
                 given |= {"fault": np.zeros(1, np.uint8), "kernel": number}
                 given |= {"thread": thread, "threads": threads}
-                given["scratch"] = uninitialized(layout.dtype, scratch + GUARD)
+                given["scratch"] = uninitialized(DType.F32, scratch + GUARD)
+                given["scratch_pairs"] = uninitialized(DType.BF16, 2 * scratch + GUARD)
                 fault = interpret(k.function, [given[p.name] for p in k.function.params], functions)
                 if fault is not None:
                     raise InputError(f"index {fault.value} is outside {fault.limit} in {k.title}")
@@ -160,6 +164,7 @@ def compile_programs(
     *,
     parallel: bool = False,
     schedules: Sequence[Schedules] | None = None,
+    precision: DType = DType.F32,
 ) -> list[Compiled]:
     """Builds programs as the parts of one shared object.
 
@@ -168,8 +173,11 @@ def compile_programs(
         target: instruction set.
         parallel: divide even the smallest kernel among the threads.
         schedules: for each program, where they are not the defaults.
+        precision: of the operands of products.
     """
-    sources, weights, titles = program_sources(programs, target, parallel=parallel, schedules=schedules)
+    sources, weights, titles = program_sources(
+        programs, target, parallel=parallel, schedules=schedules, precision=precision
+    )
     library = Library(memoryview(build(sources, target, find_compiler(target))))
     image = aligned(weights.size)
     if weights.arrays:
@@ -183,20 +191,21 @@ def program_sources(
     *,
     parallel: bool = False,
     schedules: Sequence[Schedules] | None = None,
+    precision: DType = DType.F32,
 ) -> tuple[dict[str, str], Weights, list[tuple[str, ...]]]:
     """C files of programs as parts of one object, their constants, and their kernels' titles.
 
     The compiler's start is most of the time that a small file takes, so that many parts share a file.
     """
     weights, titles = Weights(), []
-    sources = module_sources(range(len(programs)), target, expand_operation)
+    sources = module_sources(range(len(programs)), target, expand_operation, TILE_DTYPES)
     tiles = _tiles(target)
     prototypes = "\n".join(f"{declaration(t)};" for t in tiles)
     for start in range(0, len(programs), PARTS_PER_FILE):
         functions: list[Function] = []
         parts = ""
         for i, p in enumerate(programs[start : start + PARTS_PER_FILE], start):
-            lowered = lower_program(p, target, schedules[i] if schedules else DEFAULTS)
+            lowered = lower_program(p, target, schedules[i] if schedules else DEFAULTS, precision)
             offsets = {name: weights.add(a) for name, a in lowered.constants.items()}
             part = Part(i, p, lowered, parameters(p), offsets, 0)
             with division_of_work(parallel):

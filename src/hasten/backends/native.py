@@ -17,6 +17,7 @@ from hasten.codegen.partition import NativePart, Step, partition
 from hasten.codegen.toolchain import build, find_compiler
 from hasten.codegen.weights import Weights
 from hasten.graph.evaluate import node_model
+from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, Size, constant_int
 from hasten.loops.program import Guard
 from hasten.loops.simplify import infix
@@ -33,11 +34,13 @@ class Options:
     Attributes:
         targets: instruction sets, one shared object each.
         threads: threads that a run uses by default; None for all cores of the machine that runs it.
+        precision: F32, or BF16 to store the operands of products so.
         cache: folder of compiled objects, or None.
     """
 
     targets: tuple[Target, ...]
     threads: int | None
+    precision: DType
     cache: Path | None
 
 
@@ -70,8 +73,8 @@ def compile_graph(model: ir.Model, options: Options, report: Mapping[str, Any], 
     native = [s for s in steps if isinstance(s, NativePart)]
     compiled: list[PartCode] = []
     for target in options.targets if native else ():
-        codes = _parts_code(native, target, weights)
-        sources = module_sources(range(len(native)), target, expand_operation)
+        codes, dtypes = _parts_code(native, target, options.precision, weights)
+        sources = module_sources(range(len(native)), target, expand_operation, dtypes)
         for code in codes:
             sources.update(code.sources)
         compiler = find_compiler(target)
@@ -94,16 +97,21 @@ def compile_graph(model: ir.Model, options: Options, report: Mapping[str, Any], 
     return Payload(manifest, members)
 
 
-def _parts_code(native: Sequence[NativePart], target: Target, weights: Weights) -> list[PartCode]:
+def _parts_code(
+    native: Sequence[NativePart], target: Target, precision: DType, weights: Weights
+) -> tuple[list[PartCode], tuple[DType, ...]]:
+    """The C of all parts, and the element types that they multiply."""
     codes = []
+    dtypes: dict[DType, None] = {}
     first_guard = 0
     for number, step in enumerate(native):
-        lowered = lower_program(step.program, target)
+        lowered = lower_program(step.program, target, precision=precision)
         offsets = {name: weights.add(array) for name, array in lowered.constants.items()}
         part = Part(number, step.program, lowered, step.sizes, offsets, first_guard)
         first_guard += len(step.program.guards)
+        dtypes |= dict.fromkeys(lowered.tile_dtypes)
         codes.append(part_code(part, target, expand_operation))
-    return codes
+    return codes, tuple(dtypes)
 
 
 def _steps(

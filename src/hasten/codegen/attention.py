@@ -3,6 +3,9 @@
 Keys are packed once for each batch entry and head into the panels that the register tile reads; values
 are read in place, as panels whose rows lie a tensor row apart. The scores of a tile of queries stay in
 the second-level cache: at no time is there a matrix of all scores. The softmax divides at the end.
+
+In bf16 queries, keys, values and the weights of the values are multiplied in pairs, so values are packed
+too; scores, their softmax and all sums are f32.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.maps import Domain, finish_kernel, inner_loop, share
 from hasten.codegen.reductions import Names, schedule_reduction
 from hasten.codegen.stage import Stage
-from hasten.codegen.tiles import PANEL, Columns, Rows, Tile, multiply
+from hasten.codegen.tiles import PANEL, Columns, Rows, Tile, group, multiply
 from hasten.codegen.vectorize import coefficient
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
@@ -30,7 +33,6 @@ from hasten.loops.expr import (
     binary,
     cast,
     const,
-    select,
     substitute,
     transform,
     unary,
@@ -42,7 +44,9 @@ F32 = DType.F32
 ROWS_AHEAD = 16
 """Steps of depth by which a panel of keys or values is asked for before it is needed."""
 SCRATCH = "scratch"
-"""Parameter: this thread's packed keys, then its scores."""
+"""Parameter: this thread's memory as f32; scores, then (in f32) packed keys."""
+PAIRS = "scratch_pairs"
+"""Parameter: the same memory as bf16; behind the scores packed keys, weights and packed values."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,36 @@ class _Parts:
     def lanes(self) -> int:
         return self.tiles[0].lanes
 
+    @property
+    def dtype(self) -> DType:
+        """Element type of what is multiplied."""
+        return self.tiles[0].dtype
+
+    @property
+    def group(self) -> int:
+        return group(self.dtype)
+
+    @property
+    def packed(self) -> str:
+        """The buffer that holds packed operands."""
+        return SCRATCH if self.dtype is F32 else PAIRS
+
+    def keys_at(self, pitch: Expr) -> Expr:
+        """Where packed keys begin in it: behind the scores."""
+        return pitch * (self.rows * self.group)
+
+    def weights_at(self, pitch: Expr) -> Expr:
+        """Where the weights of the values begin: in f32 they replace the scores."""
+        return const(0) if self.group == 1 else self.keys_at(pitch) + _extent(self.a.depth) * pitch
+
+    def values_at(self, pitch: Expr) -> Expr:
+        """Where packed values begin, if they are packed."""
+        return self.weights_at(pitch) + pitch * self.rows
+
+    def whole_groups(self, count: Expr) -> Expr:
+        """A number of elements rounded up to whole groups."""
+        return (count + (self.group - 1)) // self.group * self.group
+
 
 def attention_kernel(stage: Stage, layouts: Layouts, tiles: Sequence[Tile], name: str) -> Kernel:
     """The kernel of an attention stage, whose result is [batch, row, head, column] in memory."""
@@ -82,7 +116,12 @@ def attention_kernel(stage: Stage, layouts: Layouts, tiles: Sequence[Tile], name
     params = list(kernel.function.params)
     at = next(i for i, p in enumerate(params) if p.name == "out") + 1
     params.insert(at, Param(SCRATCH, F32, 1, writable=True))
-    scratch = (depth + parts.rows) * _key_pitch(a) * 4
+    pitch = _key_pitch(a)
+    end = parts.keys_at(pitch) + depth * pitch
+    if parts.packed == PAIRS:
+        params.insert(at + 1, Param(PAIRS, parts.dtype, 1, writable=True))
+        end = parts.values_at(pitch) + _value_panels(a) * pitch * PANEL
+    scratch = end * parts.dtype.bytes
     function = replace(kernel.function, params=tuple(params))
     return replace(kernel, function=function, scratch=scratch)
 
@@ -95,6 +134,10 @@ def _extent(v: Var) -> Expr:
 def _key_pitch(a: Attention) -> Expr:
     """Keys rounded up to whole panels."""
     return (_extent(a.key) + (PANEL - 1)) // PANEL * PANEL
+
+
+def _value_panels(a: Attention) -> Expr:
+    return (_extent(a.column) + (PANEL - 1)) // PANEL
 
 
 def _body(p: _Parts) -> tuple[Stmt, ...]:
@@ -113,6 +156,7 @@ def _body(p: _Parts) -> tuple[Stmt, ...]:
         Let(batch, task // _extent(a.head)),
         Let(head, task % _extent(a.head)),
         *_pack_keys(p, pitch),
+        *(_pack_values(p, pitch) if p.packed == PAIRS else ()),
         For(block, begin, end, _query_tile(p, block, end, pitch), step=p.rows),
     )
     return (
@@ -121,7 +165,7 @@ def _body(p: _Parts) -> tuple[Stmt, ...]:
         Let(begin, Op(INDEX, "select", (many, const(0), first_row))),
         Let(end, Op(INDEX, "select", (many, queries, last_row))),
         Let(pitch, _key_pitch(a)),
-        Declare("table", F32, (p.rows,), pointer=True),
+        Declare("table", p.dtype, (p.rows,), pointer=True),
         Declare("tile", F32, (p.rows * PANEL,)),
         Declare("total", F32, (p.rows,)),
         For(
@@ -161,20 +205,45 @@ def _bound(p: _Parts) -> dict[Expr, Expr]:
 
 
 def _pack_keys(p: _Parts, pitch: Var) -> tuple[Stmt, ...]:
-    """scratch[panel][depth][key in panel] = k[key][depth]; keys beyond the last are zero."""
-    a = p.a
-    panel, d, j = Var(INDEX, "panel"), Var(INDEX, "d", a.depth.extent), Var(INDEX, "j", const(PANEL))
+    """packed[panel][depth / group][key in panel][group] = k[key][depth]; keys beyond the last are zero."""
+    a, size = p.a, p.group
+    steps = _extent(a.depth) // size
+    panel, d, j = Var(INDEX, "panel"), Var(INDEX, "d", steps), Var(INDEX, "j", const(PANEL))
     key = panel * PANEL + j
-    load = substitute(_operand(p, a.k, "k"), {**_bound(p), a.key: key, a.depth: d})
+    load = substitute(_operand(p, a.k, "k"), {**_bound(p), a.key: key, a.depth: d * size})
     inside = Op(DType.BOOL, "lt", (key, _extent(a.key)))
-    value = select(inside, load, const(0.0, F32))
-    at = panel * (_extent(a.depth) * PANEL) + d * PANEL + j
-    store = Store(SCRATCH, (at,), value)
-    inner = For(j, const(0), const(PANEL), (For(d, const(0), _extent(a.depth), (store,)),))
+    value = _or_zero(inside, replace(load, lanes=size))
+    at = p.keys_at(pitch) + panel * (_extent(a.depth) * PANEL) + d * (PANEL * size) + j * size
+    inner = For(j, const(0), const(PANEL), (For(d, const(0), steps, (Store(p.packed, (at,), value),)),))
     return (
         Comment("keys, transposed into panels"),
         For(panel, const(0), pitch // const(PANEL), (inner,)),
     )
+
+
+def _pack_values(p: _Parts, pitch: Var) -> tuple[Stmt, ...]:
+    """packed[panel][key / 2][column in panel][2] = v[key][column]; a missing last key is zero."""
+    a = p.a
+    panel, pair, j = Var(INDEX, "panel"), Var(INDEX, "pair"), Var(INDEX, "j", const(PANEL))
+    load = _operand(p, a.v, "v")
+    values = {**_bound(p), a.column: panel * PANEL + j}
+    even, odd = (
+        replace(substitute(load, {**values, a.key: pair * 2 + half}), lanes=p.lanes) for half in (0, 1)
+    )
+    inside = Op(DType.BOOL, "lt", (pair * 2 + 1, _extent(a.key)))
+    value = Op(p.dtype, "interleave", (even, _or_zero(inside, odd)), lanes=2 * p.lanes)
+    at = p.values_at(pitch) + panel * (pitch * PANEL) + pair * (2 * PANEL) + j * 2
+    inner = For(j, const(0), const(PANEL), (Store(p.packed, (at,), value),), step=p.lanes)
+    pairs = (_extent(a.key) + 1) // 2
+    return (
+        Comment("values, two keys side by side"),
+        For(panel, const(0), _value_panels(a), (For(pair, const(0), pairs, (inner,)),)),
+    )
+
+
+def _or_zero(condition: Expr, value: Expr) -> Expr:
+    """What is loaded where a condition holds, else 0."""
+    return Op(value.dtype, "select", (condition, value, const(0.0, value.dtype)), lanes=value.lanes)
 
 
 def _query_tile(p: _Parts, block: Var, end: Var, pitch: Var) -> tuple[Stmt, ...]:
@@ -184,32 +253,32 @@ def _query_tile(p: _Parts, block: Var, end: Var, pitch: Var) -> tuple[Stmt, ...]
     row = block + binary("min", r, m - 1)
     q = _operand(p, a.q, "q").index[0]
     at = substitute(q, {**_bound(p), a.row: row, a.depth: const(0)})
-    scores = _extent(a.depth) * pitch
     key_panel = Var(INDEX, "panel")
-    fill = For(r, const(0), const(p.rows), (Store("table", (r,), Address(F32, "q", (at,))),))
-    panel_at = key_panel * (_extent(a.depth) * PANEL)
-    product = _product(p, m, _extent(a.depth), Address(F32, SCRATCH, (panel_at,)), const(PANEL), const(PANEL))
-    copy = _store_scores(p, m, block, scores, key_panel, pitch)
+    fill = For(r, const(0), const(p.rows), (Store("table", (r,), Address(p.dtype, "q", (at,))),))
+    panel_at = p.keys_at(pitch) + key_panel * (_extent(a.depth) * PANEL)
+    keys = Address(p.dtype, p.packed, (panel_at,))
+    product = _product(p, m, _extent(a.depth), keys, const(PANEL * p.group), const(PANEL))
+    copy = _store_scores(p, m, block, key_panel, pitch)
     return (
         Let(m, binary("min", end - block, const(p.rows))),
         fill,
         Comment("scores"),
         For(key_panel, const(0), pitch // const(PANEL), (*product, *copy)),
         Comment("softmax, not yet divided by its sum"),
-        *_softmax(p, m, scores, pitch),
+        *_softmax(p, m, pitch),
         Comment("weighted sum of the values"),
-        *_weighted_sum(p, m, block, scores, pitch),
+        *_weighted_sum(p, m, block, pitch),
     )
 
 
 def _product(p: _Parts, m: Var, depth: Expr, panel: Address, stride: Expr, width: Expr) -> tuple[Stmt, ...]:
     """The rows in the table times one panel."""
-    rows = Rows(Address(F32, "table", (const(0),)), const(p.rows), const(1), depth)
-    ahead = Address(F32, panel.buffer, (panel.index[0] + stride * ROWS_AHEAD,))
+    rows = Rows(Address(p.dtype, "table", (const(0),)), const(p.rows), const(1), depth)
+    ahead = Address(p.dtype, panel.buffer, (panel.index[0] + stride * ROWS_AHEAD,))
     return multiply(p.tiles, m, rows, Columns(panel, stride, width, ahead, stride))
 
 
-def _store_scores(p: _Parts, m: Var, block: Var, scores: Expr, panel: Var, pitch: Var) -> tuple[Stmt, ...]:
+def _store_scores(p: _Parts, m: Var, block: Var, panel: Var, pitch: Var) -> tuple[Stmt, ...]:
     """Scales and masks a tile of scores on its way to the strip of scores."""
     a = p.a
     r, j = Var(INDEX, "r", const(p.rows)), Var(INDEX, "j")
@@ -220,7 +289,7 @@ def _store_scores(p: _Parts, m: Var, block: Var, scores: Expr, panel: Var, pitch
         value = Op(F32, "add", (value, substitute(_renamed(p, a.bias), at)))
     if a.keep is not None:
         value = _masked(value, substitute(_renamed(p, a.keep), at))
-    where = scores + r * pitch + key
+    where = r * pitch + key
     left = _extent(a.key) - panel * PANEL
     width = Var(INDEX, "width")
     loop = inner_loop(
@@ -237,63 +306,76 @@ def _masked(value: Expr, keep: Expr) -> Expr:
     return Op(F32, "select", (keep, value, const(float("-inf"), F32)))
 
 
-def _softmax(p: _Parts, m: Var, scores: Expr, pitch: Var) -> tuple[Stmt, ...]:
-    """Replaces each strip of scores by exp(score - max) and keeps one over its sum."""
+def _softmax(p: _Parts, m: Var, pitch: Var) -> tuple[Stmt, ...]:
+    """Makes weights exp(score - max) of each strip of scores, and keeps one over their sum."""
     a = p.a
     r, t = Var(INDEX, "r", const(p.rows)), Var(INDEX, "t", a.key.extent)
-    strip = scores + r * pitch
-    score = Load(F32, SCRATCH, (strip + t,))
+    score = Load(F32, SCRATCH, (r * pitch + t,))
+    strip = p.weights_at(pitch) + r * pitch
     peak_statements, peak = schedule_reduction(
         Reduce(F32, "max", (t,), score), frozenset({r}), p.names, p.lanes
     )
     dead = Op(DType.BOOL, "eq", (peak, const(float("-inf"), F32)))
     shift = Var(F32, "shift")
-    weight = unary("exp_nonpositive", Op(F32, "sub", (score, shift)))
+    weight = cast(unary("exp_nonpositive", Op(F32, "sub", (score, shift))), p.dtype)
     j = Var(INDEX, "j", a.key.extent)
     exponentials = inner_loop(
         Domain((j,), substitute(weight, {t: j}), strip + j),
-        const(0), _extent(a.key), p.lanes, p.names, frozenset({r}), output=SCRATCH,
+        const(0), _extent(a.key), p.lanes, p.names, frozenset({r}), output=p.packed,
     )  # fmt: skip
+    written = cast(Load(p.dtype, p.packed, (strip + t,)), F32)
     sum_statements, total = schedule_reduction(
-        Reduce(F32, "sum", (t,), score), frozenset({r}), p.names, p.lanes
+        Reduce(F32, "sum", (t,), written), frozenset({r}), p.names, p.lanes
     )
     one, zero = const(1.0, F32), const(0.0, F32)
     inverse = Op(F32, "select", (dead, zero, Op(F32, "div", (one, total))))
+    rest = For(
+        j, _extent(a.key), p.whole_groups(_extent(a.key)),
+        (Store(p.packed, (strip + j,), const(0.0, p.dtype)),),
+    )  # fmt: skip
     body = (
         *peak_statements,
         Let(shift, Op(F32, "select", (dead, zero, peak))),
         *exponentials,
         *sum_statements,
+        *((rest,) if p.group > 1 else ()),
         Store("total", (r,), inverse),
     )
     return (For(r, const(0), m, body),)
 
 
-def _weighted_sum(p: _Parts, m: Var, block: Var, scores: Expr, pitch: Var) -> tuple[Stmt, ...]:
+def _weighted_sum(p: _Parts, m: Var, block: Var, pitch: Var) -> tuple[Stmt, ...]:
     """Out = (weights times values) / sum, a panel of value columns at a time."""
     a = p.a
     r, panel, j = Var(INDEX, "r", const(p.rows)), Var(INDEX, "panel"), Var(INDEX, "j")
-    load = _operand(p, a.v, "v")
-    along = operand_load(load, a.column)
-    assert along is not None
-    step = coefficient(load.index[0], a.key)
-    assert step is not None
-    values = {**_bound(p), a.key: const(0), a.column: panel * PANEL}
-    start = substitute(load.index[0], values)
-    stride = substitute(step, values)
-    strip = scores + binary("min", r, m - 1) * pitch
-    fill = For(r, const(0), const(p.rows), (Store("table", (r,), Address(F32, SCRATCH, (strip,))),))
+    strip = p.weights_at(pitch) + binary("min", r, m - 1) * pitch
+    fill = For(r, const(0), const(p.rows), (Store("table", (r,), Address(p.dtype, p.packed, (strip,))),))
     width = Var(INDEX, "width")
-    product = _product(p, m, _extent(a.key), Address(F32, "v", (start,)), stride, width)
+    values, stride = _values(p, panel, pitch)
+    product = _product(p, m, p.whole_groups(_extent(a.key)), values, stride, width)
     tile = Load(F32, "tile", (r * PANEL + j,))
-    value = Op(F32, "mul", (tile, Load(F32, "total", (r,))))
+    value = cast(Op(F32, "mul", (tile, Load(F32, "total", (r,)))), p.stage.dtype)
     at = {**_bound(p), a.row: block + r, a.column: panel * PANEL + j}
     address = substitute(p.layouts[p.stage.name].address(p.stage.vars), at)
     write = inner_loop(Domain((j,), value, address), const(0), width, p.lanes, p.names, frozenset({r}))
-    panels = (_extent(a.column) + (PANEL - 1)) // PANEL
     body = (
         Let(width, binary("min", _extent(a.column) - panel * PANEL, const(PANEL))),
         *product,
         For(r, const(0), m, write),
     )
-    return (fill, For(panel, const(0), panels, body))
+    return (fill, For(panel, const(0), _value_panels(a), body))
+
+
+def _values(p: _Parts, panel: Var, pitch: Var) -> tuple[Address, Expr]:
+    """Where a panel of values begins, and elements from one step of keys to the next."""
+    a = p.a
+    if p.packed == PAIRS:
+        at = p.values_at(pitch) + panel * (pitch * PANEL)
+        return Address(p.dtype, PAIRS, (at,)), const(2 * PANEL)
+    load = _operand(p, a.v, "v")
+    assert operand_load(load, a.column) is not None
+    step = coefficient(load.index[0], a.key)
+    assert step is not None
+    values = {**_bound(p), a.key: const(0), a.column: panel * PANEL}
+    start = substitute(load.index[0], values)
+    return Address(F32, "v", (start,)), substitute(step, values)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from hasten.codegen.c_bf16 import bf16_function
 from hasten.loops.dtypes import DType
+from hasten.loops.expr import GROUPS
 
 Key = tuple[str, DType, int]
 
@@ -41,8 +43,8 @@ def helper_source(keys: Iterable[Key]) -> str:
     """Definitions of the helpers that were asked for, types first."""
     wanted = dict.fromkeys(keys)
     for op, dtype, lanes in list(wanted):
-        for extra in _types_of(op, dtype, lanes):
-            wanted[("type", extra, lanes)] = None
+        for extra, width in _types_of(op, dtype, lanes):
+            wanted[("type", extra, width)] = None
     types = sorted({(dt, n) for op, dt, n in wanted if op == "type" and n > 1})
     lines = [UNROLL]
     done: set[str] = set()
@@ -64,8 +66,16 @@ def helper_source(keys: Iterable[Key]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _types_of(op: str, dtype: DType, lanes: int) -> list[DType]:
+def _types_of(op: str, dtype: DType, lanes: int) -> list[tuple[DType, int]]:
     """Vector types that a helper mentions."""
+    if op in GROUPS:
+        return [
+            (dtype, lanes),
+            (dtype, lanes // 2),
+            (dtype, 2),
+            (DType.U32, lanes // 2),
+            (DType.F32, lanes // 2),
+        ]
     if lanes == 1 and op not in ("total_sum", "total_max", "total_min", "total_prod"):
         return []
     types = [dtype, _MASK[dtype.bytes], DType.I32]
@@ -75,7 +85,9 @@ def _types_of(op: str, dtype: DType, lanes: int) -> list[DType]:
         types.append(DType.I64)
     if dtype is DType.BOOL:
         types.append(DType.U8)
-    return types
+    if op in ("widen", "narrow"):
+        types += [DType.U32, DType.F32]
+    return [(t, lanes) for t in types]
 
 
 def _function(op: str, dtype: DType, lanes: int) -> str:
@@ -124,6 +136,8 @@ def _function(op: str, dtype: DType, lanes: int) -> str:
             "    hasten_report(fault, HASTEN_FAULT_INDEX, kernel, index, limit);\n"
             "    return 0;\n}"
         )
+    if dtype is DType.BF16:
+        return bf16_function(op, name, lanes)
     if lanes == 1:
         return f"{head}{_scalar_function(op, name, dtype)}"
     return _mapped(op, name, dtype, t, lanes)

@@ -318,6 +318,9 @@ class _Printer:
         if proven and all(is_nonnegative(a) for a in e.args):
             sign = "/" if e.op == "floordiv" else "%"
             return f"{self.part(e.args[0], 11)} {sign} {self.part(e.args[1], 12)}", 12
+        if e.op in ("dot", "repeat", "interleave"):
+            name = self.helper(e.op, e.args[-1].dtype, max(e.lanes, e.args[-1].lanes))
+            return f"{name}({', '.join(self.text(a)[0] for a in e.args)})", _ATOM
         width = e.args[0].lanes if e.op.startswith("total_") else e.lanes
         name = self.helper(e.op, e.args[0].dtype, width)
         return f"{name}({', '.join(self.argument(a, e.lanes) for a in e.args)})", _ATOM
@@ -374,6 +377,10 @@ class _Printer:
 
     def conversion(self, e: Op) -> str:
         (a,) = e.args
+        if e.dtype is DType.BF16:
+            return f"{self.helper('narrow', DType.BF16, e.lanes)}({self.text(a)[0]})"
+        if a.dtype is DType.BF16:
+            return f"{self.helper('widen', DType.BF16, e.lanes)}({self.text(a)[0]})"
         if e.lanes == 1:
             if e.dtype is DType.BOOL:
                 return f"({self.part(a, 8)} != 0)"

@@ -20,7 +20,7 @@ from hasten.codegen.maps import Domain, finish_kernel, inner_loop, name_buffers,
 from hasten.codegen.reductions import Names
 from hasten.codegen.schedule import Order, Schedule, Split
 from hasten.codegen.stage import ACCUMULATOR, Stage
-from hasten.codegen.tiles import HALF_PANEL, PANEL, Columns, Rows, Tile, multiply
+from hasten.codegen.tiles import HALF_PANEL, PANEL, Columns, Rows, Tile, group, multiply
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
     Address,
@@ -45,7 +45,7 @@ PRODUCTS_PER_WORK = 8
 _NO = const(False, DType.BOOL)
 
 ZEROS = "zeros"
-"""Constant of zeros that row pointers outside the input (padding) point to."""
+"""Constant of zeros that row pointers outside the input (padding) point to; its name ends in the type's."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +89,18 @@ def pack_constant(weight: np.ndarray) -> np.ndarray:
     """The second operand, given as [batch, column, tap, depth], in panels.
 
     Returns:
-        A flat array: for each batch entry all panels, each `[tap * depth][columns]`, the last one with
-        `HALF_PANEL` columns where that is enough; missing columns are zero.
+        A flat array: for each batch entry all panels, each `[tap * depth / group][columns][group]`, the last
+        one with `HALF_PANEL` columns where that is enough; missing columns are zero. A group is what
+        shares 32 bits: one f32, two bf16.
     """
     batch, columns, taps, depth = weight.shape
-    width = packed_columns(columns)
-    padded = np.zeros((batch, taps * depth, width), weight.dtype)
-    padded[:, :, :columns] = weight.reshape(batch, columns, taps * depth).transpose(0, 2, 1)
+    together = 4 // weight.dtype.itemsize
+    steps = taps * depth // together
+    padded = np.zeros((batch, steps, packed_columns(columns), together), weight.dtype)
+    padded[:, :, :columns] = weight.reshape(batch, columns, steps, together).transpose(0, 2, 1, 3)
     full = columns_in_full_panels(columns)
-    parts = [padded[:, :, :full].reshape(batch, taps * depth, -1, PANEL).transpose(0, 2, 1, 3)]
-    flat = [p.reshape(batch, -1) for p in parts] + [padded[:, :, full:].reshape(batch, -1)]
+    panels = padded[:, :, :full].reshape(batch, steps, -1, PANEL, together).transpose(0, 2, 1, 3, 4)
+    flat = [panels.reshape(batch, -1), padded[:, :, full:].reshape(batch, -1)]
     return np.ascontiguousarray(np.concatenate(flat, axis=1)).reshape(-1)
 
 
@@ -110,6 +112,11 @@ def packed_columns(columns: int) -> int:
 def columns_in_full_panels(columns: int) -> int:
     """Padded columns that lie in panels of full width."""
     return packed_columns(columns) // PANEL * PANEL
+
+
+def zeros_name(dtype: DType) -> str:
+    """Name of the constant of zeros of an element type."""
+    return f"{ZEROS}_{dtype}"
 
 
 def gemm_kernel(
@@ -157,6 +164,8 @@ class _Builder:
         self.taps, self.batch = extent(g.taps), extent(g.batch)
         assert g.depth.extent is not None and constant_int(self.taps) is not None
         self.depth = g.depth.extent
+        self.dtype = g.a.dtype
+        self.group = group(self.dtype)
         self.panels = (self.columns + (PANEL - 1)) // PANEL
         self.single = constant_int(self.batch) == 1
         self.entry: Expr = const(0) if self.single else Var(INDEX, "entry", self.batch)
@@ -182,7 +191,7 @@ class _Builder:
         capacity = constant_int(self.taps) or 1
         return (
             *shares,
-            Declare("table", DType.F32, (capacity * self.pitch,), pointer=True),
+            Declare("table", self.dtype, (capacity * self.pitch,), pointer=True),
             Declare("tile", DType.F32, (self.tallest * PANEL,)),
             *self.over_entries(entries, (For(self.block, *rows, in_block, step=step),)),
         )
@@ -248,9 +257,9 @@ class _Builder:
         """Fills the table of row pointers of a block; beyond the last row it repeats that row."""
         r = Var(INDEX, "r")
         condition, load = self.pointer
-        here: Expr = Address(DType.F32, load.buffer, load.index)
+        here: Expr = Address(self.dtype, load.buffer, load.index)
         if condition is not None:
-            here = Op(DType.F32, "select", (condition, here, Address(DType.F32, ZEROS, (const(0),))))
+            here = Op(self.dtype, "select", (condition, here, Address(self.dtype, ZEROS, (const(0),))))
         tap_index: Expr = const(0)
         for v in self.g.taps:
             assert v.extent is not None
@@ -269,7 +278,7 @@ class _Builder:
         r0, m = Var(INDEX, "r0"), Var(INDEX, "m")
         tall = const(self.tallest)
         panel, columns = self.columns_of_panel(r0, height)
-        rows = Rows(Address(DType.F32, "table", (r0,)), const(self.pitch), self.taps, self.depth)
+        rows = Rows(Address(self.dtype, "table", (r0,)), const(self.pitch), self.taps, self.depth)
         count = Let(m, binary("min", height - r0, tall))
         tile = (*multiply(self.tiles, m, rows, columns), *self.write(r0, m, columns.width))
         if self.schedule.order is Order.ROWS:
@@ -289,27 +298,26 @@ class _Builder:
             width = Var(INDEX, "width")
         narrow = binary("le", left, HALF_PANEL) if self.packed.half else _NO
         offset = self.entry * self.packed.batch_stride + self.panel * (self.taps * self.depth * PANEL)
+        wide, half = const(PANEL * self.group), const(HALF_PANEL * self.group)
         lets += [
-            Let(
-                stride, select(narrow, const(HALF_PANEL), const(PANEL)) if self.packed.half else const(PANEL)
-            ),
+            Let(stride, select(narrow, half, wide) if self.packed.half else wide),
             Let(packed, offset),
         ]
-        steps = self.taps * self.depth
-        next_part = packed + steps * PANEL
-        ahead_step: Expr = const(PANEL)  # rows outside: one tile, and the next panel is needed
+        steps = self.taps * (self.depth // self.group)
+        next_part = packed + steps * wide
+        ahead_step: Expr = wide  # rows outside: one tile, and the next panel is needed
         if self.schedule.order is Order.PANELS:
             # While a panel is in use, each of its tiles asks for a part of the next one.
             tall = const(self.tallest)
             ahead_step = Var(INDEX, "ahead_step")
             pieces = (height + (tall - 1)) // tall
-            lets.append(Let(ahead_step, (pieces + (PANEL - 1)) // pieces))
+            lets.append(Let(ahead_step, (pieces + (PANEL * self.group - 1)) // pieces))
             next_part = next_part + r0 // tall * (steps * ahead_step)
         columns = Columns(
-            Address(DType.F32, "b", (packed,)),
+            Address(self.dtype, "b", (packed,)),
             stride,
             width,
-            Address(DType.F32, "b", (next_part,)),
+            Address(self.dtype, "b", (next_part,)),
             ahead_step,
         )
         return tuple(lets), columns
@@ -346,5 +354,5 @@ def _share_names(
     finish, names = name_buffers(finish)
     buffers = {"a": load.buffer, **names}
     if condition is not None:
-        buffers[ZEROS] = ZEROS
+        buffers[ZEROS] = zeros_name(load.dtype)
     return ((condition, Load(load.dtype, "a", load.index)), finish), buffers

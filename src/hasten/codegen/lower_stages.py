@@ -11,24 +11,25 @@ from hasten.codegen.attention import attention_kernel
 from hasten.codegen.depthwise import depthwise_kernel
 from hasten.codegen.fuse import fuse
 from hasten.codegen.gemm import (
-    ZEROS,
     PackedOperand,
     extent,
     gemm_kernel,
     pack_constant,
     packed_columns,
+    zeros_name,
 )
 from hasten.codegen.kernel import Kernel
 from hasten.codegen.layout import Layout, arrange_constants, assign_layouts, row_major
 from hasten.codegen.maps import map_kernel
+from hasten.codegen.narrow import narrow_storage
 from hasten.codegen.schedule import DEFAULTS, ProductShape, Schedule, Schedules, product_shape
 from hasten.codegen.shallow import join_shallow_taps
 from hasten.codegen.stage import Stage
 from hasten.codegen.tiles import PANEL, tiles_for
-from hasten.loops.dtypes import INDEX
+from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.evaluate import evaluate
 from hasten.loops.expr import Expr, Load, Var, binary, const, constant_int, select, substitute, walk
-from hasten.loops.program import Attention, Definition, Gemm, Program
+from hasten.loops.program import Attention, Contraction, Definition, Gemm, Program
 from hasten.target import Target
 
 
@@ -49,34 +50,45 @@ class Lowered:
         kernels: one for each stage.
         layouts: of every tensor in memory.
         constants: arrays that kernels read, packed ones included.
+        tile_dtypes: element types that register tiles are needed for.
     """
 
     kernels: tuple[Kernel, ...]
     layouts: Mapping[str, Layout]
     constants: Mapping[str, np.ndarray]
+    tile_dtypes: tuple[DType, ...]
 
 
-def lower_program(program: Program, target: Target, schedules: Schedules = DEFAULTS) -> Lowered:
+def lower_program(
+    program: Program, target: Target, schedules: Schedules = DEFAULTS, precision: DType = DType.F32
+) -> Lowered:
     """Chooses and builds the kernels of a program for a target.
 
     Args:
         program: what to compute.
         target: instruction set.
         schedules: of products and convolutions, where they are not the defaults.
+        precision: F32, or BF16 to store the operands of products so.
     """
-    shapes = {n: program.info(n).shape for n in (*program.inputs, *program.constants)}
-    stages = join_shallow_taps(fuse(program), shapes)
+    outside = {n: program.info(n) for n in (*program.inputs, *program.constants)}
+    stages = join_shallow_taps(fuse(program), {n: info.shape for n, info in outside.items()})
+    if precision is DType.BF16:
+        stages = narrow_storage(stages, outside, program.constants.keys(), program.outputs)
     stages, constants, products = _pack(program, stages, target, schedules)
     fixed = dict(program.inputs)
     fixed |= {name: Program(constants={name: a}).info(name) for name, a in constants.items()}
     written, layouts = assign_layouts(stages, fixed, program.outputs)
     written = arrange_constants(written, constants, layouts)
     depths = [constant_int(s.body.depth.extent) for s in written if isinstance(s.body, Gemm)]
-    constants[ZEROS] = np.zeros(max([d or 0 for d in depths] + [16]), np.float32)
-    layouts[ZEROS] = row_major(Program(constants=constants).info(ZEROS))
+    dtypes = tuple(dict.fromkeys(_operand_type(s.body) for s in written if not isinstance(s.body, Expr)))
+    for dtype in dtypes:
+        name = zeros_name(dtype)
+        constants[name] = np.zeros(max([d or 0 for d in depths] + [16]), dtype.numpy)
+        layouts[name] = row_major(Program(constants=constants).info(name))
     kernels = [_kernel(s, i, layouts, products, target) for i, s in enumerate(written)]
     read = {tensor for k in kernels for _, tensor in k.buffers}
-    return Lowered(tuple(kernels), layouts, {n: a for n, a in constants.items() if n in read})
+    used = {n: a for n, a in constants.items() if n in read}
+    return Lowered(tuple(kernels), layouts, used, dtypes)
 
 
 def _kernel(
@@ -86,7 +98,7 @@ def _kernel(
     products: Mapping[str, _Product],
     target: Target,
 ) -> Kernel:
-    tiles = tiles_for(target)
+    tiles = () if isinstance(s.body, Expr) else tiles_for(target, _operand_type(s.body))
     if isinstance(s.body, Gemm):
         assert isinstance(s.body.b, Load)
         p = products[s.body.b.buffer]
@@ -96,6 +108,11 @@ def _kernel(
         return attention_kernel(s, layouts, tiles, f"attention_{number}")
     window = depthwise_kernel(s, layouts, target, f"depthwise_{number}")
     return window or map_kernel(s, layouts, target.vector_bytes, f"map_{number}")
+
+
+def _operand_type(c: Contraction) -> DType:
+    """Element type of what a contraction's register tile multiplies."""
+    return c.a.dtype if isinstance(c, Gemm) else c.q.dtype
 
 
 def _whole(g: Gemm) -> Expr:
@@ -126,14 +143,15 @@ def _pack(
         columns = constant_int(g.column.extent)
         reads = {n.buffer for n in walk(g.b) if isinstance(n, Load)}
         if columns is not None and reads <= known:
-            constants[name] = pack_constant(_weight(g, program.constants))
+            weight = _weight(g, program.constants).astype(g.a.dtype.numpy)
+            constants[name] = pack_constant(weight)
             packed = PackedOperand(name, size * packed_columns(columns), half=True)
         else:
             result.append(_packing_stage(s, name))
             packed = PackedOperand(name, size * _whole(g), half=False)
         shape = product_shape(s, sizes, known)
         products[name] = _Product(packed, shape, schedules.of(shape, target))
-        result.append(replace(s, body=replace(g, b=Load(s.dtype, name, ()))))
+        result.append(replace(s, body=replace(g, b=Load(g.a.dtype, name, ()))))
     return result, constants, products
 
 
@@ -155,6 +173,6 @@ def _packing_stage(s: Stage, name: str) -> Stage:
     j = Var(INDEX, "j", const(PANEL))
     column = panel * PANEL + j
     inside = binary("lt", column, g.column.extent)
-    element = select(inside, substitute(g.b, {g.column: column}), const(0, s.dtype))
+    element = select(inside, substitute(g.b, {g.column: column}), const(0, g.b.dtype))
     variables = (*g.batch, panel, *g.taps, g.depth, j)
-    return Stage(name, s.dtype, variables, element, None, (f"packing for {', '.join(s.origins)}",))
+    return Stage(name, g.b.dtype, variables, element, None, (f"packing for {', '.join(s.origins)}",))

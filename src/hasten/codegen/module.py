@@ -6,11 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from hasten.codegen.attention import PAIRS
 from hasten.codegen.emit_c import Expand, declaration, emit_functions, size_text
 from hasten.codegen.kernel import Kernel
 from hasten.codegen.lower_stages import Lowered
 from hasten.codegen.memory import Lifetime, Slot, plan_memory, round_up, slots_by_tensor
 from hasten.codegen.tiles import DISPATCHER, tile_functions
+from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, Size, Var, constant_int, substitute, walk
 from hasten.loops.nest import Function, size_parameter
 from hasten.loops.program import Program
@@ -77,7 +79,7 @@ def part_code(part: Part, target: Target, expand: Expand) -> PartCode:
     sources: dict[str, str] = {}
     for start in range(0, len(functions), KERNELS_PER_FILE):
         group = functions[start : start + KERNELS_PER_FILE]
-        calls = [f for f in tile_functions(target) if f.name.startswith(DISPATCHER)]
+        calls = [f for f in tile_functions(target, part.lowered.tile_dtypes) if f.name.startswith(DISPATCHER)]
         prototypes = "\n".join(f"{declaration(f)};" for f in calls)
         text = emit_functions(group, expand, exported=[f.name for f in group], prototypes=prototypes)
         sources[f"{prefix}_kernels_{start // KERNELS_PER_FILE}.c"] = text
@@ -87,8 +89,17 @@ def part_code(part: Part, target: Target, expand: Expand) -> PartCode:
     return PartCode(sources, titles, slots)
 
 
-def module_sources(parts: Sequence[int], target: Target, expand: Expand) -> dict[str, str]:
-    """The files that a shared object has once: the tiles and the C interface."""
+def module_sources(
+    parts: Sequence[int], target: Target, expand: Expand, tile_dtypes: Sequence[DType] = (DType.F32,)
+) -> dict[str, str]:
+    """The files that a shared object has once: the tiles and the C interface.
+
+    Args:
+        parts: numbers of the parts.
+        target: the instructions to use.
+        expand: gives elementary functions as expressions.
+        tile_dtypes: element types that register tiles are needed for.
+    """
     lines = ['#include "pool.h"', ""]
     for n in parts:
         lines.append(f"int32_t plan_part_{n}(const int64_t *sizes, int64_t *shapes, int64_t *arena_bytes);")
@@ -108,7 +119,7 @@ def module_sources(parts: Sequence[int], target: Target, expand: Expand) -> dict
         "",
     ]
     sources = {"module.c": "\n".join(lines)}
-    tiles = tile_functions(target)
+    tiles = tile_functions(target, tile_dtypes)
     names = [f.name for f in tiles]
     for start in range(0, len(tiles), KERNELS_PER_FILE):
         group = tiles[start : start + KERNELS_PER_FILE]
@@ -319,6 +330,8 @@ class _Program:
             lines.append(
                 "    float *scratch = (float *)(arena + plan->scratch + plan->scratch_bytes * team->index);"
             )
+        if any(p.name == PAIRS for k in self.kernels for p in k.function.params):
+            lines.append(f"    hasten_bf16 *{PAIRS} = (hasten_bf16 *)scratch;")
         for i, k in enumerate(self.kernels):
             lines += self.step(i, k)
         lines += ["    HASTEN_MARK(team->index, HASTEN_WAITS);", "}", ""]

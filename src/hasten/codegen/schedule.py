@@ -148,7 +148,7 @@ class ProductShape:
     """What decides how fast a product or convolution can be; as text, the key of its kernel.
 
     Attributes:
-        dtype: element type.
+        dtype: element type of what is multiplied.
         batch: independent products: batch entries, groups.
         rows: extents of the rows: for a convolution images, height and width.
         columns: columns: output channels.
@@ -274,7 +274,7 @@ def product_shape(stage: Stage, sizes: Mapping[str, int], constants: frozenset[s
     for v in g.batch:
         batch = batch * (v.extent or const(1))
     return ProductShape(
-        dtype=stage.dtype,
+        dtype=load.dtype,
         batch=_extent(batch, sizes),
         rows=tuple(e for v in g.rows if (e := _extent(v.extent, sizes)) != Extent(1)),
         columns=_extent(g.column.extent, sizes),

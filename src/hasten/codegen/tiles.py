@@ -4,6 +4,10 @@ A tile multiplies some rows of A with one panel of B and keeps the sums in regis
 are given as a table of pointers, one for each tap and row, so that a convolution is the same kernel
 over the taps of its window, without a copy of the input. B is packed in panels of `PANEL` columns,
 `[panel][tap][depth][column]`, so that it is read once, in order.
+
+Elements narrower than 32 bits go in *groups* that fill 32 bits: a step of depth multiplies a pair of bf16
+of each row with a pair of each column and adds both products to an f32. A panel is then
+`[tap][depth / 2][column][2]`, and everything else is as it is for f32.
 """
 
 from __future__ import annotations
@@ -44,12 +48,14 @@ class Tile:
     Attributes:
         rows: rows of A.
         vectors: vectors of B's columns.
-        lanes: elements of a vector.
+        lanes: sums in a vector.
+        dtype: element type of A and B; the sums are f32.
     """
 
     rows: int
     vectors: int
     lanes: int
+    dtype: DType = DType.F32
 
     @property
     def columns(self) -> int:
@@ -59,10 +65,20 @@ class Tile:
     @property
     def name(self) -> str:
         """Name of the function."""
-        return f"tile_{self.rows}x{self.columns}"
+        return f"tile_{self.rows}x{self.columns}{suffix(self.dtype)}"
 
 
-def tiles_for(target: Target) -> tuple[Tile, ...]:
+def group(dtype: DType) -> int:
+    """Elements that share 32 bits, and that one step of depth multiplies."""
+    return 4 // dtype.bytes
+
+
+def suffix(dtype: DType) -> str:
+    """What the names of functions end in for an element type."""
+    return "" if dtype is DType.F32 else f"_{dtype}"
+
+
+def tiles_for(target: Target, dtype: DType = DType.F32) -> tuple[Tile, ...]:
     """The tiles used on a target: of the widest first, and of each width the tallest first.
 
     With 32 registers 24 hold sums (12 x 2 on AVX-512), with 16 registers 12 (6 x 2): the rest holds
@@ -73,17 +89,18 @@ def tiles_for(target: Target) -> tuple[Tile, ...]:
     tallest = (24 if target.registers >= 32 else 12) // vectors
     heights = [h for h in (12, 8, 6, 4, 2, 1) if h <= tallest]
     widths = [vectors] if vectors * lanes <= HALF_PANEL else [vectors, HALF_PANEL // lanes]
-    return tuple(Tile(h, v, lanes) for v in widths for h in heights)
+    return tuple(Tile(h, v, lanes, dtype) for v in widths for h in heights)
 
 
 def tile_function(t: Tile) -> Function:
     """tile[r][j] = sum over taps and depth of rows[tap][r][k] * panel[tap][k][j].
 
     Parameters of the function: `rows` the table of row pointers, `pitch` entries for each tap; `taps`,
-    `depth` the extents of the sum; `panel` the packed columns, `stride` apart; `ahead` what the next
-    tiles will read, of which `ahead_step` elements are asked for at each step of depth; `tile` the
-    result, `PANEL` columns to a row.
+    `depth` the steps of the sum (of one group each); `panel` the packed columns, `stride` elements from one
+    step to the next; `ahead` what the next tiles will read, of which `ahead_step` elements are asked for at
+    each step; `tile` the result, `PANEL` columns to a row.
     """
+    size = group(t.dtype)
     f32, zero = DType.F32, const(0.0, DType.F32)
     r, v = Var(INDEX, "r", const(t.rows)), Var(INDEX, "v", const(t.vectors))
     tap, k = Var(INDEX, "tap"), Var(INDEX, "k")
@@ -100,14 +117,21 @@ def tile_function(t: Tile) -> Function:
     def each_vector(*body: Stmt) -> For:
         return For(v, const(0), const(t.vectors), body, unroll=True)
 
-    product = Op(f32, "mul", (Load(f32, "row", (r, k)), Load(f32, "b", (v,), lanes=t.lanes)), lanes=t.lanes)
-    column: Expr = at + v * t.lanes
+    b = Load(t.dtype, "b", (v,), lanes=t.lanes * size)
+    if size == 1:
+        product = Op(f32, "mul", (Load(f32, "row", (r, k)), b), lanes=t.lanes)
+        summed = Op(f32, "add", (acc(), product), lanes=t.lanes)
+    else:
+        pair = Load(t.dtype, "row", (r, k * size), lanes=size)
+        repeated = Op(t.dtype, "repeat", (pair,), lanes=t.lanes * size)
+        summed = Op(f32, "dot", (acc(), repeated, b), lanes=t.lanes)
+    column: Expr = at + v * (t.lanes * size)
     step: tuple[Stmt, ...] = (
         Let(at, (tap * depth + k) * stride),
-        Declare("b", f32, (t.vectors,), t.lanes),
-        each_vector(Store("b", (v,), Load(f32, "panel", (column,), lanes=t.lanes))),
+        Declare("b", t.dtype, (t.vectors,), t.lanes * size),
+        each_vector(Store("b", (v,), Load(t.dtype, "panel", (column,), lanes=t.lanes * size))),
         Prefetch("ahead", ((tap * depth + k) * ahead_step,)),
-        each_row(each_vector(Store("sums", (r, v), Op(f32, "add", (acc(), product), lanes=t.lanes)))),
+        each_row(each_vector(Store("sums", (r, v), summed))),
     )
     body: tuple[Stmt, ...] = (
         Declare("sums", f32, (t.rows, t.vectors), t.lanes),
@@ -117,55 +141,60 @@ def tile_function(t: Tile) -> Function:
             const(0),
             taps,
             (
-                Declare("row", f32, (t.rows,), pointer=True),
-                each_row(Store("row", (r,), Load(f32, "rows", (tap * pitch + r,)))),
+                Declare("row", t.dtype, (t.rows,), pointer=True),
+                each_row(Store("row", (r,), Load(t.dtype, "rows", (tap * pitch + r,)))),
                 For(k, const(0), depth, step),
             ),
         ),
         Comment("the epilogue reads the sums from here, in the first-level cache"),
         each_row(each_vector(Store("tile", (r * PANEL + v * t.lanes,), acc()))),
     )
-    return Function(t.name, _PARAMS, body, f"{t.rows} rows by {t.columns} columns of a product")
+    return Function(t.name, _params(t.dtype), body, f"{t.rows} rows by {t.columns} columns of a product")
 
 
-_PARAMS = (
-    Param("rows", DType.F32, 2),
-    Param("pitch", INDEX),
-    Param("taps", INDEX),
-    Param("depth", INDEX),
-    Param("panel", DType.F32, 1),
-    Param("stride", INDEX),
-    Param("ahead", DType.F32, 1),
-    Param("ahead_step", INDEX),
-    Param("tile", DType.F32, 1, writable=True),
-)
+def _params(dtype: DType) -> tuple[Param, ...]:
+    return (
+        Param("rows", dtype, 2),
+        Param("pitch", INDEX),
+        Param("taps", INDEX),
+        Param("depth", INDEX),
+        Param("panel", dtype, 1),
+        Param("stride", INDEX),
+        Param("ahead", dtype, 1),
+        Param("ahead_step", INDEX),
+        Param("tile", DType.F32, 1, writable=True),
+    )
 
 
-def dispatcher_name(columns: int) -> str:
+def dispatcher_name(columns: int, dtype: DType) -> str:
     """Name of the function that takes any number of rows up to a tile's."""
-    return f"{DISPATCHER}{columns}"
+    return f"{DISPATCHER}{columns}{suffix(dtype)}"
 
 
 def dispatcher(tiles: Sequence[Tile], columns: int) -> Function:
     """Calls the lowest tile that covers `m` rows; the other parameters are the tile's."""
+    dtype = tiles[0].dtype
     m = Var(INDEX, "m")
     arguments: list[Expr] = []
-    for p in _PARAMS:
+    for p in _params(dtype):
         pointer = Address(p.dtype, p.name, (const(0),))
         arguments.append(pointer if p.depth else Var(p.dtype, p.name))
     body: tuple[Stmt, ...] = ()
     for t in (t for t in tiles if t.columns == columns):  # tallest first: the lowest is asked first
         call: tuple[Stmt, ...] = (Call(t.name, tuple(arguments)),)
         body = (If(binary("le", m, t.rows), call, body),) if body else call
-    name = dispatcher_name(columns)
-    return Function(name, (Param("m", INDEX), *_PARAMS), body, f"up to m rows by {columns} columns")
+    name = dispatcher_name(columns, dtype)
+    return Function(name, (Param("m", INDEX), *_params(dtype)), body, f"up to m rows by {columns} columns")
 
 
-def tile_functions(target: Target) -> list[Function]:
-    """All functions of the register tile, callees first."""
-    tiles = tiles_for(target)
-    widths = sorted({t.columns for t in tiles})
-    return [*(tile_function(t) for t in tiles), *(dispatcher(tiles, w) for w in widths)]
+def tile_functions(target: Target, dtypes: Sequence[DType] = (DType.F32,)) -> list[Function]:
+    """All functions of the register tile for some element types, callees first."""
+    functions: list[Function] = []
+    for dtype in dtypes:
+        tiles = tiles_for(target, dtype)
+        widths = sorted({t.columns for t in tiles})
+        functions += [*(tile_function(t) for t in tiles), *(dispatcher(tiles, w) for w in widths)]
+    return functions
 
 
 @dataclass(frozen=True)
@@ -174,7 +203,7 @@ class Columns:
 
     Attributes:
         panel: address of its first element.
-        stride: elements from one step of depth to the next.
+        stride: elements from one step of depth (one group) to the next.
         width: columns that are wanted, up to `PANEL`.
         ahead: address of what comes next.
         ahead_step: elements of it to ask for at each step of depth.
@@ -195,7 +224,7 @@ class Rows:
         table: address of the first pointer.
         pitch: pointers from one tap to the next.
         taps: outer extent of the sum.
-        depth: inner extent of the sum.
+        depth: inner extent of the sum, in elements: a multiple of a group.
     """
 
     table: Address
@@ -207,6 +236,8 @@ class Rows:
 def multiply(tiles: Sequence[Tile], m: Expr, rows: Rows, columns: Columns) -> tuple[Stmt, ...]:
     """Statements that fill `tile` with m rows by `width` columns (up to `PANEL`) of a product."""
     panel, width = columns.panel, columns.width
+    dtype = tiles[0].dtype
+    size = group(dtype)
 
     def call(wide: int, column: Expr) -> tuple[Stmt, ...]:
         arguments = (
@@ -214,14 +245,14 @@ def multiply(tiles: Sequence[Tile], m: Expr, rows: Rows, columns: Columns) -> tu
             rows.table,
             rows.pitch,
             rows.taps,
-            rows.depth,
-            Address(DType.F32, panel.buffer, (panel.index[0] + column,)),
+            rows.depth // size,
+            Address(dtype, panel.buffer, (panel.index[0] + column * size,)),
             columns.stride,
             columns.ahead,
             columns.ahead_step,
             Address(DType.F32, "tile", (column,)),
         )
-        return (Call(dispatcher_name(wide), arguments),)
+        return (Call(dispatcher_name(wide, dtype), arguments),)
 
     widest = max(t.columns for t in tiles)
     if widest == PANEL:

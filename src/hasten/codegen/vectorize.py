@@ -61,7 +61,9 @@ def vectorizable(e: Expr, v: Var, *, gathers: bool = False) -> bool:
     return True
 
 
-_VECTOR_TYPES = frozenset({DType.F32, DType.F64, DType.I32, DType.I64, DType.BOOL, DType.U8, DType.I8})
+_VECTOR_TYPES = frozenset(
+    {DType.F32, DType.F64, DType.BF16, DType.I32, DType.I64, DType.BOOL, DType.U8, DType.I8}
+)
 
 
 def _is_index(e: Expr) -> bool:

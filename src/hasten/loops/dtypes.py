@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import enum
 
+import ml_dtypes
 import numpy as np
 
 
 class DType(enum.StrEnum):
-    """An element type. `INDEX` (int64) is also the type of every address and size."""
+    """An element type. `INDEX` (int64) is also the type of every address and size.
+
+    `BF16` is a type of storage: it is loaded, stored, converted to and from f32, and multiplied in
+    pairs with sums in f32. Arithmetic on it there is none.
+    """
 
     BOOL = "bool"
     U8 = "u8"
@@ -21,11 +26,13 @@ class DType(enum.StrEnum):
     I64 = "i64"
     F32 = "f32"
     F64 = "f64"
+    BF16 = "bf16"
 
     @property
     def numpy(self) -> np.dtype[np.generic]:
         """The NumPy dtype with the same representation."""
-        return np.dtype(_NUMPY[self])
+        known: np.dtype[np.generic] = np.dtype(_NUMPY[self])
+        return known
 
     @property
     def bytes(self) -> int:
@@ -40,7 +47,7 @@ class DType(enum.StrEnum):
     @property
     def is_float(self) -> bool:
         """True for floating-point types."""
-        return self in (DType.F32, DType.F64)
+        return self in (DType.F32, DType.F64, DType.BF16)
 
     @property
     def is_signed(self) -> bool:
@@ -49,7 +56,13 @@ class DType(enum.StrEnum):
 
     @staticmethod
     def of(dtype: np.dtype[np.generic] | type[np.generic]) -> DType | None:
-        """The element type that a NumPy dtype maps to, or None where the IR has none."""
+        """The element type that a model's tensor of a NumPy dtype has, or None where the IR has none."""
+        found = DType.stored(dtype)
+        return None if found is DType.BF16 else found
+
+    @staticmethod
+    def stored(dtype: np.dtype[np.generic] | type[np.generic]) -> DType | None:
+        """The element type of an array in memory, those that only generated code uses included."""
         return _FROM_NUMPY.get(np.dtype(dtype).name)
 
 
@@ -65,13 +78,14 @@ _NUMPY = {
     DType.I64: "int64",
     DType.F32: "float32",
     DType.F64: "float64",
+    DType.BF16: ml_dtypes.bfloat16,
 }
-_FROM_NUMPY = {name: dtype for dtype, name in _NUMPY.items()}
-_C_NAMES = {
-    dtype: "uint8_t"
-    if dtype is DType.BOOL
-    else {"f32": "float", "f64": "double"}.get(dtype.value, f"{name}_t")
-    for dtype, name in _NUMPY.items()
+_FROM_NUMPY = {np.dtype(name).name: dtype for dtype, name in _NUMPY.items()}
+_C_NAMES = {dtype: f"{np.dtype(name).name}_t" for dtype, name in _NUMPY.items()} | {
+    DType.BOOL: "uint8_t",
+    DType.F32: "float",
+    DType.F64: "double",
+    DType.BF16: "hasten_bf16",
 }
 
 INDEX = DType.I64

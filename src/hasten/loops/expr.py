@@ -16,6 +16,12 @@ from hasten.loops.dtypes import INDEX, DType
 
 COMPARISONS = frozenset({"lt", "le", "eq", "ne"})
 REDUCTIONS = frozenset({"sum", "prod", "max", "min"})
+GROUPS = frozenset({"dot", "repeat", "interleave"})
+"""Operations of loop nests on groups of narrow elements that share 32 bits (a pair of bf16).
+
+repeat(group): a vector of copies of one group. interleave(a, b): a0, b0, a1, b1, ... dot(sums, a, b):
+each 32-bit sum plus the products of the group of `a` with the group of `b` in its place.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,6 +271,8 @@ def rebuild(e: Expr, new: tuple[Expr, ...]) -> Expr:
             return select(*new)
         case Op(op="cast"):
             return cast(new[0], e.dtype)
+        case Op(op=op) if op in GROUPS:
+            return replace(e, args=new)
         case Op(op="bitcast"):
             return Op(e.dtype, "bitcast", new, lanes=new[0].lanes)
         case Op(op=op) if len(new) == 1:

@@ -119,7 +119,9 @@ def interpret(
 
 def uninitialized(dtype: DType, count: int) -> Array:
     """Memory as it is before anything was written: NaN, or an integer that no index should be."""
-    poison = math.nan if dtype.is_float else True if dtype is DType.BOOL else np.iinfo(dtype.numpy.name).max
+    poison: float | bool = (
+        math.nan if dtype.is_float else True if dtype is DType.BOOL else np.iinfo(dtype.numpy.name).max
+    )
     return np.full(count, poison, dtype.numpy)
 
 
@@ -296,6 +298,12 @@ class _Frame:
             result = np.full(e.lanes, a[0], e.dtype.numpy)
         elif e.op == "exp_nonpositive":
             result = np.exp(a[0])
+        elif e.op == "repeat":
+            result = np.tile(a[0], e.lanes // e.args[0].lanes)
+        elif e.op == "interleave":
+            result = np.stack(np.broadcast_arrays(*a), axis=1).reshape(-1)
+        elif e.op == "dot":
+            result = _dot(a[0], a[1], a[2], e.dtype)
         else:
             dtype = e.args[0].dtype.numpy
             result = np.asarray(OPERATIONS[e.op].apply(*(np.asarray(x, dtype) for x in a)))
@@ -307,6 +315,12 @@ class _Frame:
 def _wrapped(n: int) -> int:
     """An integer modulo 2^64, in the range of int64."""
     return n if -(2**63) <= n < 2**63 else (n + 2**63) % 2**64 - 2**63
+
+
+def _dot(sums: Array, a: Array, b: Array, dtype: DType) -> Array:
+    """Each sum and the products of the group of narrow elements that lies in its place."""
+    groups = (a.astype(np.float64) * b.astype(np.float64)).reshape(sums.size, -1)
+    return np.asarray(sums + groups.sum(axis=1)).astype(dtype.numpy)
 
 
 def _flat(index: Sequence[int], local: Declare) -> int:

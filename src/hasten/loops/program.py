@@ -170,7 +170,7 @@ class Program:
         if name in self.inputs:
             return self.inputs[name]
         array = self.constants[name]
-        dtype = DType.of(array.dtype)
+        dtype = DType.stored(array.dtype)
         if dtype is None:
             raise KeyError(f"constant {name} has element type {array.dtype}, which the IR lacks")
         return TensorInfo(name, dtype, tuple(const(n) for n in array.shape))

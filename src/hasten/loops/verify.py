@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
+    GROUPS,
     REDUCTIONS,
     Address,
     Bounded,
@@ -404,6 +405,9 @@ class _Nest:
             self.require(e.lanes == 1 and len(lanes) == 1, e, "does not fold a vector to a scalar")
         elif e.op == "broadcast":
             self.require(e.lanes > 1 and not lanes, e, "does not make a vector of a scalar")
+        elif e.op in GROUPS:
+            self.group(e)
+            return
         else:
             self.require(lanes <= {e.lanes}, e, f"has {e.lanes} lanes, its operands {sorted(lanes)}")
             self.require(e.lanes == 1 or bool(lanes), e, "has lanes, none of its operands has")
@@ -424,6 +428,23 @@ class _Nest:
             self.require(len(set(types)) == 1, e, f"has operands of types {', '.join(types)}")
             result = DType.BOOL if known.compares else types[0]
             self.require(e.dtype is result, e, f"has type {e.dtype}, not {result}")
+
+    def group(self, e: Op) -> None:
+        """Checks an operation on groups of elements that share 32 bits."""
+        types, lanes = [a.dtype for a in e.args], [a.lanes for a in e.args]
+        if e.op == "dot":
+            size = 4 // types[1].bytes
+            fits = types[0] is e.dtype and types[1] is types[2] and e.dtype.bytes == 4 and size > 1
+            self.require(fits, e, f"has operands of types {', '.join(types)}")
+            self.require(
+                lanes == [e.lanes, size * e.lanes, size * e.lanes], e, f"has operands of {lanes} lanes"
+            )
+            return
+        self.require(set(types) == {e.dtype}, e, f"has operands of types {', '.join(types)}")
+        if e.op == "repeat":
+            self.require(e.lanes % lanes[0] == 0 and lanes[0] * e.dtype.bytes == 4, e, "repeats no group")
+        else:
+            self.require(lanes[0] == lanes[1] and e.lanes == 2 * lanes[0], e, "does not pair two vectors")
 
     def is_pointer(self, e: Expr) -> bool:
         """Whether an expression is the address of an element."""

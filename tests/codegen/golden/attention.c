@@ -79,7 +79,7 @@ void attention_0(const float *restrict k, const float *restrict q, const uint8_t
         for (int64_t panel = 0; panel < floordiv_int64_t(pitch, 32); ++panel) {
             for (int64_t j = 0; j < 32; ++j) {
                 for (int64_t d = 0; d < 32; ++d) {
-                    scratch[d * 32 + j + panel * 1024] = (j + panel * 32 < size_t ? k[b * (size_t * 64) + d + h * 32 + j * 64 + panel * 2048] : 0.0f);
+                    scratch[d * 32 + j + panel * 1024 + pitch * 6] = (j + panel * 32 < size_t ? k[b * (size_t * 64) + d + h * 32 + j * 64 + panel * 2048] : 0.0f);
                 }
             }
         }
@@ -91,12 +91,12 @@ void attention_0(const float *restrict k, const float *restrict q, const uint8_t
             /* scores */
             for (int64_t panel = 0; panel < floordiv_int64_t(pitch, 32); ++panel) {
                 for (int64_t column = 0; column < 32; column += 16) {
-                    tile_rows_x16(m, table, 6, 1, 32, scratch + column + panel * 1024, 32, scratch + panel * 1024 + 512, 32, tile + column);
+                    tile_rows_x16(m, table, 6, 1, 32, scratch + column + panel * 1024 + pitch * 6, 32, scratch + panel * 1024 + pitch * 6 + 512, 32, tile + column);
                 }
                 const int64_t width = min_int64_t(size_t - panel * 32, 32);
                 for (int64_t r = 0; r < m; ++r) {
                     for (int64_t j = 0; j < width; ++j) {
-                        scratch[j + panel * 32 + pitch * 32 + pitch * r] = ((mask0[b * size_t + j + panel * 32] != 0) ? tile[j + r * 32] * 0.17677669529663687f : -INFINITY);
+                        scratch[j + panel * 32 + pitch * r] = ((mask0[b * size_t + j + panel * 32] != 0) ? tile[j + r * 32] * 0.17677669529663687f : -INFINITY);
                     }
                 }
             }
@@ -105,34 +105,34 @@ void attention_0(const float *restrict k, const float *restrict q, const uint8_t
                 f32x8 max_lanes1 = splat_f32x8(-INFINITY);
                 float max_tail3 = -INFINITY;
                 for (int64_t t_0 = 0; t_0 < size_t / 8 * 8; t_0 += 8) {
-                    max_lanes1 = max_f32x8(max_lanes1, load_f32x8(scratch + pitch * 32 + pitch * r + t_0));
+                    max_lanes1 = max_f32x8(max_lanes1, load_f32x8(scratch + pitch * r + t_0));
                 }
                 for (int64_t t_0 = size_t / 8 * 8; t_0 < size_t; ++t_0) {
-                    max_tail3 = max_float(max_tail3, scratch[pitch * 32 + pitch * r + t_0]);
+                    max_tail3 = max_float(max_tail3, scratch[pitch * r + t_0]);
                 }
                 const float max2 = max_float(total_max_f32x8(max_lanes1), max_tail3);
                 const float shift = (max2 == -INFINITY ? 0.0f : max2);
                 const int64_t whole4 = size_t / 8 * 8;
                 for (int64_t j_5 = 0; j_5 < whole4; j_5 += 8) {
-                    store_f32x8(scratch + j_5 + pitch * 32 + pitch * r, hasten_exp_nonpositive_f32x8(load_f32x8(scratch + j_5 + pitch * 32 + pitch * r) - shift));
+                    store_f32x8(scratch + j_5 + pitch * r, hasten_exp_nonpositive_f32x8(load_f32x8(scratch + j_5 + pitch * r) - shift));
                 }
                 for (int64_t j = whole4; j < size_t; ++j) {
-                    scratch[j + pitch * 32 + pitch * r] = hasten_exp_nonpositive_float(scratch[j + pitch * 32 + pitch * r] - shift);
+                    scratch[j + pitch * r] = hasten_exp_nonpositive_float(scratch[j + pitch * r] - shift);
                 }
                 f32x8 sum_lanes7 = splat_f32x8(0.0f);
                 float sum_tail9 = 0.0f;
                 for (int64_t t_6 = 0; t_6 < size_t / 8 * 8; t_6 += 8) {
-                    sum_lanes7 = sum_lanes7 + load_f32x8(scratch + pitch * 32 + pitch * r + t_6);
+                    sum_lanes7 = sum_lanes7 + load_f32x8(scratch + pitch * r + t_6);
                 }
                 for (int64_t t_6 = size_t / 8 * 8; t_6 < size_t; ++t_6) {
-                    sum_tail9 = sum_tail9 + scratch[pitch * 32 + pitch * r + t_6];
+                    sum_tail9 = sum_tail9 + scratch[pitch * r + t_6];
                 }
                 const float sum8 = total_sum_f32x8(sum_lanes7) + sum_tail9;
                 total[r] = (max2 == -INFINITY ? 0.0f : 1.0f / sum8);
             }
             /* weighted sum of the values */
             for (int64_t r = 0; r < 6; ++r) {
-                table[r] = scratch + min_int64_t(r, m - 1) * pitch + pitch * 32;
+                table[r] = scratch + min_int64_t(r, m - 1) * pitch;
             }
             for (int64_t panel = 0; panel < 1; ++panel) {
                 const int64_t width = min_int64_t(32 - panel * 32, 32);

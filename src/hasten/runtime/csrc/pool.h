@@ -19,6 +19,9 @@
 
 #include "hasten.h"
 
+/* A float of 16 bits: the upper half of a float of 32. Generated code converts it and multiplies it in pairs. */
+typedef uint16_t hasten_bf16;
+
 typedef struct hasten_team hasten_team;
 typedef void (*hasten_task)(void *argument, hasten_team *team);
 

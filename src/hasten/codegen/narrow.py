@@ -1,0 +1,182 @@
+"""Storage in bf16: products read operands of 16 bits, everything is computed and summed in f32.
+
+What a product or an attention reads is written in bf16 by the stage that computes it, in its epilogue, so
+that no conversion is a pass of its own; so is what a window slides over (depthwise convolution, pooling),
+which is bound by memory. Every other reader widens what it loads. Inputs and results of the program keep
+their types, and what only normalizations, softmax and residual sums read stays f32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from hasten.codegen.fuse import operand_load
+from hasten.codegen.stage import ACCUMULATOR, Stage
+from hasten.codegen.tiles import group
+from hasten.loops.dtypes import INDEX, DType
+from hasten.loops.expr import (
+    Expr,
+    Load,
+    Op,
+    Reduce,
+    Var,
+    cast,
+    const,
+    constant_int,
+    free_vars,
+    transform,
+    walk,
+)
+from hasten.loops.program import Attention, Contraction, Gemm, TensorInfo, map_operands, operands
+
+NARROW, WIDE = DType.BF16, DType.F32
+
+
+def narrow_storage(
+    stages: Sequence[Stage],
+    outside: Mapping[str, TensorInfo],
+    constants: Collection[str],
+    results: Collection[str],
+) -> list[Stage]:
+    """The stages with operands of products stored in bf16.
+
+    Products stay f32 whose depth is odd (pairs are multiplied), or whose second operand is computed.
+
+    Args:
+        stages: all stages in order.
+        outside: inputs and constants.
+        constants: names of the constants.
+        results: names of stages whose memory is the caller's.
+    """
+    wanted: dict[str, None] = {}
+    wide: dict[str, None] = {}
+    for s in stages:
+        if isinstance(s.body, Expr):
+            wanted |= dict.fromkeys(_windows(s.body, s.vars))
+        else:
+            (wanted if _takes_pairs(s.body, constants) else wide).update(dict.fromkeys(_reads(s.body)))
+    own = {s.name for s in stages if s.dtype is WIDE and s.name not in results and s.name not in wide}
+    plan = _Plan(frozenset(n for n in wanted if n in own), outside, frozenset(constants), {})
+    result: list[Stage] = []
+    for s in stages:
+        body, copies = plan.body(s, stages)
+        result += copies
+        epilogue = None if s.epilogue is None else plan.widened(s.epilogue)
+        narrowed = replace(s, body=body, epilogue=epilogue)
+        result.append(_stored_narrow(narrowed) if s.name in plan.narrow else narrowed)
+    return result
+
+
+def _stored_narrow(s: Stage) -> Stage:
+    """The stage with its elements rounded where they are written."""
+    if isinstance(s.body, Expr):
+        return replace(s, dtype=NARROW, body=cast(s.body, NARROW))
+    if isinstance(s.body, Attention):
+        return replace(s, dtype=NARROW)  # its kernel converts to the stage's type
+    finished = s.epilogue if s.epilogue is not None else Load(WIDE, ACCUMULATOR, ())
+    return replace(s, dtype=NARROW, epilogue=cast(finished, NARROW))
+
+
+def _takes_pairs(c: Contraction, constants: Collection[str]) -> bool:
+    """Whether a kernel for bf16 can compute a contraction."""
+    depth = constant_int(c.depth.extent)
+    if depth is None or depth % group(NARROW):
+        return False
+    loads = _operand_loads(c)
+    if not all(load is not None and load.dtype is WIDE for load in loads.values()):
+        return False
+    if isinstance(c, Attention):
+        return True
+    reads = {n.buffer for n in walk(c.b) if isinstance(n, Load)}
+    return reads <= set(constants) and constant_int(c.column.extent) is not None
+
+
+def _operand_loads(c: Contraction) -> dict[str, Load | None]:
+    """The loads of the operands that a kernel walks in memory, by attribute."""
+    if isinstance(c, Gemm):
+        return {"a": operand_load(c.a, c.depth)}
+    along = {"q": c.depth, "k": c.depth, "v": c.column}
+    return {name: operand_load(getattr(c, name), v) for name, v in along.items()}
+
+
+def _reads(c: Contraction) -> list[str]:
+    """Tensors that a contraction's walked operands read."""
+    walked = [c.a] if isinstance(c, Gemm) else [c.q, c.k, c.v]
+    return [n.buffer for e in walked for n in walk(e) if isinstance(n, Load)]
+
+
+def _windows(e: Expr, variables: Sequence[Var]) -> list[str]:
+    """Tensors of f32 over which the reductions of an expression slide a window."""
+    found = []
+    for r in (n for n in walk(e) if isinstance(n, Reduce)):
+        for load in (n for n in walk(r.body) if isinstance(n, Load) and n.dtype is WIDE):
+            used = [free_vars(i) for i in load.index]
+            if any(u & set(r.vars) and u & set(variables) for u in used):
+                found.append(load.buffer)
+    return found
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which tensors are stored narrow, and the narrow copies of others that were made.
+
+    Attributes:
+        narrow: stages that write bf16.
+        outside: inputs and constants.
+        constants: names of the constants.
+        copies: name of the narrow copy of a tensor; grows.
+    """
+
+    narrow: frozenset[str]
+    outside: Mapping[str, TensorInfo]
+    constants: frozenset[str]
+    copies: dict[str, str]
+
+    def widened(self, e: Expr) -> Expr:
+        """An expression that converts what it loads from narrow tensors."""
+
+        def visit(node: Expr) -> Expr | None:
+            if not isinstance(node, Load) or node.buffer not in self.narrow:
+                return None
+            index = tuple(transform(i, visit) for i in node.index)
+            return cast(Load(NARROW, node.buffer, index), WIDE)
+
+        return transform(e, visit)
+
+    def body(self, s: Stage, stages: Sequence[Stage]) -> tuple[Expr | Contraction, list[Stage]]:
+        """What a stage computes, and stages to put before it that make narrow copies."""
+        if isinstance(s.body, Expr):
+            return self.widened(s.body), []
+        c = s.body
+        if not _takes_pairs(c, self.constants):
+            return map_operands(c, {n: self.widened(e) for n, e in operands(c).items()}), []
+        made: list[Stage] = []
+        walked: dict[str, Expr] = {}
+        for name, load in _operand_loads(c).items():
+            assert load is not None
+            buffer = load.buffer
+            if buffer not in self.narrow:
+                if buffer not in self.copies:
+                    made.append(self.copy(buffer, stages))
+                buffer = self.copies[load.buffer]
+            walked[name] = _with_load(getattr(c, name), Load(NARROW, buffer, load.index))
+        masks = {n: self.widened(e) for n, e in operands(c).items() if n in ("bias", "keep")}
+        return map_operands(c, walked | masks), made
+
+    def copy(self, buffer: str, stages: Sequence[Stage]) -> Stage:
+        """A stage that converts a whole tensor."""
+        shape = next((s.shape for s in stages if s.name == buffer), None)
+        if shape is None:
+            shape = self.outside[buffer].shape
+        variables = tuple(Var(INDEX, f"i{d}", n) for d, n in enumerate(shape))
+        self.copies[buffer] = name = f"{buffer}_{NARROW}"
+        body = cast(Load(WIDE, buffer, variables), NARROW)
+        return Stage(name, NARROW, variables, body, None, (f"{buffer} in {NARROW}",))
+
+
+def _with_load(e: Expr, load: Load) -> Expr:
+    """A walked operand (a load, or one that is 0 outside) with another load in it."""
+    if isinstance(e, Op) and e.op == "select":
+        return Op(load.dtype, "select", (e.args[0], load, const(0.0, load.dtype)))
+    return load
