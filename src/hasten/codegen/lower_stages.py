@@ -25,7 +25,7 @@ from hasten.codegen.narrow import narrow_storage
 from hasten.codegen.schedule import DEFAULTS, ProductShape, Schedule, Schedules, product_shape
 from hasten.codegen.shallow import join_shallow_taps
 from hasten.codegen.stage import Stage
-from hasten.codegen.tiles import PANEL, tiles_for
+from hasten.codegen.tiles import PANEL, group, tiles_for
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.evaluate import evaluate
 from hasten.loops.expr import Expr, Load, Var, binary, const, constant_int, select, substitute, walk
@@ -71,7 +71,8 @@ def lower_program(
         precision: F32, or BF16 to store the operands of products so.
     """
     outside = {n: program.info(n) for n in (*program.inputs, *program.constants)}
-    stages = join_shallow_taps(fuse(program), {n: info.shape for n, info in outside.items()})
+    shapes = {n: info.shape for n, info in outside.items()}
+    stages = join_shallow_taps(fuse(program), shapes, group(precision))
     if precision is DType.BF16:
         stages = narrow_storage(stages, outside, program.constants.keys(), program.outputs)
     stages, constants, products = _pack(program, stages, target, schedules)

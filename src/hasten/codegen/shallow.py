@@ -32,21 +32,23 @@ SHALLOW = 8
 """Input channels below which the taps of a row are joined."""
 
 
-def join_shallow_taps(stages: list[Stage], shapes: dict[str, Shape]) -> list[Stage]:
+def join_shallow_taps(stages: list[Stage], shapes: dict[str, Shape], group: int = 1) -> list[Stage]:
     """Rewrites every convolution of few channels over a padded copy of its input.
 
     Args:
         stages: all stages in order.
         shapes: shapes of inputs and constants.
+        group: elements that are multiplied together; the joined depth becomes a multiple of it, over
+            weights of zero.
     """
     known = shapes | {s.name: s.shape for s in stages}
     result: list[Stage] = []
     for s in stages:
-        result += _joined(s, known) or [s]
+        result += _joined(s, known, group) or [s]
     return result
 
 
-def _joined(s: Stage, shapes: dict[str, Shape]) -> list[Stage] | None:
+def _joined(s: Stage, shapes: dict[str, Shape], group: int) -> list[Stage] | None:
     g = s.body
     if not isinstance(g, Gemm) or g.batch or not g.taps:
         return None
@@ -67,8 +69,11 @@ def _joined(s: Stage, shapes: dict[str, Shape]) -> list[Stage] | None:
     lows = [r[0] for r in ranges if r is not None]
     extents = [r[1] for r in ranges if r is not None]
     order = [d for d in range(len(load.index)) if d not in (wide[0], deep[0])] + [wide[0], deep[0]]
+    missing = -width * channels % group
+    if missing:
+        extents[wide[0]] = extents[wide[0]] + 1  # what is read beyond the last tap must be a number
     padded = _padded_copy(s, load, lows, extents, order, shapes[load.buffer])
-    q = Var(INDEX, "q", const(width * channels))
+    q = Var(INDEX, "q", const(width * channels + missing))
     index: list[Expr] = []
     for d in order:
         at = substitute(load.index[d], {tap: const(0)}) - lows[d]
@@ -78,9 +83,19 @@ def _joined(s: Stage, shapes: dict[str, Shape]) -> list[Stage] | None:
         taps=g.taps[:-1],
         depth=q,
         a=Load(load.dtype, padded.name, tuple(index)),
-        b=substitute(g.b, {tap: q // channels, g.depth: q % channels}),
+        b=_weights(g, tap, q, width * channels),
     )
     return [padded, replace(s, body=joined)]
+
+
+def _weights(g: Gemm, tap: Var, q: Var, count: int) -> Expr:
+    """The second operand in terms of the joined depth, of which `count` elements are there."""
+    channels = constant_int(g.depth.extent) or 1
+    if constant_int(q.extent) == count:
+        return substitute(g.b, {tap: q // channels, g.depth: q % channels})
+    there = binary("min", q, count - 1)
+    element = substitute(g.b, {tap: there // channels, g.depth: there % channels})
+    return select(binary("lt", q, count), element, const(0, g.b.dtype))
 
 
 def _range(index: Expr) -> tuple[int, Expr] | None:
