@@ -29,6 +29,7 @@ from hasten.loops.expr import (
     Reduce,
     Var,
     binary,
+    cast,
     const,
     constant_int,
     free_vars,
@@ -46,6 +47,9 @@ MOST_VECTORS = 3
 
 CHAINS = 8
 """Independent sums that keep the multiply-add units busy: two units, latency four."""
+
+STORED = (DType.F32, DType.BF16)
+"""Element types of inputs and outputs; sums and weights are f32."""
 
 SUMS = "sums"
 """Name of the array of a block's sums, and in an epilogue of a load that stands for one of them."""
@@ -124,7 +128,7 @@ def depthwise_kernel(stage: Stage, layouts: Layouts, target: Target, name: str) 
 
 def find_slide(stage: Stage, layouts: Layouts) -> Slide | None:
     """The window that a stage sums over, or None if it is anything else."""
-    if not isinstance(stage.body, Expr) or len(stage.vars) < 3 or stage.dtype is not DType.F32:
+    if not isinstance(stage.body, Expr) or len(stage.vars) < 3 or stage.dtype not in STORED:
         return None
     sums = [n for n in walk(stage.body) if isinstance(n, Reduce)]
     channel = stage.vars[layouts[stage.name].order[-1]]
@@ -164,7 +168,7 @@ def _operands(product: Expr, stage: Stage, channel: Var, layouts: Layouts) -> tu
     """The input and the weight, both contiguous along the channel."""
     if not isinstance(product, Op) or product.op != "mul":
         return None
-    loads = [a for a in product.args if isinstance(a, Load)]
+    loads = [load for a in product.args if (load := _stored(a)) is not None]
     if len(loads) != 2:
         return None
     addresses = [layouts[a.buffer].address(a.index) for a in loads]
@@ -173,9 +177,16 @@ def _operands(product: Expr, stage: Stage, channel: Var, layouts: Layouts) -> tu
     others = frozenset(stage.vars) - {channel}
     weights = [not others & free_vars(a) for a in addresses]
     x, w = loads if weights[1] else loads[::-1]
-    if sum(weights) != 1 or len(x.index) < 2:
+    if sum(weights) != 1 or len(x.index) < 2 or w.dtype is not DType.F32:
         return None
     return x, w
+
+
+def _stored(e: Expr) -> Load | None:
+    """The load of an operand that is read as it is stored, or widened."""
+    if isinstance(e, Op) and e.op == "cast":
+        e = e.args[0]
+    return e if isinstance(e, Load) and e.dtype in STORED else None
 
 
 def _rows(total: Reduce, condition: Expr, tap: Var) -> dict[Var, tuple[Expr, Expr]] | None:
@@ -344,12 +355,15 @@ class _Builder:
         sums = Load(DType.F32, SUMS, (p, v), lanes=lanes)
         x = Load(DType.F32, "column_x", (v,), lanes=lanes)
         w = Load(DType.F32, "row_w", (t, v), lanes=lanes)
+        loaded = cast(Load(s.x.dtype, "x", (x_at,), lanes=lanes), DType.F32)
         product = Op(DType.F32, "mul", (x, w), lanes=lanes)
         add = Store(SUMS, (p, v), Op(DType.F32, "add", (sums, product), lanes=lanes))
         reached = binary("and", binary("le", 0, t), binary("lt", t, s.taps))
         inner: tuple[Stmt, ...] = (
             Declare("column_x", DType.F32, (block.vectors,), lanes),
-            _unrolled(v, Store("column_x", (v,), Load(DType.F32, "x", (x_at,), lanes=lanes))),
+            _unrolled(
+                v, Store("column_x", (v,), cast(Load(s.x.dtype, "x", (x_at,), lanes=lanes), DType.F32))
+            ),
             _unrolled(p, Let(t, column - p * s.stride), If(reached, (_unrolled(v, add),))),
         )
         if edge:
