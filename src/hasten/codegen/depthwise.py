@@ -361,9 +361,7 @@ class _Builder:
         reached = binary("and", binary("le", 0, t), binary("lt", t, s.taps))
         inner: tuple[Stmt, ...] = (
             Declare("column_x", DType.F32, (block.vectors,), lanes),
-            _unrolled(
-                v, Store("column_x", (v,), cast(Load(s.x.dtype, "x", (x_at,), lanes=lanes), DType.F32))
-            ),
+            _unrolled(v, Store("column_x", (v,), loaded)),
             _unrolled(p, Let(t, column - p * s.stride), If(reached, (_unrolled(v, add),))),
         )
         if edge:
