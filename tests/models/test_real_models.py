@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from benchmarks import models
+from benchmarks import models, networks
 
 import hasten
 from hasten.errors import HostOperatorWarning
@@ -85,7 +85,7 @@ def test_efficientnet_on_labelled_pictures(compiled: Compile) -> None:
 
     pictures, labels = models.labelled_pictures()
     with torch.inference_mode():
-        expected = models.efficientnet_lite0()(torch.from_numpy(pictures)).numpy()
+        expected = networks.efficientnet_lite0()(torch.from_numpy(pictures)).numpy()
     for session in compiled(models.efficientnet_lite0_onnx()):
         (name,) = [i.name for i in session.inputs]
         (found,) = session.run({name: pictures}).values()

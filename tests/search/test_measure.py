@@ -73,7 +73,7 @@ def contestants(tmp_path: Path, *engines: Engine, broken: str = "") -> list[Cont
 def test_the_figure_is_the_median_of_the_ratios_of_each_round(fake: type[FakeWorker], tmp_path: Path) -> None:
     plan = Plan(2, rounds=3, turn=1, openings=2, pause=0)
     x = {"x": np.zeros(1)}
-    found = measure(contestants(tmp_path, HASTEN, ONNXRUNTIME), x, plan, beside=lambda: 7.0)
+    found = measure(contestants(tmp_path, HASTEN, ONNXRUNTIME), x, plan, beside=lambda: {"f32": 7.0})
     ours, other = found.results
     assert ours.ratio is None
     assert other.ratio is not None
@@ -82,7 +82,9 @@ def test_the_figure_is_the_median_of_the_ratios_of_each_round(fake: type[FakeWor
     assert ours.run_ms.median == pytest.approx(200)
     assert (ours.load_ms, other.load_ms, other.load_ratio) == (10, 500, 50)
     assert (ours.peak_mb, ours.base_mb, ours.file_mb) == (2, 1, 2)
-    assert found.beside == (7.0, 7.0, 7.0)
+    assert found.beside == ({"f32": 7.0},) * 3
+    assert found.beside_named("f32") == Spread(7.0, 7.0, 7.0)
+    assert found.beside_named("bf16") is None
 
 
 def test_one_engine_works_at_a_time_and_the_first_changes(fake: type[FakeWorker], tmp_path: Path) -> None:

@@ -162,7 +162,12 @@ class Measurement:
     rounds: int
     results: tuple[Result, ...]
     failures: Mapping[str, str]
-    beside: tuple[float, ...] = ()
+    beside: tuple[Mapping[str, float], ...] = ()
+
+    def beside_named(self, name: str) -> Spread | None:
+        """The quartiles of one of those figures; None if there is none."""
+        values = [figures[name] for figures in self.beside if name in figures]
+        return Spread.of(values) if values else None
 
 
 @dataclass(eq=False)
@@ -181,7 +186,7 @@ def measure(
     plan: Plan,
     *,
     progress: Callable[[str], None] = lambda _: None,
-    beside: Callable[[], float] | None = None,
+    beside: Callable[[], Mapping[str, float]] | None = None,
 ) -> Measurement:
     """Times engines in turns.
 

@@ -101,13 +101,15 @@ def measure_case(
                 failures[engine.name] = model
             else:
                 contestants.append(Contestant(engine, model, files_of(model)))
-        found = measure(contestants, feeds, plan, progress=progress, beside=peak.gflops if peak else None)
+        found = measure(
+            contestants, feeds, plan, progress=progress, beside=peak.by_precision if peak else None
+        )
     if not found.results or found.results[0].engine != HASTEN.name:
         raise EngineError(found.failures[HASTEN.name])
     found = Measurement(
         found.threads, found.rounds, found.results, {**failures, **found.failures}, found.beside
     )
-    peaks = Spread.of(found.beside) if found.beside else None
+    peaks = found.beside_named("f32")
     achieved = None if flops is None else flops / found.results[0].run_ms.median / 1e6
     return Case(
         name=name,

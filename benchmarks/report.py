@@ -1,0 +1,215 @@
+"""Figures of the suite: who the best peer was, what was reached of what was asked, and the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.cases import Figure, Goal
+from hasten.search.engines import HASTEN, HASTEN_BF16, Precision
+from hasten.search.measure import Measurement, Result, Spread
+
+OWN = {"f32": HASTEN.name, "bf16": HASTEN_BF16.name}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """hasten against its peers in one case and one precision.
+
+    Attributes:
+        precision: of hasten's arithmetic.
+        goal: what was asked.
+        problem: why hasten has no figures; None if it has.
+        peer: the best peer's name. In bf16 those that compute in f32 count too. None if no peer ran.
+        ratio: that peer's time divided by hasten's, of a run or of opening.
+        gflops: 10**9 operations per second that hasten achieved; None if they could not be counted.
+        share: of the machine's peak in this precision, in the same rounds; None if either is unknown.
+    """
+
+    precision: Precision
+    goal: Goal
+    problem: str | None
+    peer: str | None = None
+    ratio: Spread | None = None
+    gflops: float | None = None
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class CaseReport:
+    """All figures of a case.
+
+    Attributes:
+        name: of the case.
+        figure: what the ratios are about: a run, or opening the model.
+        shapes: of the inputs.
+        gflop: 10**9 operations of a run, padding counted; None if they could not be counted.
+        peaks: the machine's peak in 10**9 operations per second, by precision.
+        load_average: processes that wanted to run in the minute before; figures of a busy machine mean
+            little.
+        compile_seconds: by engine, hasten's with an empty cache.
+        verdicts: by precision.
+        measurement: the engines' figures.
+    """
+
+    name: str
+    figure: Figure
+    shapes: Mapping[str, tuple[int, ...]]
+    gflop: float | None
+    peaks: Mapping[str, Spread]
+    load_average: float
+    compile_seconds: Mapping[str, float]
+    verdicts: tuple[Verdict, ...]
+    measurement: Measurement
+
+
+def judge(
+    found: Measurement,
+    goals: Mapping[Precision, Goal],
+    figure: Figure,
+    gflop: float | None,
+    peaks: Mapping[str, Spread],
+) -> tuple[Verdict, ...]:
+    """Compares hasten with the best peer in each precision that was asked for."""
+    return tuple(_judge(found, precision, goal, figure, gflop, peaks) for precision, goal in goals.items())
+
+
+def _judge(
+    found: Measurement,
+    precision: Precision,
+    goal: Goal,
+    figure: Figure,
+    gflop: float | None,
+    peaks: Mapping[str, Spread],
+) -> Verdict:
+    own = next((result for result in found.results if result.engine == OWN[precision]), None)
+    if own is None:
+        return Verdict(precision, goal, found.failures.get(OWN[precision], "it was not asked for"))
+    peer = best_peer(found.results, own, figure)
+    gflops = None if gflop is None else gflop / own.run_ms.median * 1e3
+    peak = peaks.get(precision)
+    return Verdict(
+        precision,
+        goal,
+        None,
+        peer=None if peer is None else peer.engine,
+        ratio=None if peer is None else _ratio(peer, own, figure),
+        gflops=gflops,
+        share=None if gflops is None or peak is None else gflops / peak.median,
+    )
+
+
+def best_peer(results: Iterable[Result], own: Result, figure: Figure) -> Result | None:
+    """The peer with the least time compared with hasten's, f32 only against hasten in f32."""
+    rivals = [
+        result
+        for result in results
+        if result.engine not in OWN.values() and result.precision in ("f32", own.precision)
+    ]
+    return min(rivals, key=lambda peer: _ratio(peer, own, figure).median, default=None)
+
+
+def _ratio(peer: Result, own: Result, figure: Figure) -> Spread:
+    return peer.load_ratio_to(own) if figure == "load" else peer.ratio_to(own)
+
+
+def _ms(result: Result, figure: Figure) -> float:
+    return result.load_ms if figure == "load" else result.run_ms.median
+
+
+def outcome(verdict: Verdict) -> str:
+    """Whether what was asked was reached, or by how much it was missed."""
+    if verdict.ratio is None:
+        return ""
+    parts = [_compared(verdict.ratio.median, verdict.goal.ratio)]
+    if verdict.goal.share is not None and verdict.share is not None:
+        parts.append(f"share {_compared(verdict.share, verdict.goal.share)}")
+    return "; ".join(dict.fromkeys(parts))
+
+
+def _compared(value: float, wanted: float) -> str:
+    return "reached" if value >= wanted else f"missed by {1 - value / wanted:.1%}"
+
+
+def summary(cases: Sequence[CaseReport]) -> str:
+    """A line for each case and precision: hasten, its best peer, and what was asked."""
+    header = (
+        "case", "precision", "hasten ms", "best peer", "its ms", "ratio [quartiles]", "asked", "outcome",
+        "GFLOP/s", "of peak", "load ms", "first answer ms", "peak MB", "file MB", "compile s",
+    )  # fmt: skip
+    return _markdown(header, [_summary_cells(case, v) for case in cases for v in case.verdicts], text=4)
+
+
+def _summary_cells(case: CaseReport, verdict: Verdict) -> list[str]:
+    results = {result.engine: result for result in case.measurement.results}
+    name = OWN[verdict.precision]
+    goal = f"{verdict.goal.ratio:g}" + (f", {verdict.goal.share:.0%} of peak" if verdict.goal.share else "")
+    start = [case.name, verdict.precision]
+    if verdict.problem is not None:
+        return [*start, f"not measured: {verdict.problem}", "", "", "", goal, *[""] * 8]
+    own = results[name]
+    peer = None if verdict.peer is None else results[verdict.peer]
+    return [
+        *start,
+        f"{_ms(own, case.figure):.4g}",
+        "" if peer is None else peer.engine,
+        "" if peer is None else f"{_ms(peer, case.figure):.4g}",
+        "" if verdict.ratio is None else with_quartiles(verdict.ratio),
+        goal,
+        outcome(verdict),
+        "" if verdict.gflops is None else f"{verdict.gflops:.3g}",
+        "" if verdict.share is None else f"{verdict.share:.1%}",
+        *_costs(own),
+        "" if name not in case.compile_seconds else f"{case.compile_seconds[name]:.1f}",
+    ]
+
+
+def details(cases: Sequence[CaseReport]) -> str:
+    """A line for each case and engine; ratios are to hasten in the engine's own precision."""
+    header = (
+        "case", "engine", "run ms", "time / hasten's [quartiles]", "GFLOP/s", "of peak", "load ms",
+        "first answer ms", "peak MB", "file MB",
+    )  # fmt: skip
+    lines = []
+    for case in cases:
+        lines += [_detail_cells(case, result) for result in case.measurement.results]
+        for name, reason in case.measurement.failures.items():
+            lines.append([case.name, name, f"not measured: {reason}", *[""] * (len(header) - 3)])
+    return _markdown(header, lines, text=2)
+
+
+def _detail_cells(case: CaseReport, result: Result) -> list[str]:
+    own = next((r for r in case.measurement.results if r.engine == OWN[result.precision]), None)
+    gflops = None if case.gflop is None else case.gflop / result.run_ms.median * 1e3
+    peak = case.peaks.get(result.precision)
+    return [
+        case.name,
+        f"{result.engine} {result.version}",
+        f"{result.run_ms.median:.4g}",
+        "" if own is None or own is result else with_quartiles(_ratio(result, own, case.figure)),
+        "" if gflops is None else f"{gflops:.3g}",
+        "" if gflops is None or peak is None else f"{gflops / peak.median:.1%}",
+        *_costs(result),
+    ]
+
+
+def _costs(result: Result) -> list[str]:
+    return [
+        f"{result.load_ms:.3g}",
+        f"{result.load_ms + result.first_ms:.3g}",
+        "" if result.peak_mb is None else f"{result.peak_mb:.0f}",
+        f"{result.file_mb:.3g}" if result.file_mb else "",
+    ]
+
+
+def with_quartiles(spread: Spread) -> str:
+    """The median and the quartiles, three digits at least."""
+    digits = 2 if spread.median < 100 else 0
+    return f"{spread.median:.{digits}f} [{spread.low:.{digits}f}, {spread.high:.{digits}f}]"
+
+
+def _markdown(header: Sequence[str], lines: Iterable[Sequence[str]], *, text: int) -> str:
+    """A table; the first columns are text, the others numbers. A bar within a cell would end it."""
+    ruler = f"|{'---|' * text}{'---:|' * (len(header) - text)}"
+    shown = [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines]
+    return "\n".join([f"| {' | '.join(header)} |", ruler, *shown])

@@ -1,0 +1,226 @@
+"""All cases of issue 3 against every engine that can be had: tables in Markdown, JSON and a picture.
+
+    python benchmarks/suite.py [--cases minilm] [--rounds 9] [--precision f32,bf16] [--engines openvino,torch]
+                               [--json F] [--markdown F] [--picture F]
+
+How engines are timed is described in `hasten.search.measure`. Compile seconds are those of an empty cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import picture, report
+from benchmarks.cases import Entry, entries_named
+from hasten.api import compile_payload
+from hasten.errors import HastenError, ToolchainError
+from hasten.runtime.artifact import write_artifact
+from hasten.search.engines import HASTEN, HASTEN_BF16, PEERS, Engine, Precision, peers_named
+from hasten.search.measure import Contestant, Plan, Spread, measure
+from hasten.search.measure_case import files_of
+from hasten.search.measure_flops import count_flops
+from hasten.search.peak import Peak
+from hasten.target import cores, describe_machine, processor_features
+
+_OPENINGS = 5  # at most, of each engine where opening is what is measured
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """An artifact, and how many seconds it took to compile with an empty cache; or why there is none."""
+
+    path: Path
+    seconds: float
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is the same for all cases; artifacts are compiled once and kept in a folder."""
+
+    plan: Plan
+    precisions: Sequence[Precision]
+    peers: Sequence[Engine]
+    peak: Peak | None
+    folder: Path
+    artifacts: dict[tuple[Path, Precision], Compiled] = dataclasses.field(default_factory=dict)
+
+
+def compiled(model: Path, precision: Precision, setup: Setup) -> Compiled:
+    """The artifact of a model, compiled when it is first asked for."""
+    key = (model, precision)
+    if key not in setup.artifacts:
+        path = setup.folder / f"{model.stem}-{precision}.hasten"
+        problem = None
+        with tempfile.TemporaryDirectory(prefix="hasten-") as cache:
+            start = time.perf_counter()
+            try:
+                threads = setup.plan.threads
+                payload = compile_payload(model, precision=precision, threads=threads, cache=cache)
+                write_artifact(path, payload.manifest, payload.members)
+            except HastenError as error:
+                problem = str(error)
+            setup.artifacts[key] = Compiled(path, time.perf_counter() - start, problem)
+    return setup.artifacts[key]
+
+
+def run_case(entry: Entry, setup: Setup) -> report.CaseReport:
+    """Compiles the model of a case, and times all engines on it."""
+    load_average = os.getloadavg()[0]
+    say(f"{entry.name}: making the model and compiling it")
+    model, feeds = entry.onnx(), entry.inputs()
+    goals = {precision: goal for precision, goal in entry.goals.items() if precision in setup.precisions}
+    contestants, failures, seconds = [], {}, {}
+    for engine in (HASTEN, HASTEN_BF16):
+        if engine.precision in goals:
+            artifact = compiled(model, engine.precision, setup)
+            if artifact.problem is not None:
+                failures[engine.name] = artifact.problem
+            else:
+                contestants.append(Contestant(engine, artifact.path, [artifact.path]))
+                seconds[engine.name] = artifact.seconds
+    for engine in peers_of(entry, setup):
+        source = model if engine.runs == "onnx" else entry.torch and entry.torch()
+        if source is None:
+            failures[engine.name] = "there is no torch module of this model"
+        else:
+            files = files_of(source) if isinstance(source, Path) else []
+            contestants.append(Contestant(engine, source, files))
+    plan = setup.plan
+    if entry.figure == "load":
+        plan = dataclasses.replace(plan, rounds=1, openings=min(plan.rounds, _OPENINGS))
+    beside = None if setup.peak is None else setup.peak.by_precision
+    found = measure(
+        contestants, feeds, plan, progress=lambda text: say(f"{entry.name}: {text}"), beside=beside
+    )
+    found = dataclasses.replace(found, failures={**failures, **found.failures})
+    gflop = None if entry.figure == "load" else gflop_of(model, {n: a.shape for n, a in feeds.items()})
+    peaks: dict[str, Spread] = {
+        p: spread for p in setup.precisions if (spread := found.beside_named(p)) is not None
+    }
+    return report.CaseReport(
+        name=entry.name,
+        figure=entry.figure,
+        shapes={name: array.shape for name, array in feeds.items()},
+        gflop=gflop,
+        peaks=peaks,
+        load_average=load_average,
+        compile_seconds=seconds,
+        verdicts=report.judge(found, goals, entry.figure, gflop, peaks),
+        measurement=found,
+    )
+
+
+def peers_of(entry: Entry, setup: Setup) -> list[Engine]:
+    """Engines that take part: those in f32 always, for they may be faster.
+
+    A module for torch.compile is opened like any other, and compiled in its first run.
+    """
+    wanted = {"f32", *(precision for precision in entry.goals if precision in setup.precisions)}
+    peers = [peer for peer in setup.peers if peer.precision in wanted]
+    return [peer for peer in peers if entry.figure == "run" or peer.mode != "compile"]
+
+
+def gflop_of(model: Path, shapes: Mapping[str, tuple[int, ...]]) -> float | None:
+    """10**9 operations of a run of an ONNX file on inputs of these shapes; None if they cannot be counted."""
+    proto = onnx.load(str(model), load_external_data=False)
+    for value in proto.graph.input:
+        for dim, size in zip(value.type.tensor_type.shape.dim, shapes.get(value.name, ()), strict=False):
+            dim.dim_value = size
+    del proto.graph.value_info[:]
+    graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    flops = count_flops(graph, {})
+    return None if flops is None else flops / 1e9
+
+
+def markdown(cases: Sequence[report.CaseReport], plan: Plan) -> str:
+    """Both tables, with the machine above."""
+    counts = sorted({case.measurement.rounds for case in cases if case.figure == "run"})
+    rounds = " to ".join(str(count) for count in dict.fromkeys([*counts[:1], *counts[-1:]])) or "1"
+    busy = [case.name for case in cases if case.load_average > 0.5 * cores()]
+    note = f"\n\nThe machine was busy before: {', '.join(busy)}. Those figures mean little." if busy else ""
+    return (
+        f"{describe_machine()}; {plan.threads} threads, {rounds} rounds{note}\n\n{report.summary(cases)}\n\n"
+        f"{report.details(cases)}\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time hasten against other engines on the cases of issue 3.")
+    parser.add_argument("--cases", default="", help="only those whose name contains this, in any case")
+    installed = ",".join(peer.name for peer in PEERS if peer.version is not None)
+    parser.add_argument("--engines", default=installed, help="peers, with commas between [all: %(default)s]")
+    parser.add_argument("--precision", default=precisions_here(), help="f32, bf16 [default: %(default)s]")
+    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--limit", type=float, default=30, help="seconds that the rounds of a case may take")
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument("--markdown", type=Path, help="write the tables to this file")
+    parser.add_argument("--picture", type=Path, help="draw ratios and shares of peak to this PNG file")
+    options = parser.parse_args()
+    chosen = entries_named(options.cases)
+    if not chosen:
+        parser.error(f"no case's name contains {options.cases!r}")
+    known: tuple[Precision, ...] = ("f32", "bf16")
+    precisions = [precision for precision in known if precision in options.precision.split(",")]
+    if not precisions:
+        parser.error(f"--precision {options.precision!r}: give some of f32, bf16, with commas between")
+    try:
+        peers = peers_named(options.engines)
+    except HastenError as error:
+        parser.error(str(error))
+    plan = Plan(options.threads, rounds=options.rounds, openings=1, limit=options.limit)
+    cases: list[report.CaseReport] = []
+    with tempfile.TemporaryDirectory(prefix="hasten-") as folder:
+        setup = Setup(plan, precisions, peers, peak_of(options.threads), Path(folder))
+        for entry in chosen:
+            cases.append(run_case(entry, setup))
+            # After each case: what was measured shall outlive what happens to the rest.
+            write(cases, plan, options)
+    print(markdown(cases, plan))
+
+
+def precisions_here() -> str:
+    """Those that are measured unless others are asked for."""
+    return "f32,bf16" if {"avx512_bf16", "bf16"} & processor_features() else "f32"
+
+
+def peak_of(threads: int) -> Peak | None:
+    """The measurement of the machine's peak; None without a compiler, and nothing has a share of it."""
+    try:
+        return Peak(threads)
+    except ToolchainError as error:
+        say(f"peak of the machine: {error}")
+        return None
+
+
+def write(cases: Sequence[report.CaseReport], plan: Plan, options: argparse.Namespace) -> None:
+    """Writes the files that were asked for."""
+    if options.json is not None:
+        figures = {"machine": describe_machine(), "cases": [dataclasses.asdict(case) for case in cases]}
+        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    if options.markdown is not None:
+        options.markdown.write_text(markdown(cases, plan), encoding="utf-8")
+    if options.picture is not None:
+        picture.draw(cases, describe_machine(), options.picture)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Best peers, verdicts and tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from benchmarks.cases import ENTRIES, Figure, Goal, entries_named
+
+from benchmarks import picture, report
+from hasten.search.engines import PEERS, Precision
+from hasten.search.measure import Measurement, Result, Spread
+
+
+def result(engine: str, ms: float, precision: Precision = "f32", load: float = 100.0) -> Result:
+    return Result(
+        engine=engine,
+        version="1",
+        precision=precision,
+        run_ms=Spread(ms, ms, ms),
+        ratio=None,
+        rounds_ms={0: ms * 0.9, 1: ms, 2: ms * 1.1},
+        runs=3,
+        load_ms=load,
+        first_ms=1.0,
+        load_ratio=None,
+        loads_ms=(load, load * 2),
+        peak_mb=50.0,
+        base_mb=40.0,
+        file_mb=2.0,
+    )
+
+
+RESULTS = (
+    result("hasten", 10, load=2),
+    result("hasten-bf16", 5, "bf16"),
+    result("onnxruntime", 12, load=30),
+    result("openvino", 15, load=20),
+    result("openvino-bf16", 8, "bf16", load=10),
+    result("torch-bf16", 20, "bf16"),
+)
+GOALS: dict[Precision, Goal] = {"f32": Goal(1.2, 0.92), "bf16": Goal(2.0)}
+PEAKS = {"f32": Spread(90, 100, 110), "bf16": Spread(200, 200, 200)}
+
+
+def case(
+    results: tuple[Result, ...] = RESULTS, failures: dict[str, str] | None = None, figure: Figure = "run"
+) -> report.CaseReport:
+    found = Measurement(2, 3, results, failures or {})
+    verdicts = report.judge(found, GOALS, figure, 0.9, PEAKS)
+    return report.CaseReport("A | B", figure, {}, 0.9, PEAKS, 0.0, {"hasten": 3.0}, verdicts, found)
+
+
+def test_a_peer_in_bf16_does_not_compete_with_f32() -> None:
+    f32, bf16 = case().verdicts
+    assert (f32.peer, bf16.peer) == ("onnxruntime", "openvino-bf16")
+    assert f32.ratio is not None
+    assert bf16.ratio is not None
+    assert (f32.ratio.median, bf16.ratio.median) == (pytest.approx(1.2), pytest.approx(1.6))
+    assert (f32.gflops, f32.share) == (pytest.approx(90), pytest.approx(0.9))
+    assert bf16.share == pytest.approx(0.9)
+
+
+def test_a_peer_in_f32_competes_with_bf16() -> None:
+    slow = result("openvino-bf16", 30, "bf16")
+    assert case((*RESULTS[:4], slow)).verdicts[1].peer == "onnxruntime"
+
+
+def test_opening_is_compared_where_that_is_asked() -> None:
+    f32, _ = case(figure="load").verdicts
+    assert f32.peer == "openvino"
+    assert f32.ratio == Spread(10, 10, 10)
+
+
+def test_what_was_asked_is_reached_or_missed() -> None:
+    f32, bf16 = case().verdicts
+    assert report.outcome(f32) == "reached; share missed by 2.2%"
+    assert report.outcome(bf16) == "missed by 20.0%"
+    assert report.outcome(case(RESULTS[:1]).verdicts[0]) == ""  # no peer ran
+
+
+def test_tables_have_a_line_for_each_engine_and_reasons_of_failures() -> None:
+    cases = [case(), case(RESULTS[:3:2], {"hasten-bf16": "give one of f32", "torch": "out of memory"})]
+    summary, details = report.summary(cases).splitlines(), report.details(cases).splitlines()
+    assert len(summary) == 2 + 4
+    assert len(details) == 2 + 6 + 4
+    for table in (summary, details):
+        assert len({line.count("|") for line in table}) == 1
+    assert "A / B | f32 | 10 | onnxruntime | 12 | 1.20 [1.20, 1.20] | 1.2, 92% of peak |" in summary[2]
+    assert "not measured: give one of f32" in summary[-1]
+    assert "| torch | not measured: out of memory |" in details[-1]
+
+
+def test_the_picture_is_drawn(tmp_path: Path) -> None:
+    cases = [case(), case(figure="load"), case(RESULTS[:1], {"hasten-bf16": "no"})]
+    picture.draw(cases, "a machine", tmp_path / "ratios.png")
+    assert (tmp_path / "ratios.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_cases_are_named_once_and_found_by_a_part_of_their_name() -> None:
+    assert len({entry.name for entry in ENTRIES}) == len(ENTRIES) == 16
+    assert [entry.name for entry in entries_named("BATCH 256")] == ["MLP 64-128-64-1, batch 256"]
+    assert len(entries_named("")) == len(ENTRIES)
+    assert entries_named("no such") == []
+    assert len({peer.name for peer in PEERS}) == len(PEERS)
