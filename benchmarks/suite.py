@@ -137,12 +137,15 @@ def peers_of(entry: Entry, setup: Setup) -> list[Engine]:
 def gflop_of(model: Path, shapes: Mapping[str, tuple[int, ...]]) -> float | None:
     """10**9 operations of a run of an ONNX file on inputs of these shapes; None if they cannot be counted."""
     proto = onnx.load(str(model), load_external_data=False)
+    sizes: dict[str, int] = {}
     for value in proto.graph.input:
         for dim, size in zip(value.type.tensor_type.shape.dim, shapes.get(value.name, ()), strict=False):
+            if dim.dim_param:
+                sizes[dim.dim_param] = size
             dim.dim_value = size
-    del proto.graph.value_info[:]
+    # What exporters noted of values in between, with the names of sizes, is kept where inference stops.
     graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
-    flops = count_flops(graph, {})
+    flops = count_flops(graph, sizes)
     return None if flops is None else flops / 1e9
 
 

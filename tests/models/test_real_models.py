@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from benchmarks import models, networks
 
 import hasten
+from benchmarks import models, networks
 from hasten.errors import HostOperatorWarning
 from hasten.runtime.session import Session
 from hasten.target import Target, native, runs_here

@@ -31,25 +31,25 @@ Job = Mapping[str, Any]
 """package, precision, mode, model, threads: `Engine` in `engines.py` says what they mean."""
 Step = Callable[[], Any]
 Named = Callable[[Any], dict[str, Any]]
-Open = Callable[[Job, Feeds], tuple[Step, Named]]
+Open = Callable[[Feeds], tuple[Step, Named]]
 
 
-def hasten_engine() -> Open:
+def hasten_engine(job: Job) -> Open:
     """Artifacts, by hasten's runtime."""
     from hasten.runtime.session import open_session
 
-    def start(job: Job, feeds: Feeds) -> tuple[Step, Named]:
+    def start(feeds: Feeds) -> tuple[Step, Named]:
         session = open_session(job["model"], threads=job["threads"])
         return functools.partial(session.run, feeds), lambda outputs: outputs
 
     return start
 
 
-def onnxruntime_engine() -> Open:
+def onnxruntime_engine(job: Job) -> Open:
     """ONNX files, by ONNX Runtime with its default optimizations."""
     onnxruntime: Any = importlib.import_module("onnxruntime")
 
-    def start(job: Job, feeds: Feeds) -> tuple[Step, Named]:
+    def start(feeds: Feeds) -> tuple[Step, Named]:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = job["threads"]
         options.inter_op_num_threads = 1
@@ -62,11 +62,11 @@ def onnxruntime_engine() -> Open:
     return start
 
 
-def openvino_engine() -> Open:
+def openvino_engine(job: Job) -> Open:
     """ONNX files, by OpenVINO for one request at a time."""
     openvino: Any = importlib.import_module("openvino")
 
-    def start(job: Job, feeds: Feeds) -> tuple[Step, Named]:
+    def start(feeds: Feeds) -> tuple[Step, Named]:
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": job["threads"],
@@ -88,7 +88,7 @@ def openvino_engine() -> Open:
     return start
 
 
-def torch_engine() -> Open:
+def torch_engine(job: Job) -> Open:
     """Torch modules, by PyTorch: as they are, compiled, or under autocast.
 
     Its compiler may fold constants ("freezing"), as all the other engines do.
@@ -96,7 +96,12 @@ def torch_engine() -> Open:
     import torch
     import transformers  # noqa: F401 - loading shall not pay for it
 
-    def start(job: Job, feeds: Feeds) -> tuple[Step, Named]:
+    if job["mode"] == "compile":
+        importlib.import_module("torch._dynamo")
+        inductor: Any = importlib.import_module("torch._inductor.config")
+        inductor.freezing = True
+
+    def start(feeds: Feeds) -> tuple[Step, Named]:
         torch.set_num_threads(job["threads"])
         torch.set_num_interop_threads(1)
         torch.set_grad_enabled(False)
@@ -106,8 +111,6 @@ def torch_engine() -> Open:
             module = module.to(torch.bfloat16)
             tensors = {k: t.to(torch.bfloat16) if t.is_floating_point() else t for k, t in tensors.items()}
         if job["mode"] == "compile":
-            inductor: Any = importlib.import_module("torch._inductor.config")
-            inductor.freezing = True
             module = torch.compile(module)
         run = (
             functools.partial(module, **tensors) if by_name else functools.partial(module, *tensors.values())
@@ -166,11 +169,11 @@ def tensors_in(value: Any) -> list[Any]:
     return [value] if hasattr(value, "numpy") else []
 
 
-def reference_engine() -> Open:
+def reference_engine(job: Job) -> Open:
     """ONNX files, by ONNX's reference evaluator."""
     import onnx.reference
 
-    def start(job: Job, feeds: Feeds) -> tuple[Step, Named]:
+    def start(feeds: Feeds) -> tuple[Step, Named]:
         evaluator = onnx.reference.ReferenceEvaluator(job["model"])
         step = functools.partial(evaluator.run, None, dict(feeds))
         return step, lambda outputs: dict(zip(evaluator.output_names, outputs, strict=True))
@@ -178,7 +181,7 @@ def reference_engine() -> Open:
     return start
 
 
-ENGINES: Mapping[str, Callable[[], Open]] = {
+ENGINES: Mapping[str, Callable[[Job], Open]] = {
     "hasten": hasten_engine,
     "onnxruntime": onnxruntime_engine,
     "openvino": openvino_engine,
@@ -234,10 +237,10 @@ def main() -> None:
     sys.path.append(job["path"])
     with np.load(job["feeds"]) as loaded:
         feeds = dict(loaded)
-    start = ENGINES[job["package"]]()
+    start = ENGINES[job["package"]](job)
     base, _ = memory()
     begin = time.perf_counter()
-    step, named = start(job, feeds)
+    step, named = start(feeds)
     load = time.perf_counter() - begin
     (first,) = timed(step, 1)
     _, peak = memory()
