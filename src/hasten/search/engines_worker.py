@@ -97,7 +97,7 @@ def torch_engine(job: Job) -> Open:
     import transformers  # noqa: F401 - loading shall not pay for it
 
     if job["mode"] == "compile":
-        importlib.import_module("torch._dynamo")
+        importlib.import_module("torch._inductor.compile_fx")
         inductor: Any = importlib.import_module("torch._inductor.config")
         inductor.freezing = True
 
