@@ -59,8 +59,10 @@ class Interpreted:
     target: Target
 
     @staticmethod
-    def of(program: Program, target: Target, precision: DType = DType.F32) -> Interpreted:
-        lowered = lower_program(program, target, precision=precision)
+    def of(
+        program: Program, target: Target, precision: DType = DType.F32, schedules: Schedules = DEFAULTS
+    ) -> Interpreted:
+        lowered = lower_program(program, target, schedules, precision)
         tiles = _tiles(target)
         for k in lowered.kernels:
             for f in (k.function, *k.helpers):

@@ -38,6 +38,11 @@ def programs() -> dict[str, Program]:
             "{ p = MatMul(x, w) q = Add(p, c) s = Relu(q) y = Add(s, r) }",
             {"w": weight, "c": bias},
         ),
+        "winograd": program(
+            "(float[n, 16, h, w] x) => (float[n, 40, h, w] y) "
+            "{ p = Conv<pads = [1, 1, 1, 1]>(x, k, c) y = Relu(p) }",
+            {"k": np.ones((40, 16, 3, 3), np.float32), "c": bias},
+        ),
         "attention": program(
             "(float[b, s, 64] q, float[b, t, 64] k, float[b, t, 64] v, bool[b, 1, 1, t] m) => "
             "(float[b, s, 64] y) "

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from hasten.codegen.fuse import operand_load
 from hasten.codegen.gemm import PRODUCTS_PER_WORK
-from hasten.codegen.kernel import THREADS, Kernel
+from hasten.codegen.kernel import SCRATCH, SCRATCH_PARAM, THREADS, Kernel
 from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.maps import Domain, finish_kernel, inner_loop, share
 from hasten.codegen.reductions import Names, schedule_reduction
@@ -43,10 +43,8 @@ from hasten.loops.program import Attention
 F32 = DType.F32
 ROWS_AHEAD = 16
 """Steps of depth by which a panel of keys or values is asked for before it is needed."""
-SCRATCH = "scratch"
-"""Parameter: this thread's memory as f32; scores, then (in f32) packed keys."""
 PAIRS = "scratch_pairs"
-"""Parameter: the same memory as bf16; behind the scores packed keys, weights and packed values."""
+"""Parameter: the scratch memory as bf16; behind the scores packed keys, weights and packed values."""
 
 
 @dataclass(frozen=True)
@@ -110,20 +108,14 @@ def attention_kernel(stage: Stage, layouts: Layouts, tiles: Sequence[Tile], name
     heads = _extent(a.batch) * _extent(a.head)
     products = heads * queries * keys * (depth + columns)
     work = (products + PRODUCTS_PER_WORK) // PRODUCTS_PER_WORK
-    kernel = finish_kernel(
-        name, body, parts.buffers, layouts, stage, work=work, writes=stage.name, dtype=stage.dtype
-    )
-    params = list(kernel.function.params)
-    at = next(i for i, p in enumerate(params) if p.name == "out") + 1
-    params.insert(at, Param(SCRATCH, F32, 1, writable=True))
     pitch = _key_pitch(a)
     end = parts.keys_at(pitch) + depth * pitch
+    views: tuple[Param, ...] = (SCRATCH_PARAM,)
     if parts.packed == PAIRS:
-        params.insert(at + 1, Param(PAIRS, parts.dtype, 1, writable=True))
         end = parts.values_at(pitch) + _value_panels(a) * pitch * PANEL
-    scratch = end * parts.dtype.bytes
-    function = replace(kernel.function, params=tuple(params))
-    return replace(kernel, function=function, scratch=scratch)
+        views = (SCRATCH_PARAM, Param(PAIRS, parts.dtype, 1, writable=True))
+    scratch = end * parts.dtype.bytes  # scores, then packed keys and what else is packed
+    return finish_kernel(name, body, parts.buffers, layouts, stage, work=work, scratch=scratch, views=views)
 
 
 def _extent(v: Var) -> Expr:

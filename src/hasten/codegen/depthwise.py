@@ -121,9 +121,7 @@ def depthwise_kernel(stage: Stage, layouts: Layouts, target: Target, name: str) 
     body = builder.body()
     products = extent((*stage.vars, *slide.rows, slide.tap))
     work = (products + (PRODUCTS_PER_WORK - 1)) // PRODUCTS_PER_WORK
-    return finish_kernel(
-        name, body, builder.buffers, layouts, stage, work=work, writes=stage.name, dtype=stage.dtype
-    )
+    return finish_kernel(name, body, builder.buffers, layouts, stage, work=work)
 
 
 def find_slide(stage: Stage, layouts: Layouts) -> Slide | None:

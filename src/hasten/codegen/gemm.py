@@ -9,7 +9,7 @@ second, or the other way round.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,9 +134,7 @@ def gemm_kernel(
     body = builder.body()
     products = extent((*g.batch, *g.rows, *g.taps, g.depth)) * extent((g.column,))
     work = (products + PRODUCTS_PER_WORK) // PRODUCTS_PER_WORK
-    return finish_kernel(
-        name, body, builder.buffers, layouts, stage, work=work, writes=stage.name, dtype=stage.dtype
-    )
+    return finish_kernel(name, body, builder.buffers, layouts, stage, work=work)
 
 
 def low_enough(tiles: Sequence[Tile], schedule: Schedule) -> tuple[Tile, ...]:
@@ -174,7 +172,7 @@ class _Builder:
         self.names = Names()
         self.batch_values = split_flat(self.entry, g.batch)
         raw = self.operand_pointer()
-        finish = self.epilogue_value()
+        finish = epilogue_value(stage, layouts)
         (self.pointer, self.finish), self.buffers = _share_names(raw, finish)
         self.buffers["b"] = packed.tensor
 
@@ -322,28 +320,67 @@ class _Builder:
         )
         return tuple(lets), columns
 
-    def epilogue_value(self) -> Expr:
-        """The finished element, in terms of `entry`, `row`, the panel's column and the accumulator."""
-        value = self.stage.epilogue
-        if value is None:
-            value = Load(self.stage.dtype, ACCUMULATOR, ())
-        return flatten(value, self.layouts)
-
     def write(self, r0: Var, m: Var, width: Expr) -> tuple[Stmt, ...]:
         """Applies the epilogue to a finished tile and writes it."""
-        r, j, row = Var(INDEX, "r", const(self.tallest)), Var(INDEX, "j"), Var(INDEX, "row")
-        column = self.panel * PANEL + j
-        values = {**self.batch_values, **split_flat(row, self.g.rows), self.g.column: column}
-        tile = Load(DType.F32, "tile", (r * PANEL + j,))
-        value = substitute(self.finish, {Load(DType.F32, ACCUMULATOR, ()): tile})
-        value = substitute(value, values)
-        address = substitute(self.layouts[self.stage.name].address(self.stage.vars), values)
-        lanes = self.tiles[0].lanes
-        d = Domain((j,), value, address)
-        full = inner_loop(d, const(0), const(PANEL), lanes, self.names, frozenset())
-        part = inner_loop(d, const(0), width, lanes, self.names, frozenset())
-        inner = choose(binary("eq", width, PANEL), full, part)
+        r, row = Var(INDEX, "r", const(self.tallest)), Var(INDEX, "row")
+        at = {**self.batch_values, **split_flat(row, self.g.rows)}
+        address = self.layouts[self.stage.name].address(self.stage.vars)
+        columns = ColumnRange(self.g.column, self.panel * PANEL, width)
+        inner = write_row(self.finish, address, at, r, columns, self.tiles[0].lanes, self.names)
         return (For(r, const(0), m, (Let(row, self.block + r0 + r), *inner)),)
+
+
+def epilogue_value(stage: Stage, layouts: Layouts) -> Expr:
+    """The finished element of a contraction, in terms of its variables and the accumulator."""
+    value = stage.epilogue
+    if value is None:
+        value = Load(stage.dtype, ACCUMULATOR, ())
+    return flatten(value, layouts)
+
+
+@dataclass(frozen=True)
+class ColumnRange:
+    """Neighbouring columns of a result.
+
+    Attributes:
+        column: the variable.
+        first: its first value.
+        width: number of values, up to `PANEL`.
+    """
+
+    column: Var
+    first: Expr
+    width: Expr
+
+
+def write_row(
+    finish: Expr,
+    address: Expr,
+    at: Mapping[Expr, Expr],
+    r: Expr,
+    columns: ColumnRange,
+    lanes: int,
+    names: Names,
+) -> tuple[Stmt, ...]:
+    """Applies an epilogue to row `r` of the local array `tile` and writes it.
+
+    Args:
+        finish: the finished element, in terms of the stage's variables and the accumulator.
+        address: where it is written.
+        at: values of the variables other than the column.
+        r: row of the tile.
+        columns: which columns.
+        lanes: width of vectors.
+        names: gives names of local variables.
+    """
+    j = Var(INDEX, "j")
+    values = {**at, columns.column: columns.first + j}
+    tile = Load(DType.F32, "tile", (r * PANEL + j,))
+    value = substitute(substitute(finish, {Load(DType.F32, ACCUMULATOR, ()): tile}), values)
+    d = Domain((j,), value, substitute(address, values))
+    full = inner_loop(d, const(0), const(PANEL), lanes, names, frozenset())
+    part = inner_loop(d, const(0), columns.width, lanes, names, frozenset())
+    return choose(binary("eq", columns.width, PANEL), full, part)
 
 
 def _share_names(

@@ -22,6 +22,10 @@ TAIL_PARAMS = (
 )
 """Every kernel's last parameters: its index for fault reports, the thread and their number."""
 
+SCRATCH = "scratch"
+SCRATCH_PARAM = Param(SCRATCH, DType.F32, 1, writable=True)
+"""Parameter of kernels that ask for scratch memory: this thread's own, as f32."""
+
 
 @dataclass(frozen=True)
 class Kernel:

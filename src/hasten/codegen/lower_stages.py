@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hasten.codegen.attention import attention_kernel
+from hasten.codegen.convolution import find_convolution
 from hasten.codegen.depthwise import depthwise_kernel
 from hasten.codegen.fuse import fuse
 from hasten.codegen.gemm import (
@@ -22,10 +23,12 @@ from hasten.codegen.kernel import Kernel
 from hasten.codegen.layout import Layout, arrange_constants, assign_layouts, row_major
 from hasten.codegen.maps import map_kernel
 from hasten.codegen.narrow import narrow_storage
-from hasten.codegen.schedule import DEFAULTS, ProductShape, Schedule, Schedules, product_shape
+from hasten.codegen.schedule import DEFAULTS, Algorithm, ProductShape, Schedule, Schedules, product_shape
 from hasten.codegen.shallow import join_shallow_taps
 from hasten.codegen.stage import Stage
 from hasten.codegen.tiles import PANEL, group, tiles_for
+from hasten.codegen.winograd import winograd_kernel
+from hasten.codegen.winograd_transforms import transform_weights
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.evaluate import evaluate
 from hasten.loops.expr import Expr, Load, Var, binary, const, constant_int, select, substitute, walk
@@ -103,7 +106,10 @@ def _kernel(
     if isinstance(s.body, Gemm):
         assert isinstance(s.body.b, Load)
         p = products[s.body.b.buffer]
-        kernel = gemm_kernel(s, p.packed, layouts, tiles, p.schedule, f"product_{number}")
+        if p.schedule.algorithm is Algorithm.DIRECT:
+            kernel = gemm_kernel(s, p.packed, layouts, tiles, p.schedule, f"product_{number}")
+        else:
+            kernel = winograd_kernel(s, p.packed, layouts, tiles, p.schedule, f"winograd_{number}")
         return replace(kernel, shape=p.shape, schedule=p.schedule)
     if isinstance(s.body, Attention):
         return attention_kernel(s, layouts, tiles, f"attention_{number}")
@@ -143,15 +149,20 @@ def _pack(
         size = extent((*g.taps, g.depth))
         columns = constant_int(g.column.extent)
         reads = {n.buffer for n in walk(g.b) if isinstance(n, Load)}
+        shape = product_shape(s, sizes, known)
+        schedule = schedules.of(shape, target)
+        if columns is None or not reads <= known or find_convolution(s) is None:
+            schedule = replace(schedule, algorithm=Algorithm.DIRECT)
         if columns is not None and reads <= known:
             weight = _weight(g, program.constants).astype(g.a.dtype.numpy)
+            if schedule.algorithm is not Algorithm.DIRECT:
+                weight = transform_weights(weight, schedule.algorithm)
             constants[name] = pack_constant(weight)
             packed = PackedOperand(name, size * packed_columns(columns), half=True)
         else:
             result.append(_packing_stage(s, name))
             packed = PackedOperand(name, size * _whole(g), half=False)
-        shape = product_shape(s, sizes, known)
-        products[name] = _Product(packed, shape, schedules.of(shape, target))
+        products[name] = _Product(packed, shape, schedule)
         result.append(replace(s, body=replace(g, b=Load(g.a.dtype, name, ()))))
     return result, constants, products
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hasten.codegen.counts import factor_type, stage_bytes, stage_flops
 from hasten.codegen.fuse import cost
-from hasten.codegen.kernel import TAIL_PARAMS, THREAD, THREADS, Kernel
+from hasten.codegen.kernel import SCRATCH_PARAM, TAIL_PARAMS, THREAD, THREADS, Kernel
 from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.reductions import WIDE, Names, hoist
 from hasten.codegen.stage import Stage
@@ -62,9 +62,7 @@ def map_kernel(stage: Stage, layouts: Layouts, vector_bytes: int, name: str) -> 
     domain = Domain(domain.vars, value, domain.address)
     lanes = vector_bytes // max(4, stage.dtype.bytes)
     body = parallel_nest(domain, lanes, Names())
-    return finish_kernel(
-        name, body, buffers, layouts, stage, work=_work(domain), writes=stage.name, dtype=stage.dtype
-    )
+    return finish_kernel(name, body, buffers, layouts, stage, work=_work(domain))
 
 
 def finish_kernel(
@@ -75,14 +73,19 @@ def finish_kernel(
     stage: Stage,
     *,
     work: Expr,
-    writes: str,
-    dtype: DType,
+    scratch: Expr | None = None,
+    views: tuple[Param, ...] = (SCRATCH_PARAM,),
 ) -> Kernel:
-    """Wraps statements into a function with its parameters, in the order buffers, sizes, thread."""
+    """Wraps statements into a function with its parameters, in the order buffers, sizes, thread.
+
+    Where there is `scratch`, bytes for each thread, parameters for it follow the output: `views`.
+    """
+    own = () if scratch is None else views
     sizes = sorted({n.name for e in expressions(body) for n in walk(e) if isinstance(n, Size)})
     params = (
         *(Param(p, layouts[t].dtype, 1) for p, t in buffers.items()),
-        Param(OUTPUT, dtype, 1, writable=True),
+        Param(OUTPUT, stage.dtype, 1, writable=True),
+        *own,
         *(Param(size_parameter(s), INDEX) for s in sizes),
         *TAIL_PARAMS,
     )
@@ -90,11 +93,11 @@ def finish_kernel(
     return Kernel(
         Function(name, params, body, title),
         (),
-        (*buffers.items(), (OUTPUT, writes)),
+        (*buffers.items(), (OUTPUT, stage.name)),
         tuple((size_parameter(s), Size(INDEX, s)) for s in sizes),
         work,
-        writes,
-        const(0),
+        stage.name,
+        const(0) if scratch is None else scratch,
         title,
         flops=stage_flops(stage),
         bytes=stage_bytes(stage, layouts),

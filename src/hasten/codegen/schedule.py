@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Any
 
 from hasten.codegen.stage import ACCUMULATOR, Stage
-from hasten.codegen.tiles import PANEL, tiles_for
+from hasten.codegen.tiles import HALF_PANEL, PANEL, tiles_for
 from hasten.codegen.vectorize import coefficient
 from hasten.errors import OptionError
 from hasten.loops.dtypes import DType
@@ -29,6 +29,9 @@ ROW_BLOCK = 192
 
 ROW_BLOCKS = (48, 96, ROW_BLOCK, 384, 768)
 """Rows of a block that are worth trying: whole tiles of 12, 8, 6 and 4 rows."""
+
+TILE_BLOCKS = (24, 48, ROW_BLOCK)
+"""Most tiles of a block that are worth trying after Winograd; the kernel has limits of its own."""
 
 LEAST_TILE_ROWS = 4
 """Rows of the lowest register tile that is worth trying as the tallest."""
@@ -49,6 +52,24 @@ class Algorithm(StrEnum):
     """F(2x2, 3x3): tiles of 2 x 2 results from 16 products where the definition takes 36."""
     WINOGRAD_4 = "winograd 4"
     """F(4x4, 3x3): tiles of 4 x 4 results from 36 products where the definition takes 144."""
+
+
+WINDOW = 3
+"""Taps along each axis of a window that Winograd's algorithms take."""
+
+RESULTS = {Algorithm.WINOGRAD_2: 2, Algorithm.WINOGRAD_4: 4}
+"""Results along each axis of a tile."""
+
+WEIGHT_COST = 32
+"""Multiply-adds that one weight of float32 costs beside those it takes part in: the weights of a network do
+not stay in the cache from one run to the next, and two cores do about 8 multiply-adds for each byte that
+comes from memory. It also keeps the file small where there is little to gain."""
+
+TRANSFORM_COST = 7
+"""Multiply-adds that take as long as the transform of one element, of an input or of a product."""
+
+LOWEST_TILE = 4
+"""Rows that the register tile needs to be busy; fewer take as long."""
 
 
 class Split(StrEnum):
@@ -78,7 +99,7 @@ class Schedule:
         algorithm: how the sums are formed.
         split: what is divided among the threads.
         order: the outer loop within a block of rows.
-        row_block: rows of a block.
+        row_block: rows of a block; after Winograd most tiles of a block.
         tile_rows: most rows of a register tile; None for the tallest that the target has.
     """
 
@@ -155,6 +176,7 @@ class ProductShape:
         taps: extents of the window, outer first; none for a matrix product.
         depth: elements that are summed for each tap: input channels.
         strides: step of the window in the input for each of its taps' axes.
+        dilations: distance in the input from one tap to the next along each axis.
         padded: whether the window reaches beyond the input.
         packs: whether the second operand is computed, and therefore packed at each call.
         operands: tensors that the epilogue reads.
@@ -167,6 +189,7 @@ class ProductShape:
     taps: tuple[int, ...]
     depth: Extent
     strides: tuple[int, ...]
+    dilations: tuple[int, ...]
     padded: bool
     packs: bool
     operands: int
@@ -177,13 +200,22 @@ class ProductShape:
         parts = [f"{self.dtype.value}: {several}{'x'.join(map(str, self.rows)) or 1} rows"]
         if self.taps:
             steps = "x".join(map(str, self.strides))
-            parts.append(f"{'x'.join(map(str, self.taps))} taps by {steps}{' padded' if self.padded else ''}")
+            dilated = f" dilated {'x'.join(map(str, self.dilations))}" if set(self.dilations) != {1} else ""
+            padded = " padded" if self.padded else ""
+            parts.append(f"{'x'.join(map(str, self.taps))} taps by {steps}{dilated}{padded}")
         parts += [f"depth {self.depth}", f"{self.columns} columns"]
         if self.packs:
             parts.append("packs")
         if self.operands:
             parts.append(f"reads {self.operands}")
         return ", ".join(parts)
+
+    @property
+    def allows_winograd(self) -> bool:
+        """Whether it is a convolution that Winograd's algorithms compute."""
+        moves_by_one = set(self.strides) == set(self.dilations) == {1}
+        alone = self.batch == Extent(1) and not self.packs and not self.depth.symbolic
+        return self.dtype is DType.F32 and self.taps == (WINDOW, WINDOW) and moves_by_one and alone
 
     @property
     def products(self) -> int:
@@ -226,7 +258,48 @@ DEFAULTS = Schedules()
 
 def default_schedule(shape: ProductShape, target: Target) -> Schedule:
     """The schedule that the shape suggests, without measuring."""
-    return Schedule()
+    if not shape.allows_winograd:
+        return Schedule()
+    *images, height, width = [Extent(1), Extent(1), *shape.rows][-3:]
+    # An unknown number of images is taken for one: that is what time is asked of.
+    count = math.prod(1 if n.symbolic else n.count for n in images)
+    algorithm = suited_algorithm(count, height.count, width.count, shape.depth.count, shape.columns.count)
+    return Schedule(algorithm)
+
+
+def suited_algorithm(images: int, height: int, width: int, depth: int, columns: int) -> Algorithm:
+    """The algorithm of the least cost, the plain one where several are equal.
+
+    Args:
+        images: number of images.
+        height: of the result.
+        width: of the result.
+        depth: channels of the input.
+        columns: channels of the result.
+    """
+    costs = {Algorithm.DIRECT: _direct_cost(images * height * width, depth, columns)}
+    for algorithm, results in RESULTS.items():
+        tiles = images * -(-height // results) * -(-width // results)
+        costs[algorithm] = _winograd_cost((results + WINDOW - 1) ** 2, tiles, depth, columns)
+    return min(costs, key=lambda a: costs[a])
+
+
+def _direct_cost(rows: int, depth: int, columns: int) -> int:
+    weights = WINDOW**2 * depth * _whole(columns)
+    return weights * (max(rows, LOWEST_TILE) + WEIGHT_COST)
+
+
+def _winograd_cost(points: int, tiles: int, depth: int, columns: int) -> int:
+    weights = points * depth * _whole(columns)
+    # What is left over from whole vectors is transformed one channel at a time.
+    vectors = depth // HALF_PANEL + depth % HALF_PANEL
+    elements = tiles * points * (vectors * HALF_PANEL + _whole(columns))
+    return weights * (max(tiles, LOWEST_TILE) + WEIGHT_COST) + elements * TRANSFORM_COST
+
+
+def _whole(columns: int) -> int:
+    """Columns as they are packed."""
+    return -(-columns // HALF_PANEL) * HALF_PANEL
 
 
 def candidate_schedules(shape: ProductShape, target: Target) -> list[Schedule]:
@@ -254,6 +327,10 @@ def candidate_schedules(shape: ProductShape, target: Target) -> list[Schedule]:
         tile = None if height == tallest else height
         for block, order, split in itertools.product(blocks, orders, splits):
             found.append(Schedule(Algorithm.DIRECT, split, order, block, tile))
+    if shape.allows_winograd:
+        by_panels = [Split.PANELS] if Split.PANELS in splits else []
+        for algorithm, block, split in itertools.product(RESULTS, TILE_BLOCKS, [Split.AUTO, *by_panels]):
+            found.append(Schedule(algorithm, split, Order.PANELS, block))
     return list(dict.fromkeys(found))
 
 
@@ -281,6 +358,7 @@ def product_shape(stage: Stage, sizes: Mapping[str, int], constants: frozenset[s
         taps=tuple(_extent(v.extent, sizes).count for v in g.taps),
         depth=_extent(g.depth.extent, sizes),
         strides=tuple(_stride(load, v, g.rows) for v in g.taps),
+        dilations=tuple(_dilation(load, v) for v in g.taps),
         padded=load is not g.a,
         packs=not read <= constants,
         operands=len({n.buffer for n in epilogue} - {ACCUMULATOR}),
@@ -306,3 +384,10 @@ def _stride(load: Expr, tap: Var, rows: tuple[Var, ...]) -> int:
             steps = [constant_int(coefficient(index, r) or const(0)) for r in rows]
             return next((s for s in steps if s), 0)
     return 0
+
+
+def _dilation(load: Expr, tap: Var) -> int:
+    """How far apart the window's elements are along a tap's axis."""
+    indices = load.index if isinstance(load, Load) else ()
+    steps = [constant_int(coefficient(index, tap) or const(0)) for index in indices]
+    return next((s for s in steps if s), 0)

@@ -233,8 +233,17 @@ class Rows:
     depth: Expr
 
 
-def multiply(tiles: Sequence[Tile], m: Expr, rows: Rows, columns: Columns) -> tuple[Stmt, ...]:
-    """Statements that fill `tile` with m rows by `width` columns (up to `PANEL`) of a product."""
+TILE = Address(DType.F32, "tile", (const(0),))
+"""The local array that kernels keep a finished tile in."""
+
+
+def multiply(
+    tiles: Sequence[Tile], m: Expr, rows: Rows, columns: Columns, result: Address = TILE
+) -> tuple[Stmt, ...]:
+    """Statements that fill `result` with m rows by `width` columns (up to `PANEL`) of a product.
+
+    Rows of the result are `PANEL` elements apart; up to as many as the tallest tile has are written.
+    """
     panel, width = columns.panel, columns.width
     dtype = tiles[0].dtype
     size = group(dtype)
@@ -250,7 +259,7 @@ def multiply(tiles: Sequence[Tile], m: Expr, rows: Rows, columns: Columns) -> tu
             columns.stride,
             columns.ahead,
             columns.ahead_step,
-            Address(DType.F32, "tile", (column,)),
+            Address(DType.F32, result.buffer, (result.index[0] + column,)),
         )
         return (Call(dispatcher_name(wide, dtype), arguments),)
 

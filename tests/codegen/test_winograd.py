@@ -1,0 +1,209 @@
+"""Winograd's convolutions: matrices, kernels of all sizes against the definition, rounding, the choice."""
+
+import functools
+import itertools
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from tests.codegen.engines import Interpreted, compile_programs
+from tests.codegen.graphs import agree, program
+
+from hasten.codegen.convolution import find_convolution
+from hasten.codegen.fuse import fuse
+from hasten.codegen.lower_stages import lower_program
+from hasten.codegen.schedule import Algorithm, Schedule, Schedules, product_shape, suited_algorithm
+from hasten.codegen.winograd_transforms import transforms
+from hasten.loops.program import Gemm
+from hasten.target import Target, native, runs_here
+
+TARGETS = list(dict.fromkeys(t for t in (Target.named("x86-64-v3"), native()) if runs_here(t)))
+WINOGRAD = (Algorithm.WINOGRAD_2, Algorithm.WINOGRAD_4)
+RNG = np.random.default_rng(0)
+TOLERANCE = 1e-5
+"""Of the largest result: transforms lose two or three bits where sums cancel."""
+
+
+def normal(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def always(algorithm, programs, target):
+    """For each program the schedules that use an algorithm for everything that allows it."""
+    shapes = [[k.shape for k in lower_program(p, target).kernels if k.shape] for p in programs]
+    assert all(shape.allows_winograd for found in shapes for shape in found)
+    return [Schedules({str(shape): Schedule(algorithm) for (shape,) in [found]}) for found in shapes]
+
+
+def compiled(programs, algorithm, target, parallel=False):
+    schedules = always(algorithm, programs, target)
+    return compile_programs(programs, target, parallel=parallel, schedules=schedules)
+
+
+# Matrices
+
+
+@pytest.mark.parametrize("algorithm", WINOGRAD)
+def test_the_matrices_compute_a_filter_exactly(algorithm):
+    t = transforms(algorithm)
+    d = [Fraction(int(i)) for i in RNG.integers(-9, 9, t.points)]
+    g = [Fraction(int(i)) for i in RNG.integers(-9, 9, 3)]
+
+    def times(matrix, vector):
+        return [sum(a * b for a, b in zip(row, vector, strict=True)) for row in matrix]
+
+    products = [a * b for a, b in zip(times(t.weights, g), times(t.inputs, d), strict=True)]
+    assert times(t.outputs, products) == [sum(d[i + k] * g[k] for k in range(3)) for i in range(t.results)]
+    assert t.points == t.results + 2
+
+
+@pytest.mark.parametrize("algorithm", WINOGRAD)
+def test_constants_are_exact_in_float32(algorithm):
+    t = transforms(algorithm)
+    values = [float(c) for row in (*t.inputs, *t.outputs) for c in row]
+    assert [float(np.float32(v)) for v in values] == values
+
+
+# Kernels
+
+EPILOGUES = {
+    "none": "y = Conv<pads = {pads}>(x, w)",
+    "relu": "p = Conv<pads = {pads}>(x, w, bias) y = Relu(p)",
+    "residual": "p = Conv<pads = {pads}>(x, w, bias) r = Add(p, other) y = Relu(r)",
+    "swish": "p = Conv<pads = {pads}>(x, w, bias) q = Sigmoid(p) y = Mul(p, q)",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A convolution of any number of images of any size, or of one image of a given size."""
+
+    c_in: int
+    c_out: int
+    pads: tuple[int, int, int, int]
+    epilogue: str
+    size: tuple[int, int] | None = None
+
+    def program(self):
+        n, h, w = ("n", "h", "w0") if self.size is None else (1, *self.size)
+        oh, ow = ("oh", "ow") if self.size is None else self.result(*self.size)
+        other = f", float[{n}, {self.c_out}, {oh}, {ow}] other" if self.epilogue == "residual" else ""
+        weights = {"w": normal(self.c_out, self.c_in, 3, 3), "bias": normal(self.c_out)}
+        return program(
+            f"(float[{n}, {self.c_in}, {h}, {w}] x{other}) => (float[{n}, {self.c_out}, {oh}, {ow}] y) "
+            f"{{ {EPILOGUES[self.epilogue].format(pads=list(self.pads))} }}",
+            {k: v for k, v in weights.items() if k == "w" or self.epilogue != "none"},
+        )
+
+    def result(self, h, w):
+        top, left, bottom, right = self.pads
+        return h + top + bottom - 2, w + left + right - 2
+
+    def feeds(self, n, h, w):
+        """Random inputs, or None where the window is larger than the picture."""
+        oh, ow = self.result(h, w)
+        if oh < 1 or ow < 1:
+            return None
+        feeds = {"x": normal(n, self.c_in, h, w)}
+        return feeds | ({"other": normal(n, self.c_out, oh, ow)} if self.epilogue == "residual" else {})
+
+
+CHANNELS = [(16, 32), (17, 40), (32, 16), (70, 70), (40, 65), (48, 8), (33, 33), (64, 48)]
+PADS = [(1, 1, 1, 1), (0, 0, 0, 0), (1, 0, 2, 1), (0, 3, 1, 0), (5, 1, 1, 4)]
+SIZES = [(1, 1, 1), (2, 2, 5), (1, 4, 3), (3, 9, 8), (1, 7, 30), (1, 30, 13), (2, 17, 16), (0, 6, 6)]
+FIXED = [(1, 1), (2, 7), (4, 4), (9, 6), (14, 14), (30, 29)]
+FREE_CASES = [
+    Case(*c, p, e)
+    for c, p, e in zip(CHANNELS, itertools.cycle(PADS), itertools.cycle(EPILOGUES), strict=False)
+]
+FIXED_CASES = [
+    Case(*c, PADS[0], e, s)
+    for c, e, s in zip(CHANNELS[::-1], itertools.cycle(EPILOGUES), FIXED, strict=False)
+]
+
+
+@functools.cache
+def programs():
+    return [case.program() for case in (*FREE_CASES, *FIXED_CASES)]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
+@pytest.mark.parametrize("algorithm", WINOGRAD)
+def test_convolutions(algorithm, target):
+    engines = compiled(programs(), algorithm, target, parallel=True)
+    for case, engine in zip(FREE_CASES + FIXED_CASES, engines, strict=True):
+        for n, h, w in SIZES if case.size is None else [(1, *case.size)]:
+            feeds = case.feeds(n, h, w)
+            if feeds is not None:
+                agree(engine, feeds, (1, 2, 3), TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["x86-64-v3", "x86-64-v4", "aarch64"])
+@pytest.mark.parametrize("algorithm", WINOGRAD)
+def test_nests_as_interpreted(algorithm, name):
+    case = Case(17, 35, (1, 0, 2, 1), "residual")
+    p, target = case.program(), Target.named(name)
+    (schedules,) = always(algorithm, [p], target)
+    engine = Interpreted.of(p, target, schedules=schedules)
+    assert "winograd" in engine.lowered.kernels[-2].function.name
+    agree(engine, case.feeds(2, 4, 6), (1, 3), TOLERANCE)
+
+
+def test_few_tiles_are_divided_by_panels():
+    case = Case(32, 128, (1, 1, 1, 1), "relu", (8, 8))
+    for algorithm in WINOGRAD:
+        (engine,) = compiled([case.program()], algorithm, native(), parallel=True)
+        agree(engine, case.feeds(1, 8, 8), (1, 2, 3, 4), TOLERANCE)
+
+
+# Rounding
+
+
+@pytest.mark.parametrize("algorithm", WINOGRAD)
+def test_relative_error(algorithm):
+    """Root mean square of the error by that of the results, against float64."""
+    cases = [Case(c, 16, (1, 1, 1, 1), "none", (16, 16)) for c in (16, 64, 256, 512)]
+    engines = compiled([c.program() for c in cases], algorithm, native())
+    for case, engine in zip(cases, engines, strict=True):
+        feeds = case.feeds(1, 16, 16)
+        (weight,) = (a for a in engine.program.constants.values() if a.ndim == 4)
+        padded = np.pad(feeds["x"][0].astype(np.float64), ((0, 0), (1, 1), (1, 1)))
+        exact = sum(
+            np.einsum("oc,chw->ohw", weight[:, :, y, x].astype(np.float64), padded[:, y : y + 16, x : x + 16])
+            for y, x in itertools.product(range(3), range(3))
+        )
+        error = engine.run(feeds)["y"][0] - exact
+        assert np.sqrt((error**2).mean() / (exact**2).mean()) <= 3e-6
+
+
+# Which convolutions, and which algorithm
+
+OTHERS = {
+    "stride": "Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(x, w)",
+    "stride along one axis": "Conv<pads = [1, 1, 1, 1], strides = [1, 2]>(x, w)",
+    "dilation": "Conv<pads = [1, 1, 1, 1], dilations = [2, 2]>(x, w)",
+    "groups": "Conv<pads = [1, 1, 1, 1], group = 2>(x, v)",
+    "window": "Conv<pads = [1, 1, 1, 1]>(x, u)",
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_is_not_of_this_kind(kind):
+    weights = {"w": normal(32, 32, 3, 3), "v": normal(32, 16, 3, 3), "u": normal(32, 32, 3, 2)}
+    used = {k: a for k, a in weights.items() if f", {k})" in OTHERS[kind]}
+    p = program(f"(float[1, 32, 16, 16] x) => (float[1, 32, h, w0] y) {{ y = {OTHERS[kind]} }}", used)
+    stages = [s for s in fuse(p) if isinstance(s.body, Gemm)]
+    assert stages
+    for s in stages:
+        assert find_convolution(s) is None
+        assert not product_shape(s, {}, frozenset(p.constants)).allows_winograd
+
+
+def test_suited_algorithm():
+    """The layers of ResNet-50 as measured (docs/decisions/0007-winograd.md), and degenerate ones."""
+    chosen = [suited_algorithm(1, s, s, c, c) for s, c in ((56, 64), (28, 128), (14, 256), (7, 512))]
+    assert chosen == [Algorithm.WINOGRAD_4, Algorithm.WINOGRAD_4, Algorithm.WINOGRAD_2, Algorithm.DIRECT]
+    assert suited_algorithm(8, 7, 7, 512, 512) is Algorithm.WINOGRAD_4
+    assert suited_algorithm(1, 1, 1, 64, 64) is Algorithm.DIRECT
+    assert suited_algorithm(1, 224, 224, 3, 32) is Algorithm.DIRECT
