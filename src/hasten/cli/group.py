@@ -16,6 +16,7 @@ from hasten.cli.bench import bench
 from hasten.cli.compile import compile_
 from hasten.cli.doctor import doctor
 from hasten.cli.inspect import inspect_
+from hasten.cli.profile import profile
 from hasten.cli.run import run
 from hasten.cli.verify import verify
 from hasten.errors import HastenError
@@ -100,5 +101,5 @@ def hasten() -> None:
     """
 
 
-for _verb in (compile_, run, verify, bench, inspect_, doctor):
+for _verb in (compile_, run, verify, bench, profile, inspect_, doctor):
     hasten.add_command(_verb)

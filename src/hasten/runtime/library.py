@@ -63,6 +63,7 @@ class Library:
             self.run: Any = loaded.hasten_run
             self.plan: Any = loaded.hasten_plan
             self._pool_create: Any = loaded.hasten_pool_create
+            self._loaded = loaded
         except AttributeError as error:
             raise ArtifactError(f"its code was not made by hasten: {error}") from None
         if version != ABI_VERSION:
@@ -71,6 +72,14 @@ class Library:
                 f"{ABI_VERSION}: compile the model again"
             )
         self._pool_create.restype = ctypes.c_void_p
+
+    def function(self, name: str) -> Any:
+        """A function that this object exports beside the interface.
+
+        Raises:
+            AttributeError: It has none of this name.
+        """
+        return getattr(self._loaded, name)
 
     def create_pool(self) -> int | None:
         """The address of a new pool, or None if there is no memory for it."""

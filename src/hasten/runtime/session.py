@@ -193,21 +193,36 @@ def _start(artifact: Artifact, threads: int | None) -> Session:
     manifest = artifact.manifest
     if threads is None:
         threads = min(manifest.threads or cores(), cores())
-    target = library = pool = None
+    target = library = None
     if any(isinstance(step, NativeStep) for step in manifest.steps):
         target, code = choose_code(artifact)
         try:
             library = Library(code)
         except ArtifactError as error:
             raise ArtifactError(f"cannot open {artifact.path}: {error}") from None
-        pool = shared_pool(library) if threads > 1 else None
+    return Session(artifact, start_runners(artifact, library, threads), target, threads)
+
+
+def start_runners(artifact: Artifact, library: Library | None, threads: int) -> list[Runner]:
+    """A runner for each step of an artifact.
+
+    Args:
+        artifact: The steps, their models and weights.
+        library: The code of the native steps; None if there are none.
+        threads: Threads that a run uses, the caller's included.
+
+    Raises:
+        ArtifactError: A member is missing.
+        MissingDependencyError: There are operators that run on the host, and the package onnx is missing.
+    """
+    pool = shared_pool(library) if library is not None and threads > 1 else None
     weights = np.frombuffer(artifact.weights, np.uint8)
     runners: list[Runner] = []
-    for step in manifest.steps:
+    for step in artifact.manifest.steps:
         if isinstance(step, HostStep):
             if step.member not in artifact.members:
                 raise ArtifactError(f"{artifact.path} has no member {step.member}: compile again")
             runners.append(HostRunner(step, artifact.members[step.member]))
         elif library is not None:
-            runners.append(NativeRunner(step, library, weights, pool, threads, manifest.guards))
-    return Session(artifact, runners, target, threads)
+            runners.append(NativeRunner(step, library, weights, pool, threads, artifact.manifest.guards))
+    return runners

@@ -16,7 +16,8 @@ def count_flops(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> int | None:
     """Floating-point operations of one run: two for each multiply-add of the operators that matter.
 
     Those are MatMul, Gemm, Conv, ConvTranspose, Attention, GRU, LSTM and RNN; what an algorithm such as
-    Winograd's saves is not subtracted, so that figures can be compared.
+    Winograd's saves is not subtracted, so that figures can be compared. What each kernel does is counted from
+    the loop IR (`codegen/counts.py`), with the same meaning.
 
     Args:
         graph: an artifact's optimized graph, with the shapes of all values.

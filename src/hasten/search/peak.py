@@ -17,7 +17,6 @@ from hasten.codegen.toolchain import build, default_cache, find_compiler
 from hasten.target import Target, caches, native, processor_features
 
 _STEPS = 4  # of all accumulators in each turn of the loop
-_SHORTEST = 0.02  # seconds that one measurement takes at least
 _FLOPS_PER_ELEMENT = 2
 _BF16_FEATURE = "avx512_bf16"
 _BF16_BYTES = 64  # of the vectors of this instruction, whatever the target
@@ -26,7 +25,7 @@ _LEAST_STREAM = 256 << 20  # bytes; some machines do not tell of their last leve
 _MOST_STREAM = 1 << 30
 _STREAM_PER_CACHE = 4  # of the last level
 _STREAM_PASSES = 3
-_LOOP_PASSES = 3
+_STREAM_PIECES = 8  # of each thread's part, timed apart
 
 
 class Peak:
@@ -36,8 +35,14 @@ class Peak:
         threads: threads that run at once.
     """
 
-    def __init__(self, threads: int, cache: Path | None = None) -> None:
+    def __init__(self, threads: int, cache: Path | None = None, *, seconds: float = 0.02) -> None:
         """Compiles the kernels.
+
+        Args:
+            threads: threads that run at once.
+            cache: folder of compiled objects; `default_cache()` if None.
+            seconds: that a measurement of arithmetic takes. The best of many short ones is the peak even
+                where other programs run at times; a longer one tells what is to be had now.
 
         Raises:
             TargetError: this machine runs none of the targets.
@@ -56,43 +61,50 @@ class Peak:
             path.write_bytes(code)
             self._library = ctypes.CDLL(str(path))
         self.threads = threads
+        self._shortest = seconds
         chains = accumulators(target) * _STEPS * _FLOPS_PER_ELEMENT
         self._f32 = self._loop("peak", chains * target.vector_bytes // 4)
         self._bf16 = self._loop("peak_bf16", chains * _BF16_BYTES // 2) if self._has_bf16 else None
 
     def gflops(self) -> float:
-        """10**9 operations in f32 per second of all threads together, now; takes about 20 ms."""
+        """10**9 operations in f32 per second of all threads together, now."""
         return self._f32()
 
     def bf16_gflops(self) -> float | None:
         """The same for products of bf16 that are added in f32; None if the processor has no instruction."""
         return None if self._bf16 is None else self._bf16()
 
-    def by_precision(self) -> dict[str, float]:
+    def by_precision(self, tries: int = 3) -> dict[str, float]:
         """Both of these, as "f32" and "bf16"; the latter only where there is an instruction.
 
-        The best of a few measurements: what disturbs them makes them less, never more.
+        The best of some measurements: what disturbs them makes them less, never more.
         """
         loops = {"f32": self._f32} | ({} if self._bf16 is None else {"bf16": self._bf16})
-        return {name: max(loop() for _ in range(_LOOP_PASSES)) for name, loop in loops.items()}
+        return {name: max(loop() for _ in range(tries)) for name, loop in loops.items()}
 
     def gigabytes_per_second(self) -> float:
-        """10**9 bytes per second that all threads together read from memory, now; takes about 0.3 s.
+        """10**9 bytes per second that all threads together read from memory; takes about 0.3 s.
 
         They read, each its own part, a buffer of several times the last-level cache (within 256 MB and
-        1 GB) from beginning to end; the best of a few passes counts, because the first ones still find the
-        memory being mapped. What stays in a cache is read faster than this.
+        1 GB), a piece at a time; the best piece counts. What stays in a cache is read faster than this.
         """
         size = max(_LEAST_STREAM, min(_MOST_STREAM, _STREAM_PER_CACHE * caches().l3))
-        part = size // self.threads // 4096 * 4096
-        parts: list[NDArray[np.uint8]] = [np.empty(part, np.uint8) for _ in range(self.threads)]
+        piece = size // self.threads // _STREAM_PIECES // 4096 * 4096
+        parts: list[NDArray[np.uint8]] = [
+            np.empty(piece * _STREAM_PIECES, np.uint8) for _ in range(self.threads)
+        ]
         for memory in parts:
             memory.fill(1)  # pages that were never written are all the same page of zeros
         stream = self._library.read_stream
         stream.argtypes = [ctypes.c_void_p, ctypes.c_int64]
         stream.restype = ctypes.c_int64
-        calls = [(stream, (memory.ctypes.data, part)) for memory in parts]
-        return part * self.threads / min(_together(calls) for _ in range(_STREAM_PASSES)) / 1e9
+        addresses = [memory.ctypes.data for memory in parts]
+        seconds = [
+            _together([(stream, (address + number * piece, piece)) for address in addresses])
+            for _ in range(_STREAM_PASSES)
+            for number in range(_STREAM_PIECES)
+        ]
+        return piece * self.threads / min(seconds) / 1e9
 
     def _loop(self, name: str, flops: int) -> Callable[[], float]:
         """A measurement of a kernel that is called with a number of turns, each of so many operations."""
@@ -104,27 +116,29 @@ class Peak:
             return _together([(kernel, (turns,))] * self.threads)
 
         turns = 1000
-        while (taken := seconds(turns)) < _SHORTEST:
-            turns = int(turns * min(10.0, 1.2 * _SHORTEST / max(taken, 1e-6))) + 1
+        while (taken := seconds(turns)) < self._shortest:
+            turns = int(turns * min(10.0, 1.2 * self._shortest / max(taken, 1e-6))) + 1
         return lambda: flops * turns * self.threads / seconds(turns) / 1e9
 
 
 def _together(calls: Sequence[tuple[Any, tuple[int, ...]]]) -> float:
     """Seconds that C functions take, each on a thread of its own; ctypes lets them run at once."""
-    gate = threading.Barrier(len(calls) + 1)
+    gate = threading.Barrier(len(calls))
+    times: list[tuple[float, float]] = []
 
     def run(function: Any, arguments: tuple[int, ...]) -> None:
         gate.wait()
+        # Each takes its own time: who looked on from outside could come late and find them half done.
+        start = time.perf_counter()
         function(*arguments)
+        times.append((start, time.perf_counter()))
 
     workers = [threading.Thread(target=run, args=call, name="hasten-peak") for call in calls]
     for worker in workers:
         worker.start()
-    gate.wait()
-    start = time.perf_counter()
     for worker in workers:
         worker.join()
-    return time.perf_counter() - start
+    return max(end for _, end in times) - min(start for start, _ in times)
 
 
 def accumulators(target: Target) -> int:

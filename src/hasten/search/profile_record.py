@@ -1,0 +1,167 @@
+"""Runs an artifact whose code is built once more with marks, and reads what they logged."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.resources
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.codegen.module import MOST_THREADS
+from hasten.codegen.toolchain import build, find_compiler
+from hasten.errors import ArtifactError
+from hasten.runtime.artifact import Artifact
+from hasten.runtime.host import HostRunner
+from hasten.runtime.library import Library, choose_code
+from hasten.runtime.manifest import HostStep, NativeStep
+from hasten.runtime.session import Runner, Session, start_runners
+from hasten.search.profile_timeline import HostRun, Timeline, read_calls
+from hasten.target import Target
+
+Array = NDArray[Any]
+
+_DEFINE = "#define HASTEN_PROFILE\n"
+_MARK = b"HASTEN_MARK("
+_LINE = 8  # marks that fill two cache lines, so that the rows of threads do not meet in one
+
+
+@dataclass(frozen=True)
+class Count:
+    """What a kernel amounts to: floating-point operations, bytes, and bits of the factors it multiplies."""
+
+    flops: int
+    bytes: int
+    bits: int
+
+
+class _Log(ctypes.Structure):
+    """`hasten_log` of runtime/csrc/profile.c."""
+
+    _fields_ = (
+        ("marks", ctypes.c_void_p),
+        ("threads", ctypes.c_int64),
+        ("room", ctypes.c_int64),
+        ("counts", ctypes.c_void_p),
+        ("kernels", ctypes.c_int64),
+    )
+
+
+class _TimedHost(HostRunner):
+    """A host step that notes when it ran."""
+
+    def __init__(self, step: HostStep, model: memoryview, number: int, recorder: Recorder) -> None:
+        super().__init__(step, model)
+        self._number, self._recorder = number, recorder
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        start = self._recorder.now()
+        results = super().run(arrays)
+        self._recorder.hosts.append(HostRun(self._number, start, self._recorder.now()))
+        return results
+
+
+class Recorder:
+    """A session over an artifact that keeps a log. One run at a time.
+
+    Attributes:
+        hosts: runs of host steps in the run under way.
+        target: instructions that the code uses; None if there is none.
+        now: the clock of everything that is logged, in nanoseconds.
+    """
+
+    def __init__(self, artifact: Artifact, threads: int, cache: Path | None) -> None:
+        """Builds the code and opens the session.
+
+        Raises:
+            ArtifactError: the artifact has no code for this machine, or was made before there were marks.
+            ToolchainError: there is no compiler.
+        """
+        steps = artifact.manifest.steps
+        self.hosts: list[HostRun] = []
+        self._native = [step for step in steps if isinstance(step, NativeStep)]
+        target, library = None, None
+        if self._native:
+            target, _ = choose_code(artifact)
+            library = Library(memoryview(profiled_code(artifact, target, cache)))
+        counts = [len(step.kernels) for step in self._native]
+        self._first_kernel = [sum(counts[:part]) for part in range(len(counts))]
+        room = 1 + sum(2 * count + 3 for count in counts)  # a kernel and a wait each, and the ends
+        room = -(-room // _LINE) * _LINE
+        self._marks = np.zeros((min(threads, MOST_THREADS), room, 2), np.int64)
+        self._counts = np.zeros((len(counts), max(counts, default=0), 3), np.int64)
+        self.now: Callable[[], int] = time.perf_counter_ns
+        if library is not None:
+            self.now = _function(library, "hasten_profile_clock", ctypes.c_int64)
+            most_threads, room, _ = self._marks.shape
+            marks, found = self._marks.ctypes.data, self._counts.ctypes.data
+            log = _Log(marks, most_threads, room, found, self._counts.shape[1])
+            _function(library, "hasten_profile", None)(ctypes.byref(log))
+        runners = start_runners(artifact, library, threads)
+        hosts = [runner for runner in runners if isinstance(runner, HostRunner)]
+        timed: list[Runner] = [
+            _TimedHost(runner.step, artifact.members[runner.step.member], hosts.index(runner), self)
+            if isinstance(runner, HostRunner)
+            else runner
+            for runner in runners
+        ]
+        self.target = None if target is None else target.name
+        self._session = Session(artifact, timed, target, threads)
+
+    def run(self, feeds: Mapping[str, Array]) -> Timeline:
+        """Runs the model once, and says what happened when.
+
+        Raises:
+            InputError: the inputs do not fit.
+            ArtifactError: the weights are damaged.
+        """
+        self._marks[:, 0, 0] = 0
+        self.hosts.clear()
+        start = self.now()
+        results = self._session.run(feeds)
+        end = self.now()
+        del results  # freed after the run, not in its time
+        return Timeline(start, end, read_calls(self._marks, self._first_kernel), tuple(self.hosts))
+
+    def counts(self) -> list[Count]:
+        """What each kernel amounted to in the last run."""
+        return [
+            Count(*map(int, row))
+            for part, step in enumerate(self._native)
+            for row in self._counts[part, : len(step.kernels)]
+        ]
+
+
+def profiled_code(artifact: Artifact, target: Target, cache: Path | None) -> bytes:
+    """An artifact's code for a target, built from its C with marks.
+
+    Only the files that have marks are compiled: the objects of the others are in the cache, if the artifact
+    was compiled on this machine.
+
+    Raises:
+        ArtifactError: it was made before there were marks.
+        ToolchainError: there is no compiler, or it failed.
+    """
+    prefix = f"c/{target.name}/"
+    sources = {n.removeprefix(prefix): bytes(c) for n, c in artifact.members.items() if n.startswith(prefix)}
+    marked = [name for name, text in sources.items() if _MARK in text]
+    if not marked:
+        raise ArtifactError(
+            f"{artifact.path} was made by hasten {artifact.manifest.version}, which wrote no marks for a "
+            "profile into its C: compile the model again"
+        )
+    texts = {name: (_DEFINE if name in marked else "") + text.decode() for name, text in sources.items()}
+    runtime = importlib.resources.files("hasten") / "runtime" / "csrc"
+    texts["profile.c"] = runtime.joinpath("profile.c").read_text("utf-8")
+    return build(texts, target, find_compiler(target), cache=cache)
+
+
+def _function(library: Library, name: str, result: type[ctypes.c_int64] | None) -> Any:
+    function = library.function(name)
+    function.restype = result
+    return function

@@ -1,0 +1,165 @@
+"""Profiles of small models: what was recorded against their manifests and graphs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from hasten.api import compile_payload
+from hasten.errors import ArtifactError
+from hasten.runtime.artifact import read_artifact, write_artifact
+from hasten.runtime.manifest import NativeStep
+from hasten.search.measure_flops import count_flops
+from hasten.search.profile import Peaks, Profile, Recording, measure_peaks, merge, record, summarize
+from hasten.search.profile_record import Count
+from hasten.search.profile_timeline import divide
+
+PEAKS = Peaks(100.0, 200.0, 10.0)
+PERCEPTRON = (
+    "(float[n, 64] x) => (float[n, 64] y) { a = MatMul(x, w) b = Relu(a) c = MatMul(b, w) d = Relu(c) "
+    "e = MatMul(d, w) f = Relu(e) y = Softmax(f) }"
+)
+CONVOLUTIONS = (
+    "(float[1, 16, h, 20] x) => (float[1, 16] y) { a = Conv<pads = [1, 1, 1, 1]>(x, k) b = Relu(a)"
+    " c = Conv<pads = [1, 1, 1, 1], group = 16>(b, g) d = GlobalAveragePool(c) y = Flatten(d) }"
+)
+WITH_HOST = "(float[n, 64] x) => (int64[2, m] y) { a = MatMul(x, w) i = NonZero(a) y = Mul(i, i) }"
+CONSTANTS = {"w": (64, 64), "k": (16, 16, 3, 3), "g": (16, 1, 3, 3)}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def compiled(text: str, cache: Path, folder: Path) -> Path:
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> g {text}')
+    rng = np.random.default_rng(0)
+    read = {name for node in model.graph.node for name in node.input}
+    for name, shape in CONSTANTS.items():
+        if name in read:
+            array = rng.standard_normal(shape).astype(np.float32)
+            model.graph.initializer.append(numpy_helper.from_array(array, name))
+    onnx.save(model, folder / "model.onnx")
+    payload = compile_payload(folder / "model.onnx", cache=cache)
+    write_artifact(folder / "model.hasten", payload.manifest, payload.members)
+    return folder / "model.hasten"
+
+
+def recorded(text: str, x: np.ndarray, cache: Path, folder: Path) -> tuple[Path, Recording]:
+    path = compiled(text, cache, folder)
+    return path, record(path, {"x": x}, runs=7, threads=2, cache=cache)
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "flops"),
+    [
+        (PERCEPTRON, (300, 64), 3 * 2 * 300 * 64 * 64),
+        (CONVOLUTIONS, (1, 16, 30, 20), 2 * 16 * 30 * 20 * (16 * 9 + 9)),
+    ],
+    ids=["perceptron", "convolutions"],
+)
+def test_what_is_recorded(text: str, shape: tuple[int, ...], flops: int, cache: Path, tmp_path: Path) -> None:
+    path, found = recorded(text, np.ones(shape, np.float32), cache, tmp_path)
+    artifact = read_artifact(path)
+    (step,) = artifact.manifest.steps
+    assert isinstance(step, NativeStep)
+    assert tuple(title for _, _, title in found.kernels) == step.kernels
+    assert len(found.timelines) == 7
+    for run in found.timelines:
+        division = divide(run)
+        assert set(division.kernels) == set(range(len(found.kernels)))
+        assert min(division.kernels.values()) > 0
+        parts = [*division.kernels.values(), division.barriers, division.dispatch, division.python]
+        assert sum(parts) == pytest.approx(run.end - run.start)
+        assert min(parts) >= 0
+    assert sum(count.flops for count in found.counts) == flops
+    # Counting operators of the graph gives the same, where all its shapes are known.
+    graph = onnx.load_from_string(bytes(artifact.members["graph.onnx"])).graph
+    assert count_flops(graph, {"n": 300, "h": 30}) in (flops, None)
+    assert all(count.bytes > 0 for count in found.counts)
+
+
+def test_summary(cache: Path, tmp_path: Path) -> None:
+    _, recording = recorded(PERCEPTRON, np.ones((300, 64), np.float32), cache, tmp_path)
+    found = summarize("m", recording, {"x": (300, 64)}, PEAKS)
+    assert found.threads == 2
+    assert found.runs == 7
+    assert found.run_us.low <= found.run_us.median <= found.run_us.high
+    lost = found.barriers_us + found.dispatch_us + found.python_us
+    assert found.sum_us == pytest.approx(sum(k.us for k in found.kernels) + lost)
+    assert sum(k.share for k in found.kernels) == pytest.approx(found.kernels_us / found.sum_us)
+    product = found.kernels[1]
+    assert product.flops == 2 * 300 * 64 * 64
+    assert product.gflops == pytest.approx(product.flops / product.us / 1e3)
+    assert product.bytes == 4 * (300 * 64 + 64 * 64 + 300 * 64)
+    assert product.gigabytes_per_second == pytest.approx(product.bytes / product.us / 1e3)
+    assert product.bound == "compute"
+    assert product.peak_share == pytest.approx(product.flops / 100e3 / product.us)
+    check_merged(found)
+
+
+def check_merged(found: Profile) -> None:
+    """Kernels with the same code as one."""
+    same = [k for k in found.kernels if k.function == found.kernels[0].function]
+    assert len(same) > 1
+    merged = merge(same)
+    assert merged.number == 0
+    assert merged.us == pytest.approx(sum(k.us for k in same))
+    assert merged.share == pytest.approx(sum(k.share for k in same))
+    rates = [k.gflops for k in same]
+    assert min(rates) <= merged.gflops <= max(rates)
+    shares = [k.peak_share for k in same]
+    assert min(shares) <= merged.peak_share * (1 + 1e-9) <= max(shares) * (1 + 2e-9)
+
+
+def test_host_steps_are_timed(cache: Path, tmp_path: Path) -> None:
+    _, recording = recorded(WITH_HOST, np.ones((3, 64), np.float32), cache, tmp_path)
+    assert recording.hosts == (("NonZero",),)
+    run = recording.timelines[0]
+    assert [call.part for call in run.calls] == [0, 1]
+    (host,) = run.hosts
+    assert run.calls[0].end <= host.start < host.end <= run.calls[1].start
+    found = summarize("m", recording, {}, PEAKS)
+    assert found.hosts[0].us > 0
+    assert {k.part for k in found.kernels} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("count", "us", "bound"),
+    [
+        (Count(10**6, 10, 32), 10.0, "compute"),
+        (Count(10**6, 10, 16), 5.0, "compute"),
+        (Count(10**6, 10**6, 32), 100.0, "memory"),
+        (Count(0, 0, 32), 0.0, "memory"),
+    ],
+)
+def test_the_roofline(count: Count, us: float, bound: str) -> None:
+    assert PEAKS.floor_us(count) == (pytest.approx(us), bound)
+
+
+def test_without_bf16_its_products_count_as_f32() -> None:
+    assert Peaks(100.0, None, 10.0).floor_us(Count(10**6, 10, 16)) == (pytest.approx(10), "compute")
+
+
+def test_peaks_are_positive() -> None:
+    found = measure_peaks(1)
+    assert found.f32_gflops > 0
+    assert found.gigabytes_per_second > 0
+
+
+def test_an_artifact_without_marks_is_refused(cache: Path, tmp_path: Path) -> None:
+    path = compiled(PERCEPTRON, cache, tmp_path)
+    artifact = read_artifact(path)
+    payload = compile_payload(tmp_path / "model.onnx", cache=cache)
+    members = {
+        name: bytes(data).replace(b"HASTEN_MARK", b"OLD") if name.startswith("c/") else bytes(data)
+        for name, data in artifact.members.items()
+    }
+    write_artifact(tmp_path / "old.hasten", {**payload.manifest, "hasten": "0.0.9"}, members)
+    with pytest.raises(ArtifactError, match=r"0\.0\.9.*no marks.*compile the model again"):
+        record(tmp_path / "old.hasten", {"x": np.ones((3, 64), np.float32)}, cache=cache)
