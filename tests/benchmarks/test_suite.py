@@ -6,13 +6,22 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
+from benchmarks.cases import Goal, entries_named
 from benchmarks.suite import gflop_of
 
-from benchmarks import models
+from benchmarks import models, suite
+from hasten.backends.native import Payload
+from hasten.errors import OptionError
+from hasten.search.engines import ONNXRUNTIME, TORCH, Precision
+from hasten.search.measure import Plan
+
+NO_SUCH_MODULE = f"{Path(models.__file__).with_name('networks.py')}:none"
 
 
 def test_the_suite_runs(tmp_path: Path) -> None:
@@ -35,6 +44,35 @@ def test_the_suite_runs(tmp_path: Path) -> None:
     assert verdict["peer"] in engines[1:]
     assert verdict["ratio"]["median"] > 0
     assert files["picture"].read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_fails_costs_its_own_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HASTEN_CACHE", str(tmp_path))
+    compile_payload = suite.compile_payload
+
+    def refusing(source: Path, *, precision: str, **rest: Any) -> Payload:
+        if precision == "bf16":
+            raise OptionError("precision='bf16': not here")
+        return compile_payload(source, precision=precision, **rest)
+
+    monkeypatch.setattr(suite, "compile_payload", refusing)
+    (entry,) = entries_named("batch 1")[:1]
+    goals: dict[Precision, Goal] = {"f32": Goal(1.0), "bf16": Goal(1.0)}
+    entry = replace(entry, goals=goals, torch=lambda: NO_SUCH_MODULE)
+    plan = Plan(1, rounds=1, turn=0.01, openings=1, pause=0, limit=1)
+    peers = (ONNXRUNTIME, TORCH)
+    case = suite.run_case(entry, suite.Setup(plan, ("f32", "bf16"), peers, None, tmp_path))
+    assert [result.engine for result in case.measurement.results] == ["hasten", "onnxruntime"]
+    assert set(case.measurement.failures) == {"hasten-bf16", "torch"}
+    assert "'none'" in case.measurement.failures["torch"]
+    f32, bf16 = case.verdicts
+    assert (f32.problem, f32.peer) == (None, "onnxruntime")
+    assert bf16.problem == "precision='bf16': not here"
+    missing = suite.run_case(
+        replace(entry, torch=None), suite.Setup(plan, ("f32",), (TORCH,), None, tmp_path)
+    )
+    assert missing.measurement.failures == {"torch": "there is no torch module of this model"}
+    assert missing.verdicts[0].ratio is None
 
 
 def test_operations_are_counted_in_the_model_as_it_came(tmp_path: Path) -> None:
