@@ -10,6 +10,7 @@ Each message says what was wrong, what was received and what to do about it.
     ├── TargetError                 an unknown or unusable instruction set was asked for
     ├── ToolchainError              no C compiler, or the compiler failed
     ├── MissingDependencyError      an optional package is needed and not installed
+    ├── TuningError                 the results of tuning are damaged or cannot be kept
     ├── EngineError                 another engine, run to compare with, failed
     └── OptionError                 an argument or command-line option has no meaning here
 
@@ -47,6 +48,10 @@ class ToolchainError(HastenError):
 
 class MissingDependencyError(HastenError):
     """An optional package is needed and not installed."""
+
+
+class TuningError(HastenError):
+    """The results of tuning are damaged, of a newer hasten, or cannot be kept."""
 
 
 class EngineError(HastenError):

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from hasten.codegen import module
+from hasten.codegen.batch import batch_sources
 from hasten.codegen.elementary import expand_operation
-from hasten.codegen.emit_c import declaration, emit_functions
 from hasten.codegen.lower_stages import Lowered, lower_program
-from hasten.codegen.module import Part, module_sources, part_code, share_functions
+from hasten.codegen.module import Part
 from hasten.codegen.schedule import DEFAULTS, Schedules
 from hasten.codegen.tiles import tile_functions
 from hasten.codegen.toolchain import build, find_compiler
@@ -195,38 +195,20 @@ def program_sources(
     schedules: Sequence[Schedules] | None = None,
     precision: DType = DType.F32,
 ) -> tuple[dict[str, str], Weights, list[tuple[str, ...]]]:
-    """C files of programs as parts of one object, their constants, and their kernels' titles.
-
-    The compiler's start is most of the time that a small file takes, so that many parts share a file.
-    """
-    weights, titles = Weights(), []
-    sources = module_sources(range(len(programs)), target, expand_operation, TILE_DTYPES)
-    tiles = _tiles(target)
-    prototypes = "\n".join(f"{declaration(t)};" for t in tiles)
-    for start in range(0, len(programs), PARTS_PER_FILE):
-        functions: list[Function] = []
-        parts = ""
-        for i, p in enumerate(programs[start : start + PARTS_PER_FILE], start):
-            lowered = lower_program(p, target, schedules[i] if schedules else DEFAULTS, precision)
-            offsets = {name: weights.add(a) for name, a in lowered.constants.items()}
-            part = Part(i, p, lowered, parameters(p), offsets, 0)
-            with division_of_work(parallel):
-                code = part_code(part, target, expand_operation)
-            functions += share_functions(lowered.kernels, i)[1]
-            renamed = [f"#undef {h}\n#define {h} {h}_{i}\n" for h in _PART_HELPERS]
-            text = code.sources[f"part_{i}.c"]
-            if parallel:  # wait for all threads, however little the work is
-                text = re.sub(r"run\.plan\.work / \d+", "INT64_MAX", text)
-            parts += "".join(renamed) + text
-            titles.append(tuple(title for _, title in code.kernels))
-        names = [f.name for f in functions]
-        kernels = emit_functions(functions, expand_operation, exported=names, prototypes=prototypes)
-        sources |= {f"kernels_{start}.c": kernels, f"parts_{start}.c": parts}
-    return sources, weights, titles
+    """C files of programs as parts of one object, their constants, and their kernels' titles."""
+    weights, parts = Weights(), []
+    for i, p in enumerate(programs):
+        lowered = lower_program(p, target, schedules[i] if schedules else DEFAULTS, precision)
+        offsets = {name: weights.add(a) for name, a in lowered.constants.items()}
+        parts.append(Part(i, p, lowered, parameters(p), offsets, 0))
+    with division_of_work(parallel):
+        sources, codes = batch_sources(parts, target, expand_operation, per_file=PARTS_PER_FILE)
+    if parallel:  # wait for all threads, however little the work is
+        sources = {n: re.sub(r"run\.plan\.work / \d+", "INT64_MAX", text) for n, text in sources.items()}
+    return sources, weights, [tuple(title for _, title in code.kernels) for code in codes]
 
 
 PARTS_PER_FILE = 60
-_PART_HELPERS = ("max_int64_t", "min_int64_t", "floordiv_int64_t", "mod_int64_t")
 
 
 @contextlib.contextmanager

@@ -62,7 +62,8 @@ PROGRAMS = {
 
 
 def shape_of(p: Program, target: Target, **sizes: int) -> ProductShape:
-    (shape,) = [k.shape for k in lower_program(p, target, Schedules(sizes=sizes)).kernels if k.shape]
+    kernels = lower_program(p, target, Schedules(sizes=sizes)).kernels
+    (shape,) = [k.product.shape for k in kernels if k.product]
     return shape
 
 
@@ -102,7 +103,7 @@ def test_schedules_reach_the_kernels_of_their_shape_alone() -> None:
     key = shape_of(p, target)
     for text, expected in ((str(key), other), ("another", default_schedule(key, target))):
         kernels = lower_program(p, target, Schedules({text: other})).kernels
-        assert [k.schedule for k in kernels if k.shape] == [expected]
+        assert [k.product.schedule for k in kernels if k.product] == [expected]
 
 
 @pytest.mark.parametrize(

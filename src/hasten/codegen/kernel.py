@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hasten.codegen.schedule import ProductShape, Schedule
+from hasten.codegen.schedule import Product
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, Var
 from hasten.loops.nest import Function, Param
@@ -43,8 +43,7 @@ class Kernel:
         flops: floating-point operations of its sums of products.
         bytes: what it reads and writes, once.
         factors: element type in which it multiplies.
-        shape: of a product or convolution: the key of its schedule.
-        schedule: of a product or convolution: how it was built.
+        product: where it is the kernel of a product or convolution, which, and how it was built.
     """
 
     function: Function
@@ -58,5 +57,4 @@ class Kernel:
     flops: Expr
     bytes: Expr
     factors: DType
-    shape: ProductShape | None = None
-    schedule: Schedule | None = None
+    product: Product | None = None

@@ -23,7 +23,7 @@ from hasten.codegen.kernel import Kernel
 from hasten.codegen.layout import Layout, arrange_constants, assign_layouts, row_major
 from hasten.codegen.maps import map_kernel
 from hasten.codegen.narrow import narrow_storage
-from hasten.codegen.schedule import DEFAULTS, Algorithm, ProductShape, Schedule, Schedules, product_shape
+from hasten.codegen.schedule import DEFAULTS, Algorithm, Product, Schedules, product_shape
 from hasten.codegen.shallow import join_shallow_taps
 from hasten.codegen.stage import Stage
 from hasten.codegen.tiles import PANEL, group, tiles_for
@@ -37,12 +37,11 @@ from hasten.target import Target
 
 
 @dataclass(frozen=True)
-class _Product:
-    """How a product or convolution is built."""
+class _Packed:
+    """A product or convolution whose second operand was packed."""
 
-    packed: PackedOperand
-    shape: ProductShape
-    schedule: Schedule
+    operand: PackedOperand
+    product: Product
 
 
 @dataclass(frozen=True)
@@ -99,18 +98,22 @@ def _kernel(
     s: Stage,
     number: int,
     layouts: Mapping[str, Layout],
-    products: Mapping[str, _Product],
+    products: Mapping[str, _Packed],
     target: Target,
 ) -> Kernel:
     tiles = () if isinstance(s.body, Expr) else tiles_for(target, _operand_type(s.body))
     if isinstance(s.body, Gemm):
         assert isinstance(s.body.b, Load)
-        p = products[s.body.b.buffer]
-        if p.schedule.algorithm is Algorithm.DIRECT:
-            kernel = gemm_kernel(s, p.packed, layouts, tiles, p.schedule, f"product_{number}")
+        packed = products[s.body.b.buffer]
+        chosen = packed.product
+        assert isinstance(chosen.stage.body, Gemm)
+        if chosen.schedule.algorithm is Algorithm.DIRECT:
+            kernel = gemm_kernel(s, packed.operand, layouts, tiles, chosen.schedule, f"product_{number}")
         else:
-            kernel = winograd_kernel(s, p.packed, layouts, tiles, p.schedule, f"winograd_{number}")
-        return replace(kernel, shape=p.shape, schedule=p.schedule)
+            name = f"winograd_{number}"
+            kernel = winograd_kernel(s, packed.operand, layouts, tiles, chosen.schedule, name)
+        plain = replace(s, body=replace(s.body, b=chosen.stage.body.b))
+        return replace(kernel, product=replace(chosen, stage=plain))
     if isinstance(s.body, Attention):
         return attention_kernel(s, layouts, tiles, f"attention_{number}")
     window = depthwise_kernel(s, layouts, target, f"depthwise_{number}")
@@ -129,7 +132,7 @@ def _whole(g: Gemm) -> Expr:
 
 def _pack(
     program: Program, stages: list[Stage], target: Target, schedules: Schedules
-) -> tuple[list[Stage], dict[str, np.ndarray], dict[str, _Product]]:
+) -> tuple[list[Stage], dict[str, np.ndarray], dict[str, _Packed]]:
     """Replaces each second operand by its packed form: a new constant, or a stage that packs at run time.
 
     Returns:
@@ -138,7 +141,7 @@ def _pack(
     constants = dict(program.constants)
     sizes = schedules.likely_sizes(program)
     known = frozenset(program.constants)
-    products: dict[str, _Product] = {}
+    products: dict[str, _Packed] = {}
     result: list[Stage] = []
     for s in stages:
         g = s.body
@@ -162,7 +165,7 @@ def _pack(
         else:
             result.append(_packing_stage(s, name))
             packed = PackedOperand(name, size * _whole(g), half=False)
-        products[name] = _Product(packed, shape, schedule)
+        products[name] = _Packed(packed, Product(s, shape, schedule))
         result.append(replace(s, body=replace(g, b=Load(g.a.dtype, name, ()))))
     return result, constants, products
 

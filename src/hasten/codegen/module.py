@@ -61,6 +61,7 @@ class Part:
         sizes: names of the symbolic sizes in the order in which calls give them.
         offsets: offset in the weights of each constant.
         first_guard: index of its first guard in the artifact's list.
+        stands_alone: whether its work is all that there is, and may be too little to wake the threads for.
     """
 
     number: int
@@ -69,6 +70,7 @@ class Part:
     sizes: tuple[str, ...]
     offsets: Mapping[str, int]
     first_guard: int
+    stands_alone: bool = True
 
 
 def part_code(part: Part, target: Target, expand: Expand) -> PartCode:
@@ -186,7 +188,7 @@ def unique_names(tensors: Sequence[str]) -> dict[str, str]:
     return names
 
 
-_HELPERS = {
+SIZE_HELPERS = {
     "max_int64_t": ["static inline int64_t max_int64_t(int64_t a, int64_t b) { return a < b ? b : a; }"],
     "min_int64_t": ["static inline int64_t min_int64_t(int64_t a, int64_t b) { return a < b ? a : b; }"],
     "floordiv_int64_t": [
@@ -207,10 +209,10 @@ _HELPERS = {
 def _helpers(code: Sequence[str], known: Sequence[str] = ()) -> list[str]:
     """Definitions of the helpers that some lines call, without those among `known` lines."""
     text = "\n".join(code)
-    used = {name for name in _HELPERS if f"{name}(" in text}
+    used = {name for name in SIZE_HELPERS if f"{name}(" in text}
     if "mod_int64_t" in used:
         used.add("floordiv_int64_t")
-    wanted = [d for name, d in _HELPERS.items() if name in used and d[0] not in known]
+    wanted = [d for name, d in SIZE_HELPERS.items() if name in used and d[0] not in known]
     return [line for definition in wanted for line in definition]
 
 
@@ -311,6 +313,7 @@ class _Program:
 
     def run(self) -> list[str]:
         n = self.part.number
+        serial = SERIAL_RUN if self.part.stands_alone else 0
         lines = [
             "typedef struct {",
             "    hasten_call *call;",
@@ -341,7 +344,7 @@ class _Program:
             f"    HASTEN_MARK(0, HASTEN_BEGINS - {n});",
             f"    const int32_t broken = make_plan_{n}(call->sizes, &run.plan);",
             "    if (broken) return -broken;",
-            f"    int32_t threads = run.plan.work < {SERIAL_RUN} ? 1 : call->threads;",
+            f"    int32_t threads = run.plan.work < {serial} ? 1 : call->threads;",
             "    if (threads > MOST_THREADS) threads = MOST_THREADS;",
             f"    const int64_t nanoseconds = run.plan.work / {WORK_PER_NANOSECOND};",
             f"    hasten_pool_run(call->pool, threads, nanoseconds, run_part_{n}, &run);",

@@ -227,6 +227,21 @@ class ProductShape:
 
 
 @dataclass(frozen=True)
+class Product:
+    """A product or convolution with what was chosen for it.
+
+    Attributes:
+        stage: what is computed, the second operand as it was before it was packed.
+        shape: the key.
+        schedule: how.
+    """
+
+    stage: Stage
+    shape: ProductShape
+    schedule: Schedule
+
+
+@dataclass(frozen=True)
 class Schedules:
     """Schedules to use instead of the defaults.
 
@@ -310,7 +325,7 @@ def candidate_schedules(shape: ProductShape, target: Target) -> list[Schedule]:
     """
     rows = math.prod(r.count for r in shape.rows)
     fixed = not shape.batch.symbolic and not any(r.symbolic for r in shape.rows)
-    heights = [t.rows for t in tiles_for(target) if t.rows >= LEAST_TILE_ROWS]
+    heights = [t.rows for t in tiles_for(target, shape.dtype) if t.rows >= LEAST_TILE_ROWS]
     tallest = max(heights)
     blocks = [b for b in ROW_BLOCKS if b < rows] or [ROW_BLOCKS[0]]
     splits = [Split.AUTO]
