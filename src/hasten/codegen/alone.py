@@ -11,7 +11,7 @@ from hasten.codegen.layout import Layouts
 from hasten.codegen.partition import sizes_of, sizes_of_definition
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.loops.dtypes import DType
-from hasten.loops.expr import Expr, Load, constant_int, size, transform, walk
+from hasten.loops.expr import Expr, Load, Size, constant_int, size, transform, walk
 from hasten.loops.program import Definition, Gemm, Program, TensorInfo
 
 
@@ -75,6 +75,11 @@ def product_alone(stage: Stage, layouts: Layouts, constants: Mapping[str, np.nda
         definitions={d.name: d for d in made},
         outputs=[made[-1].name],
     )
+
+
+def symbolic_sizes(program: Program) -> tuple[str, ...]:
+    """Names of the sizes that a program by `product_alone` takes."""
+    return tuple({n.name: None for i in program.inputs.values() for n in i.shape if isinstance(n, Size)})
 
 
 def _is_accumulator(node: Expr) -> bool:

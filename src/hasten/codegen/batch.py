@@ -1,4 +1,4 @@
-"""Many small programs as parts of one object, in few files: a compiler takes longer to start than for each."""
+"""Many small programs as parts of one object, in few files: starting a compiler takes longer than each."""
 
 from __future__ import annotations
 

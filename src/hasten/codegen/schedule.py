@@ -327,7 +327,8 @@ def candidate_schedules(shape: ProductShape, target: Target) -> list[Schedule]:
     fixed = not shape.batch.symbolic and not any(r.symbolic for r in shape.rows)
     heights = [t.rows for t in tiles_for(target, shape.dtype) if t.rows >= LEAST_TILE_ROWS]
     tallest = max(heights)
-    blocks = [b for b in ROW_BLOCKS if b < rows] or [ROW_BLOCKS[0]]
+    default = default_schedule(shape, target)
+    blocks = dict.fromkeys([default.row_block, *(b for b in ROW_BLOCKS if b < rows)])
     splits = [Split.AUTO]
     if fixed:
         useful = {
@@ -337,7 +338,7 @@ def candidate_schedules(shape: ProductShape, target: Target) -> list[Schedule]:
         }
         splits += [s for s, is_useful in useful.items() if is_useful]
     orders = list(Order) if rows > min(heights) and shape.columns.count > PANEL else [Order.PANELS]
-    found = [default_schedule(shape, target)]
+    found = [default]
     for height in dict.fromkeys(heights):
         tile = None if height == tallest else height
         for block, order, split in itertools.product(blocks, orders, splits):

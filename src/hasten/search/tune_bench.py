@@ -1,0 +1,191 @@
+"""Builds and runs one kernel in several schedules: generated, compiled and called as in an artifact."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.codegen.alone import symbolic_sizes
+from hasten.codegen.batch import batch_sources
+from hasten.codegen.elementary import expand_operation
+from hasten.codegen.lower_stages import lower_program
+from hasten.codegen.module import Part
+from hasten.codegen.schedule import ProductShape, Schedule, Schedules
+from hasten.codegen.toolchain import build, find_compiler
+from hasten.codegen.weights import Weights
+from hasten.loops.evaluate import evaluate, size_value
+from hasten.loops.program import Program
+from hasten.runtime.library import Call, Library, shared_pool
+from hasten.target import Target, cores
+
+Array = NDArray[Any]
+
+SAMPLE_SECONDS = 0.002
+"""How long the runs of one sample take together, roughly."""
+
+FEWEST_RUNS = 3
+"""Runs of a sample, however long they take."""
+
+TOLERANCE = 1e-4
+"""Largest difference from the interpreter that passes, as a share of the largest element."""
+
+COLDEST = 64 << 20
+"""Bytes of weights, all copies together, that a bench rotates through at the most."""
+
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kernel to be tuned.
+
+    Attributes:
+        shape: its key.
+        program: the kernel alone (`codegen.alone`).
+        sizes: likely values of all symbolic sizes.
+        resident: bytes of all constants of the model. Between two runs of a kernel a model reads so much,
+            which pushes the kernel's own weights out of the caches.
+    """
+
+    shape: ProductShape
+    program: Program
+    sizes: Mapping[str, int]
+    resident: int
+
+
+class Bench:
+    """One kernel in several schedules, built and ready to run.
+
+    Attributes:
+        task: the kernel.
+        output: where all of them write their answer.
+    """
+
+    def __init__(
+        self, task: Task, schedules: Sequence[Schedule], target: Target, threads: int, cache: Path | None
+    ) -> None:
+        """Generates and compiles the kernel in each schedule.
+
+        Args:
+            task: the kernel.
+            schedules: what to build; all in one object.
+            target: instruction set, one that this machine runs.
+            threads: threads of a run.
+            cache: folder of compiled objects, or None.
+
+        Raises:
+            ToolchainError: there is no compiler, or it failed.
+        """
+        self.task = task
+        parts, weights = _parts(task, schedules, target)
+        per_file = max(1, -(-len(parts) // cores()))
+        sources, _ = batch_sources(parts, target, expand_operation, per_file=per_file)
+        self._library = Library(memoryview(build(sources, target, find_compiler(target), cache=cache)))
+        self._feeds = _inputs(task)
+        self._images = _images(weights, task.resident)
+        (result,) = task.program.outputs
+        info = task.program.info(result)
+        self.output = np.empty([size_value(n, task.sizes) for n in info.shape], info.dtype.numpy)
+        self._arena = _aligned(max(map(self._arena_bytes, parts)))
+        self._calls = [self._call(part, threads) for part in parts]
+        self._turn = 0
+
+    def sample(self, index: int) -> float:
+        """Seconds of the fastest of a few runs in a schedule."""
+        run, (call, _) = self._library.run, self._calls[index]
+        reference, best, spent, runs = ctypes.byref(call), math.inf, 0.0, 0
+        while runs < FEWEST_RUNS or spent < SAMPLE_SECONDS:
+            self._turn = (self._turn + 1) % len(self._images)
+            call.weights = self._images[self._turn].ctypes.data
+            start = time.perf_counter()
+            run(index, reference)
+            seconds = time.perf_counter() - start
+            best, spent, runs = min(best, seconds), spent + seconds, runs + 1
+        return best
+
+    def difference(self, index: int, expected: Array) -> float:
+        """The largest difference of an answer from the expected one, as a share of the largest element."""
+        call, _ = self._calls[index]
+        self.output.fill(np.nan)
+        call.weights = self._images[0].ctypes.data
+        self._library.run(index, ctypes.byref(call))
+        scale = float(np.abs(expected).max(initial=0.0)) or 1.0
+        worst = float(np.abs(self.output.astype(np.float64) - expected).max(initial=0.0))
+        return math.inf if math.isnan(worst) else worst / scale
+
+    def expected(self) -> Array:
+        """What the interpreter says."""
+        (answer,) = evaluate(self.task.program, self._feeds).values()
+        return answer
+
+    def _sizes(self, part: Part) -> Any:
+        return (ctypes.c_int64 * max(1, len(part.sizes)))(*(self.task.sizes[n] for n in part.sizes))
+
+    def _arena_bytes(self, part: Part) -> int:
+        dims = (ctypes.c_int64 * max(1, self.output.ndim))()
+        arena_bytes = ctypes.c_int64()
+        status = self._library.plan(part.number, self._sizes(part), dims, ctypes.byref(arena_bytes))
+        assert status == 0, f"a kernel without guards refuses its sizes: {status}"
+        assert tuple(dims)[: self.output.ndim] == self.output.shape
+        return arena_bytes.value
+
+    def _call(self, part: Part, threads: int) -> tuple[Call, object]:
+        """A filled call, and the memory that it points to."""
+        sizes = self._sizes(part)
+        pointers = [self._feeds[n].ctypes.data for n in part.program.inputs] + [self.output.ctypes.data]
+        values = (ctypes.c_void_p * len(pointers))(*pointers)
+        call = Call()
+        call.sizes, call.values = ctypes.addressof(sizes), ctypes.addressof(values)
+        call.arena, call.threads = self._arena.ctypes.data, threads
+        call.pool = shared_pool(self._library) if threads > 1 else None
+        return call, (sizes, values)
+
+
+def _parts(task: Task, schedules: Sequence[Schedule], target: Target) -> tuple[list[Part], Weights]:
+    parts, weights = [], Weights()
+    names = symbolic_sizes(task.program)
+    for number, schedule in enumerate(schedules):
+        chosen = Schedules({str(task.shape): schedule}, task.sizes)
+        lowered = lower_program(task.program, target, chosen)
+        offsets = {name: weights.add(array) for name, array in lowered.constants.items()}
+        parts.append(Part(number, task.program, lowered, names, offsets, 0, stands_alone=False))
+    return parts, weights
+
+
+def _inputs(task: Task) -> dict[str, Array]:
+    """Arrays for the inputs: numbers like those inside a network; zeros where they may be indices."""
+    rng = np.random.default_rng(1)
+    made: dict[str, Array] = {}
+    for name, info in task.program.inputs.items():
+        shape = [size_value(n, task.sizes) for n in info.shape]
+        if info.dtype.is_float:
+            made[name] = rng.standard_normal(shape, np.float32).astype(info.dtype.numpy)
+        else:
+            made[name] = np.zeros(shape, info.dtype.numpy)
+    return made
+
+
+def _images(weights: Weights, resident: int) -> list[NDArray[np.uint8]]:
+    """Copies of the constants, together as large as a model's: so cold is each when its turn comes."""
+    copies = max(1, min(resident, COLDEST) // max(weights.size, 1))
+    images = []
+    for _ in range(copies):
+        image = _aligned(weights.size)
+        if weights.arrays:
+            image[...] = np.concatenate(weights.arrays)
+        images.append(image)
+    return images
+
+
+def _aligned(count: int) -> NDArray[np.uint8]:
+    block = np.empty(count + _ALIGNMENT, np.uint8)
+    start = -block.ctypes.data % _ALIGNMENT
+    return block[start : start + count]

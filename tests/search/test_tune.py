@@ -1,0 +1,298 @@
+"""What tuning decides from given times, and that it measures and verifies what an artifact runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.codegen.graphs import program
+
+from hasten.codegen.lower_stages import lower_program
+from hasten.codegen.schedule import Order, Schedule, Schedules, candidate_schedules
+from hasten.errors import TuningError
+from hasten.search.results import Results
+from hasten.search.tune import (
+    SCREENING_ROUNDS,
+    Pick,
+    Settings,
+    candidates_for,
+    machine_for,
+    pick_fastest,
+    stored_schedules,
+    tasks_of,
+    tune_programs,
+)
+from hasten.search.tune_bench import TOLERANCE, Bench, Task
+from hasten.target import Target, native
+
+RNG = np.random.default_rng(0)
+SETTINGS = Settings("quick", 100.0, 1, "0.1.0", None)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+SMALL = program(
+    "(float[n, 20] x) => (float[n, 70] y) { p = MatMul(x, a) q = Relu(p) r = MatMul(q, b) s = Tanh(r) "
+    "y = MatMul(s, b) }",
+    {"a": normal(20, 70), "b": normal(70, 70)},
+)  # fmt: skip
+SIZES = {"n": 30}
+
+
+def timer(*tracks: Sequence[float]) -> Callable[[int], float]:
+    """A sample of schedule i is the next of its times; the last one stays."""
+    times = [itertools.chain(t, itertools.repeat(t[-1])) for t in tracks]
+    return lambda index: next(times[index])
+
+
+def never() -> bool:
+    return False
+
+
+# The decision
+
+
+def test_the_fastest_is_taken() -> None:
+    assert pick_fastest([0, 1, 2], timer([1.0], [0.9], [0.8]), never) == Pick(2, 0.8, 1.0)
+
+
+def test_the_default_stays_where_the_gain_is_noise() -> None:
+    assert pick_fastest([0, 1, 2], timer([1.0], [0.99], [1.01]), never) == Pick(0, 1.0, 1.0)
+
+
+def test_a_gain_that_does_not_last_is_none() -> None:
+    lucky = [0.5] * SCREENING_ROUNDS + [1.0]
+    assert pick_fastest([0, 1], timer([1.0], lucky), never) == Pick(0, 1.0, 1.0)
+
+
+def test_a_gain_in_one_half_of_the_rounds_is_none() -> None:
+    # The machine grows twice as fast in between: the minimum over everything would call that a gain.
+    slow, fast = SCREENING_ROUNDS + 6, 0.5
+    default = [1.0] * slow + [fast]
+    other = [0.9] * slow + [fast]
+    assert pick_fastest([0, 1], timer(default, other), never) == Pick(0, fast, fast)
+
+
+def test_the_next_best_gets_its_chance() -> None:
+    lucky = [0.5] * SCREENING_ROUNDS + [1.0]
+    assert pick_fastest([0, 1, 2], timer([1.0], lucky, [0.54]), never) == Pick(2, 0.54, 1.0)
+
+
+def test_what_is_far_behind_is_not_measured_for_long() -> None:
+    counts = [0, 0, 0]
+    times = (1.0, 3.0, 0.9)
+
+    def sample(index: int) -> float:
+        counts[index] += 1
+        return times[index]
+
+    assert pick_fastest([0, 1, 2], sample, never) == Pick(2, 0.9, 1.0)
+    assert counts[1] == 2
+    assert counts[0] == counts[2] > SCREENING_ROUNDS
+
+
+def test_one_disturbed_round_costs_nobody_the_choice() -> None:
+    assert pick_fastest([0, 1], timer([1.0], [50.0, 0.8]), never) == Pick(1, 0.8, 1.0)
+
+
+def test_without_time_there_is_no_choice() -> None:
+    assert pick_fastest([0, 1], timer([1.0], [0.1]), lambda: True) is None
+
+
+def test_the_default_alone() -> None:
+    assert pick_fastest([0], timer([1.0]), never) == Pick(0, 1.0, 1.0)
+
+
+# What is tuned
+
+
+def test_equal_kernels_are_one_task_and_the_largest_is_first() -> None:
+    tasks = tasks_of([SMALL, SMALL], native(), SIZES)
+    assert [str(t.shape) for t in tasks] == [
+        "f32: ~32 rows, depth 70, 70 columns",
+        "f32: ~32 rows, depth 20, 70 columns",
+    ]
+    assert tasks[0].resident == sum(a.nbytes for a in SMALL.constants.values())
+
+
+def test_a_quick_search_changes_one_choice_at_a_time() -> None:
+    (task, *_) = tasks_of([SMALL], native(), SIZES)
+    quick, full = (candidates_for(task.shape, native(), effort) for effort in ("quick", "full"))
+    assert quick[0] == full[0]
+    assert full == candidate_schedules(task.shape, native())
+    assert set(quick) < set(full)
+    for s in quick[1:]:
+        assert sum(getattr(s, f.name) != getattr(quick[0], f.name) for f in dataclasses.fields(s)) == 1
+
+
+class Fake:
+    """A kernel with given times; its answers are right unless said otherwise."""
+
+    def __init__(
+        self, schedules: Sequence[Schedule], seconds: Callable[[Schedule], float], wrong: set[int]
+    ) -> None:
+        self.schedules, self.seconds, self.wrong = schedules, seconds, wrong
+
+    def sample(self, index: int) -> float:
+        return self.seconds(self.schedules[index])
+
+    def difference(self, index: int, expected: np.ndarray) -> float:
+        return math.inf if index in self.wrong else TOLERANCE / 2
+
+    def expected(self) -> np.ndarray:
+        return np.zeros(1)
+
+
+@dataclasses.dataclass
+class Builder:
+    """Builds fakes and remembers for what."""
+
+    seconds: Callable[[Schedule], float]
+    wrong: set[int] = dataclasses.field(default_factory=set)
+    built: list[str] = dataclasses.field(default_factory=list)
+
+    def __call__(
+        self, task: Task, schedules: Sequence[Schedule], target: Target, threads: int, cache: Path | None
+    ) -> Fake:
+        self.built.append(str(task.shape))
+        return Fake(schedules, self.seconds, self.wrong)
+
+
+def rows_outside_is_faster(s: Schedule) -> float:
+    return 0.5 if s.order is Order.ROWS else 1.0
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    return Results(tmp_path / "tuning.sqlite")
+
+
+def test_results_are_recorded_and_used_and_not_measured_again(results: Results) -> None:
+    builder, machine = Builder(rows_outside_is_faster), machine_for(native(), 1)
+    report = tune_programs([SMALL], native(), SIZES, results, SETTINGS, build=builder)
+    assert (report.measured, report.improved, report.stored, report.left, report.notes) == (2, 2, 0, 0, ())
+    assert len(builder.built) == 2
+    rows = results.rows(machine, SETTINGS.version)
+    found = {(r.seconds, r.default_seconds, r.effort, r.schedule.order) for r in rows}
+    assert found == {(0.5, 1.0, "quick", Order.ROWS)}
+    again = tune_programs([SMALL], native(), SIZES, results, SETTINGS, build=builder)
+    assert (again.measured, again.stored) == (0, 2)
+    assert len(builder.built) == 2
+    chosen = Schedules(stored_schedules(results, machine, SETTINGS.version), SIZES)
+    orders = [k.product.schedule.order for k in lower_program(SMALL, native(), chosen).kernels if k.product]
+    assert orders == [Order.ROWS] * 3
+
+
+def test_other_efforts_threads_and_versions_are_measured_anew(results: Results) -> None:
+    builder = Builder(rows_outside_is_faster)
+    tune_programs([SMALL], native(), SIZES, results, SETTINGS, build=builder)
+    for change in ({"threads": 2}, {"effort": "full"}, {"version": "0.2.0"}):
+        settings = dataclasses.replace(SETTINGS, **change)
+        assert tune_programs([SMALL], native(), SIZES, results, settings, build=builder).measured == 2, change
+    full = dataclasses.replace(SETTINGS, effort="full")
+    tune_programs([SMALL], native(), SIZES, results, full, build=builder)
+    assert tune_programs([SMALL], native(), SIZES, results, SETTINGS, build=builder).stored == 2
+
+
+def test_a_schedule_with_a_wrong_answer_is_refused(results: Results) -> None:
+    (task, *_) = tasks_of([SMALL], native(), SIZES)
+    candidates = candidates_for(task.shape, native(), "quick")
+    wrong = {i for i, s in enumerate(candidates) if s.order is Order.ROWS}
+    builder = Builder(rows_outside_is_faster, wrong)
+    report = tune_programs([SMALL], native(), SIZES, results, SETTINGS, build=builder)
+    assert report.improved == 0
+    assert len(report.notes) == 2 * len(wrong)
+    assert "rows outside' differs" in report.notes[0]
+    assert all(r.schedule.order is Order.PANELS for r in results.rows())
+
+
+def test_where_the_default_is_wrong_nothing_is_kept(results: Results) -> None:
+    builder = Builder(rows_outside_is_faster, {0})
+    report = tune_programs([SMALL], native(), SIZES, results, SETTINGS, build=builder)
+    assert (report.measured, report.left) == (0, 2)
+    assert results.rows() == []
+
+
+def test_the_time_limit(results: Results) -> None:
+    now = 0.0
+
+    def clock() -> float:
+        return now
+
+    def slow(s: Schedule) -> float:
+        nonlocal now
+        now += 1.0
+        return rows_outside_is_faster(s)
+
+    candidates = len(candidates_for(tasks_of([SMALL], native(), SIZES)[0].shape, native(), "quick"))
+    enough_for_one = dataclasses.replace(SETTINGS, seconds=candidates * SCREENING_ROUNDS + 30.0)
+    report = tune_programs(
+        [SMALL], native(), SIZES, results, enough_for_one, build=Builder(slow), clock=clock
+    )
+    assert (report.measured, report.left) == (1, 1)
+    assert [r.kernel for r in results.rows()] == ["f32: ~32 rows, depth 70, 70 columns"]
+
+
+def test_a_database_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    builder = Builder(rows_outside_is_faster)
+    with pytest.raises(TuningError):
+        tune_programs([SMALL], native(), SIZES, Results(tmp_path), SETTINGS, build=builder)
+    assert builder.built == []
+
+
+# Real kernels
+
+
+CUT = {
+    "products": (SMALL, SIZES),
+    "pictures": (
+        program(
+            "(float[b, 9, h, w0] x) => (float[b, 40, oh, ow] y) { p = Conv<pads = [1, 1, 1, 1]>(x, w1, c) "
+            "q = Relu(p) r = Conv<strides = [2, 2]>(q, w2) y = HardSwish(r) }",
+            {"w1": normal(40, 9, 3, 3), "c": normal(40), "w2": normal(40, 40, 1, 1)},
+        ),
+        {"b": 1, "h": 9, "w0": 8},
+    ),
+    "two inputs": (
+        program("(float[b, m, k] x, float[b, k, n] z) => (float[b, m, n] y) { y = MatMul(x, z) }"),
+        {"b": 3, "m": 14, "k": 5, "n": 33},
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.parametrize("name", CUT)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_bench_runs_what_the_interpreter_defines(name: str, threads: int, cache: Path) -> None:
+    p, sizes = CUT[name]
+    for task in tasks_of([p], native(), sizes):
+        candidates = candidates_for(task.shape, native(), "quick")
+        bench = Bench(task, candidates, native(), threads, cache)
+        expected = bench.expected()
+        assert np.abs(expected).max() > 0
+        for index in range(len(candidates)):
+            assert bench.difference(index, expected) <= TOLERANCE
+            assert 0 < bench.sample(index) < 1
+        assert bench.difference(0, expected + np.abs(expected).max()) > TOLERANCE
+        bench.output.fill(np.nan)
+        bench.sample(0)
+        assert np.isfinite(bench.output).all()
+
+
+def test_tuning_ends_with_a_result_for_each_kernel(results: Results, cache: Path) -> None:
+    p, sizes = CUT["pictures"]
+    report = tune_programs([p], native(), sizes, results, dataclasses.replace(SETTINGS, cache=cache))
+    assert (report.measured, report.left, report.notes) == (2, 0, ())
+    for r in results.rows():
+        assert 0 < r.seconds <= r.default_seconds
