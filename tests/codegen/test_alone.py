@@ -7,11 +7,12 @@ import pytest
 from tests.codegen.engines import compile_programs
 from tests.codegen.graphs import agree, program
 
-from hasten.codegen.alone import product_alone
+from hasten.codegen.alone import product_alone, well_formed
 from hasten.codegen.kernel import Kernel
 from hasten.codegen.lower_stages import lower_program
 from hasten.codegen.schedule import Schedules
-from hasten.loops.evaluate import size_value
+from hasten.loops.dtypes import DType
+from hasten.loops.evaluate import evaluate, size_value
 from hasten.loops.nest import Function
 from hasten.loops.program import Program
 from hasten.loops.verify import verify
@@ -49,9 +50,9 @@ def likely(p: Program) -> Schedules:
     return Schedules(sizes=Schedules(sizes=SIZES).likely_sizes(p))
 
 
-def cut(p: Program) -> list[tuple[Kernel, Program]]:
+def cut(p: Program, precision: DType) -> list[tuple[Kernel, Program]]:
     """Every product of a program, with the kernel that it has there."""
-    lowered = lower_program(p, native(), likely(p))
+    lowered = lower_program(p, native(), likely(p), precision)
     return [
         (k, product_alone(k.product.stage, lowered.layouts, p.constants))
         for k in lowered.kernels
@@ -63,12 +64,13 @@ def code(f: Function) -> object:
     return f.params, f.body
 
 
+@pytest.mark.parametrize("precision", [DType.F32, DType.BF16])
 @pytest.mark.parametrize("name", WHOLE)
-def test_the_kernel_alone_is_the_one_of_the_program(name: str) -> None:
-    pairs = cut(WHOLE[name])
+def test_the_kernel_alone_is_the_one_of_the_program(name: str, precision: DType) -> None:
+    pairs = cut(WHOLE[name], precision)
     assert pairs
     for kernel, alone in pairs:
-        verify(alone)
+        verify(well_formed(alone))
         (own,) = [k for k in lower_program(alone, native(), likely(WHOLE[name])).kernels if k.product]
         assert own.product is not None
         assert kernel.product is not None
@@ -76,12 +78,20 @@ def test_the_kernel_alone_is_the_one_of_the_program(name: str) -> None:
         assert code(own.function) == code(kernel.function)
 
 
-@pytest.mark.parametrize("name", WHOLE)
-def test_a_kernel_alone_computes_its_definition(name: str) -> None:
-    sizes = likely(WHOLE[name]).sizes
-    for engine in compile_programs([alone for _, alone in cut(WHOLE[name])], native(), parallel=True):
+@pytest.mark.parametrize("precision", [DType.F32, DType.BF16])
+@pytest.mark.parametrize("whole", WHOLE)
+def test_a_kernel_alone_computes_its_definition(whole: str, precision: DType) -> None:
+    sizes = likely(WHOLE[whole]).sizes
+    alone = [program for _, program in cut(WHOLE[whole], precision)]
+    for engine in compile_programs(alone, native(), parallel=True):
         feeds = {}
         for given, info in engine.program.inputs.items():
             shape = [size_value(n, sizes) for n in info.shape]
-            feeds[given] = normal(*shape) if info.dtype.is_float else np.zeros(shape, info.dtype.numpy)
-        agree(engine, feeds, threads=(1, 2))
+            numbers = normal(*shape) if info.dtype.is_float else np.zeros(shape)
+            feeds[given] = numbers.astype(info.dtype.numpy)
+        if precision is DType.F32:
+            agree(engine, feeds, threads=(1, 2))
+            continue
+        for name, expected in evaluate(well_formed(engine.program), feeds).items():
+            got, wanted = (a.astype(np.float32) for a in (engine.run(feeds)[name], expected))
+            np.testing.assert_allclose(got, wanted, rtol=2**-7, atol=1e-5)  # both were rounded to bf16

@@ -15,6 +15,7 @@ from tests.codegen.graphs import program
 from hasten.codegen.lower_stages import lower_program
 from hasten.codegen.schedule import Order, Schedule, Schedules, candidate_schedules
 from hasten.errors import TuningError
+from hasten.loops.dtypes import DType
 from hasten.search.results import Results
 from hasten.search.tune import (
     SCREENING_ROUNDS,
@@ -31,7 +32,7 @@ from hasten.search.tune_bench import TOLERANCE, Bench, Task
 from hasten.target import Target, native
 
 RNG = np.random.default_rng(0)
-SETTINGS = Settings("quick", 100.0, 1, "0.1.0", None)
+SETTINGS = Settings("quick", 100.0, 1, DType.F32, "0.1.0", None)
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -273,21 +274,23 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", CUT)
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_bench_runs_what_the_interpreter_defines(name: str, threads: int, cache: Path) -> None:
+@pytest.mark.parametrize(("threads", "precision"), [(1, DType.F32), (2, DType.F32), (2, DType.BF16)])
+def test_a_bench_runs_what_the_interpreter_defines(
+    name: str, threads: int, precision: DType, cache: Path
+) -> None:
     p, sizes = CUT[name]
-    for task in tasks_of([p], native(), sizes):
+    for task in tasks_of([p], native(), sizes, precision):
         candidates = candidates_for(task.shape, native(), "quick")
         bench = Bench(task, candidates, native(), threads, cache)
         expected = bench.expected()
-        assert np.abs(expected).max() > 0
+        assert np.abs(expected.astype(np.float32)).max() > 0
         for index in range(len(candidates)):
             assert bench.difference(index, expected) <= TOLERANCE
             assert 0 < bench.sample(index) < 1
-        assert bench.difference(0, expected + np.abs(expected).max()) > TOLERANCE
+        assert bench.difference(0, expected + expected.max()) > TOLERANCE
         bench.output.fill(np.nan)
         bench.sample(0)
-        assert np.isfinite(bench.output).all()
+        assert np.isfinite(bench.output.astype(np.float32)).all()
 
 
 def test_tuning_ends_with_a_result_for_each_kernel(results: Results, cache: Path) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from hasten.codegen.layout import Layouts
-from hasten.codegen.partition import sizes_of, sizes_of_definition
+from hasten.codegen.partition import sizes_of
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.loops.dtypes import DType
-from hasten.loops.expr import Expr, Load, Size, constant_int, size, transform, walk
+from hasten.loops.expr import Expr, Load, Size, cast, constant_int, size, transform, walk
 from hasten.loops.program import Definition, Gemm, Program, TensorInfo
 
 
@@ -20,7 +21,8 @@ def product_alone(stage: Stage, layouts: Layouts, constants: Mapping[str, np.nda
 
     Every tensor has its dimensions in the order in which they lie in memory in the whole program, so that
     the kernel walks the same addresses although inputs and results are row-major. The weights are numbers
-    of about their size, since what they are makes no difference to the time.
+    of about their size, since what they are makes no difference to the time. Where the first operand is
+    stored in bf16, the product is of bf16 and f32: so the code generator wants it; see `well_formed`.
 
     Args:
         stage: a stage whose body is a `Gemm`, its second operand not packed.
@@ -66,8 +68,9 @@ def product_alone(stage: Stage, layouts: Layouts, constants: Mapping[str, np.nda
             transform(stage.epilogue, visit), lambda n: element if _is_accumulator(n) else None
         )
         made.append(Definition(stage.name, stage.dtype, variables, finished, "epilogue"))
-    sizes = sizes_of(n for i in inputs.values() for n in i.shape)
-    for n in sorted(sizes.union(*map(sizes_of_definition, made))):
+    shapes = [n for i in inputs.values() for n in i.shape]
+    evaluated = [stage.epilogue] if stage.epilogue is not None else []
+    for n in sorted(sizes_of([*shapes, *stage.shape, a, b, *evaluated])):
         inputs[f"size {n}"] = TensorInfo(f"size {n}", DType.U8, (size(n),))
     return Program(
         inputs=inputs,
@@ -75,6 +78,18 @@ def product_alone(stage: Stage, layouts: Layouts, constants: Mapping[str, np.nda
         definitions={d.name: d for d in made},
         outputs=[made[-1].name],
     )
+
+
+def well_formed(program: Program) -> Program:
+    """A program by `product_alone` as the interpreter takes it: operands of products have one type."""
+    definitions = {}
+    for name, d in program.definitions.items():
+        g = d.body
+        if isinstance(g, Gemm) and g.a.dtype is not g.b.dtype:
+            definitions[name] = replace(d, body=replace(g, a=cast(g.a, g.b.dtype)))
+        else:
+            definitions[name] = d
+    return replace(program, definitions=definitions)
 
 
 def symbolic_sizes(program: Program) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import Protocol
 from hasten.codegen.alone import product_alone
 from hasten.codegen.lower_stages import lower_program
 from hasten.codegen.schedule import Product, ProductShape, Schedule, Schedules, candidate_schedules
+from hasten.loops.dtypes import DType
 from hasten.loops.program import Program
 from hasten.search.results import Effort, Machine, Result, Results
 from hasten.search.tune_bench import TOLERANCE, Array, Bench, Task
@@ -60,6 +61,7 @@ class Settings:
         effort: how many schedules to try.
         seconds: time limit for all kernels together; the kernel under way may end a little later.
         threads: threads that the artifact will use.
+        precision: of the operands of products.
         version: of hasten. Results of other versions, whose code may be another, are measured again.
         cache: folder of compiled objects, or None.
     """
@@ -67,6 +69,7 @@ class Settings:
     effort: Effort
     seconds: float
     threads: int
+    precision: DType
     version: str
     cache: Path | None
 
@@ -170,7 +173,7 @@ def tune_programs(
     known = {
         r.kernel for r in results.rows(machine, settings.version) if _suffices(r.effort, settings.effort)
     }
-    tasks = tasks_of(programs, target, sizes)
+    tasks = tasks_of(programs, target, sizes, settings.precision)
     todo = [t for t in tasks if str(t.shape) not in known]
     notes: list[str] = []
     measured = improved = 0
@@ -207,7 +210,9 @@ def _suffices(had: Effort, wanted: Effort) -> bool:
     return wanted in (had, "quick")
 
 
-def tasks_of(programs: Iterable[Program], target: Target, sizes: Mapping[str, int]) -> list[Task]:
+def tasks_of(
+    programs: Iterable[Program], target: Target, sizes: Mapping[str, int], precision: DType = DType.F32
+) -> list[Task]:
     """The distinct products of programs, those that will take the most time together first."""
     tasks: dict[str, Task] = {}
     work: dict[str, int] = {}
@@ -215,7 +220,7 @@ def tasks_of(programs: Iterable[Program], target: Target, sizes: Mapping[str, in
         schedules = Schedules(sizes=sizes)
         likely = schedules.likely_sizes(program)
         resident = sum(array.nbytes for array in program.constants.values())
-        lowered = lower_program(program, target, schedules)
+        lowered = lower_program(program, target, schedules, precision)
         for product in (k.product for k in lowered.kernels):
             if not isinstance(product, Product):
                 continue
