@@ -31,7 +31,7 @@ def normal(*shape):
 
 def always(algorithm, programs, target):
     """For each program the schedules that use an algorithm for everything that allows it."""
-    shapes = [[k.shape for k in lower_program(p, target).kernels if k.shape] for p in programs]
+    shapes = [[k.product.shape for k in lower_program(p, target).kernels if k.product] for p in programs]
     assert all(shape.allows_winograd for found in shapes for shape in found)
     return [Schedules({str(shape): Schedule(algorithm) for (shape,) in [found]}) for found in shapes]
 
