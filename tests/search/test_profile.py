@@ -100,6 +100,8 @@ def test_summary(cache: Path, tmp_path: Path) -> None:
     assert product.gigabytes_per_second == pytest.approx(product.bytes / product.us / 1e3)
     assert product.bound == "compute"
     assert product.peak_share == pytest.approx(product.flops / 100e3 / product.us)
+    at_peak = sum(min(k.us, k.peak_share * k.us) for k in found.kernels)
+    assert found.peak_share == pytest.approx(at_peak / found.kernels_us)
     check_merged(found)
 
 

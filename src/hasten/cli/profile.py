@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import click
 from rich.text import Text
 
+from hasten import target
 from hasten.cli.console import (
     check_place,
     echo_json,
@@ -65,6 +67,7 @@ def profile(
     """
     if trace is not None:
         check_place(trace)
+    load = os.getloadavg()[0]
     with as_artifact(model, threads=threads) as (path, _), status_only(stderr()) as steps:
         feeds = artifact_inputs(path, input_file, shapes)
         steps("building the code with marks, and running it")
@@ -80,6 +83,7 @@ def profile(
         echo_json(dataclasses.asdict(found))
     else:
         show(found, each=each)
+        _warn(found, load)
 
 
 def show(found: Profile, *, each: bool) -> None:
@@ -164,10 +168,11 @@ def _show_rest(found: Profile) -> None:
         return f"{name} {number(us)} us ({us / found.sum_us:.1%})"
 
     peaks = found.peaks
-    if found.kernels:
+    if found.kernels_us > 0:
         rate = found.flops / found.kernels_us / 1e3
-        waited = f"; the threads waited {found.waiting:.1%} of it" if found.team > 1 else ""
-        click.echo(f"{part('kernels', found.kernels_us)}: {number(rate)} GFLOP/s{waited}")
+        waited = f"; waited {found.waiting:.1%} of it" if found.team > 1 else ""
+        share = f"{found.peak_share:.0%} of peak"
+        click.echo(f"{part('kernels', found.kernels_us)}: {number(rate)} GFLOP/s, {share}{waited}")
     in_bf16 = "" if peaks.bf16_gflops is None else f", {number(peaks.bf16_gflops)} in bf16"
     click.echo(
         f"peaks of {_threads(found)}: C {number(peaks.f32_gflops)} GFLOP/s{in_bf16}; "
@@ -179,9 +184,14 @@ def _show_rest(found: Profile) -> None:
         part("Python", found.python_us),
     )
     click.echo(f"lost: {', '.join(lost)}")
+
+
+def _warn(found: Profile, load: float) -> None:
+    """Says so if other programs ran meanwhile."""
     if found.run_us.median > _BUSY * found.sum_us:
-        click.echo(
-            f"The machine was busy: a run took {number(found.run_us.median, 4)} us, and the medians of its "
-            f"parts sum up to {number(found.sum_us, 4)}",
-            err=True,
-        )
+        told = f"a run took {number(found.run_us.median, 4)} us, its parts {number(found.sum_us, 4)}"
+    elif load > 0.5 * target.cores() and found.team > 1:
+        told = "barriers wait for threads that have no core"
+    else:
+        return
+    click.echo(f"The machine was busy (load {load:.1f} on {target.cores()} cores): {told}", err=True)

@@ -76,7 +76,7 @@ class KernelProfile:
         gigabytes_per_second: 10**9 bytes per second; above the peak where data come from caches.
         peak_share: time that it would take at the machine's peak, by `us`: `flops` at the peak of its
             arithmetic or `bytes` at that of the memory, whichever takes longer. It can exceed 1 where the
-            data come from caches.
+            data come from caches, or an algorithm such as Winograd's multiplies less than the definition.
         bound: which of the two takes longer, "compute" or "memory".
     """
 
@@ -126,6 +126,8 @@ class Profile:
         python_us: outside of compiled code and host steps.
         waiting: part of the threads' time inside kernels that they waited.
         flops: of all kernels.
+        peak_share: time that the kernels would take at the machine's peak, by `kernels_us`; those that are
+            above the peak count as at it.
         peaks: of this machine.
     """
 
@@ -145,6 +147,7 @@ class Profile:
     python_us: float
     waiting: float
     flops: int
+    peak_share: float
     peaks: Peaks
 
 
@@ -282,6 +285,7 @@ def summarize(
         python_us=python,
         waiting=_ratio(sum(k.us * k.waiting for k in kernels), sum(kernel_us)),
         flops=sum(count.flops for count in recording.counts),
+        peak_share=_ratio(sum(k.us * min(1.0, k.peak_share) for k in kernels), sum(kernel_us)),
         peaks=peaks,
     )
 
