@@ -37,6 +37,9 @@ PANEL = 32
 """Columns of a packed panel; the last one may have `HALF_PANEL` instead. The same on every target."""
 HALF_PANEL = 16
 
+BUSY = 8
+"""Sums under way that keep the multiply-add units busy: two units, latency of four."""
+
 DISPATCHER = "tile_rows_x"
 """Beginning of the names of the functions that kernels call."""
 
@@ -61,6 +64,11 @@ class Tile:
     def columns(self) -> int:
         """Columns of B."""
         return self.vectors * self.lanes
+
+    @property
+    def chains(self) -> int:
+        """Independent sums of each element, over every so many steps, where few rows leave the units idle."""
+        return max(1, BUSY // (self.rows * self.vectors))
 
     @property
     def name(self) -> str:
@@ -103,53 +111,79 @@ def tile_function(t: Tile) -> Function:
     size = group(t.dtype)
     f32, zero = DType.F32, const(0.0, DType.F32)
     r, v = Var(INDEX, "r", const(t.rows)), Var(INDEX, "v", const(t.vectors))
+    chain = Var(INDEX, "chain", const(t.chains))
     tap, k = Var(INDEX, "tap"), Var(INDEX, "k")
     taps, depth, stride, pitch = (Var(INDEX, n) for n in ("taps", "depth", "stride", "pitch"))
-    ahead_step = Var(INDEX, "ahead_step")
+    ahead_step, whole = Var(INDEX, "ahead_step"), Var(INDEX, "whole")
     at = Var(INDEX, "at")
 
-    def acc() -> Load:
-        return Load(f32, "sums", (r, v), lanes=t.lanes)
+    def acc(chain: Expr) -> Load:
+        return Load(f32, "sums", (chain, r, v), lanes=t.lanes)
 
-    def each_row(*body: Stmt) -> For:
-        return For(r, const(0), const(t.rows), body, unroll=True)
+    def each(*body: Stmt) -> For:
+        return _unrolled(r, _unrolled(v, *body))
 
-    def each_vector(*body: Stmt) -> For:
-        return For(v, const(0), const(t.vectors), body, unroll=True)
+    def step(k: Expr, chain: Expr) -> tuple[Stmt, ...]:
+        b = Load(t.dtype, "b", (v,), lanes=t.lanes * size)
+        if size == 1:
+            product = Op(f32, "mul", (Load(f32, "row", (r, k)), b), lanes=t.lanes)
+            summed = Op(f32, "add", (acc(chain), product), lanes=t.lanes)
+        else:
+            pair = Load(t.dtype, "row", (r, k * size), lanes=size)
+            repeated = Op(t.dtype, "repeat", (pair,), lanes=t.lanes * size)
+            summed = Op(f32, "dot", (acc(chain), repeated, b), lanes=t.lanes)
+        column: Expr = at + v * (t.lanes * size)
+        return (
+            Let(at, (tap * depth + k) * stride),
+            Declare("b", t.dtype, (t.vectors,), t.lanes * size),
+            _unrolled(v, Store("b", (v,), Load(t.dtype, "panel", (column,), lanes=t.lanes * size))),
+            Prefetch("ahead", ((tap * depth + k) * ahead_step,)),
+            each(Store("sums", (chain, r, v), summed)),
+        )
 
-    b = Load(t.dtype, "b", (v,), lanes=t.lanes * size)
-    if size == 1:
-        product = Op(f32, "mul", (Load(f32, "row", (r, k)), b), lanes=t.lanes)
-        summed = Op(f32, "add", (acc(), product), lanes=t.lanes)
-    else:
-        pair = Load(t.dtype, "row", (r, k * size), lanes=size)
-        repeated = Op(t.dtype, "repeat", (pair,), lanes=t.lanes * size)
-        summed = Op(f32, "dot", (acc(), repeated, b), lanes=t.lanes)
-    column: Expr = at + v * (t.lanes * size)
-    step: tuple[Stmt, ...] = (
-        Let(at, (tap * depth + k) * stride),
-        Declare("b", t.dtype, (t.vectors,), t.lanes * size),
-        each_vector(Store("b", (v,), Load(t.dtype, "panel", (column,), lanes=t.lanes * size))),
-        Prefetch("ahead", ((tap * depth + k) * ahead_step,)),
-        each_row(each_vector(Store("sums", (r, v), summed))),
-    )
+    steps: tuple[Stmt, ...] = (For(k, const(0), depth, step(k, const(0))),)
+    if t.chains > 1:
+        steps = (
+            Let(whole, depth // t.chains * t.chains),
+            For(k, const(0), whole, (_unrolled(chain, *step(k + chain, chain)),), step=t.chains),
+            For(k, whole, depth, step(k, const(0))),
+        )
+    both = Op(f32, "add", (acc(const(0)), acc(chain)), lanes=t.lanes)
     body: tuple[Stmt, ...] = (
-        Declare("sums", f32, (t.rows, t.vectors), t.lanes),
-        each_row(each_vector(Store("sums", (r, v), zero))),
+        Declare("sums", f32, (t.chains, t.rows, t.vectors), t.lanes),
+        _unrolled(chain, each(Store("sums", (chain, r, v), zero))),
         For(
             tap,
             const(0),
             taps,
             (
                 Declare("row", t.dtype, (t.rows,), pointer=True),
-                each_row(Store("row", (r,), Load(t.dtype, "rows", (tap * pitch + r,)))),
-                For(k, const(0), depth, step),
+                _unrolled(r, Store("row", (r,), Load(t.dtype, "rows", (tap * pitch + r,)))),
+                *steps,
             ),
         ),
+        *(
+            (
+                For(
+                    chain,
+                    const(1),
+                    const(t.chains),
+                    (each(Store("sums", (const(0), r, v), both)),),
+                    unroll=True,
+                ),
+            )
+            if t.chains > 1
+            else ()
+        ),
         Comment("the epilogue reads the sums from here, in the first-level cache"),
-        each_row(each_vector(Store("tile", (r * PANEL + v * t.lanes,), acc()))),
+        each(Store("tile", (r * PANEL + v * t.lanes,), acc(const(0)))),
     )
     return Function(t.name, _params(t.dtype), body, f"{t.rows} rows by {t.columns} columns of a product")
+
+
+def _unrolled(v: Var, *body: Stmt) -> For:
+    assert v.extent is not None
+    return For(v, const(0), v.extent, body, unroll=True)
 
 
 def _params(dtype: DType) -> tuple[Param, ...]:

@@ -9,7 +9,7 @@ pass (asking NumPy for an address costs more than copying a few kilobytes). What
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from hasten.runtime.manifest import NativeStep
 Array = NDArray[Any]
 Shapes = tuple[tuple[int, ...], ...]
 
+_ndarray = np.ndarray
 STAGED_BYTES = 64 << 10  # arrays up to this size are copied through fixed buffers
 KEPT_SHAPES = 64  # combinations of shapes that a workspace remembers
 _ALIGNMENT = 64
@@ -39,12 +40,14 @@ class _Prepared:
     __slots__ = (
         "arena_bytes",
         "call",
+        "gives",
         "kept",
         "large_inputs",
         "large_outputs",
         "reference",
         "staged_outputs",
         "stages",
+        "takes",
         "values",
     )
 
@@ -58,15 +61,19 @@ class _Prepared:
         self.large_inputs: list[int] = []
         # for each output its buffer, or what to allocate
         self.large_outputs: list[Array | tuple[tuple[int, ...], np.dtype[Any]]] = []
+        # if all arrays are small: what identifies each input and its buffer, and each output's
+        self.takes: list[tuple[str, np.dtype[Any], tuple[int, ...], Array]] = []
+        self.gives: list[tuple[str, Array]] = []
         self.kept: list[object] = []  # memory that the C structure points to
 
 
 class _Workspace:
     """What a run under way has for itself: the arena, and prepared calls, the last used at the end."""
 
-    __slots__ = ("address", "arena", "calls", "last")
+    __slots__ = ("address", "again", "arena", "calls", "last")
 
     def __init__(self) -> None:
+        self.again: _Prepared | None = None  # the last used, if all its arrays are small
         self.arena = np.empty(0, np.uint8)
         self.address = 0
         self.calls: dict[Shapes, _Prepared] = {}
@@ -92,6 +99,7 @@ class NativeRunner:
         self.step = step
         self._library = library
         self._run = library.run
+        self._part = step.part
         self._weights = weights  # keeps the file mapped
         self._pool = pool
         self._threads = threads
@@ -122,7 +130,7 @@ class NativeRunner:
         for index, stage in prepared.stages:
             stage[...] = arrays[index]
         if prepared.staged_outputs is not None and not prepared.large_inputs:
-            if self._run(self.step.part, prepared.reference):
+            if self._run(self._part, prepared.reference):
                 self._fail(workspace, prepared)
             outputs = [stage.copy() for stage in prepared.staged_outputs]
         else:
@@ -130,6 +138,40 @@ class NativeRunner:
         if len(self._free) < self._threads + 1:
             self._free.append(workspace)
         return outputs
+
+    def run_again(self, feeds: Mapping[str, Any]) -> dict[str, Array] | None:
+        """Runs the step on inputs of the same names, types and small shapes as those of the last run.
+
+        For small models most of the time of a call is Python around it, so nothing is done here but to
+        compare and copy.
+
+        Returns:
+            The outputs by name, or None, with nothing done, where this is another kind of call.
+
+        Raises:
+            InputError: Values do not fit.
+        """
+        try:
+            workspace = self._free.pop()
+        except IndexError:
+            return None
+        prepared = workspace.again
+        if prepared is not None and len(feeds) == len(prepared.takes):
+            for name, dtype, shape, stage in prepared.takes:
+                array = feeds.get(name)
+                if type(array) is not _ndarray or array.dtype is not dtype or array.shape != shape:
+                    break
+                stage[...] = array
+            else:
+                if self._run(self._part, prepared.reference):
+                    self._fail(workspace, prepared)
+                outputs = {}
+                for name, stage in prepared.gives:
+                    outputs[name] = stage.copy()
+                self._free.append(workspace)
+                return outputs
+        self._free.append(workspace)
+        return None
 
     def _run_with_large(
         self, workspace: _Workspace, prepared: _Prepared, arrays: Sequence[Array]
@@ -148,7 +190,7 @@ class NativeRunner:
                 outputs.append(array)
             else:
                 outputs.append(output)
-        if self._run(self.step.part, prepared.reference):
+        if self._run(self._part, prepared.reference):
             self._fail(workspace, prepared)
         # What is still a buffer of ours is small.
         return [
@@ -177,6 +219,7 @@ class NativeRunner:
         if len(calls) > KEPT_SHAPES:
             del calls[next(iter(calls))]
         workspace.last = key
+        workspace.again = prepared if prepared.gives else None
         return prepared
 
     def _prepare(self, key: Shapes) -> _Prepared:
@@ -204,6 +247,14 @@ class NativeRunner:
             kind if buffer is None else buffer
             for buffer, kind in zip(outputs, kinds[len(key) :], strict=True)
         ]
+        if prepared.staged_outputs is not None and not prepared.large_inputs:
+            prepared.gives = list(zip(self.step.outputs, prepared.staged_outputs, strict=True))
+            prepared.takes = [
+                (info.name, dtype, shape, prepared.stages[i][1])
+                for i, (info, dtype, shape) in enumerate(
+                    zip(self.step.inputs, self._input_dtypes, key, strict=True)
+                )
+            ]
         prepared.values = values
         prepared.kept = [size_array, staged]
         prepared.call.sizes = ctypes.addressof(size_array)
