@@ -113,8 +113,8 @@ def test_small_pictures_are_left_alone():
 
 def test_a_tensor_with_another_reader_is_written_as_a_whole():
     text = (
-        "(float[n, 8, 64, 64] x) => (float[n, 8, 64, 64] y) { q = Conv(x, e) "
-        "d = Conv<group = 128, pads = [1, 1, 1, 1]>(q, k) r = Conv(d, w) s = Conv(q, w) y = Add(r, s) }"
+        "(float[n, 8, 64, 64] x) => (float[n, 8, 64, 64] y) { q = Conv(x, e) s = Conv(q, w) "
+        "d = Conv<group = 128, pads = [1, 1, 1, 1]>(q, k) r = Conv(d, w) y = Add(s, r) }"
     )
     constants = {"e": normal(128, 8, 1, 1), "k": normal(128, 1, 3, 3), "w": normal(8, 128, 1, 1)}
     written = [k.writes for k in lower_program(program(text, constants), Target.named("avx2")).kernels]
