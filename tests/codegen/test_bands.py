@@ -9,6 +9,7 @@ from tests.codegen.graphs import agree, program
 
 from hasten.codegen import bands
 from hasten.codegen.lower_stages import lower_program
+from hasten.loops.dtypes import DType
 from hasten.target import Target, native, runs_here
 
 HERE = list(dict.fromkeys(t for t in (Target.named("x86-64-v3"), native()) if runs_here(t)))
@@ -136,3 +137,10 @@ def test_equal_blocks_share_their_functions(always):
     assert len({k.function.name for k in kernels if "band" in k.function.name}) <= 2
     assert len([f for f in functions if f.name.endswith("depthwise")]) == 1
     assert len(list(itertools.chain(functions))) == len({f.name for f in functions})
+
+
+@pytest.mark.parametrize("target", HERE, ids=lambda t: t.name)
+def test_rows_between_kernels_stored_in_bf16(target, always):
+    engines = compile_programs(CASES, target, parallel=True, precision=DType.BF16)
+    for engine, p in zip(engines, CASES, strict=True):
+        agree(engine, feeds_of(p, 2), (1, 3), tolerance=0.06)
