@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hasten.codegen.attention import PAIRS, SCRATCH
+from hasten.codegen.attention import PAIRS
 from hasten.codegen.counts import factor_type, stage_bytes, stage_flops
 from hasten.codegen.depthwise import FIRST_ROW, LAST_ROW, Slide, depthwise_rows, find_slide
 from hasten.codegen.gemm import extent, split_flat
-from hasten.codegen.kernel import FAULT_PARAM, TAIL_PARAMS, Kernel
+from hasten.codegen.kernel import FAULT_PARAM, SCRATCH, TAIL_PARAMS, Kernel
 from hasten.codegen.layout import Layout, Layouts
 from hasten.codegen.maps import OUTPUT, share
 from hasten.codegen.stage import Stage
