@@ -21,6 +21,7 @@ from hasten.runtime.session import Session, open_session
 from hasten.target import Target, with_bf16
 
 PRECISIONS = ("f32", "bf16")
+PADDING = ("skip", "compute")
 
 Progress = Callable[[str], None]
 """Is told what begins: a few words, such as "reading the model"."""
@@ -30,6 +31,7 @@ def compile(  # noqa: A001 - the field's word
     source: object,
     *,
     precision: str = "f32",
+    padding: str = "skip",
     threads: int | None = None,
     target: str | Sequence[str] = "native",
     example: Example | None = None,
@@ -44,6 +46,9 @@ def compile(  # noqa: A001 - the field's word
         precision: "f32", or "bf16": weights and what products read are stored in 16 bits, sums and
             all other arithmetic stay f32. Fast on processors with AVX512-BF16; others give the same
             results to rounding.
+        padding: "skip" computes a padded batch at the positions that its attention mask shows only;
+            outputs keep their shape, and are 0 at hidden positions of outputs that have one for each.
+            "compute" computes hidden positions too, as the source does.
         threads: threads that a run uses; None for all cores that this process may use.
         target: instruction set, or several for one artifact that picks the best at opening.
         example: inputs to trace a torch.nn.Module with.
@@ -65,6 +70,7 @@ def compile(  # noqa: A001 - the field's word
     payload = compile_payload(
         source,
         precision=precision,
+        padding=padding,
         threads=threads,
         target=target,
         example=example,
@@ -83,10 +89,11 @@ def compile(  # noqa: A001 - the field's word
         return open_session(path, threads=threads)
 
 
-def compile_payload(
+def compile_payload(  # noqa: PLR0913 - the choices of `compile`, each with a default
     source: object,
     *,
     precision: str = "f32",
+    padding: str = "skip",
     threads: int | None = None,
     target: str | Sequence[str] = "native",
     example: Example | None = None,
@@ -100,6 +107,8 @@ def compile_payload(
     """
     if precision not in PRECISIONS:
         raise OptionError(f"precision={precision!r}: give one of {', '.join(PRECISIONS)}")
+    if padding not in PADDING:
+        raise OptionError(f"padding={padding!r}: give one of {', '.join(PADDING)}")
     if threads is not None and threads < 1:
         raise OptionError(f"threads={threads}: give 1 or more, or None for the cores of this machine")
     names = [target] if isinstance(target, str) else list(target)
@@ -113,7 +122,8 @@ def compile_payload(
     model = frontends.load(source, example=example, dynamic=dynamic)
     progress("optimizing the graph")
     report = optimize_graph(model)
-    options = Options(targets, threads, DType(precision), default_cache() if cache is None else Path(cache))
+    folder = default_cache() if cache is None else Path(cache)
+    options = Options(targets, threads, DType(precision), folder, padding)
     progress(f"generating and compiling code for {', '.join(t.name for t in targets)}")
     noted = {"passes": dataclasses.asdict(report), "notes": model.metadata_props.get("hasten.notes", "")}
     return compile_graph(model, options, noted, __version__)

@@ -221,6 +221,7 @@ def test_a_hugging_face_folder_is_verified_by_pytorch(invoke: Invoke, tmp_path: 
     path = tmp_path / "tiny.hasten"
     result = invoke("compile", tmp_path / "tiny", "-o", path)
     assert result.exit_code == 0, result.stderr
+    assert "computed only where attention_mask shows" in invoke("inspect", path).stdout
     result = invoke("verify", path, tmp_path / "tiny", "--shape", "input_ids=2x9", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)

@@ -22,7 +22,7 @@ from hasten.codegen.toolchain import build, find_compiler
 from hasten.codegen.weights import Weights
 from hasten.errors import InputError
 from hasten.loops.dtypes import DType
-from hasten.loops.evaluate import bind_sizes, size_value
+from hasten.loops.evaluate import bind_sizes, measured_sizes, size_value
 from hasten.loops.expr import Size
 from hasten.loops.interpret import interpret, uninitialized
 from hasten.loops.nest import Function
@@ -91,6 +91,8 @@ class Interpreted:
                 fault = interpret(k.function, [given[p.name] for p in k.function.params], functions)
                 if fault is not None:
                     raise InputError(f"index {fault.value} is outside {fault.limit} in {k.title}")
+            written = tensors[k.writes][:count].reshape([size_value(n, sizes) for n in layout.shape])
+            sizes |= measured_sizes(self.program, k.writes, written, sizes)
         results = {}
         for name in self.program.outputs:
             shape = tuple(size_value(n, sizes) for n in self.program.info(name).shape)

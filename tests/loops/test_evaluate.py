@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -6,7 +8,17 @@ from hasten.loops import evaluate as interpreter
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.evaluate import bind_sizes, evaluate
 from hasten.loops.expr import Bounded, Expr, binary, cast, const, load, reduce, select, size, unary, var
-from hasten.loops.program import Attention, Definition, Gemm, Guard, Program, TensorInfo, expression
+from hasten.loops.program import (
+    Attention,
+    Definition,
+    Gemm,
+    Guard,
+    Measured,
+    Program,
+    RankSelect,
+    TensorInfo,
+    expression,
+)
 from hasten.loops.verify import verify
 
 F32 = DType.F32
@@ -130,7 +142,7 @@ def test_long_sums_of_floats_round_once():
 
 
 def contractions():
-    """A product, a 3-wide convolution and an attention with mask, each also as plain expressions."""
+    """An attention with mask, a 3-wide convolution, an attention of two entries in a row, and a rank."""
     b, h, r, c, k, d = (var(v, e) for v, e in zip("bhrckd", (N, 2, M, 3, M, 4), strict=True))
     q = load("q", (b, h, r, d), F32)
     attention = Attention(
@@ -145,18 +157,28 @@ def contractions():
         batch=(b,), rows=(h, r), column=c, taps=(tap,), depth=d,
         a=select(inside, load("q", (b, h, at, d), F32), const(0.0, F32)), b=load("w", (c, tap, d), F32),
     )  # fmt: skip
-    return [((b, h, r, c), attention), ((b, c, h, r), gemm)]
+    start, stop = (load("starts", (b + n,), INDEX) for n in (0, 1))
+    ragged = replace(
+        attention, bias=None, start=start, stop=stop, longest=M,
+        q=load("q", (const(0), h, r, d), F32), k=load("q", (const(1), h, k, d), F32),
+        v=load("v", (const(0), h, k, c), F32), keep=binary("lt", k, r + 1),
+    )  # fmt: skip
+    place, at, position = var("which", 2), var("at", M + 1), var("position", M)
+    positive = binary("lt", const(0.0, F32), load("v", (const(1), const(0), position, const(2)), F32))
+    rank = RankSelect(place, at, position, positive)
+    return [((b, h, r, c), attention), ((b, c, h, r), gemm), ((r, h, c), ragged), ((place, at), rank)]
 
 
 @pytest.mark.parametrize("block", [interpreter.BLOCK, 50, 1])
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("which", [0, 1, 2, 3])
 def test_contractions_mean_their_expressions_in_blocks_of_any_size(monkeypatch, block, which):
     variables, contraction = contractions()[which]
-    p = Program(constants={"w": floats(3, 3, 4, seed=1)})
+    p = Program(constants={"w": floats(3, 3, 4, seed=1), "starts": np.array([0, 2, 5])})
     p.inputs["q"] = TensorInfo("q", F32, (N, const(2), M, const(4)))
     p.inputs["v"] = TensorInfo("v", F32, (N, const(2), M, const(3)))
-    p.definitions["fast"] = Definition("fast", F32, variables, contraction)
-    p.definitions["plain"] = Definition("plain", F32, variables, expression(contraction))
+    plain = expression(contraction)
+    p.definitions["fast"] = Definition("fast", plain.dtype, variables, contraction)
+    p.definitions["plain"] = Definition("plain", plain.dtype, variables, plain)
     p.outputs = ["fast", "plain"]
     verify(p)
     feeds = {"q": floats(2, 2, 5, 4), "v": floats(2, 2, 5, 3, seed=2)}
@@ -181,3 +203,26 @@ def test_a_large_product_as_an_expression_stays_within_memory():
     tracemalloc.stop()
     np.testing.assert_allclose(found, a @ a, rtol=1e-3, atol=1e-3)
     assert peak < 300e6
+
+
+def test_a_measured_size_is_that_of_the_data():
+    p = Program()
+    p.inputs["a"] = TensorInfo("a", F32, (N,))
+    i, n = var("i", N), var("n", size("found"))
+    positive = binary("lt", const(0.0, F32), load("a", (i,), F32))
+    ranks = RankSelect(var("which", 2), var("at", N + 1), i, positive)
+    p.definitions["ranks"] = Definition("ranks", INDEX, (ranks.which, ranks.at), ranks)
+    p.measured["found"] = Measured("ranks", (const(0), N), N)
+    square = load("a", (load("ranks", (const(1), n), INDEX),), F32)
+    p.definitions["roots"] = Definition("roots", F32, (n,), unary("sqrt", square))
+    k = var("k", size("found"))
+    total = reduce("sum", (k,), load("roots", (k,), F32))
+    p.definitions["total"] = Definition("total", F32, (), total)
+    p.outputs = ["total"]
+    verify(p)
+    assert evaluate(p, {"a": np.array([4, -1, 9, 0, 16], np.float32)})["total"] == 9
+    assert evaluate(p, {"a": np.array([-4, -1], np.float32)})["total"] == 0
+    np.testing.assert_array_equal(
+        evaluate(p, {"a": np.array([4, -1, 9], np.float32)}, ["ranks"])["ranks"],
+        [[0, 1, 1, 2], [0, 2, 0, 0]],
+    )

@@ -21,7 +21,7 @@ from hasten.loops.expr import (
     var,
 )
 from hasten.loops.nest import Call, Declare, For, Function, If, Let, Param, Store
-from hasten.loops.program import Attention, Definition, Gemm, Guard, Program, TensorInfo
+from hasten.loops.program import Attention, Definition, Gemm, Guard, Measured, Program, RankSelect, TensorInfo
 from hasten.loops.verify import InvalidProgramError, verify, verify_function
 
 F32, I32, BOOL = DType.F32, DType.I32, DType.BOOL
@@ -111,6 +111,45 @@ def test_the_program_around_its_definitions():
         verify(program(X, name="x"))
     with pytest.raises(InvalidProgramError, match="two dimensions have the same variable"):
         verify(program(X, variables=(I, I)))
+
+
+def test_sizes_that_a_run_measures():
+    ranks = RankSelect(var("which", 2), var("at", N + 1), I, binary("lt", const(0.0, F32), X))
+    count = var("n", size("count"))
+
+    def measuring(m):
+        p = program(ranks, dtype=INDEX, variables=(ranks.which, ranks.at), name="ranks")
+        p.definitions["z"] = Definition("z", F32, (count,), const(1.0, F32))
+        p.definitions["y"] = Definition("y", F32, (), load("z", (0,), F32))
+        p.measured["count"] = m
+        p.outputs = ["y"]
+        return p
+
+    good = Measured("ranks", (const(0), N), N)
+    verify(measuring(good))
+    early = measuring(good)
+    early.definitions = dict(sorted(early.definitions.items(), key=lambda d: d[0] == "ranks"))
+    outside = measuring(good)
+    outside.outputs = ["z"]
+    for p, message in (
+        (early, "extent of n: count is not a size"),
+        (outside, "the shape of output z: count is not a size"),
+        (measuring(Measured("x", (N,), N)), "x is not a definition"),
+        (measuring(Measured("z", (const(0),), N)), "z is of f32"),
+        (measuring(Measured("ranks", (N,), N)), "1 indices for 2 dimensions"),
+        (measuring(Measured("ranks", (const(0), N), size("q"))), "q is not a size"),
+    ):
+        with pytest.raises(InvalidProgramError, match=message):
+            verify(p)
+
+
+def test_a_rank_counts_over_its_own_position():
+    which, at = var("which", 2), var("at", N + 1)
+    other = binary("lt", const(0), at)
+    with pytest.raises(InvalidProgramError, match="depends on more than the position"):
+        verify(program(RankSelect(which, at, I, other), dtype=INDEX, variables=(which, at)))
+    with pytest.raises(InvalidProgramError, match="the variables of a rank are not the definition's"):
+        verify(program(RankSelect(which, at, I, other), dtype=INDEX, variables=(at, which)))
 
 
 NX, NOUT = Param("x", F32, 1), Param("out", F32, 1, writable=True)

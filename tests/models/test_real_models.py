@@ -74,10 +74,29 @@ def test_minilm_from_its_folder_on_sentences(compiled: Compile) -> None:
         feeds = models.sentence_inputs(batch)
         with torch.inference_mode():
             expected = reference(**{name: torch.from_numpy(a) for name, a in feeds.items()})
+        shown = feeds["attention_mask"] == 1
         for session in sessions:
             found = session.run(feeds)
-            for name, value in found.items():
-                assert_agrees(value, expected[name].numpy())
+            states = found["last_hidden_state"]
+            assert (states[~shown] == 0).all()
+            assert_agrees(states[shown], expected["last_hidden_state"].numpy()[shown])
+            assert_agrees(found["pooler_output"], expected["pooler_output"].numpy())
+
+
+def test_minilm_on_padded_batches_as_on_each_sentence_alone(compiled: Compile) -> None:
+    feeds = models.sentence_inputs([" ".join(models.SENTENCES[:n]) for n in (1, 9, 3, 5)])
+    left = {name: np.ascontiguousarray(a[:, ::-1]) for name, a in feeds.items()}
+    for session in compiled(models.minilm()):
+        together = session.run(feeds)
+        for row, mask in enumerate(feeds["attention_mask"]):
+            alone = session.run({name: a[row : row + 1, : mask.sum()] for name, a in feeds.items()})
+            states = together["last_hidden_state"][row, : mask.sum()]
+            np.testing.assert_allclose(states, alone["last_hidden_state"][0], atol=1e-5)
+            np.testing.assert_allclose(together["pooler_output"][row], alone["pooler_output"][0], atol=1e-5)
+    (computed, *_) = compiled(models.minilm(), padding="compute")
+    for name, value in session.run(left).items():
+        shown = left["attention_mask"] == 1 if value.ndim == 3 else slice(None)
+        np.testing.assert_allclose(value[shown], computed.run(left)[name][shown], atol=1e-5)
 
 
 def test_efficientnet_on_labelled_pictures(compiled: Compile) -> None:

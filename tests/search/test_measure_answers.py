@@ -10,7 +10,7 @@ import pytest
 from hasten.errors import EngineError
 from hasten.search import measure_answers
 from hasten.search.engines import ONNXRUNTIME, REFERENCE, Engine, answers
-from hasten.search.measure_answers import difference, source_answers
+from hasten.search.measure_answers import difference, source_answers, without_padding
 
 NAN, INF = np.nan, np.inf
 
@@ -63,3 +63,15 @@ def test_the_reference_evaluator_stands_in(
     assert why is not None
     assert "too new" in why
     assert difference("y", usual["y"], other["y"]).relative < 1e-5
+
+
+def test_hidden_positions_are_not_compared() -> None:
+    mask = np.array([[1, 1, 0], [1, 0, 0]])
+    shown = {"states": np.ones((4, 2, 3), np.float32), "pooled": np.ones((2, 4), np.float32)}
+    report = [{"masks": ["mask"], "hidden": 0, "tensors": 9, "outputs": {"states": (1, 2)}}]
+    found = without_padding(report, {"mask": mask}, shown)
+    np.testing.assert_array_equal(found["states"], np.broadcast_to(mask, (4, 2, 3)))
+    np.testing.assert_array_equal(found["pooled"], shown["pooled"])
+    unknown = [{**report[0], "hidden": None}]
+    np.testing.assert_array_equal(without_padding(unknown, {"mask": mask}, shown)["states"], shown["states"])
+    assert (shown["states"] == 1).all()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import onnx_ir as ir
 from hasten.codegen.elementary import expand_operation
 from hasten.codegen.lower_stages import lower_program
 from hasten.codegen.module import Part, PartCode, module_sources, part_code
+from hasten.codegen.padding import Skipped, skip_padding
 from hasten.codegen.partition import NativePart, Step, partition
 from hasten.codegen.toolchain import build, find_compiler
 from hasten.codegen.weights import Weights
@@ -36,12 +37,14 @@ class Options:
         threads: threads that a run uses by default; None for all cores of the machine that runs it.
         precision: F32, or BF16 to store the operands of products so.
         cache: folder of compiled objects, or None.
+        padding: "skip" leaves out what a mask hides (`codegen.padding`), "compute" computes it.
     """
 
     targets: tuple[Target, ...]
     threads: int | None
     precision: DType
     cache: Path | None
+    padding: str = "skip"
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,9 @@ def compile_graph(model: ir.Model, options: Options, report: Mapping[str, Any], 
     """
     lowered = lower_graph(model)
     steps = partition(lowered)
+    skipped: list[Skipped] = []
+    if options.padding == "skip":
+        steps, skipped = _without_padding(steps)
     guards = [g for s in steps if isinstance(s, NativePart) for g in s.program.guards]
     weights = Weights()
     members: Members = {}
@@ -92,9 +98,27 @@ def compile_graph(model: ir.Model, options: Options, report: Mapping[str, Any], 
         "steps": described,
         "threads": options.threads,
         "guards": [_guard_text(g, lowered.program.derived) for g in guards],
-        "report": {**report, "host": lowered.reasons},
+        "report": {
+            **report,
+            "host": lowered.reasons,
+            "padding": [asdict(s) for s in skipped],
+        },
     }
     return Payload(manifest, members)
+
+
+def _without_padding(steps: Sequence[Step]) -> tuple[list[Step], list[Skipped]]:
+    """The steps with padding left out of native parts where it can be, and what was done."""
+    result: list[Step] = []
+    skipped: list[Skipped] = []
+    for step in steps:
+        if isinstance(step, NativePart):
+            program, done = skip_padding(step.program)
+            result.append(replace(step, program=program))
+            skipped += [] if done is None else [done]
+        else:
+            result.append(step)
+    return result, skipped
 
 
 def _parts_code(

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from hasten.api import PADDING
 from hasten.backends.native import Payload
 from hasten.cli.console import Steps, check_place, echo_json, names, number, size, stderr
 from hasten.cli.options import json_option, model_argument, threads_option
@@ -40,10 +41,22 @@ Examples:
     help="Instruction set: native (this machine's), x86-64-v3, x86-64-v4 or aarch64. May be repeated: the "
     "artifact then has code for each and picks the best that the processor runs.",
 )
+@click.option(
+    "--padding",
+    type=click.Choice(PADDING),
+    default="skip",
+    show_default=True,
+    help="Positions that an attention mask hides: skip them (outputs are 0 there), or compute them too.",
+)
 @threads_option
 @json_option
 def compile_(
-    model: Path, output: Path | None, targets: tuple[str, ...], threads: int | None, as_json: bool
+    model: Path,
+    output: Path | None,
+    targets: tuple[str, ...],
+    padding: str,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Compile MODEL, an ONNX file or a Hugging Face folder, to one file."""
     if is_artifact(model):
@@ -53,7 +66,7 @@ def compile_(
         raise OptionError(f"-o {path} is the model itself: give another name")
     check_place(path)
     with Steps(stderr()).shown() as steps:
-        payload = compile_source(model, targets=targets, threads=threads, progress=steps)
+        payload = compile_source(model, targets=targets, padding=padding, threads=threads, progress=steps)
         steps(f"writing {path}")
         write_artifact(path, payload.manifest, payload.members)
         seconds = steps.seconds

@@ -70,6 +70,11 @@ def _show_summary(contents: Contents) -> None:
             )
     for guard in raw["guards"]:
         click.echo(f"  checked at each run: {guard}")
+    for skipped in raw["report"].get("padding", ()):
+        masks = ", ".join(skipped["masks"])
+        click.echo(
+            f"  padding: {skipped['tensors']} tensors are computed only where {masks} shows a position"
+        )
     passes = raw["report"].get("passes", {})
     if passes:
         _heading(f"Graph: {passes['nodes_before']} nodes, {passes['nodes_after']} after optimization")

@@ -85,6 +85,7 @@ def compile_source(
     model: Path,
     *,
     targets: Iterable[str] = ("native",),
+    padding: str = "skip",
     threads: int | None = None,
     progress: Steps,
 ) -> Payload:
@@ -93,7 +94,9 @@ def compile_source(
     Raises:
         HastenError: as `hasten.compile`.
     """
-    return compile_payload(str(model), target=list(targets), threads=threads, progress=progress)
+    return compile_payload(
+        str(model), target=list(targets), padding=padding, threads=threads, progress=progress
+    )
 
 
 @contextmanager

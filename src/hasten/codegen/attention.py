@@ -67,6 +67,22 @@ class _Parts:
         return self.tiles[0].lanes
 
     @property
+    def first(self) -> Expr:
+        """Where the rows and keys of a task's batch entry begin."""
+        return const(0) if self.a.start is None else Var(INDEX, "start", _extent(self.a.row))
+
+    @property
+    def queries(self) -> Expr:
+        """Rows of a task's batch entry."""
+        return _extent(self.a.row) if self.a.longest is None else self.keys
+
+    @property
+    def keys(self) -> Expr:
+        """Keys of a task's batch entry."""
+        longest = self.a.longest
+        return _extent(self.a.key) if longest is None else Var(INDEX, "length", longest + 1)
+
+    @property
     def dtype(self) -> DType:
         """Element type of what is multiplied."""
         return self.tiles[0].dtype
@@ -103,12 +119,12 @@ def attention_kernel(stage: Stage, layouts: Layouts, tiles: Sequence[Tile], name
     assert isinstance(a, Attention)
     parts = _Parts(stage, a, layouts, tuple(tiles), {}, Names())
     body = _body(parts)
-    queries, keys = _extent(a.row), _extent(a.key)
     depth, columns = _extent(a.depth), _extent(a.column)
-    heads = _extent(a.batch) * _extent(a.head)
-    products = heads * queries * keys * (depth + columns)
+    keys = a.longest if a.longest is not None else _extent(a.key)
+    rows = _extent(a.row) if a.longest is not None else _extent(a.batch) * _extent(a.row)
+    products = _extent(a.head) * rows * keys * (depth + columns)
     work = (products + PRODUCTS_PER_WORK) // PRODUCTS_PER_WORK
-    pitch = _key_pitch(a)
+    pitch = _key_pitch(keys)
     end = parts.keys_at(pitch) + depth * pitch
     views: tuple[Param, ...] = (SCRATCH_PARAM,)
     if parts.packed == PAIRS:
@@ -123,9 +139,9 @@ def _extent(v: Var) -> Expr:
     return v.extent
 
 
-def _key_pitch(a: Attention) -> Expr:
+def _key_pitch(keys: Expr) -> Expr:
     """Keys rounded up to whole panels."""
-    return (_extent(a.key) + (PANEL - 1)) // PANEL * PANEL
+    return (keys + (PANEL - 1)) // PANEL * PANEL
 
 
 def _value_panels(a: Attention) -> Expr:
@@ -134,19 +150,23 @@ def _value_panels(a: Attention) -> Expr:
 
 def _body(p: _Parts) -> tuple[Stmt, ...]:
     a = p.a
-    heads, queries = _extent(a.batch) * _extent(a.head), _extent(a.row)
+    heads = _extent(a.batch) * _extent(a.head)
     task = Var(INDEX, "task", heads)
-    batch, head = Var(INDEX, a.batch.name), Var(INDEX, a.head.name)
     many = Var(DType.BOOL, "many_heads")
     threads = cast(THREADS, INDEX)
     first, last = share(heads, const(1))
-    first_row, last_row = share(queries, const(p.rows))
+    first_row, last_row = share(p.queries, const(p.rows))
     begin, end = Var(INDEX, "first_row"), Var(INDEX, "last_row")
     pitch = Var(INDEX, "pitch")
     block = Var(INDEX, "block")
+    shares = (
+        Let(begin, p.first + Op(INDEX, "select", (many, const(0), first_row))),
+        Let(end, p.first + Op(INDEX, "select", (many, p.queries, last_row))),
+        Let(pitch, _key_pitch(p.keys)),
+    )
+    outside, inside = (shares, _entry(p, task)) if a.start is None else ((), (*_entry(p, task), *shares))
     per_task: tuple[Stmt, ...] = (
-        Let(batch, task // _extent(a.head)),
-        Let(head, task % _extent(a.head)),
+        *inside,
         *_pack_keys(p, pitch),
         *(_pack_values(p, pitch) if p.packed == PAIRS else ()),
         For(block, begin, end, _query_tile(p, block, end, pitch), step=p.rows),
@@ -154,9 +174,7 @@ def _body(p: _Parts) -> tuple[Stmt, ...]:
     return (
         Comment("threads take whole heads if there are enough, else stretches of queries"),
         Let(many, Op(DType.BOOL, "le", (threads, heads))),
-        Let(begin, Op(INDEX, "select", (many, const(0), first_row))),
-        Let(end, Op(INDEX, "select", (many, queries, last_row))),
-        Let(pitch, _key_pitch(a)),
+        *outside,
         Declare("table", p.dtype, (p.rows,), pointer=True),
         Declare("tile", F32, (p.rows * PANEL,)),
         Declare("total", F32, (p.rows,)),
@@ -166,6 +184,26 @@ def _body(p: _Parts) -> tuple[Stmt, ...]:
             Op(INDEX, "select", (many, last, heads)),
             per_task,
         ),
+    )
+
+
+def _entry(p: _Parts, task: Var) -> tuple[Stmt, ...]:
+    """Batch entry and head of a task, and where the entry lies.
+
+    Entries of different lengths come one after the other for each head, not each entry with all its heads:
+    heads are alike, so that threads get equal shares.
+    """
+    a = p.a
+    batch, head = Var(INDEX, a.batch.name), Var(INDEX, a.head.name)
+    if a.start is None or a.stop is None:
+        return (Let(batch, task // _extent(a.head)), Let(head, task % _extent(a.head)))
+    start, stop = (substitute(_renamed(p, e), _bound(p)) for e in (a.start, a.stop))
+    assert isinstance(p.first, Var) and isinstance(p.keys, Var)
+    return (
+        Let(head, task // _extent(a.batch)),
+        Let(batch, task % _extent(a.batch)),
+        Let(p.first, start),
+        Let(p.keys, Op(INDEX, "sub", (stop, p.first))),
     )
 
 
@@ -202,8 +240,8 @@ def _pack_keys(p: _Parts, pitch: Var) -> tuple[Stmt, ...]:
     steps = _extent(a.depth) // size
     panel, d, j = Var(INDEX, "panel"), Var(INDEX, "d", steps), Var(INDEX, "j", const(PANEL))
     key = panel * PANEL + j
-    load = substitute(_operand(p, a.k, "k"), {**_bound(p), a.key: key, a.depth: d * size})
-    inside = Op(DType.BOOL, "lt", (key, _extent(a.key)))
+    load = substitute(_operand(p, a.k, "k"), {**_bound(p), a.key: p.first + key, a.depth: d * size})
+    inside = Op(DType.BOOL, "lt", (key, p.keys))
     value = _or_zero(inside, replace(load, lanes=size))
     at = p.keys_at(pitch) + panel * (_extent(a.depth) * PANEL) + d * (PANEL * size) + j * size
     inner = For(j, const(0), const(PANEL), (For(d, const(0), steps, (Store(p.packed, (at,), value),)),))
@@ -220,13 +258,14 @@ def _pack_values(p: _Parts, pitch: Var) -> tuple[Stmt, ...]:
     load = _operand(p, a.v, "v")
     values = {**_bound(p), a.column: panel * PANEL + j}
     even, odd = (
-        replace(substitute(load, {**values, a.key: pair * 2 + half}), lanes=p.lanes) for half in (0, 1)
+        replace(substitute(load, {**values, a.key: p.first + pair * 2 + half}), lanes=p.lanes)
+        for half in (0, 1)
     )
-    inside = Op(DType.BOOL, "lt", (pair * 2 + 1, _extent(a.key)))
+    inside = Op(DType.BOOL, "lt", (pair * 2 + 1, p.keys))
     value = Op(p.dtype, "interleave", (even, _or_zero(inside, odd)), lanes=2 * p.lanes)
     at = p.values_at(pitch) + panel * (pitch * PANEL) + pair * (2 * PANEL) + j * 2
     inner = For(j, const(0), const(PANEL), (Store(p.packed, (at,), value),), step=p.lanes)
-    pairs = (_extent(a.key) + 1) // 2
+    pairs = (p.keys + 1) // 2
     return (
         Comment("values, two keys side by side"),
         For(panel, const(0), _value_panels(a), (For(pair, const(0), pairs, (inner,)),)),
@@ -275,14 +314,14 @@ def _store_scores(p: _Parts, m: Var, block: Var, panel: Var, pitch: Var) -> tupl
     a = p.a
     r, j = Var(INDEX, "r", const(p.rows)), Var(INDEX, "j")
     key = panel * PANEL + j
-    at = {**_bound(p), a.row: block + r, a.key: key}
+    at = {**_bound(p), a.row: block + r, a.key: p.first + key}
     value: Expr = Op(F32, "mul", (Load(F32, "tile", (r * PANEL + j,)), const(a.scale, F32)))
     if a.bias is not None:
         value = Op(F32, "add", (value, substitute(_renamed(p, a.bias), at)))
     if a.keep is not None:
         value = _masked(value, substitute(_renamed(p, a.keep), at))
     where = r * pitch + key
-    left = _extent(a.key) - panel * PANEL
+    left = p.keys - panel * PANEL
     width = Var(INDEX, "width")
     loop = inner_loop(
         Domain((j,), value, where), const(0), width, p.lanes, p.names, frozenset(), output=SCRATCH
@@ -300,8 +339,7 @@ def _masked(value: Expr, keep: Expr) -> Expr:
 
 def _softmax(p: _Parts, m: Var, pitch: Var) -> tuple[Stmt, ...]:
     """Makes weights exp(score - max) of each strip of scores, and keeps one over their sum."""
-    a = p.a
-    r, t = Var(INDEX, "r", const(p.rows)), Var(INDEX, "t", a.key.extent)
+    r, t = Var(INDEX, "r", const(p.rows)), Var(INDEX, "t", p.keys)
     score = Load(F32, SCRATCH, (r * pitch + t,))
     strip = p.weights_at(pitch) + r * pitch
     peak_statements, peak = schedule_reduction(
@@ -310,10 +348,10 @@ def _softmax(p: _Parts, m: Var, pitch: Var) -> tuple[Stmt, ...]:
     dead = Op(DType.BOOL, "eq", (peak, const(float("-inf"), F32)))
     shift = Var(F32, "shift")
     weight = cast(unary("exp_nonpositive", Op(F32, "sub", (score, shift))), p.dtype)
-    j = Var(INDEX, "j", a.key.extent)
+    j = Var(INDEX, "j", p.keys)
     exponentials = inner_loop(
         Domain((j,), substitute(weight, {t: j}), strip + j),
-        const(0), _extent(a.key), p.lanes, p.names, frozenset({r}), output=p.packed,
+        const(0), p.keys, p.lanes, p.names, frozenset({r}), output=p.packed,
     )  # fmt: skip
     written = cast(Load(p.dtype, p.packed, (strip + t,)), F32)
     sum_statements, total = schedule_reduction(
@@ -322,7 +360,7 @@ def _softmax(p: _Parts, m: Var, pitch: Var) -> tuple[Stmt, ...]:
     one, zero = const(1.0, F32), const(0.0, F32)
     inverse = Op(F32, "select", (dead, zero, Op(F32, "div", (one, total))))
     rest = For(
-        j, _extent(a.key), p.whole_groups(_extent(a.key)),
+        j, p.keys, p.whole_groups(p.keys),
         (Store(p.packed, (strip + j,), const(0.0, p.dtype)),),
     )  # fmt: skip
     body = (
@@ -344,7 +382,7 @@ def _weighted_sum(p: _Parts, m: Var, block: Var, pitch: Var) -> tuple[Stmt, ...]
     fill = For(r, const(0), const(p.rows), (Store("table", (r,), Address(p.dtype, p.packed, (strip,))),))
     width = Var(INDEX, "width")
     values, stride = _values(p, panel, pitch)
-    product = _product(p, m, p.whole_groups(_extent(a.key)), values, stride, width)
+    product = _product(p, m, p.whole_groups(p.keys), values, stride, width)
     tile = Load(F32, "tile", (r * PANEL + j,))
     value = cast(Op(F32, "mul", (tile, Load(F32, "total", (r,)))), p.stage.dtype)
     at = {**_bound(p), a.row: block + r, a.column: panel * PANEL + j}
@@ -368,6 +406,6 @@ def _values(p: _Parts, panel: Var, pitch: Var) -> tuple[Address, Expr]:
     assert operand_load(load, a.column) is not None
     step = coefficient(load.index[0], a.key)
     assert step is not None
-    values = {**_bound(p), a.key: const(0), a.column: panel * PANEL}
+    values = {**_bound(p), a.key: p.first, a.column: panel * PANEL}
     start = substitute(load.index[0], values)
     return Address(F32, "v", (start,)), substitute(step, values)

@@ -13,7 +13,7 @@ from hasten.codegen.layout import Layouts
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, Load, Op, Reduce, Var, binary, const, free_vars, walk
-from hasten.loops.program import Attention, Gemm, operands
+from hasten.loops.program import Attention, Gemm, RankSelect, operands
 from hasten.loops.simplify import spell
 
 
@@ -23,8 +23,11 @@ def stage_flops(stage: Stage) -> Expr:
     if isinstance(body, Gemm):
         return _product((*body.batch, *body.rows, body.column, *body.taps, body.depth)) * 2
     if isinstance(body, Attention):
-        scores = _product((body.batch, body.head, body.row, body.key))
+        entries = (body.batch, body.head, body.row, body.key)
+        scores = _product(entries if body.longest is None else (body.head, body.row)) * (body.longest or 1)
         return scores * (_product((body.depth,)) + _product((body.column,))) * 2
+    if isinstance(body, RankSelect):
+        return const(0)
     total: Expr = const(0)
     for node in dict.fromkeys(walk(body)):
         if isinstance(node, Reduce) and node.op == "sum" and _multiplies(node.body):

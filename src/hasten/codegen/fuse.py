@@ -27,7 +27,15 @@ from hasten.loops.expr import (
     transform,
     walk,
 )
-from hasten.loops.program import Contraction, Definition, Gemm, Program, map_operands, operands
+from hasten.loops.program import (
+    Definition,
+    Description,
+    Gemm,
+    Program,
+    RankSelect,
+    map_operands,
+    operands,
+)
 from hasten.loops.simplify import spell, to_poly
 
 CHEAP = 3
@@ -45,13 +53,13 @@ def fuse(program: Program) -> list[Stage]:
     live = _live(program)
     inlined: dict[str, Definition] = {}
     uses = _uses(program, live)
-    kept = set(program.outputs)
+    kept = {*program.outputs, *(m.tensor for m in program.measured.values())}
     stages: list[Stage] = []
     origins: dict[str, tuple[str, ...]] = {}
     for d in live:
         origins[d.name] = _origins(d, inlined, origins)
         if isinstance(d.body, Expr):
-            body: Expr | Contraction = _inline(d.body, inlined)
+            body: Expr | Description = _inline(d.body, inlined)
         else:
             body = _inline_operands(d.body, inlined, stages, origins)
         if d.name not in kept and isinstance(body, Expr) and _disappears(body, uses[d.name], stages):
@@ -82,8 +90,8 @@ def _is_free(d: Definition) -> bool:
 
 
 def _live(program: Program) -> list[Definition]:
-    """Definitions that the outputs need, in order."""
-    needed = set(program.outputs)
+    """Definitions that the outputs, and the sizes of others, need, in order."""
+    needed = {*program.outputs, *(m.tensor for m in program.measured.values())}
     result = []
     for d in reversed(program.definitions.values()):
         if d.name in needed:
@@ -152,7 +160,7 @@ def _reads(e: Expr) -> bool:
 
 def _disappears(body: Expr, uses: int, stages: list[Stage]) -> bool:
     if is_movement(body):
-        return uses <= 1 or not any(isinstance(n, Bounded) for n in walk(body))
+        return uses <= 1 or not any(_is_lookup(n) for n in walk(body))
     if uses <= 1:
         return True
     if any(isinstance(n, Reduce) for n in walk(body)):
@@ -160,8 +168,17 @@ def _disappears(body: Expr, uses: int, stages: list[Stage]) -> bool:
     contracted = {s.name for s in stages if not isinstance(s.body, Expr)}
     if any(isinstance(n, Load) and n.buffer in contracted for n in walk(body)):
         return False  # better its producer's epilogue than computed in each reader
-    loads = sum(isinstance(n, Load) for n in walk(body))
-    return cost(body) <= CHEAP and loads <= 2
+    loads = [n for n in walk(body) if isinstance(n, Load)]
+    return cost(body) <= CHEAP and len(loads) <= 2 and not any(is_indirect(n) for n in loads)
+
+
+def _is_lookup(e: Expr) -> bool:
+    return isinstance(e, Bounded) or (isinstance(e, Load) and is_indirect(e))
+
+
+def is_indirect(e: Load) -> bool:
+    """Whether the index itself is read from memory: vectors must then be gathered."""
+    return any(_reads(i) for i in e.index)
 
 
 def _inline(e: Expr, inlined: dict[str, Definition]) -> Expr:
@@ -176,11 +193,11 @@ def _inline(e: Expr, inlined: dict[str, Definition]) -> Expr:
 
 
 def _inline_operands(
-    c: Contraction,
+    c: Description,
     inlined: dict[str, Definition],
     stages: list[Stage],
     origins: Mapping[str, tuple[str, ...]],
-) -> Contraction:
+) -> Description:
     """Operands seen through movement, where the kernel can still walk them; otherwise written first."""
     result: dict[str, Expr] = {}
     for name, e in operands(c).items():
@@ -196,16 +213,20 @@ def _inline_operands(
     return map_operands(c, result)
 
 
-def _walkable(c: Contraction, name: str, e: Expr) -> bool:
+def _walkable(c: Description, name: str, e: Expr) -> bool:
     """Whether a microkernel can read an operand as it is (any expression does for what it packs)."""
+    if isinstance(c, RankSelect):
+        return isinstance(e, Load)
     if isinstance(c, Gemm):
-        if name == "b":
-            return True
-        return operand_load(e, c.depth) is not None
-    if name in ("bias", "keep"):
+        return name == "b" or _is_direct(operand_load(e, c.depth))
+    if name not in ("q", "k", "v"):
         return True
-    along = {"q": c.depth, "k": c.depth, "v": c.column}[name]
-    return isinstance(e, Load) and operand_load(e, along) is not None
+    along = c.column if name == "v" else c.depth
+    return isinstance(e, Load) and _is_direct(operand_load(e, along))
+
+
+def _is_direct(load: Load | None) -> bool:
+    return load is not None and not is_indirect(load)
 
 
 def operand_load(e: Expr, along: Var) -> Load | None:

@@ -112,7 +112,7 @@ def _written_order(s: Stage) -> Order | None:
     identity = tuple(range(len(s.vars)))
     if isinstance(s.body, Gemm):
         return _last(s.vars.index(s.body.column), len(s.vars))
-    return identity if isinstance(s.body, Attention) else None
+    return None if isinstance(s.body, Expr) else identity
 
 
 def _last(d: int, rank: int) -> Order:

@@ -24,6 +24,7 @@ from hasten.codegen.kernel import Kernel
 from hasten.codegen.layout import Layout, arrange_constants, assign_layouts, row_major
 from hasten.codegen.maps import map_kernel
 from hasten.codegen.narrow import narrow_storage
+from hasten.codegen.rank import rank_kernel
 from hasten.codegen.schedule import DEFAULTS, Algorithm, Product, Schedules, product_shape
 from hasten.codegen.shallow import join_shallow_taps
 from hasten.codegen.stage import Stage
@@ -33,7 +34,7 @@ from hasten.codegen.winograd_transforms import transform_weights
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.evaluate import evaluate
 from hasten.loops.expr import Expr, Load, Var, binary, const, constant_int, select, substitute, walk
-from hasten.loops.program import Attention, Contraction, Definition, Gemm, Program
+from hasten.loops.program import Attention, Contraction, Definition, Gemm, Program, RankSelect
 from hasten.target import Target
 
 
@@ -84,7 +85,7 @@ def lower_program(
     written, layouts = assign_layouts(stages, fixed, program.outputs)
     written = arrange_constants(written, constants, layouts)
     depths = [constant_int(s.body.depth.extent) for s in written if isinstance(s.body, Gemm)]
-    dtypes = tuple(dict.fromkeys(_operand_type(s.body) for s in written if not isinstance(s.body, Expr)))
+    dtypes = tuple(dict.fromkeys(_operand_type(s.body) for s in written if isinstance(s.body, Contraction)))
     for dtype in dtypes:
         name = zeros_name(dtype)
         constants[name] = np.zeros(max([d or 0 for d in depths] + [16]), dtype.numpy)
@@ -129,7 +130,7 @@ def _kernel(
     products: Mapping[str, _Packed],
     target: Target,
 ) -> Kernel:
-    tiles = () if isinstance(s.body, Expr) else tiles_for(target, _operand_type(s.body))
+    tiles = tiles_for(target, _operand_type(s.body)) if isinstance(s.body, Contraction) else ()
     if isinstance(s.body, Gemm):
         assert isinstance(s.body.b, Load)
         packed = products[s.body.b.buffer]
@@ -144,6 +145,8 @@ def _kernel(
         return replace(kernel, product=replace(chosen, stage=plain))
     if isinstance(s.body, Attention):
         return attention_kernel(s, layouts, tiles, f"attention_{number}")
+    if isinstance(s.body, RankSelect):
+        return rank_kernel(s, layouts, f"rank_{number}")
     window = depthwise_kernel(s, layouts, target, f"depthwise_{number}")
     return window or map_kernel(s, layouts, target.vector_bytes, f"map_{number}")
 

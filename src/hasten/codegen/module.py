@@ -156,6 +156,7 @@ def share_functions(kernels: Sequence[Kernel], number: int) -> tuple[list[Kernel
 def _lifetimes(part: Part, kernels: Sequence[Kernel]) -> list[Lifetime]:
     """When each tensor in the arena is written first and read last."""
     ends: dict[str, int] = {}
+    measured = {m.tensor for m in part.program.measured.values()}
     for step, k in enumerate(kernels):
         for _, tensor in k.buffers:
             ends[tensor] = step
@@ -164,8 +165,15 @@ def _lifetimes(part: Part, kernels: Sequence[Kernel]) -> list[Lifetime]:
         if k.writes not in part.program.outputs:
             layout = part.lowered.layouts[k.writes]
             size = round_up(layout.elements * layout.dtype.bytes)
-            result.append(Lifetime(k.writes, size, step, ends[k.writes]))
+            # Each thread reads a measured size when it gets there: nothing may take its place.
+            last = len(kernels) if k.writes in measured else ends[k.writes]
+            result.append(Lifetime(k.writes, at_bounds(part.program, size), step, last))
     return result
+
+
+def at_bounds(program: Program, e: Expr) -> Expr:
+    """An expression of sizes with every measured size at its upper bound, which a plan can know."""
+    return substitute(e, {Size(m.bound.dtype, name): m.bound for name, m in program.measured.items()})
 
 
 def c_name(tensor: str) -> str:
@@ -236,7 +244,8 @@ class _Program:
         self.names = unique_names(list(dict.fromkeys([*self.program.inputs, *tensors])))
         derived = list(self.program.derived)
         self.fields = {n: size_parameter(n) for n in (*part.sizes, *derived)}
-        self.scratch = [k.scratch for k in kernels if constant_int(k.scratch) != 0]
+        self.locals = {n: size_parameter(n) for n in self.program.measured}
+        self.scratch = [at_bounds(self.program, k.scratch) for k in kernels if constant_int(k.scratch) != 0]
 
     def text(self) -> str:
         n = self.part.number
@@ -266,9 +275,9 @@ class _Program:
         return "\n".join(body) + "\n"
 
     def expr(self, e: Expr) -> str:
-        """Text of a size expression in terms of the plan's fields."""
+        """Text of a size expression in terms of the plan's fields, and of local variables if measured."""
         sizes: dict[Expr, Expr] = {
-            node: Var(node.dtype, f"plan->{self.fields[node.name]}")
+            node: Var(node.dtype, self.locals.get(node.name) or f"plan->{self.fields[node.name]}")
             for node in walk(e)
             if isinstance(node, Size)
         }
@@ -293,7 +302,7 @@ class _Program:
             lines.append(
                 f"    plan->scratch_bytes = max_int64_t(plan->scratch_bytes, {self.expr(round_up(e))});"
             )
-        total = " + ".join(self.expr(k.work) for k in self.kernels) or "0"
+        total = " + ".join(self.expr(at_bounds(self.program, k.work)) for k in self.kernels) or "0"
         lines += [f"    plan->work = {total};", "    return 0;", "}", ""]
         shapes = [d for o in self.program.outputs for d in self.program.info(o).shape]
         lines += [
@@ -314,7 +323,8 @@ class _Program:
         n = self.part.number
         lines = [f"static void count_part_{n}(const part_{n}_plan *plan) {{"]
         for i, k in enumerate(self.kernels):
-            amounts = f"{self.expr(k.flops)}, {self.expr(k.bytes)}, {8 * k.factors.bytes}"
+            flops, moved = (self.expr(at_bounds(self.program, e)) for e in (k.flops, k.bytes))
+            amounts = f"{flops}, {moved}, {8 * k.factors.bytes}"
             lines.append(f"    hasten_count({n}, {i}, {amounts});")
         lines += ["    (void)plan;", "}"]
         return ["#ifdef HASTEN_PROFILE", *_helpers(lines, helpers), *lines, "#endif", ""]
@@ -418,8 +428,13 @@ class _Program:
                 *_indented(alone, 8),
                 "    }",
             ]
-        if i + 1 < len(self.kernels) and not (self.serial(k) and self.serial(self.kernels[i + 1])):
+        counted = {name: m for name, m in self.program.measured.items() if m.tensor == k.writes}
+        last, both = i + 1 == len(self.kernels), self.kernels[i : i + 2]
+        if not last and (counted or not all(self.serial(other) for other in both)):
             lines += ["    HASTEN_MARK(team->index, HASTEN_WAITS);", "    hasten_barrier(team);"]
+        for name, m in counted.items():
+            at = self.part.lowered.layouts[m.tensor].address(m.index)
+            lines.append(f"    const int64_t {self.locals[name]} = {self.names[m.tensor]}[{self.expr(at)}];")
         return lines
 
     def serial(self, k: Kernel) -> bool:

@@ -28,7 +28,16 @@ from hasten.loops.expr import (
     transform,
     walk,
 )
-from hasten.loops.program import Attention, Contraction, Gemm, TensorInfo, map_operands, operands
+from hasten.loops.program import (
+    Attention,
+    Contraction,
+    Description,
+    Gemm,
+    RankSelect,
+    TensorInfo,
+    map_operands,
+    operands,
+)
 
 NARROW, WIDE = DType.BF16, DType.F32
 
@@ -54,7 +63,7 @@ def narrow_storage(
     for s in stages:
         if isinstance(s.body, Expr):
             wanted |= dict.fromkeys(_windows(s.body, s.vars))
-        else:
+        elif isinstance(s.body, Contraction):
             (wanted if _takes_pairs(s.body, constants) else wide).update(dict.fromkeys(_reads(s.body)))
     own = {s.name for s in stages if s.dtype is WIDE and s.name not in results and s.name not in wide}
     plan = _Plan(frozenset(n for n in wanted if n in own), outside, frozenset(constants), {})
@@ -144,12 +153,12 @@ class _Plan:
 
         return transform(e, visit)
 
-    def body(self, s: Stage, stages: Sequence[Stage]) -> tuple[Expr | Contraction, list[Stage]]:
+    def body(self, s: Stage, stages: Sequence[Stage]) -> tuple[Expr | Description, list[Stage]]:
         """What a stage computes, and stages to put before it that make narrow copies."""
         if isinstance(s.body, Expr):
             return self.widened(s.body), []
         c = s.body
-        if not _takes_pairs(c, self.constants):
+        if isinstance(c, RankSelect) or not _takes_pairs(c, self.constants):
             return map_operands(c, {n: self.widened(e) for n, e in operands(c).items()}), []
         made: list[Stage] = []
         walked: dict[str, Expr] = {}

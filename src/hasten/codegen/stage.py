@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, Load, Var, walk
-from hasten.loops.program import Contraction, operands
+from hasten.loops.program import Description, operands
 
 ACCUMULATOR = "accumulator"
 """Name of the load, without index, that stands for a contraction's result in its epilogue."""
@@ -21,7 +21,7 @@ class Stage:
         name: the tensor.
         dtype: its element type.
         vars: its index variables; their extents are its shape.
-        body: the element, with everything that is not in memory substituted; or a contraction.
+        body: the element, with everything that is not in memory substituted; or a description.
         epilogue: for a contraction, what is done to each element before it is written, in terms of
             `accumulator`; None writes it as it is.
         origins: the graph operators that it computes, first to last.
@@ -30,7 +30,7 @@ class Stage:
     name: str
     dtype: DType
     vars: tuple[Var, ...]
-    body: Expr | Contraction
+    body: Expr | Description
     epilogue: Expr | None = None
     origins: tuple[str, ...] = ()
 

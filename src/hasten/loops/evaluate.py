@@ -22,7 +22,7 @@ from hasten.errors import InputError
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Bounded, Const, Expr, Load, Op, Reduce, Size, Var, free_vars, walk
 from hasten.loops.operations import OPERATIONS, Array
-from hasten.loops.program import Attention, Definition, Gemm, Program, TensorInfo
+from hasten.loops.program import Attention, Definition, Gemm, Program, RankSelect, TensorInfo
 from hasten.loops.simplify import spell
 
 BLOCK = 1 << 22
@@ -67,6 +67,7 @@ def evaluate(
         for name, definition in program.definitions.items():
             if name in needed:
                 tensors[name] = _define(definition, tensors, sizes)
+                sizes |= measured_sizes(program, name, tensors[name], sizes)
     return {name: np.ascontiguousarray(tensors[name]).reshape(tensors[name].shape) for name in wanted}
 
 
@@ -119,6 +120,24 @@ def bind_sizes(program: Program, feeds: Mapping[str, np.ndarray]) -> dict[str, i
     return sizes
 
 
+def measured_sizes(
+    program: Program, name: str, array: np.ndarray, sizes: Mapping[str, int]
+) -> dict[str, int]:
+    """The measured sizes that a tensor of a program holds.
+
+    Args:
+        program: the program.
+        name: a definition.
+        array: its value.
+        sizes: the sizes known before the run.
+    """
+    return {
+        size: int(array[tuple(size_value(i, sizes) for i in m.index)])
+        for size, m in program.measured.items()
+        if m.tensor == name
+    }
+
+
 def size_value(e: Expr, sizes: Mapping[str, int]) -> int:
     """The value of an expression of sizes."""
     if isinstance(e, Const):
@@ -140,9 +159,9 @@ def _listing(sizes: Mapping[str, int]) -> str:
 
 
 def _needed(program: Program, outputs: Iterable[str]) -> set[str]:
-    """The definitions that the outputs depend on."""
+    """The definitions that the outputs, and the sizes of others, depend on."""
     needed: set[str] = set()
-    stack = list(outputs)
+    stack = [*outputs, *(m.tensor for m in program.measured.values())]
     while stack:
         name = stack.pop()
         if name not in program.definitions or name in needed:
@@ -165,8 +184,12 @@ def _define(d: Definition, tensors: Mapping[str, Array], sizes: Mapping[str, int
         match d.body:
             case Gemm():
                 value = _gemm(d.body, d, scope, ranges)
-            case Attention():
+            case Attention() if d.body.start is None:
                 value = _attention(d.body, d, scope, ranges)
+            case Attention():
+                value = _ragged_attention(d.body, d, scope, ranges)
+            case RankSelect():
+                value = _rank_select(d.body, scope, ranges)
             case _:
                 value = scope.value(d.body)
         if value.fault is not None:
@@ -385,7 +408,35 @@ def _gemm(g: Gemm, d: Definition, scope: _Scope, block: Mapping[Var, _Range]) ->
 
 
 def _attention(a: Attention, d: Definition, scope: _Scope, block: Mapping[Var, _Range]) -> _Value:
-    """Softmax attention by matrix products, a block of query rows at a time."""
+    """Softmax attention by matrix products."""
+    heads = _ranged([a.batch, a.head], scope, block)
+    rows, column = _ranged([a.row], scope, block), _ranged([a.column], scope, block)
+    result, fault = _attended(a, scope, block)
+    return _arranged(result, [*heads, *rows, *column], d, fault)
+
+
+def _ragged_attention(a: Attention, d: Definition, scope: _Scope, block: Mapping[Var, _Range]) -> _Value:
+    """The same for batch entries that lie one behind the other, one entry after the other."""
+    assert a.start is not None and a.stop is not None
+    order = _ranged([a.head, a.row, a.column], scope, block)
+    first, last = block[a.row]
+    result = np.zeros([high - low for _, (low, high) in order])
+    worst = 0
+    (entries,) = _ranged([a.batch], scope, block)
+    for b in range(*entries[1]):
+        entry = _Scope(scope.tensors, scope.sizes, {a.batch: np.asarray([b])})
+        start, stop = (int(entry.value(e).array.item()) for e in (a.start, a.stop))
+        low, high = max(first, start), min(last, stop)
+        if low < high:
+            own = {**block, a.batch: (b, b + 1), a.row: (low, high), a.key: (start, stop)}
+            part, fault = _attended(a, scope, own)
+            result[:, low - first : high - first] = part
+            worst = max(worst, fault)
+    return _arranged(result, order, d, worst)
+
+
+def _attended(a: Attention, scope: _Scope, block: Mapping[Var, _Range]) -> tuple[Array, int]:
+    """The result [batch and head, row, column], a block of query rows at a time, and the worst fault."""
     heads = _ranged([a.batch, a.head], scope, block)
     rows, column = _ranged([a.row], scope, block), _ranged([a.column], scope, block)
     key, depth = _ranged([a.key], scope, block), _ranged([a.depth], scope, block)
@@ -409,7 +460,18 @@ def _attention(a: Attention, d: Definition, scope: _Scope, block: Mapping[Var, _
         weight = np.exp(scores - np.where(dead, 0.0, peak))
         total = weight.sum(axis=2, keepdims=True)
         parts.append(np.where(dead, 0.0, np.matmul(weight, v) / total))
-    return _arranged(np.concatenate(parts, axis=1), [*heads, *rows, *column], d, max(faults))
+    return np.concatenate(parts, axis=1), max(faults)
+
+
+def _rank_select(c: RankSelect, scope: _Scope, block: Mapping[Var, _Range]) -> _Value:
+    """Ranks by a running count."""
+    held, fault = _operand(c.condition, scope, _ranged([c.position], scope, block))
+    both = np.zeros((2, held.size + 1), INDEX.numpy)
+    np.cumsum(held, out=both[0, 1:])
+    found = np.flatnonzero(held)
+    both[1, : found.size] = found
+    parts = tuple(slice(*block[v]) for v in (c.which, c.at))
+    return _Value(both[parts], np.asarray(fault, np.int8) if fault else None)
 
 
 def _ranged(variables: Sequence[Var], scope: _Scope, block: Mapping[Var, _Range]) -> list[tuple[Var, _Range]]:

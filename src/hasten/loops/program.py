@@ -1,8 +1,8 @@
 """The tensor program: named tensors, each defined by what its element at an index is.
 
-A definition's body is an expression, or a contraction: a frozen description of a sum of products (or
-of attention) that says which variables run over rows, columns and depth. `expression` gives every
-contraction as a plain expression too, which is its meaning; the description only helps to pick a kernel.
+A definition's body is an expression, or a description: a contraction (a sum of products, or attention)
+that says which variables run over rows, columns and depth, or a count. `expression` gives every description
+as a plain expression too, which is its meaning; it only helps to pick a kernel.
 """
 
 from __future__ import annotations
@@ -72,6 +72,10 @@ class Attention:
         scale: factor of the scores.
         bias: additive mask in terms of batch, head, row and key, or None.
         keep: boolean mask in the same terms, or None.
+        start, stop: for batch entries of different lengths that lie one behind the other, in terms of
+            `batch`: the rows and keys of an entry are start, start + 1, ... up to `stop` (exclusive). Then
+            the output has no batch dimension, `row` and `key` run over all entries, and each row lies in one.
+        longest: an upper bound of stop - start in terms of sizes.
     """
 
     batch: Var
@@ -86,9 +90,41 @@ class Attention:
     scale: float
     bias: Expr | None = None
     keep: Expr | None = None
+    start: Expr | None = None
+    stop: Expr | None = None
+    longest: Expr | None = None
+
+    @property
+    def outer(self) -> tuple[Var, ...]:
+        """The variables of the output, in no order."""
+        own = (self.head, self.row, self.column)
+        return own if self.start is not None else (self.batch, *own)
+
+
+@dataclass(frozen=True)
+class RankSelect:
+    """Which positions a condition holds at, both ways round.
+
+    With variables (which, at): out[0, i] is how many positions before `i` hold (the rank of `i`), for
+    i up to and including the number of positions, so that the last one is how many hold at all; out[1, n]
+    is the n-th position that holds, 0 where there are fewer. Both names are those of succinct bit vectors
+    (Jacobson, Space-efficient static trees and graphs, 1989).
+
+    Attributes:
+        which: 0 or 1.
+        at: from 0 to the number of positions.
+        position: what the condition is in terms of (counted).
+        condition: whether a position holds.
+    """
+
+    which: Var
+    at: Var
+    position: Var
+    condition: Expr
 
 
 Contraction = Gemm | Attention
+Description = Contraction | RankSelect
 
 
 @dataclass(frozen=True)
@@ -99,14 +135,14 @@ class Definition:
         name: unique name of the tensor.
         dtype: element type.
         vars: one variable for each dimension; their extents are the shape.
-        body: the element as an expression of `vars`, or a contraction over them.
+        body: the element as an expression of `vars`, or a description over them.
         origin: the graph operator it came from, as a person names it.
     """
 
     name: str
     dtype: DType
     vars: tuple[Var, ...]
-    body: Expr | Contraction
+    body: Expr | Description
     origin: str = ""
 
     @property
@@ -138,6 +174,21 @@ class Guard:
     origin: str
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A size that is known only during a run: an element of a tensor that the run computes.
+
+    Attributes:
+        tensor: a definition of integers (`INDEX`); its own shape has no measured size.
+        index: where the value stands, in terms of the sizes that are known before.
+        bound: the value is never more than this, in the same terms.
+    """
+
+    tensor: str
+    index: tuple[Expr, ...]
+    bound: Expr
+
+
 @dataclass
 class Program:
     """Definitions in an order in which each uses only earlier ones, constants and inputs.
@@ -149,6 +200,8 @@ class Program:
         outputs: names of the results, each an input, a constant or a definition.
         derived: sizes computed from others, in order; (name of the size, its value).
         guards: equalities checked at each call.
+        measured: sizes that a definition counts, by name; definitions behind it may have them in their
+            shapes, outputs may not.
     """
 
     inputs: dict[str, TensorInfo] = field(default_factory=dict)
@@ -157,6 +210,7 @@ class Program:
     outputs: list[str] = field(default_factory=list)
     derived: dict[str, Expr] = field(default_factory=dict)
     guards: list[Guard] = field(default_factory=list)
+    measured: dict[str, Measured] = field(default_factory=dict)
 
     def info(self, name: str) -> TensorInfo:
         """Name, type and shape of any tensor of the program.
@@ -176,10 +230,36 @@ class Program:
         return TensorInfo(name, dtype, tuple(const(n) for n in array.shape))
 
 
-def expression(c: Contraction) -> Expr:
-    """A contraction as a plain expression of its output variables."""
+def expression(c: Description) -> Expr:
+    """A description as a plain expression of its output variables."""
     if isinstance(c, Gemm):
         return reduce("sum", (*c.taps, c.depth), binary("mul", c.a, c.b))
+    if isinstance(c, RankSelect):
+        return _rank_select(c)
+    if c.start is None or c.stop is None:
+        return _softmax_attention(c)
+    inside = binary("and", binary("le", c.start, c.key), binary("lt", c.key, c.stop))
+    keep = inside if c.keep is None else binary("and", inside, c.keep)
+    entry = _softmax_attention(replace(c, keep=keep))
+    here = binary("and", binary("le", c.start, c.row), binary("lt", c.row, c.stop))
+    return reduce("sum", (c.batch,), select(here, entry, const(0.0, entry.dtype)))
+
+
+def _rank_select(c: RankSelect) -> Expr:
+    """Counts the positions that hold before one; the n-th one is that which has n before it."""
+    before = Var(c.position.dtype, c.position.name + "_before", c.position.extent)
+    held = substitute(c.condition, {c.position: before})
+
+    def rank(of: Expr) -> Expr:
+        counted = binary("and", binary("lt", before, of), held)
+        return reduce("sum", (before,), select(counted, const(1), const(0)))
+
+    found = binary("and", c.condition, binary("eq", rank(c.position), c.at))
+    selected = reduce("sum", (c.position,), select(found, c.position, const(0)))
+    return select(binary("eq", c.which, 0), rank(c.at), selected)
+
+
+def _softmax_attention(c: Attention) -> Expr:
     dtype = c.q.dtype
     dot = reduce("sum", (c.depth,), binary("mul", c.q, c.k))
     scores = binary("mul", dot, const(c.scale, dtype))
@@ -198,12 +278,16 @@ def expression(c: Contraction) -> Expr:
     return select(dead, const(0.0, dtype), binary("div", weighted, total))
 
 
-def map_operands(c: Contraction, rewrite: Mapping[str, Expr]) -> Contraction:
-    """The same contraction with some operand expressions (by attribute name) replaced."""
+def map_operands(c: Description, rewrite: Mapping[str, Expr]) -> Description:
+    """The same description with some operand expressions (by attribute name) replaced."""
     return replace(c, **rewrite)  # type: ignore[arg-type]  # keys are operand attributes
 
 
-def operands(c: Contraction) -> dict[str, Expr]:
-    """The operand expressions of a contraction by attribute name."""
-    names = ("a", "b") if isinstance(c, Gemm) else ("q", "k", "v", "bias", "keep")
+def operands(c: Description) -> dict[str, Expr]:
+    """The operand expressions of a description by attribute name."""
+    names: tuple[str, ...] = ("q", "k", "v", "bias", "keep", "start", "stop")
+    if isinstance(c, Gemm):
+        names = ("a", "b")
+    elif isinstance(c, RankSelect):
+        names = ("condition",)
     return {n: getattr(c, n) for n in names if getattr(c, n) is not None}

@@ -37,7 +37,7 @@ from hasten.loops.nest import (
     size_parameter,
 )
 from hasten.loops.operations import OPERATIONS
-from hasten.loops.program import Attention, Definition, Gemm, Program, TensorInfo
+from hasten.loops.program import Attention, Definition, Gemm, Measured, Program, RankSelect, TensorInfo
 from hasten.loops.simplify import spell
 
 
@@ -50,7 +50,8 @@ def verify(program: Program) -> None:
 
     Every load names an input, a constant or an earlier definition and has an index for each of its
     dimensions; types agree; variables are bound; sizes are those of the inputs or derived from
-    earlier ones; operations and reductions are known; names are unique; outputs exist.
+    earlier ones, or measured by an earlier definition; operations and reductions are known; names are
+    unique; outputs exist and their shapes are known before a run.
 
     Raises:
         InvalidProgramError: a rule is broken; the message names the definition and the expression.
@@ -68,14 +69,20 @@ def verify(program: Program) -> None:
             _check_size(extent, sizes, f"the shape of input {info.name}")
     for name in program.inputs.keys() & program.constants.keys():
         raise InvalidProgramError(f"{name} is both an input and a constant")
+    for name, m in program.measured.items():
+        _check_measured(program, name, m, sizes)
+    known: set[str] = set()
     tensors = {name: program.info(name) for name in (*program.inputs, *program.constants)}
     for name, definition in program.definitions.items():
         _require(name == definition.name, f"definition {definition.name} is filed under {name}")
         _require(name not in tensors, f"tensor {name} is defined twice")
-        _check_definition(definition, tensors, sizes)
+        _check_definition(definition, tensors, sizes | known)
         tensors[name] = program.info(name)
+        known |= {size for size, m in program.measured.items() if m.tensor == name}
     for name in program.outputs:
         _require(name in tensors, f"output {name} is not a tensor of the program")
+        for extent in tensors[name].shape:
+            _check_size(extent, sizes, f"the shape of output {name}")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -89,6 +96,17 @@ def _check_size(e: Expr, sizes: set[str], where: str) -> None:
     _require(e.dtype is INDEX, f"{where}: {spell(e)} is {e.dtype}, a size is {INDEX}")
 
 
+def _check_measured(program: Program, name: str, m: Measured, sizes: set[str]) -> None:
+    where = f"measured size {name}"
+    _require(name not in sizes, f"{where} is defined twice")
+    _require(m.tensor in program.definitions, f"{where}: {m.tensor} is not a definition")
+    d = program.definitions[m.tensor]
+    _require(d.dtype is INDEX, f"{where}: {m.tensor} is of {d.dtype}")
+    _require(len(m.index) == len(d.vars), f"{where}: {len(m.index)} indices for {len(d.vars)} dimensions")
+    for e in (*m.index, m.bound, *d.shape):
+        _check_size(e, sizes, where)
+
+
 def _check_definition(d: Definition, tensors: Mapping[str, TensorInfo], sizes: set[str]) -> None:
     where = f"{d.name} ({d.origin})" if d.origin else d.name
     _require(len(set(d.vars)) == len(d.vars), f"{where}: two dimensions have the same variable")
@@ -99,15 +117,30 @@ def _check_definition(d: Definition, tensors: Mapping[str, TensorInfo], sizes: s
     if isinstance(d.body, Gemm):
         _check_gemm(d.body, d, where)
     elif isinstance(d.body, Attention):
-        a = d.body
-        own = {a.batch, a.head, a.row, a.column}
-        _require(
-            len(d.vars) == len(own) and set(d.vars) == own,
-            f"{where}: an attention's batch, head, row and column are not the definition's variables",
-        )
+        _check_attention(d.body, d, where)
+    elif isinstance(d.body, RankSelect):
+        own = (d.body.which, d.body.at)
+        _require(d.vars == own, f"{where}: the variables of a rank are not the definition's")
+        extra = free_vars(d.body.condition) - {d.body.position}
+        _require(not extra, f"{where}: the condition of a rank depends on more than the position")
     checker = _Checker(tensors, sizes, where)
     checker.check(d.expr, frozenset(d.vars))
     _require(d.expr.dtype is d.dtype, f"{where}: the body is {d.expr.dtype}, the tensor {d.dtype}")
+
+
+def _check_attention(a: Attention, d: Definition, where: str) -> None:
+    _require(
+        len(d.vars) == len(a.outer) and set(d.vars) == set(a.outer),
+        f"{where}: an attention's batch, head, row and column are not the definition's variables",
+    )
+    ragged = (a.start, a.stop, a.longest)
+    _require(
+        all(e is None for e in ragged) or all(e is not None for e in ragged),
+        f"{where}: an attention has some of start, stop and longest",
+    )
+    for e in (a.start, a.stop):
+        extra = free_vars(e) - {a.batch} if e is not None else ()
+        _require(not extra, f"{where}: where an attention's entries lie depends on more than the entry")
 
 
 def _check_gemm(g: Gemm, d: Definition, where: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,30 @@ def source_answers(
 def compare(wanted: Mapping[str, Array], got: Mapping[str, Array]) -> list[Difference]:
     """The difference of each output in `got` from the one of that name in `wanted`, which has them all."""
     return [difference(name, wanted[name], array) for name, array in got.items()]
+
+
+def without_padding(
+    padding: Sequence[Mapping[str, Any]], feeds: Mapping[str, Array], found: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Answers with 0 at positions that a mask hides, where an artifact does not compute them.
+
+    Args:
+        padding: the artifact's report of it (`codegen.padding.Skipped`).
+        feeds: the inputs.
+        found: what any engine answered.
+    """
+    result = dict(found)
+    for skipped in padding:
+        if skipped["hidden"] is None:
+            continue
+        hidden = feeds[skipped["masks"][0]] == skipped["hidden"]
+        for name, axes in skipped["outputs"].items():
+            array = np.moveaxis(found[name], axes, (0, 1))
+            if array.shape[:2] == hidden.shape:
+                cleared = array.copy()
+                cleared[hidden] = 0
+                result[name] = np.moveaxis(cleared, (0, 1), axes)
+    return result
 
 
 def difference(name: str, wanted: Array, got: Array) -> Difference:

@@ -1,0 +1,159 @@
+"""Leaves out padding: what is computed for each token of a padded batch is computed for needed tokens only.
+
+In a batch of sequences padded to one length S a mask [B, S] says which positions are tokens. Attention gives
+hidden keys no weight, so that nothing at a hidden position has an effect on what stands elsewhere, if all
+else is computed position by position. Then a tensor [B, S, ...] may be kept *packed*, as [T, ...]: T tokens,
+entry by entry, in the order of their positions.
+
+Needed are the positions that some query may see, and whatever else is read:
+
+- a constant position (the first token of a pooler), which is needed in every entry;
+- where an element is multiplied by a factor of (entry, position), as in a mean over the tokens, positions
+  whose factor is not zero; elsewhere the product is zero, whatever the element (infinity and NaN aside);
+- where an element is chosen by a condition of (entry, position), positions where it is; elsewhere the
+  result is the other choice, which must not depend on packed tensors;
+- where masks add a low number instead of leaving keys out, all positions of an entry of which none is seen:
+  its attention is the same over all keys, and so depends on each of them.
+
+More positions than necessary may be needed: attention still applies its masks. An element that is read at
+other positions than these (a mean without a mask) has to be computed everywhere, and so does what it is
+computed from; in the end nothing may be left to pack. Outputs keep their shape: hidden positions are 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from hasten.codegen.padding_mask import SeenKeys, hiding_value, seen_keys
+from hasten.codegen.padding_rewrite import (
+    Axes,
+    Rewrite,
+    Tokens,
+    direct_reads,
+    sources,
+    unused_name,
+)
+from hasten.loops.dtypes import INDEX
+from hasten.loops.expr import Expr, Var
+from hasten.loops.program import Attention, Definition, Gemm, Program
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What was done to a program.
+
+    Attributes:
+        masks: the inputs that tell which positions are needed.
+        hidden: the value of the only such input where it hides a position; None if it is not so simple.
+        tensors: the number of tensors that are computed for needed positions only.
+        outputs: those that are 0 at hidden positions: which of their dimensions are entry and position.
+    """
+
+    masks: tuple[str, ...]
+    hidden: int | None
+    tensors: int
+    outputs: Mapping[str, Axes]
+
+
+def skip_padding(program: Program) -> tuple[Program, Skipped | None]:
+    """A program that computes the same at needed positions, and nothing at others.
+
+    Args:
+        program: with attentions whose masks depend on (entry, key).
+
+    Returns:
+        The program to run, and what was done; None where padding cannot be told or left out.
+    """
+    found = _largest_group(program)
+    if found is None:
+        return program, None
+    seen, names = found
+    batch, length = seen.batch.extent, seen.key.extent
+    assert batch is not None and length is not None
+    tokens = Tokens(batch, length, unused_name(program, "tokens"), unused_name(program, "positions/rank"))
+    packed = _candidates(program, seen, names, tokens)
+    while True:
+        pass_ = Rewrite(program, tokens, seen, names, packed)
+        definitions = [pass_.definition(d) for d in program.definitions.values()]
+        if not pass_.blocked:
+            break
+        packed = {name: axes for name, axes in packed.items() if name not in pass_.blocked}
+    bodies = [program.definitions[name].body for name in packed]
+    if not all(any(isinstance(b, kind) for b in bodies) for kind in (Attention, Gemm)):
+        return program, None
+    unpacked = [pass_.unpacked(name) for name in program.outputs if name in packed]
+    added = [*pass_.index_definitions(), *pass_.per_token.values()]
+    everything = {d.name: d for d in (*added, *definitions, *unpacked)}
+    result = replace(
+        program,
+        definitions=_ordered(everything),
+        measured={**program.measured, tokens.size: tokens.measured},
+    )
+    masks = tuple(name for name in program.inputs if name in sources(program, [seen.condition]))
+    outputs = {name: packed[name] for name in program.outputs if name in packed}
+    return result, Skipped(masks, hiding_value(program, seen), len(packed), outputs)
+
+
+def _largest_group(program: Program) -> tuple[SeenKeys, frozenset[str]] | None:
+    """The mask that most self-attentions share, and their names."""
+    groups: dict[tuple[Expr, bool], tuple[SeenKeys, list[str]]] = {}
+    for d in program.definitions.values():
+        a = d.body
+        if not isinstance(a, Attention) or a.row.extent != a.key.extent or a.start is not None:
+            continue
+        seen = seen_keys(program, a)
+        if seen is not None:
+            entry, position = Var(INDEX, "entry", a.batch.extent), Var(INDEX, "position", a.key.extent)
+            same = SeenKeys(entry, position, seen.at(entry, position), seen.added)
+            groups.setdefault((same.condition, same.added), (same, []))[1].append(d.name)
+    best = max(groups.values(), key=lambda g: len(g[1]), default=None)
+    return None if best is None else (best[0], frozenset(best[1]))
+
+
+def _candidates(
+    program: Program, seen: SeenKeys, attentions: frozenset[str], tokens: Tokens
+) -> dict[str, Axes]:
+    """Tensors by entry and position that the attentions depend on, or that depend on them."""
+    related = set(attentions)
+    for d in program.definitions.values():
+        if direct_reads(d) & related:
+            related.add(d.name)
+    related |= sources(program, [program.definitions[n].expr for n in attentions])
+    related -= sources(program, [seen.condition])
+    found: dict[str, Axes] = {}
+    for d in program.definitions.values():
+        axes = _axes(d, tokens)
+        if d.name in related and axes is not None:
+            found[d.name] = axes
+    return found
+
+
+def _axes(d: Definition, tokens: Tokens) -> Axes | None:
+    shape = d.shape
+    entry = next((i for i, n in enumerate(shape) if n == tokens.batch), None)
+    position = next((i for i, n in enumerate(shape) if n == tokens.length and i != entry), None)
+    return None if entry is None or position is None else (entry, position)
+
+
+def _ordered(definitions: Mapping[str, Definition]) -> dict[str, Definition]:
+    """Definitions in an order in which each reads only earlier ones, near to that given."""
+    done: dict[str, Definition] = {}
+
+    def place(name: str) -> None:
+        stack = [name]
+        while stack:
+            d = definitions[stack[-1]]
+            before = [n for n in sorted(_needs(d, definitions)) if n not in done]
+            if before:
+                stack.extend(before)
+            else:
+                done.setdefault(stack.pop(), d)
+
+    for name in definitions:
+        place(name)
+    return done
+
+
+def _needs(d: Definition, definitions: Mapping[str, Definition]) -> set[str]:
+    return direct_reads(d) & definitions.keys()

@@ -1,0 +1,188 @@
+"""Which positions of a padded batch an attention sees: its mask in terms of batch entry and key alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hasten.loops.dtypes import INDEX, DType
+from hasten.loops.evaluate import evaluate
+from hasten.loops.expr import (
+    Const,
+    Expr,
+    Load,
+    Op,
+    Reduce,
+    Size,
+    Var,
+    binary,
+    const,
+    constant_int,
+    free_vars,
+    select,
+    substitute,
+    transform,
+    unary,
+    walk,
+)
+from hasten.loops.program import Attention, Definition, Program
+
+LOWEST = -1e30
+"""What is added to a score and is not above this leaves nothing of its weight in float32, nor does any
+score that a model computes make up for it."""
+
+TRUE, FALSE = const(True, DType.BOOL), const(False, DType.BOOL)
+
+
+@dataclass(frozen=True)
+class SeenKeys:
+    """The keys of a batch entry that some query may see.
+
+    Attributes:
+        batch, key: the variables of the attention.
+        condition: holds for every such key, in terms of both.
+        added: masked scores have a low number added instead of being left out, so that an entry none of
+            whose keys is seen has equal weights for all of them.
+    """
+
+    batch: Var
+    key: Var
+    condition: Expr
+    added: bool
+
+    def at(self, entry: Expr, position: Expr) -> Expr:
+        """The condition elsewhere."""
+        return substitute(self.condition, {self.batch: entry, self.key: position})
+
+
+def inlined(program: Program, e: Expr) -> Expr:
+    """An expression seen through the definitions that it loads from, and constants of one element.
+
+    Contractions and reductions stay loads: what is looked for are masks, which are computed element by
+    element, and no variable of a reduction can be confused with one around it.
+    """
+    known: dict[str, Expr | None] = {}
+
+    def body(name: str) -> Expr | None:
+        if name not in known:
+            d = program.definitions.get(name)
+            plain = d is not None and isinstance(d.body, Expr)
+            if d is None or not plain or any(isinstance(n, Reduce) for n in walk(d.expr)):
+                known[name] = None
+            else:
+                known[name] = transform(d.expr, visit)
+        return known[name]
+
+    def visit(node: Expr) -> Expr | None:
+        if not isinstance(node, Load):
+            return None
+        array = program.constants.get(node.buffer)
+        if array is not None and array.size == 1:
+            return const(array.item(), node.dtype)
+        index = tuple(transform(i, visit) for i in node.index)
+        inner = body(node.buffer)
+        if inner is None:
+            return Load(node.dtype, node.buffer, index)
+        return substitute(inner, dict(zip(program.definitions[node.buffer].vars, index, strict=True)))
+
+    return transform(e, visit)
+
+
+def seen_keys(program: Program, a: Attention) -> SeenKeys | None:
+    """The keys that an attention's masks leave, or None where they do not tell, or tell nothing.
+
+    A boolean mask may depend on the query in addition (a causal one does): what it leaves out for every
+    query is left out. Nothing may where a mask is added, but what is surely not low (a bias by distance):
+    a query whose keys all have a low number added would weigh them all alike, hidden or not.
+    """
+    own = frozenset({a.batch, a.key})
+    keep = TRUE if a.keep is None else inlined(program, a.keep)
+    condition = _may_hold(keep, own)
+    added = False
+    if a.bias is not None and free_vars(keep) <= own:
+        terms = _terms(inlined(program, a.bias))
+        ours = [t for t in terms if free_vars(t) <= own]
+        if all(_is_moderate(program, t) for t in terms if t not in ours):
+            for t in ours:
+                above = _above_lowest(t)
+                added = added or above != TRUE
+                condition = binary("and", condition, above)
+    reads = {n.buffer for n in walk(condition) if isinstance(n, Load)}
+    if a.key not in free_vars(condition) or not reads - program.constants.keys():
+        return None
+    return SeenKeys(a.batch, a.key, condition, added)
+
+
+def _may_hold(e: Expr, own: frozenset[Var]) -> Expr:
+    """A condition in terms of some variables that holds wherever `e` does for some values of the others."""
+    if free_vars(e) <= own:
+        return e
+    if isinstance(e, Op) and e.op in ("and", "or"):
+        return binary(e.op, _may_hold(e.args[0], own), _may_hold(e.args[1], own))
+    if isinstance(e, Op) and e.op == "select" and e.args[2] == FALSE:
+        return binary("and", _may_hold(e.args[0], own), _may_hold(e.args[1], own))
+    return TRUE
+
+
+def _terms(e: Expr) -> Sequence[Expr]:
+    if isinstance(e, Op) and e.op == "add":
+        return [t for a in e.args for t in _terms(a)]
+    return [e]
+
+
+def _above_lowest(e: Expr) -> Expr:
+    """The condition e > LOWEST, decided now where `e` chooses between constants."""
+    if isinstance(e, Const):
+        return const(e.value > LOWEST, DType.BOOL)
+    if isinstance(e, Op) and e.op == "select":
+        condition, a, b = e.args[0], _above_lowest(e.args[1]), _above_lowest(e.args[2])
+        if (a, b) == (TRUE, FALSE):
+            return condition
+        if (a, b) == (FALSE, TRUE):
+            return unary("not", condition)
+        return select(condition, a, b)
+    return binary("lt", const(LOWEST, e.dtype), e)
+
+
+def _is_moderate(program: Program, e: Expr) -> bool:
+    """Whether a term is made of nothing low: of constants and weights above `LOWEST`."""
+    for node in walk(e):
+        if isinstance(node, Const) and node.dtype.is_float and node.value <= LOWEST:
+            return False
+        if isinstance(node, Load) and node.dtype.is_float:
+            array = program.constants.get(node.buffer)
+            if array is None or np.min(array, initial=0.0) <= LOWEST:
+                return False
+    return True
+
+
+def is_at(index: Expr, own: Expr) -> bool:
+    """Whether an index is a variable; if that has one value, it may have been replaced by 0."""
+    return index == own or (
+        isinstance(own, Var) and constant_int(own.extent) == 1 and constant_int(index) == 0
+    )
+
+
+def hiding_value(program: Program, seen: SeenKeys) -> int | None:
+    """The value 0 or 1 of the input that says of each position whether it is seen, where it is not.
+
+    None where the condition is another one.
+    """
+    loads = {n for n in walk(seen.condition) if isinstance(n, Load)}
+    if len(loads) != 1 or any(isinstance(n, Size) for n in walk(seen.condition)):
+        return None
+    (load,) = loads
+    own = (seen.batch, seen.key)
+    if load.buffer not in program.inputs or len(load.index) != 2 or not all(map(is_at, load.index, own)):
+        return None
+    at = Var(INDEX, "at", const(2))
+    body = substitute(seen.condition, {load: Load(load.dtype, "values", (at,))})
+    if free_vars(body) != {at}:
+        return None
+    values = np.arange(2).astype(load.dtype.numpy)
+    d = Definition("seen", DType.BOOL, (at,), body)
+    both = evaluate(Program(constants={"values": values}, definitions={"seen": d}, outputs=["seen"]), {})
+    hidden = np.flatnonzero(~both["seen"])
+    return int(hidden[0]) if hidden.size == 1 else None
