@@ -99,7 +99,7 @@ def lower_program(
 def _kernels(
     stages: Sequence[Stage],
     layouts: Mapping[str, Layout],
-    products: Mapping[str, _Product],
+    products: Mapping[str, _Packed],
     target: Target,
     results: Sequence[str],
 ) -> list[Kernel]:
