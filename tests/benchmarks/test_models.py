@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import models, networks
+from hasten.search.engines_worker import torch_module, torch_outputs
 
 
 def test_inputs_of_the_benchmarks_have_the_shapes_of_their_cases() -> None:
@@ -47,3 +48,13 @@ def test_mobilenetv2_is_the_papers() -> None:
     assert logits.shape == (2, 1000)
     assert 0.1 < logits.std() < 10  # neither died out nor exploded on the way
     assert (logits[0] - logits[1]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["resnet50", "efficientnet_lite0"])
+def test_networks_are_made_as_a_worker_makes_them(name: str) -> None:
+    module, by_name = torch_module(f"{networks.__file__}:{name}")
+    assert not by_name
+    with torch.no_grad():
+        (logits,) = torch_outputs(module(torch.from_numpy(models.labelled_pictures()[0][:1]))).values()
+    assert logits.shape[0] == 1
+    assert logits.std() > 0
