@@ -60,9 +60,9 @@ WINDOW = 3
 RESULTS = {Algorithm.WINOGRAD_2: 2, Algorithm.WINOGRAD_4: 4}
 """Results along each axis of a tile."""
 
-WEIGHT_COST = 32
+WEIGHT_COST = 16
 """Multiply-adds that one weight of float32 costs beside those it takes part in: the weights of a network do
-not stay in the cache from one run to the next, and two cores do about 8 multiply-adds for each byte that
+not stay in the cache from one run to the next, and two cores do about 4 multiply-adds for each byte that
 comes from memory. It also keeps the file small where there is little to gain."""
 
 TRANSFORM_COST = 7

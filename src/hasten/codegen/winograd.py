@@ -4,9 +4,9 @@ A tile of m x m results is computed from the (m + 2) x (m + 2) inputs that it de
 *points* gives one matrix product over all tiles: [tiles, channels] by [channels, columns]. Weights are
 transformed when compiling (`winograd_transforms`).
 
-Threads divide the tiles, or panels of columns where there are few tiles. A thread takes its tiles in
-blocks: it transforms the block's inputs into scratch memory, which stays in the second-level cache; then,
-for one panel of columns after the other, it makes the products of all points with the register tile and
+Threads divide the tiles, or panels of columns where there are few tiles or many weights. A thread takes its
+tiles in blocks: it transforms the block's inputs into scratch memory, which stays in the second-level cache;
+then, for one panel of columns after the other, it makes the products of all points with the register tile and
 transforms their results back, through the epilogue, to memory. There is no barrier in between.
 """
 
@@ -41,6 +41,7 @@ from hasten.loops.expr import (
     Address,
     Expr,
     Load,
+    Op,
     Var,
     binary,
     cast,
@@ -62,6 +63,10 @@ LARGEST_BLOCK = 60
 LINE = 16
 """Elements by which points lie further apart than they must: a cache line, for sets
 of their own."""
+
+PANEL_COST = 4
+"""What reading a panel of weights costs a thread, if the products of a tile and a panel cost 2 and the
+transform of a tile's inputs 1."""
 
 TRANSFORM_WORK = 4
 """Operations for each element of a transformed input or of a product, in and out together."""
@@ -202,7 +207,11 @@ class _Builder:
         )
 
     def partition(self) -> tuple[list[Stmt], tuple[Expr, Expr], tuple[Expr, Expr]]:
-        """This thread's ranges of tiles and panels."""
+        """This thread's ranges of tiles and panels.
+
+        Tiles are divided by whole stacks of the register tile, from the first on, so that a tile is summed in
+        a register tile of the same height, and thus in the same order, however many threads there are.
+        """
         tiles, panels = self.sizes.tiles, self.panels
         split, statements = self.by_panels()
         ranges: list[tuple[Expr, Expr]] = []
@@ -221,10 +230,26 @@ class _Builder:
         """Whether threads divide panels, not tiles; statements work it out where that is left open."""
         if self.split is not Split.AUTO:
             return const(self.split is Split.PANELS, DType.BOOL), []
-        stacks = (self.sizes.tiles + (self.tallest - 1)) // self.tallest
-        few = binary("and", binary("lt", stacks, cast(THREADS, INDEX)), binary("lt", stacks, self.panels))
-        split = Var(DType.BOOL, "split_panels")
-        return split, [Comment("threads divide tiles, or panels if there are few tiles"), Let(split, few)]
+        threads, split = cast(THREADS, INDEX), Var(DType.BOOL, "split_panels")
+        tiles, tall = self.sizes.tiles, self.tallest
+        stacks = (tiles + (tall - 1)) // tall
+
+        def divided(total: Expr) -> Expr:
+            return Op(INDEX, "truncdiv", (total, threads))
+
+        def cost(count: Expr, panels: Expr) -> Expr:
+            return count * (panels * 2 + 1) + panels * PANEL_COST
+
+        # The last thread takes what is left over, and its last stack may be low.
+        last, other = tiles - divided(stacks * (threads - 1)) * tall, divided(stacks + threads - 2) * tall
+        by_tiles = cost(binary("max", last, other), self.panels)
+        by_panels = cost(tiles, divided(self.panels + threads - 1))
+        return split, [
+            Comment(
+                "threads divide tiles, or panels: then each transforms all inputs and reads fewer weights"
+            ),
+            Let(split, binary("lt", by_panels, by_tiles)),
+        ]
 
     def over_tiles(self, body: tuple[Stmt, ...]) -> For:
         """The loop over the tiles of a block; `top` and `left` are a tile's place in the result."""

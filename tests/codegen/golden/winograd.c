@@ -16,9 +16,9 @@ typedef int32_t i32x8 __attribute__((vector_size(32)));
 typedef int64_t i64x8 __attribute__((vector_size(64)));
 static inline f32x8 strided_f32x8(const float *p, int64_t stride) { f32x8 v; for (int l = 0; l < 8; ++l) v[l] = p[l * stride]; return v; }
 static inline void store_f32x8(float *p, f32x8 v) { memcpy(p, &v, sizeof v); }
+static inline int64_t max_int64_t(int64_t a, int64_t b) { return a < b ? b : a; }
 static inline int64_t min_int64_t(int64_t a, int64_t b) { return a > b ? b : a; }
 static inline int64_t floordiv_int64_t(int64_t a, int64_t b) { if (b == 0) return 0; const int64_t q = a / b; return q - (a % b != 0 && (a < 0) != (b < 0)); }
-static inline int64_t max_int64_t(int64_t a, int64_t b) { return a < b ? b : a; }
 static inline f32x8 load_f32x8(const float *p) { f32x8 v; memcpy(&v, p, sizeof v); return v; }
 static inline f32x8 max_f32x8(f32x8 a, f32x8 b) { const i32x8 w = (i32x8)((a < b) | (b != b)); return (f32x8)((w & (i32x8)b) | (~w & (i32x8)a)); }
 static inline f32x8 splat_f32x8(float x) { return x - (f32x8){0}; }
@@ -47,13 +47,18 @@ void winograd_1(const float *restrict a, const float *restrict x0, const float *
         *restrict b, float *restrict out, float *restrict scratch, int64_t size_h, int64_t size_n, int64_t
         size_w, hasten_fault *fault, int32_t kernel, int32_t thread, int32_t threads) {
     (void)fault, (void)kernel;
-    /* threads divide tiles, or panels if there are few tiles */
-    const int64_t t0 = ((size_h + 3) / 4 * ((size_w + 3) / 4 * size_n) + 5) / 6;
-    const uint8_t split_panels = t0 < (int64_t)threads && t0 < 2;
-    const int64_t first_tile = (split_panels ? 0 : min_int64_t((int64_t)thread * t0 / (int64_t)threads * 6, (size_h + 3) / 4 * ((size_w + 3) / 4 * size_n)));
-    const int64_t last_tile = (split_panels ? (size_h + 3) / 4 * ((size_w + 3) / 4 * size_n) : min_int64_t(((int64_t)thread * t0 + t0) / (int64_t)threads * 6, (size_h + 3) / 4 * ((size_w + 3) / 4 * size_n)));
-    const int64_t first_panel = (split_panels ? (int64_t)thread * 2 / (int64_t)threads : 0);
-    const int64_t last_panel = (split_panels ? ((int64_t)thread * 2 + 2) / (int64_t)threads : 2);
+    /* threads divide tiles, or panels: then each transforms all inputs and reads fewer weights */
+    const int64_t t0 = (size_h + 3) / 4;
+    const int64_t t1 = (size_w + 3) / 4;
+    const int64_t t2 = t0 * (t1 * size_n);
+    const int64_t t3 = (int64_t)threads;
+    const int64_t t4 = (t3 + 1) / t3;
+    const int64_t t5 = (t2 + 5) / 6;
+    const uint8_t split_panels = t2 + t0 * (t1 * (size_n * (t4 * 2))) + t4 * 4 < max_int64_t(t2 - (t3 * t5 - t5) / t3 * 6, (t3 + t5 - 2) / t3 * 6) * 5 + 8;
+    const int64_t first_tile = (split_panels ? 0 : min_int64_t((int64_t)thread * t5 / t3 * 6, t2));
+    const int64_t last_tile = (split_panels ? t2 : min_int64_t(((int64_t)thread * t5 + t5) / t3 * 6, t2));
+    const int64_t first_panel = (split_panels ? (int64_t)thread * 2 / t3 : 0);
+    const int64_t last_panel = (split_panels ? ((int64_t)thread * 2 + 2) / t3 : 2);
     /* blocks of about equal size */
     const int64_t blocks = floordiv_int64_t(last_tile + 59 - first_tile, 60);
     const int64_t size = floordiv_int64_t(floordiv_int64_t(blocks + last_tile - first_tile - 1, max_int64_t(blocks, 1)) + 5, 6) * 6;
@@ -66,9 +71,9 @@ void winograd_1(const float *restrict a, const float *restrict x0, const float *
         /* inputs of the block, transformed: [point][tile][channel] */
         for (int64_t t = 0; t < height; ++t) {
             const int64_t flat = block + t;
-            const int64_t image = flat / ((size_w + 3) / 4) / ((size_h + 3) / 4);
-            const int64_t top = flat / ((size_w + 3) / 4) % ((size_h + 3) / 4) * 4;
-            const int64_t left = flat % ((size_w + 3) / 4) * 4;
+            const int64_t image = flat / t1 / t0;
+            const int64_t top = flat / t1 % t0 * 4;
+            const int64_t left = flat % t1 * 4;
             HASTEN_UNROLL
             for (int64_t i = 0; i < 6; ++i) {
                 const int64_t y = i + top;
@@ -134,17 +139,17 @@ void winograd_1(const float *restrict a, const float *restrict x0, const float *
             for (int64_t point = 0; point < 36; ++point) {
                 for (int64_t r0 = 0; r0 < height; r0 += 6) {
                     for (int64_t column = 0; column < width; column += 16) {
-                        const int64_t t1 = stride * 16;
-                        tile_rows_x16(min_int64_t(height - r0, 6), table + point * 60 + r0, 1, 1, 16, b + column + packed + point * (stride * 16), stride, b + ahead_step * (floordiv_int64_t(r0, 6) * 16) + packed + point * t1 + t1, ahead_step, scratch + column + point * 1936 + r0 * 32 + 35136);
+                        const int64_t t6 = stride * 16;
+                        tile_rows_x16(min_int64_t(height - r0, 6), table + point * 60 + r0, 1, 1, 16, b + column + packed + point * (stride * 16), stride, b + ahead_step * (floordiv_int64_t(r0, 6) * 16) + packed + point * t6 + t6, ahead_step, scratch + column + point * 1936 + r0 * 32 + 35136);
                     }
                 }
             }
             /* results of the block, transformed back */
             for (int64_t t = 0; t < height; ++t) {
                 const int64_t flat = block + t;
-                const int64_t image = flat / ((size_w + 3) / 4) / ((size_h + 3) / 4);
-                const int64_t top = flat / ((size_w + 3) / 4) % ((size_h + 3) / 4) * 4;
-                const int64_t left = flat % ((size_w + 3) / 4) * 4;
+                const int64_t image = flat / t1 / t0;
+                const int64_t top = flat / t1 % t0 * 4;
+                const int64_t left = flat % t1 * 4;
                 for (int64_t j = 0; j < width; j += 8) {
                     f32x8 half[4][6];
                     HASTEN_UNROLL
