@@ -8,7 +8,9 @@ from pathlib import Path
 
 import hasten
 
-NAMES = ["HastenError", "Session", "Target", "TensorInfo", "__version__", "compile", "errors", "open"]
+NAMES = [
+    "HastenError", "Session", "Target", "TensorInfo", "Tuning", "__version__", "compile", "errors", "open",
+]  # fmt: skip
 
 # Runs where nothing but the standard library, NumPy and hasten can be imported.
 ALONE = """

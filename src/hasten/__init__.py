@@ -23,6 +23,7 @@ from hasten.target import Target
 
 if TYPE_CHECKING:
     from hasten.api import compile  # noqa: A004 - the field's word
+    from hasten.search.tune_options import Tuning
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Session",
     "Target",
     "TensorInfo",
+    "Tuning",
     "__version__",
     "compile",
     "errors",
@@ -38,8 +40,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Loads `compile`, which needs more than NumPy, when it is first used (PEP 562)."""
-    if name != "compile":
+    """Loads `compile` and `Tuning`, which need more than NumPy, when they are first used (PEP 562)."""
+    if name not in ("Tuning", "compile"):
         raise AttributeError(f"module 'hasten' has no attribute {name!r}")
     try:
         from hasten import api
@@ -47,7 +49,7 @@ def __getattr__(name: str) -> Any:
         if error.name is None or error.name.partition(".")[0] == "hasten":
             raise
         raise MissingDependencyError(
-            f"hasten.compile needs the package {error.name.partition('.')[0]}, which is not installed: "
+            f"hasten.{name} needs the package {error.name.partition('.')[0]}, which is not installed: "
             "pip install 'hasten[compile]'"
         ) from error
-    return api.compile
+    return getattr(api, name)

@@ -8,16 +8,21 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hasten import __version__, frontends
 from hasten.backends.native import Options, Payload, compile_graph
+from hasten.codegen.schedule import Schedules
 from hasten.codegen.toolchain import default_cache
 from hasten.errors import HostOperatorWarning, OptionError
 from hasten.frontends.protocol import Dynamic, Example
 from hasten.loops.dtypes import DType
+from hasten.loops.program import Program
 from hasten.passes.pipeline import optimize_graph
 from hasten.runtime.artifact import write_artifact
 from hasten.runtime.session import Session, open_session
+from hasten.search.measure_inputs import check_names
+from hasten.search.tune_options import Tuning, choose_schedules
 from hasten.target import Target, with_bf16
 
 PRECISIONS = ("f32", "bf16")
@@ -27,7 +32,7 @@ Progress = Callable[[str], None]
 """Is told what begins: a few words, such as "reading the model"."""
 
 
-def compile(  # noqa: A001 - the field's word
+def compile(  # noqa: A001, PLR0913 - the field's word; choices, each with a default
     source: object,
     *,
     precision: str = "f32",
@@ -37,6 +42,7 @@ def compile(  # noqa: A001 - the field's word
     example: Example | None = None,
     dynamic: Dynamic | None = None,
     cache: str | os.PathLike[str] | None = None,
+    tune: str | Tuning = "0",
 ) -> Session:
     """Compiles a trained model to machine code for this processor.
 
@@ -54,6 +60,8 @@ def compile(  # noqa: A001 - the field's word
         example: inputs to trace a torch.nn.Module with.
         dynamic: for torch.nn.Module, the symbolic dims: input name -> {dim: name}.
         cache: folder of compiled objects; None for the user's cache folder.
+        tune: how tile shapes and the like are chosen: "0" from the model alone, the same on every
+            machine; "stored", "quick" or "full" by measurements on this one; or a `Tuning`.
 
     Returns:
         An open session; `save` writes its artifact.
@@ -63,6 +71,7 @@ def compile(  # noqa: A001 - the field's word
         OptionError: an argument makes no sense.
         TargetError: an unknown target, or none of them runs on this machine.
         ToolchainError: no C compiler was found.
+        TuningError: the measurements on disk cannot be read or written.
 
     Warns:
         HostOperatorWarning: some operators run on the host.
@@ -76,6 +85,7 @@ def compile(  # noqa: A001 - the field's word
         example=example,
         dynamic=dynamic,
         cache=cache,
+        tune=tune,
     )
     hosted = payload.manifest["report"]["host"]
     if hosted:
@@ -99,6 +109,7 @@ def compile_payload(  # noqa: PLR0913 - the choices of `compile`, each with a de
     example: Example | None = None,
     dynamic: Dynamic | None = None,
     cache: str | os.PathLike[str] | None = None,
+    tune: str | Tuning = "0",
     progress: Progress = lambda _: None,
 ) -> Payload:
     """What `compile` would write, without writing or opening it.
@@ -118,12 +129,32 @@ def compile_payload(  # noqa: PLR0913 - the choices of `compile`, each with a de
     if precision == "bf16":
         named = [t for target in named for t in with_bf16(target)]
     targets = tuple(dict.fromkeys(named))
+    tuning = Tuning(tune) if isinstance(tune, str) else tune
     progress("reading the model")
     model = frontends.load(source, example=example, dynamic=dynamic)
+    check_names(tuning.shapes, [v.name or "" for v in model.graph.inputs])
     progress("optimizing the graph")
     report = optimize_graph(model)
-    folder = default_cache() if cache is None else Path(cache)
-    options = Options(targets, threads, DType(precision), folder, padding)
-    progress(f"generating and compiling code for {', '.join(t.name for t in targets)}")
-    noted = {"passes": dataclasses.asdict(report), "notes": model.metadata_props.get("hasten.notes", "")}
+    noted: dict[str, Any] = {
+        "passes": dataclasses.asdict(report),
+        "notes": model.metadata_props.get("hasten.notes", ""),
+        "tuning": {},
+    }
+    folder, element = default_cache() if cache is None else Path(cache), DType(precision)
+
+    def choose(programs: Sequence[Program], target: Target) -> Schedules:
+        schedules, noted["tuning"][target.name] = choose_schedules(
+            tuning,
+            programs,
+            target,
+            threads=threads,
+            precision=element,
+            version=__version__,
+            cache=folder,
+            progress=progress,
+        )
+        progress(f"generating and compiling code for {target.name}")
+        return schedules
+
+    options = Options(targets, threads, element, folder, padding, choose)
     return compile_graph(model, options, noted, __version__)

@@ -51,6 +51,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HASTEN_CACHE", str(folder))
+        patch.setenv("HASTEN_TUNING", str(folder / "tuning.sqlite"))
         patch.delenv("HASTEN_CC", raising=False)
         yield folder
 

@@ -26,7 +26,7 @@ def expected(model: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
 def test_help_of_each_verb(invoke: Invoke) -> None:
     page = invoke("--help")
     assert page.exit_code == 0
-    for verb in ("compile", "run", "verify", "bench", "profile", "inspect", "doctor"):
+    for verb in ("compile", "run", "verify", "bench", "profile", "inspect", "doctor", "tune"):
         assert verb in page.stdout
         result = invoke(verb, "--help")
         assert result.exit_code == 0

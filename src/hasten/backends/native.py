@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,21 +11,32 @@ import numpy as np
 import onnx_ir as ir
 
 from hasten.codegen.elementary import expand_operation
+from hasten.codegen.kernel import Kernel
 from hasten.codegen.lower_stages import lower_program
 from hasten.codegen.module import Part, PartCode, module_sources, part_code
 from hasten.codegen.padding import Skipped, skip_padding
 from hasten.codegen.partition import NativePart, Step, partition
+from hasten.codegen.schedule import DEFAULTS, Schedules
 from hasten.codegen.toolchain import build, find_compiler
 from hasten.codegen.weights import Weights
 from hasten.graph.evaluate import node_model
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, Size, constant_int
-from hasten.loops.program import Guard
+from hasten.loops.program import Guard, Program
 from hasten.loops.simplify import infix
 from hasten.ops.lowering import HostNode, lower_graph
 from hasten.target import Target
 
 Members = dict[str, bytes | memoryview | list[memoryview]]
+
+
+Choose = Callable[[Sequence[Program], Target], Schedules]
+"""Gives the schedules for the parts of a model on a target."""
+
+
+def default_schedules(programs: Sequence[Program], target: Target) -> Schedules:
+    """No choices but the defaults."""
+    return DEFAULTS
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,7 @@ class Options:
         precision: F32, or BF16 to store the operands of products so.
         cache: folder of compiled objects, or None.
         padding: "skip" leaves out what a mask hides (`codegen.padding`), "compute" computes it.
+        choose: gives the schedules of products and convolutions.
     """
 
     targets: tuple[Target, ...]
@@ -45,6 +57,7 @@ class Options:
     precision: DType
     cache: Path | None
     padding: str = "skip"
+    choose: Choose = default_schedules
 
 
 @dataclass(frozen=True)
@@ -78,8 +91,12 @@ def compile_graph(model: ir.Model, options: Options, report: Mapping[str, Any], 
     members: Members = {}
     native = [s for s in steps if isinstance(s, NativePart)]
     compiled: list[PartCode] = []
+    chosen: list[dict[str, Any]] = [{} for _ in native]
     for target in options.targets if native else ():
-        codes, dtypes = _parts_code(native, target, options.precision, weights)
+        schedules = options.choose([s.program for s in native], target)
+        codes, dtypes, products = _parts_code(native, target, schedules, options.precision, weights)
+        for part, listing in zip(chosen, products, strict=True):
+            part[target.name] = listing
         sources = module_sources(range(len(native)), target, expand_operation, dtypes)
         for code in codes:
             sources.update(code.sources)
@@ -89,6 +106,8 @@ def compile_graph(model: ir.Model, options: Options, report: Mapping[str, Any], 
         compiled = codes
     members["weights.bin"] = [a.data for a in weights.arrays]
     described = _steps(steps, compiled, members, model.graph)
+    for step, by_target in zip((d for d in described if d["kind"] == "native"), chosen, strict=True):
+        step["products"] = by_target
     members["graph.onnx"] = _graph_text(model)
     manifest = {
         "format": 1,
@@ -122,20 +141,36 @@ def _without_padding(steps: Sequence[Step]) -> tuple[list[Step], list[Skipped]]:
 
 
 def _parts_code(
-    native: Sequence[NativePart], target: Target, precision: DType, weights: Weights
-) -> tuple[list[PartCode], tuple[DType, ...]]:
-    """The C of all parts, and the element types that they multiply."""
+    native: Sequence[NativePart], target: Target, schedules: Schedules, precision: DType, weights: Weights
+) -> tuple[list[PartCode], tuple[DType, ...], list[list[dict[str, Any]]]]:
+    """The C of all parts, the element types that they multiply, and the schedules for people."""
     codes = []
+    products = []
     dtypes: dict[DType, None] = {}
     first_guard = 0
     for number, step in enumerate(native):
-        lowered = lower_program(step.program, target, precision=precision)
+        lowered = lower_program(step.program, target, schedules, precision)
         offsets = {name: weights.add(array) for name, array in lowered.constants.items()}
         part = Part(number, step.program, lowered, step.sizes, offsets, first_guard)
         first_guard += len(step.program.guards)
         dtypes |= dict.fromkeys(lowered.tile_dtypes)
         codes.append(part_code(part, target, expand_operation))
-    return codes, tuple(dtypes)
+        products.append(_products(lowered.kernels, schedules))
+    return codes, tuple(dtypes), products
+
+
+def _products(kernels: Sequence[Kernel], schedules: Schedules) -> list[dict[str, Any]]:
+    """Number, shape and schedule of the kernels of products, and whether the schedule was measured."""
+    return [
+        {
+            "kernel": number,
+            "shape": str(p.shape),
+            "schedule": str(p.schedule),
+            "measured": str(p.shape) in schedules.chosen,
+        }
+        for number, p in enumerate(k.product for k in kernels)
+        if p is not None
+    ]
 
 
 def _steps(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,18 @@ import click
 from hasten.api import PADDING
 from hasten.backends.native import Payload
 from hasten.cli.console import Steps, check_place, echo_json, names, number, size, stderr
-from hasten.cli.options import json_option, model_argument, threads_option
+from hasten.cli.options import database_option, json_option, model_argument, threads_option
 from hasten.cli.sources import compile_source, is_artifact
 from hasten.errors import OptionError
 from hasten.runtime.artifact import write_artifact
+from hasten.search.measure_inputs import parse_shapes
+from hasten.search.tune import TIME_LIMITS, Tune
+from hasten.search.tune_options import Tuning
 
 _EXAMPLES = """\b
 Examples:
   hasten compile model.onnx -o model.hasten
+  hasten compile model.onnx --tune quick --shape input_ids=1x128
   hasten compile bert/ -o bert.hasten --target x86-64-v3 --target x86-64-v4
 """
 
@@ -49,16 +54,46 @@ Examples:
     help="Positions that an attention mask hides: skip them (outputs are 0 there), or compute them too.",
 )
 @threads_option
+@click.option(
+    "--tune",
+    "effort",
+    type=click.Choice([t.value for t in Tune]),
+    default=Tune.OFF.value,
+    show_default=True,
+    help="How to choose tile shapes and the like: 0 from the model alone, stored from earlier measurements "
+    "on this processor, quick or full by measuring now what was not measured before.",
+)
+@click.option(
+    "--tune-seconds",
+    metavar="S",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Time limit for measuring. [default: 60 if quick, 600 if full]",
+)
+@click.option(
+    "--shape",
+    "shapes",
+    metavar="NAME=SIZES",
+    multiple=True,
+    help="Likely shape of an input, such as input_ids=1x128, to choose for; may be repeated.",
+)
+@database_option
 @json_option
-def compile_(
+def compile_(  # noqa: PLR0913, PLR0917 - one for each option
     model: Path,
     output: Path | None,
     targets: tuple[str, ...],
     padding: str,
     threads: int | None,
+    effort: str,
+    tune_seconds: float | None,
+    shapes: tuple[str, ...],
+    database: Path | None,
     as_json: bool,
 ) -> None:
     """Compile MODEL, an ONNX file or a Hugging Face folder, to one file."""
+    if tune_seconds is not None and effort not in TIME_LIMITS:
+        raise OptionError("--tune-seconds is for measuring: give --tune quick or --tune full too")
+    tuning = Tuning(effort, tune_seconds, parse_shapes(shapes), database)
     if is_artifact(model):
         raise OptionError(f"{model} is compiled already: give the ONNX file or folder that it came from")
     path = output or Path(f"{(model.stem if model.is_file() else model.resolve().name) or 'model'}.hasten")
@@ -66,7 +101,9 @@ def compile_(
         raise OptionError(f"-o {path} is the model itself: give another name")
     check_place(path)
     with Steps(stderr()).shown() as steps:
-        payload = compile_source(model, targets=targets, padding=padding, threads=threads, progress=steps)
+        payload = compile_source(
+            model, targets=targets, padding=padding, threads=threads, tuning=tuning, progress=steps
+        )
         steps(f"writing {path}")
         write_artifact(path, payload.manifest, payload.members)
         seconds = steps.seconds
@@ -81,9 +118,23 @@ def compile_(
             f"{names([f'{node} ({reason})' for node, reason in hosted.items()])}",
             err=True,
         )
+    for target, about in summary["tuning"].items():
+        _show_tuning(target, about)
     click.echo(
         f"{path}: {size(summary['bytes'])}, {summary['kernels']} kernels "
         f"for {', '.join(summary['targets'])}, in {number(seconds)} s"
+    )
+
+
+def _show_tuning(target: str, about: Mapping[str, Any]) -> None:
+    if "measured" not in about:
+        return
+    for note in about["notes"]:
+        click.echo(f"hasten: warning: {note}", err=True)
+    left = f", {about['left']} left for lack of time" if about["left"] else ""
+    click.echo(
+        f"tuning for {target}: {about['measured']} kernels measured, {about['improved']} of them faster than "
+        f"by default, {about['stored']} known from before{left}"
     )
 
 
@@ -95,4 +146,5 @@ def _summary(payload: Payload) -> dict[str, Any]:
         "targets": [name[5:-3] for name in payload.members if name.startswith("code/")],
         "kernels": sum(len(step.get("kernels", ())) for step in manifest["steps"]),
         "host": dict(manifest["report"]["host"]),
+        "tuning": manifest["report"]["tuning"],
     }

@@ -18,6 +18,7 @@ from hasten.cli.doctor import doctor
 from hasten.cli.inspect import inspect_
 from hasten.cli.profile import profile
 from hasten.cli.run import run
+from hasten.cli.tune import tune
 from hasten.cli.verify import verify
 from hasten.errors import HastenError
 
@@ -101,5 +102,5 @@ def hasten() -> None:
     """
 
 
-for _verb in (compile_, run, verify, bench, profile, inspect_, doctor):
+for _verb in (compile_, run, verify, bench, profile, inspect_, doctor, tune):
     hasten.add_command(_verb)

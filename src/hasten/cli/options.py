@@ -31,3 +31,9 @@ threads_option = click.option(
     help="Threads of a run; all cores that this process may use if not given.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+database_option = click.option(
+    "--database",
+    metavar="F",
+    type=click.Path(path_type=Path),
+    help="File of the results of tuning. [default: $HASTEN_TUNING, or one in the user's data folder]",
+)

@@ -22,6 +22,7 @@ from hasten.errors import OptionError
 from hasten.runtime.artifact import read_artifact, write_artifact
 from hasten.runtime.manifest import Manifest, parse_manifest
 from hasten.search.measure_inputs import make_inputs, parse_shapes
+from hasten.search.tune_options import Tuning
 
 Array = NDArray[Any]
 
@@ -87,6 +88,7 @@ def compile_source(
     targets: Iterable[str] = ("native",),
     padding: str = "skip",
     threads: int | None = None,
+    tuning: Tuning | None = None,
     progress: Steps,
 ) -> Payload:
     """Compiles a model.
@@ -95,7 +97,12 @@ def compile_source(
         HastenError: as `hasten.compile`.
     """
     return compile_payload(
-        str(model), target=list(targets), padding=padding, threads=threads, progress=progress
+        str(model),
+        target=list(targets),
+        padding=padding,
+        threads=threads,
+        tune=tuning or Tuning(),
+        progress=progress,
     )
 
 

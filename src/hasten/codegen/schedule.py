@@ -258,9 +258,13 @@ class Schedules:
         return self.chosen.get(str(shape)) or default_schedule(shape, target)
 
     def likely_sizes(self, program: Program) -> dict[str, int]:
-        """Likely values of all symbolic sizes that a program derives from others, and of those given."""
+        """Likely values of all sizes that a program derives from others or measures, and of those given.
+
+        A measured size is taken for its bound: the most that it can be.
+        """
         sizes = dict(self.sizes)
-        for name, e in program.derived.items():
+        known = {**program.derived, **{name: m.bound for name, m in program.measured.items()}}
+        for name, e in known.items():
             if name not in sizes:
                 free = {n.name: NOMINAL for n in walk(e) if isinstance(n, Size)}
                 sizes[name] = max(1, size_value(e, free | sizes))

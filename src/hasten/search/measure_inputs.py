@@ -66,16 +66,8 @@ def make_inputs(
         OptionError: a shape is for an input that the model does not have.
         InputError: the shapes do not fit the model or each other.
     """
-    known = {info.name: info for info in inputs}
-    for name in shapes:
-        if name not in known:
-            raise OptionError(f"--shape: there is no input {name!r}; the model takes {', '.join(known)}")
-    given = list(shapes)
-    sizes = bind_sizes([known[name] for name in given], [shapes[name] for name in given])
-    for info in inputs:
-        for axis, dim in enumerate(info.shape):
-            if isinstance(dim, str):
-                sizes.setdefault(dim, _likely_size(info, dim, axis, batch))
+    check_names(shapes, [info.name for info in inputs])
+    sizes = likely_sizes(inputs, shapes, batch=batch)
     rows = {} if graph is None else table_rows(graph)
     rng = np.random.default_rng(seed)
     made: dict[str, Array] = {}
@@ -83,6 +75,33 @@ def make_inputs(
         shape = tuple(dim if isinstance(dim, int) else sizes[dim] for dim in info.shape)
         made[info.name] = _fill(info, shape, rows.get(info.name), inputs, made, rng)
     return made
+
+
+def check_names(shapes: Shapes, inputs: Sequence[str]) -> None:
+    """Refuses shapes of inputs that a model does not have.
+
+    Raises:
+        OptionError: there is one.
+    """
+    for name in shapes:
+        if name not in inputs:
+            raise OptionError(f"--shape: there is no input {name!r}; the model takes {', '.join(inputs)}")
+
+
+def likely_sizes(inputs: Sequence[TensorInfo], shapes: Shapes, *, batch: int = 1) -> dict[str, int]:
+    """Values of the symbolic sizes of inputs: from the shapes of some, else chosen by name and place.
+
+    Raises:
+        InputError: the shapes do not fit the inputs or each other.
+    """
+    known = {info.name: info for info in inputs}
+    given = list(shapes)
+    sizes = bind_sizes([known[name] for name in given], [shapes[name] for name in given])
+    for info in inputs:
+        for axis, dim in enumerate(info.shape):
+            if isinstance(dim, str):
+                sizes.setdefault(dim, _likely_size(info, dim, axis, batch))
+    return sizes
 
 
 def table_rows(graph: onnx.GraphProto) -> dict[str, int]:

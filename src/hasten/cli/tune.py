@@ -1,0 +1,121 @@
+"""`hasten tune`: what tuning found on this machine, and on others."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from hasten.cli.console import check_place, echo_json, number, row, stdout, table, write_file
+from hasten.cli.options import database_option, json_option
+from hasten.errors import OptionError
+from hasten.search.results import Result, Results, default_database, export_lines, import_lines
+
+_EXAMPLES = """\b
+Examples:
+  hasten compile model.onnx --tune quick      # measures, and remembers
+  hasten tune list
+  hasten tune export results.jsonl            # on one machine
+  hasten tune import results.jsonl            # on another with the same processor
+"""
+
+
+_COLUMNS = ("kernel", "schedule", ">us", ">default us", ">gain", "effort", "hasten", "measured")
+
+
+@click.group(epilog=_EXAMPLES, short_help="Show, exchange or delete the results of tuning.")
+def tune() -> None:
+    """Show, exchange or delete the results of tuning.
+
+    `hasten compile --tune quick` measures the kernels of a model in several schedules and keeps the
+    fastest of each in a database, by kernel, instruction set, processor and threads.
+    """
+
+
+@tune.command("list", short_help="Show the results.")
+@database_option
+@json_option
+def list_(database: Path | None, as_json: bool) -> None:
+    """Show the results: for each kernel the fastest schedule, and by how much it beats the default."""
+    results = _results(database)
+    rows = results.rows()
+    if as_json:
+        echo_json({"database": str(results.path), "results": [r.data() for r in rows]})
+        return
+    for machine in dict.fromkeys(r.machine for r in rows):
+        title = f"{machine.processor}, {machine.target}, threads: {machine.threads}"
+        shown = table(
+            "kernel", "schedule", ">us", ">default us", ">gain", "effort", "hasten", "measured", title=title
+        )
+        for r in rows:
+            if r.machine == machine:
+                row(
+                    shown,
+                    r.kernel,
+                    r.schedule,
+                    *_times(r),
+                    r.effort,
+                    r.version,
+                    r.measured[:16].replace("T", " "),
+                )
+        stdout().print(shown)
+    unknown = results.count() - len(rows)
+    more = f"; {unknown} more are of another version of hasten" if unknown else ""
+    click.echo(f"{len(rows)} results in {results.path}{more}")
+
+
+def _times(r: Result) -> tuple[str, str, str]:
+    gain = r.default_seconds / r.seconds - 1
+    return number(r.seconds * 1e6), number(r.default_seconds * 1e6), f"{gain:.0%}" if gain > 0 else "-"
+
+
+@tune.command("export", short_help="Write the results to a file.")
+@click.argument("file", metavar="F", type=click.Path(path_type=Path))
+@database_option
+def export(file: Path, database: Path | None) -> None:
+    """Write all results to the file F, one JSON object to a line; - for stdout."""
+    results = _results(database)
+    rows = results.rows()
+    if str(file) == "-":
+        click.echo(export_lines(rows), nl=False)
+        return
+    check_place(file)
+    write_file(file, export_lines(rows).encode())
+    click.echo(f"{file}: {len(rows)} results")
+
+
+@tune.command("import", short_help="Add results from a file.")
+@click.argument("file", metavar="F", type=click.Path(path_type=Path))
+@database_option
+def import_(file: Path, database: Path | None) -> None:
+    """Add the results in the file F, which `hasten tune export` wrote; - for stdin.
+
+    A result for a kernel and machine that is newer than what F has stays. Lines that are no results are named
+    and left out; the exit code is then 1.
+    """
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text("utf-8")
+    except FileNotFoundError:
+        raise OptionError(f"there is no file {file}: check the path") from None
+    except UnicodeDecodeError:
+        raise OptionError(f"{file} is no text: give what `hasten tune export` wrote") from None
+    done = import_lines(text, _results(database))
+    for line in done.refused:
+        click.echo(f"hasten: warning: {file}, {line}", err=True)
+    older = f", {done.older} older than those that were there" if done.older else ""
+    refused = f", {len(done.refused)} lines left out" if done.refused else ""
+    click.echo(f"{done.written} results added{older}{refused}")
+    sys.exit(1 if done.refused else 0)
+
+
+@tune.command("clear", short_help="Delete all results.")
+@database_option
+def clear(database: Path | None) -> None:
+    """Delete all results. Artifacts that were compiled with them stay as they are."""
+    results = _results(database)
+    click.echo(f"{results.clear()} results deleted from {results.path}")
+
+
+def _results(database: Path | None) -> Results:
+    return Results(default_database() if database is None else database)

@@ -1,0 +1,101 @@
+"""What a user says about tuning, and the schedules that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hasten.codegen.schedule import Schedules
+from hasten.errors import OptionError
+from hasten.loops.dtypes import DType
+from hasten.loops.expr import Expr, Size, constant_int
+from hasten.loops.program import Program
+from hasten.loops.simplify import infix
+from hasten.runtime.manifest import TensorInfo
+from hasten.search.measure_inputs import likely_sizes
+from hasten.search.results import Results, default_database
+from hasten.search.tune import TIME_LIMITS, Settings, Tune, machine_for, stored_schedules, tune_programs
+from hasten.target import Target, cores, runs_here
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How the schedules of products and convolutions are chosen.
+
+    Attributes:
+        effort: "0": from their shapes alone, so that the same model gives the same artifact anywhere;
+            "stored": from earlier measurements on this processor, where there are any; "quick" and "full":
+            measured now where they were not before, and remembered.
+        seconds: time limit for measuring; None for a minute ("quick") or ten ("full").
+        shapes: shapes that inputs will likely have, by name. Sizes that nothing says are guessed by name.
+        database: file of the measurements; None for the one in the user's data folder.
+    """
+
+    effort: str = Tune.OFF
+    seconds: float | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    database: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.effort not in list(Tune):
+            raise OptionError(f"tune={self.effort!r}: give one of {', '.join(Tune)}")
+        if self.seconds is not None and not self.seconds > 0:
+            raise OptionError(f"seconds={self.seconds}: give a number above 0, or None")
+
+    @property
+    def results(self) -> Results:
+        """The measurements."""
+        return Results(default_database() if self.database is None else Path(self.database))
+
+
+def choose_schedules(
+    tuning: Tuning,
+    programs: Sequence[Program],
+    target: Target,
+    *,
+    threads: int | None,
+    precision: DType,
+    version: str,
+    cache: Path | None,
+    progress: Callable[[str], None],
+) -> tuple[Schedules, dict[str, Any]]:
+    """The schedules for the parts of a model, and what to note about them.
+
+    Kernels are measured for targets that this machine runs; code for others has default schedules.
+
+    Raises:
+        TuningError: the measurements cannot be read or written.
+        ToolchainError: there is no compiler, or it failed.
+        InputError: the shapes do not fit the model's inputs.
+    """
+    inputs = {name: i for p in programs for name, i in p.inputs.items()}
+    described = [TensorInfo(i.name, i.dtype.numpy.name, tuple(map(_dim, i.shape))) for i in inputs.values()]
+    given = {name: shape for name, shape in tuning.shapes.items() if name in inputs}
+    sizes = likely_sizes(described, given)
+    effort = Tune(tuning.effort)
+    noted: dict[str, Any] = {"effort": effort.value}
+    if effort is Tune.OFF or not runs_here(target):
+        return Schedules(sizes=sizes), noted
+    used = cores() if threads is None else threads
+    if effort is not Tune.STORED:
+        settings = Settings(
+            "quick" if effort is Tune.QUICK else "full",
+            TIME_LIMITS[effort] if tuning.seconds is None else tuning.seconds,
+            used,
+            precision,
+            version,
+            cache,
+        )
+        report = tune_programs(programs, target, sizes, tuning.results, settings, progress=progress)
+        noted |= asdict(report)
+    chosen = stored_schedules(tuning.results, machine_for(target, used), version)
+    return Schedules(chosen, sizes), noted
+
+
+def _dim(n: Expr) -> int | str:
+    value = constant_int(n)
+    if value is not None:
+        return value
+    return n.name if isinstance(n, Size) else infix(n)

@@ -1,0 +1,131 @@
+"""`hasten compile --tune` and `hasten tune`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import Result as Invocation
+from tests.search.test_results import result
+
+from hasten import Tuning
+from hasten import compile as hasten_compile
+from hasten.codegen.schedule import Order, Schedule
+from hasten.errors import InputError, OptionError
+from hasten.search.results import Results
+from hasten.search.tune import machine_for
+from hasten.target import cores, native
+
+Invoke = Callable[..., Invocation]
+
+KERNEL = "f32: ~4x~8 rows, depth 8, 4 columns"
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return tmp_path / "results.sqlite"
+
+
+def compiled(invoke: Invoke, model: Path, database: Path, *options: object) -> dict[str, object]:
+    path = database.parent / "m.hasten"
+    shape = ("--shape", "input_ids=3x7")
+    done = invoke("compile", model, "-o", path, "--database", database, "--json", *shape, *options)
+    assert done.exit_code == 0, done.stderr
+    summary: dict[str, object] = json.loads(done.stdout)["tuning"][native().name]
+    return summary
+
+
+def schedule_in(invoke: Invoke, artifact: Path) -> tuple[str, bool]:
+    kernels = json.loads(invoke("inspect", artifact, "--kernels", "--json").stdout)["kernels"]
+    ((found,),) = [k["schedules"] for k in kernels if k["schedules"]]
+    return found["schedule"], found["measured"]
+
+
+def test_kernels_are_measured_once_and_shown(
+    invoke: Invoke, model: Path, database: Path, inputs: dict[str, np.ndarray]
+) -> None:
+    first = compiled(invoke, model, database, "--tune", "quick")
+    assert (first["effort"], first["measured"], first["stored"], first["left"]) == ("quick", 1, 0, 0)
+    second = compiled(invoke, model, database, "--tune", "quick", "--tune-seconds", "5")
+    assert (second["measured"], second["stored"]) == (0, 1)
+    assert schedule_in(invoke, database.parent / "m.hasten")[1]
+    (row,) = Results(database).rows(machine_for(native(), cores()))
+    assert row.kernel == KERNEL
+    listing = invoke("tune", "list", "--database", database)
+    assert KERNEL in listing.stdout
+    assert f"1 results in {database}" in listing.stdout
+
+
+def test_stored_results_are_used_only_where_asked_for(invoke: Invoke, model: Path, database: Path) -> None:
+    other = Schedule(order=Order.ROWS, row_block=48)
+    Results(database).record([result(KERNEL, machine=machine_for(native(), cores()), schedule=other)])
+    path = database.parent / "m.hasten"
+    assert compiled(invoke, model, database) == {"effort": "0"}
+    assert schedule_in(invoke, path) == ("plain", False)
+    untouched = path.read_bytes()
+    assert compiled(invoke, model, database, "--tune", "stored") == {"effort": "stored"}
+    assert schedule_in(invoke, path) == ("rows outside, blocks of 48", True)
+    assert "rows outside, blocks of 48 (measured)" in invoke("inspect", path, "--kernels").stdout
+    compiled(invoke, model, database, "--tune", "0")
+    assert path.read_bytes() == untouched
+
+
+def test_results_go_from_one_database_to_another(invoke: Invoke, database: Path, tmp_path: Path) -> None:
+    Results(database).record([result("a"), result("b")])
+    file, other = tmp_path / "results.jsonl", tmp_path / "other.sqlite"
+    assert "2 results" in invoke("tune", "export", file, "--database", database).stdout
+    assert invoke("tune", "export", "-", "--database", database).stdout == file.read_text()
+    done = invoke("tune", "import", file, "--database", other)
+    assert (done.exit_code, done.stdout) == (0, "2 results added\n")
+    data = json.loads(invoke("tune", "list", "--database", other, "--json").stdout)
+    assert [r["kernel"] for r in data["results"]] == ["a", "b"]
+    assert invoke("tune", "clear", "--database", other).stdout == f"2 results deleted from {other}\n"
+    assert Results(other).rows() == []
+    assert len(Results(database).rows()) == 2
+
+
+def test_lines_that_are_left_out_are_named(invoke: Invoke, database: Path, tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    file.write_text(f"{json.dumps(result().data())}\n{{}}\n")
+    done = invoke("tune", "import", file, "--database", database)
+    assert done.exit_code == 1
+    assert done.stdout == "1 results added, 1 lines left out\n"
+    assert f"{file}, line 2: a result is an object" in done.stderr
+
+
+def test_without_results(invoke: Invoke, database: Path) -> None:
+    assert invoke("tune", "list", "--database", database).stdout == f"0 results in {database}\n"
+    assert invoke("tune", "clear", "--database", database).exit_code == 0
+    assert not database.exists()
+
+
+def test_what_makes_no_sense_is_refused(refused: Callable[..., str], model: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad").write_bytes(b"\xff" * 5000)
+    out = ("-o", tmp_path / "m.hasten")
+    assert "is no text" in refused("tune", "import", tmp_path / "bad")
+    assert "no file" in refused("tune", "import", tmp_path / "none")
+    assert "damaged" in refused("tune", "list", "--database", tmp_path / "bad")
+    assert "damaged" in refused("compile", model, *out, "--tune", "stored", "--database", tmp_path / "bad")
+    assert "--tune quick" in refused("compile", model, *out, "--tune-seconds", "3")
+    assert "no input 'ids'" in refused("compile", model, *out, "--shape", "ids=1x2")
+    assert "'some'" in refused("compile", model, *out, "--tune", "some")
+
+
+def test_from_python(model: Path, database: Path, cache: Path, inputs: dict[str, np.ndarray]) -> None:
+    loaded = onnx.load(model)
+    plain = hasten_compile(loaded, cache=cache)
+    tuned = hasten_compile(
+        loaded, cache=cache, tune=Tuning("quick", shapes={"input_ids": (3, 7)}, database=database)
+    )
+    assert [r.kernel for r in Results(database).rows()] == [KERNEL]
+    np.testing.assert_allclose(tuned.run(inputs)["scores"], plain.run(inputs)["scores"], rtol=1e-5, atol=1e-5)
+    with pytest.raises(OptionError, match="'fast'"):
+        hasten_compile(loaded, tune="fast")
+    with pytest.raises(OptionError, match="seconds"):
+        Tuning("quick", seconds=0)
+    with pytest.raises(InputError):
+        hasten_compile(loaded, cache=cache, tune=Tuning(shapes={"input_ids": (3,)}))
