@@ -13,8 +13,10 @@ from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.reductions import WIDE, Names, hoist
 from hasten.codegen.stage import Stage
 from hasten.codegen.vectorize import coefficient, vectorizable, vectorize
+from hasten.codegen.window import conjuncts, find_window
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
+    Const,
     Expr,
     Load,
     Op,
@@ -26,14 +28,18 @@ from hasten.loops.expr import (
     const,
     constant_int,
     free_vars,
+    select,
     substitute,
     transform,
     walk,
 )
-from hasten.loops.nest import For, Function, If, Let, Param, Stmt, Store, expressions, size_parameter
+from hasten.loops.nest import For, Function, If, Let, Param, Stmt, Store, choose, expressions, size_parameter
 from hasten.loops.simplify import spell
 
 OUTPUT = "out"
+
+FRAMED_CHANNELS = 8
+"""Channels up to which a row of a framed picture is unrolled over them."""
 
 FIRST_LEVEL_CACHE = 32 << 10
 """Bytes of data that surely fit a core's first-level cache on every processor of interest."""
@@ -61,7 +67,7 @@ def map_kernel(stage: Stage, layouts: Layouts, vector_bytes: int, name: str) -> 
     value, buffers = name_buffers(domain.value)
     domain = Domain(domain.vars, value, domain.address)
     lanes = vector_bytes // max(4, stage.dtype.bytes)
-    body = parallel_nest(domain, lanes, Names())
+    body = framed_nest(domain) or parallel_nest(domain, lanes, Names())
     return finish_kernel(name, body, buffers, layouts, stage, work=_work(domain))
 
 
@@ -201,6 +207,55 @@ def parallel_nest(d: Domain, lanes: int, names: Names) -> tuple[Stmt, ...]:
     task = Var(INDEX, "task", total)
     first, last = share(total, const(1))
     return (For(task, first, last, (*decode(task, tasks), *row, *body)),)
+
+
+def framed_nest(d: Domain) -> tuple[Stmt, ...] | None:
+    """Loops over a picture of few channels in a frame of a constant: each row without conditions.
+
+    A row is frame, picture, frame. Its channels are unrolled, so that a compiler sees the whole pattern in
+    which they are interleaved, and makes vectors of it. None where a domain is anything else.
+    """
+    value = d.value
+    if isinstance(value, Op) and value.op == "cast":
+        (value,) = value.args
+    if len(d.vars) < 3 or not isinstance(value, Op) or value.op != "select":
+        return None
+    *outer, column, channel = d.vars
+    condition, inside, outside = value.args
+    count, width = constant_int(channel.extent), column.extent
+    reads = any(isinstance(n, Load) for n in walk(condition)) or not isinstance(inside, Load)
+    if count is None or count > FRAMED_CHANNELS or reads or not isinstance(outside, Const):
+        return None
+    in_row: Expr = const(True, DType.BOOL)
+    in_picture = in_row
+    for atom in conjuncts(condition):
+        if column in free_vars(atom):
+            in_row = binary("and", in_row, atom)
+        else:
+            in_picture = binary("and", in_picture, atom)
+    one, zero = const(1.0, DType.F32), const(0.0, DType.F32)
+    window = find_window("sum", (column,), select(in_row, one, zero))
+    if window is None or width is None or channel in free_vars(condition):
+        return None
+
+    def fill(start: Expr, stop: Expr, value: Expr) -> For:
+        element = Store(OUTPUT, (d.address,), cast(value, d.value.dtype))
+        pixel = For(channel, const(0), const(count), (element,), unroll=True)
+        return For(column, start, stop, (pixel,))
+
+    begin, end = Var(INDEX, "begin"), Var(INDEX, "end")
+    low, high = window.ranges[column]
+    row = (
+        Let(begin, low),
+        Let(end, high),
+        fill(const(0), begin, outside),
+        fill(begin, end, inside),
+        fill(end, width, outside),
+    )
+    task = Var(INDEX, "task", math.prod((v.extent for v in outer if v.extent is not None), start=const(1)))
+    assert task.extent is not None
+    body = (*decode(task, outer), *choose(in_picture, row, (fill(const(0), width, outside),)))
+    return (For(task, *share(task.extent, const(1)), body),)
 
 
 def _block(value: Expr, inner: Var, lanes: int) -> int | None:
