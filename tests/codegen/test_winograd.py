@@ -157,6 +157,24 @@ def test_few_tiles_are_divided_by_panels():
         agree(engine, case.feeds(1, 8, 8), (1, 2, 3, 4), TOLERANCE)
 
 
+def test_residual_blocks_by_default():
+    """What is chosen without being told, one after the other: as in a network, from 3 channels to means."""
+    text = "h0 = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(x, w0) r0 = Relu(h0) " + " ".join(
+        f"a{i} = Conv<pads = [1, 1, 1, 1]>(r{i - 1}, v{i}, c) b{i} = Relu(a{i}) "
+        f"d{i} = Conv<pads = [1, 1, 1, 1]>(b{i}, w{i}, c) e{i} = Add(d{i}, r{i - 1}) r{i} = Relu(e{i})"
+        for i in (1, 2, 3)
+    )
+    weights = {f"{n}{i}": normal(32, 32, 3, 3) / np.float32(17) for n in "vw" for i in (1, 2, 3)}
+    p = program(
+        f"(float[n, 3, 60, 52] x) => (float[n, 32, 1, 1] y) {{ {text} y = GlobalAveragePool(r3) }}",
+        {"w0": normal(32, 3, 3, 3), "c": normal(32), **weights},
+    )
+    names = [k.function.name for k in lower_program(p, native()).kernels]
+    assert sum("winograd" in n for n in names) == 6
+    (engine,) = compile_programs([p], native())
+    agree(engine, {"x": normal(2, 3, 60, 52)}, (1, 2), TOLERANCE)
+
+
 # Rounding
 
 
