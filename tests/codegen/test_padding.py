@@ -9,7 +9,9 @@ import pytest
 from tests.codegen.engines import Interpreted, compile_programs
 from tests.codegen.graphs import agree, program
 
+import hasten
 from hasten.codegen.padding import skip_padding
+from hasten.errors import OptionError
 from hasten.loops.dtypes import INDEX
 from hasten.loops.evaluate import evaluate
 from hasten.loops.expr import Size
@@ -27,6 +29,9 @@ MASKS = {
     "distance": "m = Cast<to = 9>(mask) w = Where(m, zero, lowest) u = Unsqueeze(w, middle) "
     "i = Range(zero_i, length, one_i) j = Unsqueeze(i, last) d = Sub(i, j) g = Cast<to = 1>(d) "
     "mk = Add(u, g)",
+    "distance or low": "m = Cast<to = 9>(mask) u = Unsqueeze(m, middle) "
+    "i = Range(zero_i, length, one_i) j = Unsqueeze(i, last) d = Sub(i, j) g = Cast<to = 1>(d) "
+    "mk = Where(u, g, lowest)",
     "causal": "m = Cast<to = 9>(mask) u = Unsqueeze(m, middle) "
     "i = Range(zero_i, length, one_i) j = Unsqueeze(i, last) c = LessOrEqual(i, j) mk = And(u, c)",
 }
@@ -61,7 +66,7 @@ def encoder(mask: str, pool: str) -> Program:
     return transformer(mask, declared, nodes)
 
 
-def transformer(mask: str, outputs: str, nodes: str, shape: str = "b, s") -> Program:
+def transformer(mask: str, outputs: str, nodes: str, shape: str = "b, s", before: str = "") -> Program:
     rng = np.random.default_rng(0)
 
     def floats(*shape: int) -> np.ndarray:
@@ -91,7 +96,9 @@ def transformer(mask: str, outputs: str, nodes: str, shape: str = "b, s") -> Pro
         "p0 = Gather(places, i0) e0 = Gather(table, ids) x0 = Add(e0, p0)"
     )
     inputs = f"int64[{shape}] ids, int64[{shape}] mask"
-    return program(f"({inputs}) => ({outputs}) {{ {start} {MASKS[mask]} {layers} {nodes} }}", constants)
+    return program(
+        f"({inputs}) => ({outputs}) {{ {start} {before or MASKS[mask]} {layers} {nodes} }}", constants
+    )
 
 
 def feeds(mask: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
@@ -208,6 +215,11 @@ def test_what_depends_on_padding_is_computed_with_it(outputs: str, nodes: str) -
     assert skip_padding(p) == (p, None)
 
 
+def test_an_unknown_choice_is_refused() -> None:
+    with pytest.raises(OptionError, match="padding='maybe': give one of skip, compute"):
+        hasten.compile("nowhere.onnx", padding="maybe")
+
+
 def test_without_a_mask_of_the_inputs_there_is_no_padding() -> None:
     p = program(
         "(float[b, s, 8] x) => (float[b, s, 8] z) "
@@ -215,6 +227,12 @@ def test_without_a_mask_of_the_inputs_there_is_no_padding() -> None:
         {"w": np.ones((8, 8), np.float32)},
     )
     assert skip_padding(p) == (p, None)
+
+
+def test_masks_that_hide_by_query_are_not_added() -> None:
+    """A query that sees no key at all would weigh hidden keys; which queries these are is not known."""
+    causal = MASKS["causal"].replace("mk = And(u, c)", "w = And(u, c) mk = Where(w, zero, lowest)")
+    assert skip_padding(transformer("causal", *POOLS["states"], before=causal))[1] is None
 
 
 def test_part_of_a_model_stays_padded() -> None:

@@ -102,13 +102,12 @@ def seen_keys(program: Program, a: Attention) -> SeenKeys | None:
     condition = _may_hold(keep, own)
     added = False
     if a.bias is not None and free_vars(keep) <= own:
-        terms = _terms(inlined(program, a.bias))
-        ours = [t for t in terms if free_vars(t) <= own]
-        if all(_is_moderate(program, t) for t in terms if t not in ours):
-            for t in ours:
-                above = _above_lowest(t)
-                added = added or above != TRUE
-                condition = binary("and", condition, above)
+        above = [_above_lowest(program, t, own) for t in _terms(inlined(program, a.bias))]
+        known = [e for e in above if e is not None]
+        if len(known) == len(above):
+            added = any(e != TRUE for e in known)
+            for e in known:
+                condition = binary("and", condition, e)
     reads = {n.buffer for n in walk(condition) if isinstance(n, Load)}
     if a.key not in free_vars(condition) or not reads - program.constants.keys():
         return None
@@ -132,30 +131,34 @@ def _terms(e: Expr) -> Sequence[Expr]:
     return [e]
 
 
-def _above_lowest(e: Expr) -> Expr:
-    """The condition e > LOWEST, decided now where `e` chooses between constants."""
+def _above_lowest(program: Program, e: Expr, own: frozenset[Var]) -> Expr | None:
+    """The condition e > LOWEST in terms of some variables; None where it depends on others."""
     if isinstance(e, Const):
         return const(e.value > LOWEST, DType.BOOL)
-    if isinstance(e, Op) and e.op == "select":
-        condition, a, b = e.args[0], _above_lowest(e.args[1]), _above_lowest(e.args[2])
+    if isinstance(e, Op) and e.op == "select" and free_vars(e.args[0]) <= own:
+        condition, a, b = e.args[0], *(_above_lowest(program, side, own) for side in e.args[1:])
         if (a, b) == (TRUE, FALSE):
             return condition
         if (a, b) == (FALSE, TRUE):
             return unary("not", condition)
-        return select(condition, a, b)
-    return binary("lt", const(LOWEST, e.dtype), e)
+        return None if a is None or b is None else select(condition, a, b)
+    if _is_moderate(program, e):
+        return TRUE
+    return binary("lt", const(LOWEST, e.dtype), e) if free_vars(e) <= own else None
 
 
 def _is_moderate(program: Program, e: Expr) -> bool:
-    """Whether a term is made of nothing low: of constants and weights above `LOWEST`."""
-    for node in walk(e):
-        if isinstance(node, Const) and node.dtype.is_float and node.value <= LOWEST:
-            return False
-        if isinstance(node, Load) and node.dtype.is_float:
-            array = program.constants.get(node.buffer)
-            if array is None or np.min(array, initial=0.0) <= LOWEST:
-                return False
-    return True
+    """Whether a number is surely not low: a weight, or simple arithmetic of weights and integers."""
+    if isinstance(e, Const):
+        return e.value > LOWEST
+    if isinstance(e, Load):
+        array = program.constants.get(e.buffer)
+        return array is not None and bool(np.min(array, initial=0.0) > LOWEST)
+    if isinstance(e, Op) and e.op == "cast":
+        return not e.args[0].dtype.is_float or _is_moderate(program, e.args[0])
+    values = e.args[1:] if isinstance(e, Op) and e.op == "select" else e.args if isinstance(e, Op) else ()
+    simple = isinstance(e, Op) and e.op in ("add", "sub", "mul", "neg", "abs", "select")
+    return simple and all(_is_moderate(program, v) for v in values)
 
 
 def is_at(index: Expr, own: Expr) -> bool:
