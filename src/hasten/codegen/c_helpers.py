@@ -136,11 +136,23 @@ def _function(op: str, dtype: DType, lanes: int) -> str:
             "    hasten_report(fault, HASTEN_FAULT_INDEX, kernel, index, limit);\n"
             "    return 0;\n}"
         )
+    if op in ("zip_low", "zip_high"):
+        return _zip(name, dtype, lanes, high=op == "zip_high")
     if dtype is DType.BF16:
         return bf16_function(op, name, lanes)
     if lanes == 1:
         return f"{head}{_scalar_function(op, name, dtype)}"
     return _mapped(op, name, dtype, t, lanes)
+
+
+def _zip(name: str, dtype: DType, lanes: int, *, high: bool) -> str:
+    """Groups of 32 bits of two vectors in turns, from their lower or upper halves."""
+    size = 4 // dtype.bytes
+    first = lanes // 2 if high else 0
+    groups = [g + side for g in range(first, first + lanes // 2, size) for side in (0, lanes)]
+    order = ", ".join(str(g + i) for g in groups for i in range(size))
+    t = vector_type(dtype, lanes)
+    return f"static inline {t} {name}({t} a, {t} b) {{\n    return __builtin_shufflevector(a, b, {order});\n}}"
 
 
 def _lanewise_access(op: str, name: str, dtype: DType, t: str, lanes: int) -> str:

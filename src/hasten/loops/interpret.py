@@ -302,6 +302,8 @@ class _Frame:
             result = np.tile(a[0], e.lanes // e.args[0].lanes)
         elif e.op == "interleave":
             result = np.stack(np.broadcast_arrays(*a), axis=1).reshape(-1)
+        elif e.op in ("zip_low", "zip_high"):
+            result = _zip(a[0], a[1], 4 // e.dtype.bytes, high=e.op == "zip_high")
         elif e.op == "dot":
             result = _dot(a[0], a[1], a[2], e.dtype)
         else:
@@ -315,6 +317,13 @@ class _Frame:
 def _wrapped(n: int) -> int:
     """An integer modulo 2^64, in the range of int64."""
     return n if -(2**63) <= n < 2**63 else (n + 2**63) % 2**64 - 2**63
+
+
+def _zip(a: Array, b: Array, size: int, *, high: bool) -> Array:
+    """Groups of the lower or upper halves of two vectors in turns."""
+    groups = np.stack([a.reshape(-1, size), b.reshape(-1, size)], axis=1)
+    half = len(groups) // 2
+    return (groups[half:] if high else groups[:half]).reshape(-1)
 
 
 def _dot(sums: Array, a: Array, b: Array, dtype: DType) -> Array:

@@ -1,0 +1,55 @@
+"""Transposes a square block in registers: what packs keys for attention."""
+
+from __future__ import annotations
+
+from hasten.codegen.tiles import group, suffix
+from hasten.loops.dtypes import INDEX, DType
+from hasten.loops.expr import Load, Op, Var, const
+from hasten.loops.nest import Comment, Declare, For, Function, Param, Stmt, Store
+from hasten.target import Target
+
+
+def transpose_name(target: Target, dtype: DType) -> str:
+    """Name of the function for a target and an element type."""
+    lanes = target.vector_bytes // 4
+    return f"transpose_{lanes}x{lanes}{suffix(dtype)}"
+
+
+def transpose_function(target: Target, dtype: DType) -> Function:
+    """to[column][row] = from[row][column] for as many rows and columns as a vector has groups of 32 bits.
+
+    The rows are shuffled as cards are: halves of the block are interleaved, which doubles the length of
+    the runs that lie in place, so that log2 of the number of rows such rounds transpose it.
+    """
+    size, lanes = group(dtype), target.vector_bytes // 4
+    width, half = lanes * size, lanes // 2
+    i = Var(INDEX, "i", const(lanes))
+    pair = Var(INDEX, "pair", const(half))
+    from_stride, to_stride = Var(INDEX, "from_stride"), Var(INDEX, "to_stride")
+
+    def unrolled(v: Var, *body: Stmt) -> For:
+        assert v.extent is not None
+        return For(v, const(0), v.extent, body, unroll=True)
+
+    body: list[Stmt] = [
+        Declare("round_0", dtype, (lanes,), width),
+        unrolled(i, Store("round_0", (i,), Load(dtype, "from", (i * from_stride,), lanes=width))),
+    ]
+    rounds = lanes.bit_length() - 1
+    for n in range(rounds):
+        old, new = f"round_{n}", f"round_{n + 1}"
+        arguments = (Load(dtype, old, (pair,), lanes=width), Load(dtype, old, (pair + half,), lanes=width))
+        low, high = (Op(dtype, op, arguments, lanes=width) for op in ("zip_low", "zip_high"))
+        body += [
+            Declare(new, dtype, (lanes,), width),
+            unrolled(pair, Store(new, (pair * 2,), low), Store(new, (pair * 2 + 1,), high)),
+        ]
+    result = Load(dtype, f"round_{rounds}", (i,), lanes=width)
+    body += [Comment("row i is now column i"), unrolled(i, Store("to", (i * to_stride,), result))]
+    params = (
+        Param("from", dtype, 1),
+        Param("from_stride", INDEX),
+        Param("to", dtype, 1, writable=True),
+        Param("to_stride", INDEX),
+    )
+    return Function(transpose_name(target, dtype), params, tuple(body), "a square block, transposed")
