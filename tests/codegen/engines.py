@@ -15,9 +15,9 @@ from hasten.codegen import module
 from hasten.codegen.batch import batch_sources
 from hasten.codegen.elementary import expand_operation
 from hasten.codegen.lower_stages import Lowered, lower_program
+from hasten.codegen.microkernels import microkernels
 from hasten.codegen.module import Part
 from hasten.codegen.schedule import DEFAULTS, Schedules
-from hasten.codegen.tiles import tile_functions
 from hasten.codegen.toolchain import build, find_compiler
 from hasten.codegen.weights import Weights
 from hasten.errors import InputError
@@ -41,7 +41,7 @@ GUARD = 64
 
 @functools.cache
 def _tiles(target: Target) -> tuple[Function, ...]:
-    return tuple(tile_functions(target, TILE_DTYPES))
+    return tuple(microkernels(target, TILE_DTYPES))
 
 
 def parameters(program: Program) -> tuple[str, ...]:

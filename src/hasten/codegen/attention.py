@@ -18,29 +18,32 @@ from hasten.codegen.gemm import PRODUCTS_PER_WORK
 from hasten.codegen.kernel import SCRATCH, SCRATCH_PARAM, THREADS, Kernel
 from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.maps import Domain, finish_kernel, inner_loop, share
-from hasten.codegen.reductions import Names, schedule_reduction
+from hasten.codegen.reductions import Names
 from hasten.codegen.stage import Stage
-from hasten.codegen.tiles import PANEL, Columns, Rows, Tile, group, multiply
-from hasten.codegen.vectorize import coefficient
+from hasten.codegen.tiles import PANEL, TILE, Columns, Rows, Tile, group, multiply
+from hasten.codegen.transpose import transpose_name
+from hasten.codegen.vectorize import coefficient, vectorizable, vectorize
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
     Address,
     Expr,
     Load,
     Op,
-    Reduce,
     Var,
     binary,
     cast,
     const,
+    constant_int,
+    select,
     substitute,
     transform,
     unary,
 )
-from hasten.loops.nest import Comment, Declare, For, Let, Param, Stmt, Store
+from hasten.loops.nest import Call, Comment, Declare, For, Let, Param, Stmt, Store
 from hasten.loops.program import Attention
 
 F32 = DType.F32
+_MINUS_INFINITY = const(float("-inf"), F32)
 ROWS_AHEAD = 16
 """Steps of depth by which a panel of keys or values is asked for before it is needed."""
 PAIRS = "scratch_pairs"
@@ -107,6 +110,10 @@ class _Parts:
     def values_at(self, pitch: Expr) -> Expr:
         """Where packed values begin, if they are packed."""
         return self.weights_at(pitch) + pitch * self.rows
+
+    def whole_vectors(self, count: Expr) -> Expr:
+        """A number of elements rounded up to whole vectors."""
+        return (count + (self.lanes - 1)) // self.lanes * self.lanes
 
     def whole_groups(self, count: Expr) -> Expr:
         """A number of elements rounded up to whole groups."""
@@ -175,7 +182,7 @@ def _body(p: _Parts) -> tuple[Stmt, ...]:
         Comment("threads take whole heads if there are enough, else stretches of queries"),
         Let(many, Op(DType.BOOL, "le", (threads, heads))),
         *outside,
-        Declare("table", p.dtype, (p.rows,), pointer=True),
+        Declare("table", p.dtype, (max(p.rows, p.lanes),), pointer=True),
         Declare("tile", F32, (p.rows * PANEL,)),
         Declare("total", F32, (p.rows,)),
         For(
@@ -235,19 +242,45 @@ def _bound(p: _Parts) -> dict[Expr, Expr]:
 
 
 def _pack_keys(p: _Parts, pitch: Var) -> tuple[Stmt, ...]:
-    """packed[panel][depth / group][key in panel][group] = k[key][depth]; keys beyond the last are zero."""
-    a, size = p.a, p.group
+    """packed[panel][depth / group][key in panel][group] = k[key][depth].
+
+    Keys beyond the last repeat it; their scores are not used.
+    """
+    a, size, lanes = p.a, p.group, p.lanes
     steps = _extent(a.depth) // size
-    panel, d, j = Var(INDEX, "panel"), Var(INDEX, "d", steps), Var(INDEX, "j", const(PANEL))
-    key = panel * PANEL + j
-    load = substitute(_operand(p, a.k, "k"), {**_bound(p), a.key: p.first + key, a.depth: d * size})
-    inside = Op(DType.BOOL, "lt", (key, p.keys))
-    value = _or_zero(inside, replace(load, lanes=size))
-    at = p.keys_at(pitch) + panel * (_extent(a.depth) * PANEL) + d * (PANEL * size) + j * size
-    inner = For(j, const(0), const(PANEL), (For(d, const(0), steps, (Store(p.packed, (at,), value),)),))
+    panel, j, d = Var(INDEX, "panel"), Var(INDEX, "j", const(PANEL)), Var(INDEX, "d", steps)
+    load = _operand(p, a.k, "k")
+    contiguous = constant_int(coefficient(load.index[0], a.depth) or const(0)) == 1
+    # Whole blocks are transposed in registers, the rest of the depth goes one group at a time.
+    whole = steps // lanes * lanes if contiguous else const(0)
+    into = p.keys_at(pitch) + panel * (_extent(a.depth) * PANEL) + j * size
+
+    def key(at: Expr) -> dict[Expr, Expr]:
+        return {**_bound(p), a.key: p.first + binary("min", panel * PANEL + at, p.keys - 1)}
+
+    i = Var(INDEX, "i", const(lanes))
+    row = substitute(load, {**key(j + i), a.depth: const(0)})
+    assert isinstance(row, Load)
+    block = Call(
+        transpose_name(lanes, p.dtype),
+        (Address(p.dtype, "table", (const(0),)), d * size,
+         Address(p.dtype, p.packed, (into + d * (PANEL * size),)), const(PANEL * size)),
+    )  # fmt: skip
+    blocks = (
+        For(i, const(0), const(lanes), (Store("table", (i,), Address(p.dtype, "k", row.index)),)),
+        For(d, const(0), whole, (block,), step=lanes),
+    )
+    single = substitute(load, {**key(j), a.depth: d * size})
+    assert isinstance(single, Load)
+    moved = Store(p.packed, (into + d * (PANEL * size),), replace(single, lanes=size))
+    body: list[Stmt] = []
+    if whole != const(0):
+        body.append(For(j, const(0), const(PANEL), blocks, step=lanes))
+    if whole != steps:
+        body.append(For(j, const(0), const(PANEL), (For(d, whole, steps, (moved,)),)))
     return (
         Comment("keys, transposed into panels"),
-        For(panel, const(0), pitch // const(PANEL), (inner,)),
+        For(panel, const(0), pitch // const(PANEL), tuple(body)),
     )
 
 
@@ -288,90 +321,103 @@ def _query_tile(p: _Parts, block: Var, end: Var, pitch: Var) -> tuple[Stmt, ...]
     fill = For(r, const(0), const(p.rows), (Store("table", (r,), Address(p.dtype, "q", (at,))),))
     panel_at = p.keys_at(pitch) + key_panel * (_extent(a.depth) * PANEL)
     keys = Address(p.dtype, p.packed, (panel_at,))
-    product = _product(p, m, _extent(a.depth), keys, const(PANEL * p.group), const(PANEL))
-    copy = _store_scores(p, m, block, key_panel, pitch)
+    scores = Address(F32, SCRATCH, (key_panel * PANEL,))
+    width = Var(INDEX, "width")
+    product = (
+        Let(width, binary("min", p.keys - key_panel * PANEL, const(PANEL))),
+        *_product(p, m, _extent(a.depth), keys, const(PANEL * p.group), width, scores, pitch),
+    )
+    strip = r * pitch
     return (
         Let(m, binary("min", end - block, const(p.rows))),
         fill,
         Comment("scores"),
-        For(key_panel, const(0), pitch // const(PANEL), (*product, *copy)),
+        For(key_panel, const(0), pitch // const(PANEL), product),
         Comment("softmax, not yet divided by its sum"),
-        *_softmax(p, m, pitch),
+        For(r, const(0), m, (*_masked_scores(p, block + r, strip), *_weights(p, r, strip, pitch))),
         Comment("weighted sum of the values"),
         *_weighted_sum(p, m, block, pitch),
     )
 
 
-def _product(p: _Parts, m: Var, depth: Expr, panel: Address, stride: Expr, width: Expr) -> tuple[Stmt, ...]:
+def _product(
+    p: _Parts,
+    m: Var,
+    depth: Expr,
+    panel: Address,
+    stride: Expr,
+    width: Expr,
+    result: Address = TILE,
+    result_pitch: Expr | None = None,
+) -> tuple[Stmt, ...]:
     """The rows in the table times one panel."""
     rows = Rows(Address(p.dtype, "table", (const(0),)), const(p.rows), const(1), depth)
     ahead = Address(p.dtype, panel.buffer, (panel.index[0] + stride * ROWS_AHEAD,))
-    return multiply(p.tiles, m, rows, Columns(panel, stride, width, ahead, stride))
+    return multiply(p.tiles, m, rows, Columns(panel, stride, width, ahead, stride), result, result_pitch)
 
 
-def _store_scores(p: _Parts, m: Var, block: Var, panel: Var, pitch: Var) -> tuple[Stmt, ...]:
-    """Scales and masks a tile of scores on its way to the strip of scores."""
+def _masked_scores(p: _Parts, row: Expr, strip: Expr) -> tuple[Stmt, ...]:
+    """Scales and masks a strip of scores in place, finds the largest, fills its last vector with -inf."""
     a = p.a
-    r, j = Var(INDEX, "r", const(p.rows)), Var(INDEX, "j")
-    key = panel * PANEL + j
-    at = {**_bound(p), a.row: block + r, a.key: p.first + key}
-    value: Expr = Op(F32, "mul", (Load(F32, "tile", (r * PANEL + j,)), const(a.scale, F32)))
+    t = Var(INDEX, "t", p.keys)
+    at = {**_bound(p), a.row: row, a.key: p.first + t}
+    value: Expr = Op(F32, "mul", (Load(F32, SCRATCH, (strip + t,)), const(a.scale, F32)))
     if a.bias is not None:
         value = Op(F32, "add", (value, substitute(_renamed(p, a.bias), at)))
-    if a.keep is not None:
-        value = _masked(value, substitute(_renamed(p, a.keep), at))
-    where = r * pitch + key
-    left = p.keys - panel * PANEL
-    width = Var(INDEX, "width")
-    loop = inner_loop(
-        Domain((j,), value, where), const(0), width, p.lanes, p.names, frozenset(), output=SCRATCH
+    keep = const(True, DType.BOOL) if a.keep is None else substitute(_renamed(p, a.keep), at)
+    lanes = p.lanes if all(vectorizable(e, t, gathers=True) for e in (value, keep)) else 1
+    whole = p.keys // lanes * lanes
+    last = Var(INDEX, "last", p.keys)
+
+    def step(at: Var, width: int, peak: str) -> tuple[Stmt, ...]:
+        scaled, score = Var(F32, "scaled", lanes=width), Var(F32, "score", lanes=width)
+        kept = Load(F32, peak, (), lanes=width)
+        larger = Op(DType.BOOL, "lt", (kept, score), lanes=width)
+        masked = select(vectorize(keep, t, at, width), scaled, _MINUS_INFINITY)
+        return (
+            Let(scaled, vectorize(value, t, at, width)),
+            Let(score, masked),
+            Store(SCRATCH, (strip + at,), score),
+            # A score that is no number is never the largest, but makes the sum none.
+            Store(peak, (), Op(F32, "select", (larger, score, kept), lanes=width)),
+        )
+
+    begin: Expr = _MINUS_INFINITY
+    vectors: tuple[Stmt, ...] = ()
+    if lanes > 1:
+        begin = Op(F32, "total_max", (Load(F32, "peaks", (), lanes=lanes),))
+        vectors = (
+            Declare("peaks", F32, (), lanes, value=_MINUS_INFINITY),
+            For(t, const(0), whole, step(t, lanes, "peaks"), step=lanes),
+        )
+    return (
+        *vectors,
+        Declare("peak", F32, value=begin),
+        For(last, whole if lanes > 1 else const(0), p.keys, step(last, 1, "peak")),
+        For(last, p.keys, p.whole_vectors(p.keys), (Store(SCRATCH, (strip + last,), _MINUS_INFINITY),)),
+    )
+
+
+def _weights(p: _Parts, r: Var, strip: Expr, pitch: Var) -> tuple[Stmt, ...]:
+    """Makes weights exp(score - peak) of a strip of scores, and keeps one over their sum."""
+    t, lanes = Var(INDEX, "t", p.keys), p.lanes
+    score = Load(F32, SCRATCH, (strip + t,), lanes=lanes)
+    peak, shift = Load(F32, "peak", ()), Var(F32, "shift")
+    dead = Op(DType.BOOL, "eq", (peak, _MINUS_INFINITY))
+    weight, sums = Var(F32, "weight", lanes=lanes), Load(F32, "sums", (), lanes=lanes)
+    one, zero = const(1.0, F32), const(0.0, F32)
+    each = (
+        Let(weight, unary("exp_nonpositive", Op(F32, "sub", (score, shift), lanes=lanes))),
+        Store(p.packed, (p.weights_at(pitch) + strip + t,), cast(weight, p.dtype)),
+        Store("sums", (), Op(F32, "add", (sums, weight), lanes=lanes)),
     )
     return (
-        Let(width, binary("min", left, const(PANEL))),
-        For(r, const(0), m, loop),
-    )
-
-
-def _masked(value: Expr, keep: Expr) -> Expr:
-    # Both sides are evaluated in vectors: -inf where the key is masked.
-    return Op(F32, "select", (keep, value, const(float("-inf"), F32)))
-
-
-def _softmax(p: _Parts, m: Var, pitch: Var) -> tuple[Stmt, ...]:
-    """Makes weights exp(score - max) of each strip of scores, and keeps one over their sum."""
-    r, t = Var(INDEX, "r", const(p.rows)), Var(INDEX, "t", p.keys)
-    score = Load(F32, SCRATCH, (r * pitch + t,))
-    strip = p.weights_at(pitch) + r * pitch
-    peak_statements, peak = schedule_reduction(
-        Reduce(F32, "max", (t,), score), frozenset({r}), p.names, p.lanes
-    )
-    dead = Op(DType.BOOL, "eq", (peak, const(float("-inf"), F32)))
-    shift = Var(F32, "shift")
-    weight = cast(unary("exp_nonpositive", Op(F32, "sub", (score, shift))), p.dtype)
-    j = Var(INDEX, "j", p.keys)
-    exponentials = inner_loop(
-        Domain((j,), substitute(weight, {t: j}), strip + j),
-        const(0), p.keys, p.lanes, p.names, frozenset({r}), output=p.packed,
-    )  # fmt: skip
-    written = cast(Load(p.dtype, p.packed, (strip + t,)), F32)
-    sum_statements, total = schedule_reduction(
-        Reduce(F32, "sum", (t,), written), frozenset({r}), p.names, p.lanes
-    )
-    one, zero = const(1.0, F32), const(0.0, F32)
-    inverse = Op(F32, "select", (dead, zero, Op(F32, "div", (one, total))))
-    rest = For(
-        j, p.keys, p.whole_groups(p.keys),
-        (Store(p.packed, (strip + j,), const(0.0, p.dtype)),),
-    )  # fmt: skip
-    body = (
-        *peak_statements,
         Let(shift, Op(F32, "select", (dead, zero, peak))),
-        *exponentials,
-        *sum_statements,
-        *((rest,) if p.group > 1 else ()),
-        Store("total", (r,), inverse),
+        Declare("sums", F32, (), lanes, value=zero),
+        For(t, const(0), p.whole_vectors(p.keys), each, step=lanes),
+        Let(Var(F32, "sum"), Op(F32, "total_sum", (sums,))),
+        Store("total", (r,), Op(F32, "select", (dead, zero, Op(F32, "div", (one, Var(F32, "sum")))))),
     )
-    return (For(r, const(0), m, body),)
 
 
 def _weighted_sum(p: _Parts, m: Var, block: Var, pitch: Var) -> tuple[Stmt, ...]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hasten.codegen.emit_c import Expand, declaration, emit_functions
+from hasten.codegen.microkernels import called_by_kernels
 from hasten.codegen.module import SIZE_HELPERS, Part, PartCode, module_sources, part_code, share_functions
-from hasten.codegen.tiles import DISPATCHER, tile_functions
 from hasten.loops.nest import Function
 from hasten.target import Target
 
@@ -27,9 +27,7 @@ def batch_sources(
     """
     dtypes = tuple(dict.fromkeys(d for p in parts for d in p.lowered.tile_dtypes))
     sources = module_sources(range(len(parts)), target, expand, dtypes)
-    prototypes = "\n".join(
-        f"{declaration(f)};" for f in tile_functions(target, dtypes) if f.name.startswith(DISPATCHER)
-    )
+    prototypes = "\n".join(f"{declaration(f)};" for f in called_by_kernels(target, dtypes))
     codes = [part_code(p, target, expand) for p in parts]
     for start in range(0, len(parts), per_file):
         functions: list[Function] = []

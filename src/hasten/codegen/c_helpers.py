@@ -152,7 +152,8 @@ def _zip(name: str, dtype: DType, lanes: int, *, high: bool) -> str:
     groups = [g + side for g in range(first, first + lanes // 2, size) for side in (0, lanes)]
     order = ", ".join(str(g + i) for g in groups for i in range(size))
     t = vector_type(dtype, lanes)
-    return f"static inline {t} {name}({t} a, {t} b) {{\n    return __builtin_shufflevector(a, b, {order});\n}}"
+    body = f"    return __builtin_shufflevector(a, b, {order});"
+    return f"static inline {t} {name}({t} a, {t} b) {{\n{body}\n}}"
 
 
 def _lanewise_access(op: str, name: str, dtype: DType, t: str, lanes: int) -> str:

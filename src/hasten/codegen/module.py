@@ -11,7 +11,7 @@ from hasten.codegen.emit_c import Expand, declaration, emit_functions, size_text
 from hasten.codegen.kernel import Kernel
 from hasten.codegen.lower_stages import Lowered
 from hasten.codegen.memory import Lifetime, Slot, plan_memory, round_up, slots_by_tensor
-from hasten.codegen.tiles import DISPATCHER, tile_functions
+from hasten.codegen.microkernels import called_by_kernels, microkernels
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, Size, Var, constant_int, substitute, walk
 from hasten.loops.nest import Function, size_parameter
@@ -81,7 +81,7 @@ def part_code(part: Part, target: Target, expand: Expand) -> PartCode:
     sources: dict[str, str] = {}
     for start in range(0, len(functions), KERNELS_PER_FILE):
         group = functions[start : start + KERNELS_PER_FILE]
-        calls = [f for f in tile_functions(target, part.lowered.tile_dtypes) if f.name.startswith(DISPATCHER)]
+        calls = called_by_kernels(target, part.lowered.tile_dtypes)
         prototypes = "\n".join(f"{declaration(f)};" for f in calls)
         text = emit_functions(group, expand, exported=[f.name for f in group], prototypes=prototypes)
         sources[f"{prefix}_kernels_{start // KERNELS_PER_FILE}.c"] = text
@@ -121,7 +121,7 @@ def module_sources(
         "",
     ]
     sources = {"module.c": "\n".join(lines)}
-    tiles = tile_functions(target, tile_dtypes)
+    tiles = microkernels(target, tile_dtypes)
     names = [f.name for f in tiles]
     for start in range(0, len(tiles), KERNELS_PER_FILE):
         group = tiles[start : start + KERNELS_PER_FILE]

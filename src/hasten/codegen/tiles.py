@@ -41,7 +41,7 @@ BUSY = 8
 """Sums under way that keep the multiply-add units busy: two units, latency of four."""
 
 DISPATCHER = "tile_rows_x"
-"""Beginning of the names of the functions that kernels call."""
+"""Beginning of the names of the functions that multiply any number of rows."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def tile_function(t: Tile) -> Function:
     Parameters of the function: `rows` the table of row pointers, `pitch` entries for each tap; `taps`,
     `depth` the steps of the sum (of one group each); `panel` the packed columns, `stride` elements from one
     step to the next; `ahead` what the next tiles will read, of which `ahead_step` elements are asked for at
-    each step; `tile` the result, `PANEL` columns to a row.
+    each step; `tile` the result, its rows `tile_pitch` apart.
     """
     size = group(t.dtype)
     f32, zero = DType.F32, const(0.0, DType.F32)
@@ -176,7 +176,7 @@ def tile_function(t: Tile) -> Function:
             else ()
         ),
         Comment("the epilogue reads the sums from here, in the first-level cache"),
-        each(Store("tile", (r * PANEL + v * t.lanes,), acc(const(0)))),
+        each(Store("tile", (r * Var(INDEX, "tile_pitch") + v * t.lanes,), acc(const(0)))),
     )
     return Function(t.name, _params(t.dtype), body, f"{t.rows} rows by {t.columns} columns of a product")
 
@@ -197,6 +197,7 @@ def _params(dtype: DType) -> tuple[Param, ...]:
         Param("ahead", dtype, 1),
         Param("ahead_step", INDEX),
         Param("tile", DType.F32, 1, writable=True),
+        Param("tile_pitch", INDEX),
     )
 
 
@@ -272,11 +273,17 @@ TILE = Address(DType.F32, "tile", (const(0),))
 
 
 def multiply(
-    tiles: Sequence[Tile], m: Expr, rows: Rows, columns: Columns, result: Address = TILE
+    tiles: Sequence[Tile],
+    m: Expr,
+    rows: Rows,
+    columns: Columns,
+    result: Address = TILE,
+    result_pitch: Expr | None = None,
 ) -> tuple[Stmt, ...]:
     """Statements that fill `result` with m rows by `width` columns (up to `PANEL`) of a product.
 
-    Rows of the result are `PANEL` elements apart; up to as many as the tallest tile has are written.
+    Rows of the result are `result_pitch` elements apart, by default `PANEL`; up to as many as the tallest
+    tile has are written.
     """
     panel, width = columns.panel, columns.width
     dtype = tiles[0].dtype
@@ -294,6 +301,7 @@ def multiply(
             columns.ahead,
             columns.ahead_step,
             Address(DType.F32, result.buffer, (result.index[0] + column,)),
+            const(PANEL) if result_pitch is None else result_pitch,
         )
         return (Call(dispatcher_name(wide, dtype), arguments),)
 

@@ -9,14 +9,16 @@ from hasten.loops.nest import Comment, Declare, For, Function, Param, Stmt, Stor
 from hasten.target import Target
 
 
-def transpose_name(target: Target, dtype: DType) -> str:
-    """Name of the function for a target and an element type."""
-    lanes = target.vector_bytes // 4
+def transpose_name(lanes: int, dtype: DType) -> str:
+    """Name of the function for a number of groups of an element type."""
     return f"transpose_{lanes}x{lanes}{suffix(dtype)}"
 
 
 def transpose_function(target: Target, dtype: DType) -> Function:
-    """to[column][row] = from[row][column] for as many rows and columns as a vector has groups of 32 bits.
+    """to[column][row] = rows[row][column] for as many rows and columns as a vector has groups of 32 bits.
+
+    Parameters of the function: `rows` a table of row pointers, `offset` the element at which the block begins
+    in each; `to` the result, its rows `pitch` apart.
 
     The rows are shuffled as cards are: halves of the block are interleaved, which doubles the length of
     the runs that lie in place, so that log2 of the number of rows such rounds transpose it.
@@ -25,15 +27,17 @@ def transpose_function(target: Target, dtype: DType) -> Function:
     width, half = lanes * size, lanes // 2
     i = Var(INDEX, "i", const(lanes))
     pair = Var(INDEX, "pair", const(half))
-    from_stride, to_stride = Var(INDEX, "from_stride"), Var(INDEX, "to_stride")
+    offset, pitch = Var(INDEX, "offset"), Var(INDEX, "pitch")
 
     def unrolled(v: Var, *body: Stmt) -> For:
         assert v.extent is not None
         return For(v, const(0), v.extent, body, unroll=True)
 
     body: list[Stmt] = [
+        Declare("row", dtype, (lanes,), pointer=True),
+        unrolled(i, Store("row", (i,), Load(dtype, "rows", (i,)))),
         Declare("round_0", dtype, (lanes,), width),
-        unrolled(i, Store("round_0", (i,), Load(dtype, "from", (i * from_stride,), lanes=width))),
+        unrolled(i, Store("round_0", (i,), Load(dtype, "row", (i, offset), lanes=width))),
     ]
     rounds = lanes.bit_length() - 1
     for n in range(rounds):
@@ -45,11 +49,11 @@ def transpose_function(target: Target, dtype: DType) -> Function:
             unrolled(pair, Store(new, (pair * 2,), low), Store(new, (pair * 2 + 1,), high)),
         ]
     result = Load(dtype, f"round_{rounds}", (i,), lanes=width)
-    body += [Comment("row i is now column i"), unrolled(i, Store("to", (i * to_stride,), result))]
+    body += [Comment("row i is now column i"), unrolled(i, Store("to", (i * pitch,), result))]
     params = (
-        Param("from", dtype, 1),
-        Param("from_stride", INDEX),
+        Param("rows", dtype, 2),
+        Param("offset", INDEX),
         Param("to", dtype, 1, writable=True),
-        Param("to_stride", INDEX),
+        Param("pitch", INDEX),
     )
-    return Function(transpose_name(target, dtype), params, tuple(body), "a square block, transposed")
+    return Function(transpose_name(lanes, dtype), params, tuple(body), "a square block, transposed")

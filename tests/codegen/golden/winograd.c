@@ -140,7 +140,7 @@ void winograd_1(const float *restrict a, const float *restrict x0, const float *
                 for (int64_t r0 = 0; r0 < height; r0 += 6) {
                     for (int64_t column = 0; column < width; column += 16) {
                         const int64_t t6 = stride * 16;
-                        tile_rows_x16(min_int64_t(height - r0, 6), table + point * 60 + r0, 1, 1, 16, b + column + packed + point * (stride * 16), stride, b + ahead_step * (floordiv_int64_t(r0, 6) * 16) + packed + point * t6 + t6, ahead_step, scratch + column + point * 1936 + r0 * 32 + 35136);
+                        tile_rows_x16(min_int64_t(height - r0, 6), table + point * 60 + r0, 1, 1, 16, b + column + packed + point * (stride * 16), stride, b + ahead_step * (floordiv_int64_t(r0, 6) * 16) + packed + point * t6 + t6, ahead_step, scratch + column + point * 1936 + r0 * 32 + 35136, 32);
                     }
                 }
             }

@@ -1,0 +1,22 @@
+"""The functions that kernels share: the register tiles and what prepares operands for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hasten.codegen.tiles import DISPATCHER, tile_functions
+from hasten.codegen.transpose import transpose_function
+from hasten.loops.dtypes import DType
+from hasten.loops.nest import Function
+from hasten.target import Target
+
+
+def microkernels(target: Target, dtypes: Sequence[DType]) -> list[Function]:
+    """All of them for some element types, callees first."""
+    return [*tile_functions(target, dtypes), *(transpose_function(target, d) for d in dtypes)]
+
+
+def called_by_kernels(target: Target, dtypes: Sequence[DType]) -> list[Function]:
+    """Those that kernels call by name."""
+    tiles = [f for f in tile_functions(target, dtypes) if f.name.startswith(DISPATCHER)]
+    return [*tiles, *(transpose_function(target, d) for d in dtypes)]
