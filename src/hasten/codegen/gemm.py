@@ -180,7 +180,7 @@ class _Builder:
         """All statements of the kernel."""
         shares, (entries, rows, panels) = self.partition()
         height = Var(INDEX, "height")
-        step = self.schedule.row_block
+        step = self.row_block
         in_block = (
             Let(height, binary("min", rows[1] - self.block, const(step))),
             *self.row_table(height),
@@ -200,8 +200,16 @@ class _Builder:
 
     @property
     def pitch(self) -> int:
-        """Entries of the row table for each tap: a block, rounded up to whole tiles."""
-        return self.schedule.row_block + self.tallest
+        """Entries of the row table for each tap: a block."""
+        return self.row_block
+
+    @property
+    def row_block(self) -> int:
+        """Rows of a block: whole tiles, so that only the last rows of all go through lower ones.
+
+        A lower tile sums in another order, and which rows it takes must not depend on the threads.
+        """
+        return -(-self.schedule.row_block // self.tallest) * self.tallest
 
     def partition(self) -> tuple[list[Stmt], list[tuple[Expr, Expr]]]:
         """This thread's ranges of batch entries, rows and panels."""

@@ -35,7 +35,7 @@ void product_0(const float *restrict a, const float *restrict x0, const float *r
     const int64_t last_row = (split_rows ? min_int64_t(((int64_t)thread * ((size_n + 5) / 6) + (size_n + 5) / 6) / (int64_t)threads * 6, size_n) : size_n);
     const int64_t first_panel = (split_panels ? (int64_t)thread * 2 / (int64_t)threads : 0);
     const int64_t last_panel = (split_panels ? ((int64_t)thread * 2 + 2) / (int64_t)threads : 2);
-    const float *table[198];
+    const float *table[192];
     float tile[192] __attribute__((aligned(64)));
     for (int64_t block = first_row; block < last_row; block += 192) {
         const int64_t height = min_int64_t(last_row - block, 192);
@@ -51,7 +51,7 @@ void product_0(const float *restrict a, const float *restrict x0, const float *r
             for (int64_t r0 = 0; r0 < height; r0 += 6) {
                 const int64_t m = min_int64_t(height - r0, 6);
                 for (int64_t column = 0; column < width; column += 16) {
-                    tile_rows_x16(m, table + r0, 198, 1, 48, b + column + packed, stride, b + ahead_step * (floordiv_int64_t(r0, 6) * 48) + packed + 1536, ahead_step, tile + column, 32);
+                    tile_rows_x16(m, table + r0, 192, 1, 48, b + column + packed, stride, b + ahead_step * (floordiv_int64_t(r0, 6) * 48) + packed + 1536, ahead_step, tile + column, 32);
                 }
                 for (int64_t r = 0; r < m; ++r) {
                     const int64_t row = block + r + r0;
