@@ -11,7 +11,7 @@ first-level cache; a large one row by row, in the order in which it lies in memo
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hasten.codegen.gemm import extent
@@ -27,6 +27,7 @@ from hasten.loops.expr import (
     Load,
     Op,
     Reduce,
+    Size,
     Var,
     binary,
     cast,
@@ -36,7 +37,19 @@ from hasten.loops.expr import (
     substitute,
     walk,
 )
-from hasten.loops.nest import Declare, For, If, Let, Stmt, Store, choose
+from hasten.loops.nest import (
+    Declare,
+    For,
+    Function,
+    If,
+    Let,
+    Param,
+    Stmt,
+    Store,
+    choose,
+    expressions,
+    size_parameter,
+)
 from hasten.target import Target
 
 MOST_POSITIONS = 14
@@ -53,6 +66,8 @@ STORED = (DType.F32, DType.BF16)
 
 SUMS = "sums"
 """Name of the array of a block's sums, and in an epilogue of a load that stands for one of them."""
+
+FIRST_ROW, LAST_ROW = Var(INDEX, "first_row"), Var(INDEX, "last_row")
 
 PRODUCTS_PER_WORK = 4
 """Multiply-adds that take as long as one operation of another kernel."""
@@ -73,6 +88,8 @@ class Slide:
         x: the input, at its logical index.
         w: the weight, at its logical index.
         finish: the element, loads at addresses, in terms of a load of `SUMS` at `channel`.
+        outer: the other output variables in the order of memory.
+        out: address of the element.
     """
 
     channel: Var
@@ -84,6 +101,8 @@ class Slide:
     x: Load
     w: Load
     finish: Expr
+    outer: tuple[Var, ...]
+    out: Expr
 
     @property
     def taps(self) -> int:
@@ -116,12 +135,32 @@ def depthwise_kernel(stage: Stage, layouts: Layouts, target: Target, name: str) 
     slide = find_slide(stage, layouts)
     if slide is None:
         return None
-    block = choose_block(slide, target)
-    builder = _Builder(stage, slide, block, layouts)
+    builder = _Builder(slide, choose_block(slide, target), layouts)
     body = builder.body()
     products = extent((*stage.vars, *slide.rows, slide.tap))
     work = (products + (PRODUCTS_PER_WORK - 1)) // PRODUCTS_PER_WORK
     return finish_kernel(name, body, builder.buffers, layouts, stage, work=work)
+
+
+def depthwise_rows(
+    slide: Slide, layouts: Layouts, target: Target, name: str
+) -> tuple[Function, Mapping[str, str]]:
+    """A function that computes the rows of the output from `first_row` up to `last_row` (exclusive).
+
+    Returns:
+        The function, and the tensor for each of its buffers but the output.
+    """
+    builder = _Builder(slide, choose_block(slide, target), layouts)
+    body = builder.rows(FIRST_ROW, LAST_ROW)
+    sizes = sorted({n.name for e in expressions(body) for n in walk(e) if isinstance(n, Size)})
+    params = (
+        *(Param(p, layouts[tensor].dtype, 1) for p, tensor in builder.buffers.items()),
+        Param(OUTPUT, slide.finish.dtype, 1, writable=True),
+        *(Param(size_parameter(s), INDEX) for s in sizes),
+        Param(FIRST_ROW.name, INDEX),
+        Param(LAST_ROW.name, INDEX),
+    )
+    return Function(name, params, body, "rows of a depthwise convolution"), builder.buffers
 
 
 def find_slide(stage: Stage, layouts: Layouts) -> Slide | None:
@@ -159,7 +198,10 @@ def find_slide(stage: Stage, layouts: Layouts) -> Slide | None:
     finish = substitute(finish, {accumulator: Load(DType.F32, SUMS, (channel,))})
     if not vectorizable(finish, channel):
         return None
-    return Slide(channel, position, tap, steps[1], rows, edges, x, w, finish)
+    layout = layouts[stage.name]
+    outer = tuple(stage.vars[d] for d in layout.order if stage.vars[d] not in (position, channel))
+    out = layout.address(stage.vars)
+    return Slide(channel, position, tap, steps[1], rows, edges, x, w, finish, outer, out)
 
 
 def _operands(product: Expr, stage: Stage, channel: Var, layouts: Layouts) -> tuple[Load, Load] | None:
@@ -243,13 +285,9 @@ def choose_block(s: Slide, target: Target) -> Block:
 class _Builder:
     """Builds one kernel; holds what its parts share."""
 
-    def __init__(self, stage: Stage, slide: Slide, block: Block, layouts: Layouts) -> None:
+    def __init__(self, slide: Slide, block: Block, layouts: Layouts) -> None:
         self.slide, self.block, self.layouts = slide, block, layouts
         self.channels = constant_int(slide.channel.extent) or 1
-        layout = layouts[stage.name]
-        self.address = layout.address(stage.vars)
-        between = (slide.position, slide.channel)
-        self.outer = [stage.vars[d] for d in layout.order if stage.vars[d] not in between]
         x, w = flatten(slide.x, layouts), flatten(slide.w, layouts)
         assert isinstance(x, Load) and isinstance(w, Load)
         self.x, self.w = x.index[0], w.index[0]
@@ -258,29 +296,40 @@ class _Builder:
         self.finish, names = name_buffers(substitute(finish, {sums: Load(DType.F32, ACCUMULATOR, ())}))
         self.finish = substitute(self.finish, {Load(DType.F32, ACCUMULATOR, ()): sums})
         self.buffers = {"x": x.buffer, "w": w.buffer, **names}
+        self.group = Var(INDEX, "group", const(-(-self.channels // block.channels)))
         self.p0, self.c0 = Var(INDEX, "p0"), Var(INDEX, "c0")
         self.bounds = {v: (Var(INDEX, f"first_{v.name}"), Var(INDEX, f"last_{v.name}")) for v in slide.rows}
 
     def body(self) -> tuple[Stmt, ...]:
         """All statements of the kernel: this thread's rows of the output, or rows of blocks of channels."""
-        groups = -(-self.channels // self.block.channels)
-        group = Var(INDEX, "group", const(groups))
-        last = self.channels - self.block.channels
-        c0 = Let(self.c0, binary("min", group * self.block.channels, const(last)))
+        if not self.channels_outside():
+            return self.rows(*share(extent(self.slide.outer), const(1)))
+        tasks = [self.group, *self.slide.outer]
+        row = (*self.row_bounds(), self.first_channel(), *self.over_width(self.outputs))
+        return self.over_tasks(tasks, *share(extent(tasks), const(1)), row)
+
+    def rows(self, first: Expr, last: Expr) -> tuple[Stmt, ...]:
+        """Rows of the output, each over all channels."""
 
         def over_groups(block: Block, p0: Expr) -> tuple[Stmt, ...]:
-            return (For(group, const(0), const(groups), (c0, *self.outputs(block, p0))),)
+            groups = self.group.extent
+            assert groups is not None
+            return (For(self.group, const(0), groups, (self.first_channel(), *self.outputs(block, p0))),)
 
-        if self.channels_outside():
-            tasks = [group, *self.outer]
-            row = (*self.row_bounds(), c0, *self.over_width(self.outputs))
-        else:
-            tasks = self.outer
-            row = (*self.row_bounds(), *self.over_width(over_groups))
-        total = extent(tasks)
-        first, last_task = share(total, const(1))
-        task = Var(INDEX, "task", total)
-        return (For(task, first, last_task, (*decode(task, tasks), *row)),)
+        row = (*self.row_bounds(), *self.over_width(over_groups))
+        return self.over_tasks(self.slide.outer, first, last, row)
+
+    def over_tasks(
+        self, tasks: Sequence[Var], first: Expr, last: Expr, row: tuple[Stmt, ...]
+    ) -> tuple[Stmt, ...]:
+        """A loop over a range of the values of some variables, counted as one."""
+        task = Var(INDEX, "task", extent(tasks))
+        return (For(task, first, last, (*decode(task, tasks), *row)),)
+
+    def first_channel(self) -> Let:
+        """Where a group of channels begins; the last one early enough to be whole."""
+        start, last = self.group * self.block.channels, self.channels - self.block.channels
+        return Let(self.c0, binary("min", start, const(last)))
 
     def channels_outside(self) -> bool:
         """Whether all that a block of channels reads stays in the first-level cache.
@@ -385,7 +434,7 @@ class _Builder:
         value = vectorize(substitute(self.finish, at), self.slide.channel, base, block.lanes)
         stands_for = Load(DType.F32, SUMS, (base,), lanes=block.lanes)
         value = substitute(value, {stands_for: Load(DType.F32, SUMS, (p, v), lanes=block.lanes)})
-        return Store(OUTPUT, (substitute(self.address, {**at, self.slide.channel: base}),), value)
+        return Store(OUTPUT, (substitute(self.slide.out, {**at, self.slide.channel: base}),), value)
 
 
 def _unrolled(v: Var, *body: Stmt) -> For:

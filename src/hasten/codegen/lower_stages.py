@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hasten.codegen.attention import attention_kernel
+from hasten.codegen.bands import band_kernel, find_chain
 from hasten.codegen.convolution import find_convolution
 from hasten.codegen.depthwise import depthwise_kernel
 from hasten.codegen.fuse import fuse
@@ -89,10 +90,38 @@ def lower_program(
         name = zeros_name(dtype)
         constants[name] = np.zeros(max([d or 0 for d in depths] + [16]), dtype.numpy)
         layouts[name] = row_major(Program(constants=constants).info(name))
-    kernels = [_kernel(s, i, layouts, products, target) for i, s in enumerate(written)]
+    kernels = _kernels(written, layouts, products, target, program.outputs)
     read = {tensor for k in kernels for _, tensor in k.buffers}
     used = {n: a for n, a in constants.items() if n in read}
     return Lowered(tuple(kernels), layouts, used, dtypes)
+
+
+def _kernels(
+    stages: Sequence[Stage],
+    layouts: Mapping[str, Layout],
+    products: Mapping[str, _Packed],
+    target: Target,
+    results: Sequence[str],
+) -> list[Kernel]:
+    """A kernel for each stage, or one for several where they run in bands."""
+
+    def build(s: Stage, flat: Mapping[str, Layout], name: str) -> Kernel:
+        assert isinstance(s.body, Gemm) and isinstance(s.body.b, Load)
+        packed = products[s.body.b.buffer]
+        tiles = tiles_for(target, _operand_type(s.body))
+        return gemm_kernel(s, packed.operand, flat, tiles, packed.product.schedule, name)
+
+    kernels: list[Kernel] = []
+    at = 0
+    while at < len(stages):
+        chain = find_chain(stages, at, layouts, results)
+        if chain is None:
+            kernels.append(_kernel(stages[at], at, layouts, products, target))
+            at += 1
+        else:
+            kernels.append(band_kernel(chain, layouts, build, target, f"band_{at}"))
+            at += len(chain.stages)
+    return kernels
 
 
 def _kernel(

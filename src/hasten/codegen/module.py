@@ -14,7 +14,7 @@ from hasten.codegen.memory import Lifetime, Slot, plan_memory, round_up, slots_b
 from hasten.codegen.microkernels import called_by_kernels, microkernels
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, Size, Var, constant_int, substitute, walk
-from hasten.loops.nest import Function, size_parameter
+from hasten.loops.nest import Call, Function, rename_calls, size_parameter, statements
 from hasten.loops.program import Program
 from hasten.target import Target
 
@@ -81,7 +81,11 @@ def part_code(part: Part, target: Target, expand: Expand) -> PartCode:
     sources: dict[str, str] = {}
     for start in range(0, len(functions), KERNELS_PER_FILE):
         group = functions[start : start + KERNELS_PER_FILE]
-        calls = called_by_kernels(target, part.lowered.tile_dtypes)
+        called = {s.function for f in group for s in statements(f.body) if isinstance(s, Call)}
+        calls = [
+            *called_by_kernels(target, part.lowered.tile_dtypes),
+            *(f for f in functions if f.name in called and f not in group),
+        ]
         prototypes = "\n".join(f"{declaration(f)};" for f in calls)
         text = emit_functions(group, expand, exported=[f.name for f in group], prototypes=prototypes)
         sources[f"{prefix}_kernels_{start // KERNELS_PER_FILE}.c"] = text
@@ -132,16 +136,22 @@ def module_sources(
 
 
 def share_functions(kernels: Sequence[Kernel], number: int) -> tuple[list[Kernel], list[Function]]:
-    """Kernels with equal code call one function, the first one's."""
+    """Kernels with equal code call one function, the first one's, and so do those that they call."""
     known: dict[tuple[object, ...], Function] = {}
+
+    def shared(f: Function, names: Mapping[str, str]) -> Function:
+        body = rename_calls(f.body, names)
+        named = replace(f, name=f"part_{number}_{f.name}", body=body)
+        return known.setdefault((f.params, body), named)
+
     result: list[Kernel] = []
     for k in kernels:
-        key = (k.function.params, k.function.body)
-        shared = known.get(key)
-        if shared is None:
-            name = f"part_{number}_{k.function.name}"
-            shared = known[key] = replace(k.function, name=name)
-        result.append(replace(k, function=shared))
+        names: dict[str, str] = {}
+        helpers: list[Function] = []
+        for h in k.helpers:
+            helpers.append(shared(h, names))
+            names[h.name] = helpers[-1].name
+        result.append(replace(k, function=shared(k.function, names), helpers=tuple(helpers)))
     return result, list(known.values())
 
 

@@ -7,8 +7,8 @@ expressions with lanes; a vector stored at a scalar offset goes to consecutive e
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Const, Expr, Size, Var, walk
@@ -149,6 +149,24 @@ def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
         elif isinstance(s, If):
             yield from statements(s.then)
             yield from statements(s.otherwise)
+
+
+def rename_calls(body: tuple[Stmt, ...], names: Mapping[str, str]) -> tuple[Stmt, ...]:
+    """A nest that calls functions by other names, where `names` has one."""
+
+    def renamed(s: Stmt) -> Stmt:
+        match s:
+            case Call(function):
+                return replace(s, function=names.get(function, function))
+            case For():
+                return replace(s, body=rename_calls(s.body, names))
+            case If():
+                return replace(
+                    s, then=rename_calls(s.then, names), otherwise=rename_calls(s.otherwise, names)
+                )
+        return s
+
+    return tuple(renamed(s) for s in body) if names else body
 
 
 def expressions(body: tuple[Stmt, ...]) -> Iterator[Expr]:
