@@ -167,3 +167,19 @@ def test_an_extent_that_is_only_likely_shows() -> None:
     assert str(Extent(8)) == "8"
     assert str(Extent(8, symbolic=True)) == "~8"
     assert dataclasses.replace(Extent(8), symbolic=True) != Extent(8)
+
+
+@pytest.mark.parametrize(
+    ("rows", "height"),
+    [(1, None), (10, None), (12, None), (14, 8), (16, 8), (20, None), (49, None), (128, None)],
+)
+def test_few_rows_are_divided_evenly_over_tiles(rows: int, height: int | None) -> None:
+    for count, columns, expected in ((rows, 384, height), (rows + 1000, 384, None)):
+        p = program(
+            f"(float[{count}, 8] x) => (float[{count}, {columns}] y) {{ y = MatMul(x, w) }}",
+            {"w": normal(8, columns)},
+        )
+        target = Target.named("x86-64-v4")
+        assert default_schedule(shape_of(p, target), target).tile_rows == expected
+        narrow = Target.named("x86-64-v3")
+        assert default_schedule(shape_of(p, narrow), narrow).tile_rows is None

@@ -1,10 +1,10 @@
 """Kernels for matrix products and convolutions: blocking, threads and epilogue around the register tile.
 
 Threads divide batch entries, rows or panels of columns, as the schedule says; where it leaves that to the
-call, entries if there are enough, else rows or panels, whichever moves less memory. A thread walks its
-rows in blocks; for a block it makes the table of row pointers once, then takes one panel after the other
-over all tiles of the block, so that a panel stays in the first-level cache and the block's rows in the
-second, or the other way round.
+call, entries if there are enough, else rows or panels, whichever leaves the busiest thread less to do or
+moves less memory. A thread walks its rows in blocks; for a block it makes the table of row pointers once,
+then takes one panel after the other over all tiles of the block, so that a panel stays in the first-level
+cache and the block's rows in the second, or the other way round.
 """
 
 from __future__ import annotations
@@ -241,7 +241,17 @@ class _Builder:
         if not self.single:
             entries = Var(DType.BOOL, "split_entries")
             statements.append(Let(entries, binary("le", threads, self.batch)))
-        tall = binary("or", binary("lt", self.columns, self.rows), binary("lt", self.panels, threads))
+        # Tiles of the thread that has the most. Where both ways are about equal, less memory is moved.
+        tiles = (self.rows + (self.tallest - 1)) // self.tallest
+        by_rows, by_panels = Var(INDEX, "by_rows"), Var(INDEX, "by_panels")
+        statements.append(Let(by_rows, Op(INDEX, "truncdiv", (tiles + threads - 1, threads)) * self.panels))
+        statements.append(Let(by_panels, Op(INDEX, "truncdiv", (self.panels + threads - 1, threads)) * tiles))
+        few, many = 16, 17
+        tall = select(
+            binary("lt", self.columns, self.rows),
+            binary("le", by_rows * few, by_panels * many),
+            binary("lt", by_rows * many, by_panels * few),
+        )
         rows, panels = Var(DType.BOOL, "split_rows"), Var(DType.BOOL, "split_panels")
         rest = unary("not", entries)
         statements.append(Let(rows, binary("and", rest, tall)))

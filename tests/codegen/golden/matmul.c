@@ -29,12 +29,15 @@ void product_0(const float *restrict a, const float *restrict x0, const float *r
         *restrict b, float *restrict out, int64_t size_n, hasten_fault *fault, int32_t kernel, int32_t thread,
         int32_t threads) {
     (void)fault, (void)kernel;
-    const uint8_t split_rows = 40 < size_n || 2 < (int64_t)threads;
+    const int64_t t0 = (int64_t)threads;
+    const int64_t by_rows = (t0 + (size_n + 5) / 6 - 1) / t0 * 2;
+    const int64_t by_panels = (size_n + 5) / 6 * ((t0 + 1) / t0);
+    const uint8_t split_rows = (40 < size_n ? by_rows * 16 <= by_panels * 17 : by_rows * 17 < by_panels * 16);
     const uint8_t split_panels = !split_rows;
-    const int64_t first_row = (split_rows ? min_int64_t((int64_t)thread * ((size_n + 5) / 6) / (int64_t)threads * 6, size_n) : 0);
-    const int64_t last_row = (split_rows ? min_int64_t(((int64_t)thread * ((size_n + 5) / 6) + (size_n + 5) / 6) / (int64_t)threads * 6, size_n) : size_n);
-    const int64_t first_panel = (split_panels ? (int64_t)thread * 2 / (int64_t)threads : 0);
-    const int64_t last_panel = (split_panels ? ((int64_t)thread * 2 + 2) / (int64_t)threads : 2);
+    const int64_t first_row = (split_rows ? min_int64_t((int64_t)thread * ((size_n + 5) / 6) / t0 * 6, size_n) : 0);
+    const int64_t last_row = (split_rows ? min_int64_t(((int64_t)thread * ((size_n + 5) / 6) + (size_n + 5) / 6) / t0 * 6, size_n) : size_n);
+    const int64_t first_panel = (split_panels ? (int64_t)thread * 2 / t0 : 0);
+    const int64_t last_panel = (split_panels ? ((int64_t)thread * 2 + 2) / t0 : 2);
     const float *table[192];
     float tile[192] __attribute__((aligned(64)));
     for (int64_t block = first_row; block < last_row; block += 192) {
@@ -57,22 +60,22 @@ void product_0(const float *restrict a, const float *restrict x0, const float *r
                     const int64_t row = block + r + r0;
                     if (width == 32) {
                         for (int64_t j_1 = 0; j_1 < 32; j_1 += 8) {
-                            const int64_t t0 = j_1 + panel * 32;
-                            store_f32x8(out + t0 + row * 40, max_f32x8(load_f32x8(tile + j_1 + r * 32) + load_f32x8(x0 + t0), splat_f32x8(0.0f)) + load_f32x8(x1 + t0 + row * 40));
+                            const int64_t t1 = j_1 + panel * 32;
+                            store_f32x8(out + t1 + row * 40, max_f32x8(load_f32x8(tile + j_1 + r * 32) + load_f32x8(x0 + t1), splat_f32x8(0.0f)) + load_f32x8(x1 + t1 + row * 40));
                         }
                         for (int64_t j = 32; j < 32; ++j) {
-                            const int64_t t1 = j + panel * 32;
-                            out[t1 + row * 40] = max_float(tile[j + r * 32] + x0[t1], 0.0f) + x1[t1 + row * 40];
+                            const int64_t t2 = j + panel * 32;
+                            out[t2 + row * 40] = max_float(tile[j + r * 32] + x0[t2], 0.0f) + x1[t2 + row * 40];
                         }
                     } else {
                         const int64_t whole2 = width / 8 * 8;
                         for (int64_t j_3 = 0; j_3 < whole2; j_3 += 8) {
-                            const int64_t t2 = j_3 + panel * 32;
-                            store_f32x8(out + t2 + row * 40, max_f32x8(load_f32x8(tile + j_3 + r * 32) + load_f32x8(x0 + t2), splat_f32x8(0.0f)) + load_f32x8(x1 + t2 + row * 40));
+                            const int64_t t3 = j_3 + panel * 32;
+                            store_f32x8(out + t3 + row * 40, max_f32x8(load_f32x8(tile + j_3 + r * 32) + load_f32x8(x0 + t3), splat_f32x8(0.0f)) + load_f32x8(x1 + t3 + row * 40));
                         }
                         for (int64_t j = whole2; j < width; ++j) {
-                            const int64_t t3 = j + panel * 32;
-                            out[t3 + row * 40] = max_float(tile[j + r * 32] + x0[t3], 0.0f) + x1[t3 + row * 40];
+                            const int64_t t4 = j + panel * 32;
+                            out[t4 + row * 40] = max_float(tile[j + r * 32] + x0[t4], 0.0f) + x1[t4 + row * 40];
                         }
                     }
                 }
