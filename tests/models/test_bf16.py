@@ -45,7 +45,9 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def open_without_instructions(source: object, cache: Path) -> Session:
     """The model in bf16 as a processor without its instructions would open it."""
     payload = compile_payload(source, precision="bf16", target=WITHOUT.name, cache=cache)
-    members = {n: m for n, m in payload.members.items() if not n.startswith("code/") or WITHOUT.name + "." in n}
+    members = {
+        n: m for n, m in payload.members.items() if not n.startswith("code/") or WITHOUT.name + "." in n
+    }
     assert len(members) < len(payload.members)
     write_artifact(cache / "without.hasten", payload.manifest, members)
     return open_session(cache / "without.hasten")
