@@ -209,7 +209,9 @@ def token_inputs(batch: int, tokens: int) -> Inputs:
     tokenizer = _tokenizer()
     tokenizer.enable_truncation(tokens)
     tokenizer.enable_padding(length=tokens)
-    texts = [" ".join(SENTENCES[first:] + SENTENCES[:first]) for first in range(batch)]
+    words = " ".join(SENTENCES).split()
+    again = words * (1 + tokens // len(words))  # a word is at least a token
+    texts = [" ".join(again[first:] + again[:first]) for first in range(0, 10 * batch, 10)]
     return _encoder_inputs(tokenizer.encode_batch(texts))
 
 

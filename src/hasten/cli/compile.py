@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from hasten.api import PADDING
+from hasten.api import PADDING, PRECISIONS
 from hasten.backends.native import Payload
 from hasten.cli.console import Steps, check_place, echo_json, names, number, size, stderr
 from hasten.cli.options import database_option, json_option, model_argument, threads_option
@@ -47,6 +47,14 @@ Examples:
     "artifact then has code for each and picks the best that the processor runs.",
 )
 @click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="f32",
+    show_default=True,
+    help="bf16 stores weights and what products read in 16 bits: half the size, twice as fast on processors "
+    "with AVX512-BF16. Sums stay f32.",
+)
+@click.option(
     "--padding",
     type=click.Choice(PADDING),
     default="skip",
@@ -82,6 +90,7 @@ def compile_(  # noqa: PLR0913, PLR0917 - one for each option
     model: Path,
     output: Path | None,
     targets: tuple[str, ...],
+    precision: str,
     padding: str,
     threads: int | None,
     effort: str,
@@ -102,7 +111,13 @@ def compile_(  # noqa: PLR0913, PLR0917 - one for each option
     check_place(path)
     with Steps(stderr()).shown() as steps:
         payload = compile_source(
-            model, targets=targets, padding=padding, threads=threads, tuning=tuning, progress=steps
+            model,
+            targets=targets,
+            precision=precision,
+            padding=padding,
+            threads=threads,
+            tuning=tuning,
+            progress=steps,
         )
         steps(f"writing {path}")
         write_artifact(path, payload.manifest, payload.members)

@@ -86,6 +86,7 @@ def compile_source(
     model: Path,
     *,
     targets: Iterable[str] = ("native",),
+    precision: str = "f32",
     padding: str = "skip",
     threads: int | None = None,
     tuning: Tuning | None = None,
@@ -99,6 +100,7 @@ def compile_source(
     return compile_payload(
         str(model),
         target=list(targets),
+        precision=precision,
         padding=padding,
         threads=threads,
         tune=tuning or Tuning(),
