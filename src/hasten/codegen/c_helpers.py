@@ -123,6 +123,8 @@ def _function(op: str, dtype: DType, lanes: int) -> str:
         )
     if op in ("max", "min"):
         return _extremum(op, name, dtype, t, lanes)
+    if op in ("max_bound", "min_bound"):
+        return _bound(op, name, dtype, t, lanes)
     if op.startswith("total_"):
         return _total(op.removeprefix("total_"), dtype, lanes)
     if op == "bitcast":
@@ -186,6 +188,18 @@ def _extremum(op: str, name: str, dtype: DType, t: str, lanes: int) -> str:
     return (
         f"static inline {t} {name}({t} a, {t} b) {{ const {mask} w = ({mask})((a {sign} b){nan}); "
         f"return ({t})((w & ({mask})b) | (~w & ({mask})a)); }}"
+    )
+
+
+def _bound(op: str, name: str, dtype: DType, t: str, lanes: int) -> str:
+    """The larger or smaller of a value, which NaN stays, and a bound, which is a number."""
+    sign = ">" if op == "max_bound" else "<"
+    if lanes == 1:
+        return f"static inline {t} {name}({t} x, {t} bound) {{ return bound {sign} x ? bound : x; }}"
+    mask = vector_type(_MASK[dtype.bytes], lanes)
+    return (
+        f"static inline {t} {name}({t} x, {t} bound) {{ const {mask} w = ({mask})(bound {sign} x); "
+        f"return ({t})((w & ({mask})bound) | (~w & ({mask})x)); }}"
     )
 
 

@@ -321,9 +321,17 @@ class _Printer:
         if e.op in ("dot", "repeat", "interleave"):
             name = self.helper(e.op, e.args[-1].dtype, max(e.lanes, e.args[-1].lanes))
             return f"{name}({', '.join(self.text(a)[0] for a in e.args)})", _ATOM
+        if e.op in ("max", "min") and e.dtype.is_float and any(_is_number(a) for a in e.args):
+            return self.bounded_value(e), _ATOM
         width = e.args[0].lanes if e.op.startswith("total_") else e.lanes
         name = self.helper(e.op, e.args[0].dtype, width)
         return f"{name}({', '.join(self.argument(a, e.lanes) for a in e.args)})", _ATOM
+
+    def bounded_value(self, e: Op) -> str:
+        """A minimum or maximum with a literal: one instruction, because only the other side can be NaN."""
+        value, bound = e.args if _is_number(e.args[1]) else e.args[::-1]
+        name = self.helper(f"{e.op}_bound", e.dtype, e.lanes)
+        return f"{name}({self.argument(value, e.lanes)}, {self.argument(bound, e.lanes)})"
 
     def argument(self, e: Expr, lanes: int) -> str:
         return self.splat(self.text(e)[0], e, lanes)
@@ -431,6 +439,11 @@ class _Printer:
 
     def helper_text(self) -> str:
         return helper_source(self.helpers) + "\n" + "\n".join(self.math.values())
+
+
+def _is_number(e: Expr) -> bool:
+    """Whether an expression is a literal that is not NaN."""
+    return isinstance(e, Const) and not math.isnan(float(e.value))
 
 
 def _literal(e: Const) -> str:

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.vectorize import coefficient
 from hasten.loops.expr import (
@@ -21,6 +23,7 @@ from hasten.loops.expr import (
     Op,
     Reduce,
     Var,
+    const,
     constant_int,
     free_vars,
     substitute,
@@ -50,6 +53,7 @@ _SIMPLE = frozenset(
 
 def fuse(program: Program) -> list[Stage]:
     """The stages of a program, in an order in which each reads only earlier ones."""
+    program = _literal_bounds(program)
     live = _live(program)
     inlined: dict[str, Definition] = {}
     uses = _uses(program, live)
@@ -67,6 +71,31 @@ def fuse(program: Program) -> list[Stage]:
         else:
             stages.append(Stage(d.name, d.dtype, d.vars, body, None, origins[d.name]))
     return _absorb_epilogues(_drop_unread(stages, kept), kept)
+
+
+def _literal_bounds(program: Program) -> Program:
+    """The program with constants of one element in `min` and `max` as literals.
+
+    What is known to be a number is compared in one instruction. Other scalars stay in memory, so that
+    kernels that differ in them alone are one function.
+    """
+    found = {n: a for n, a in program.constants.items() if a.size == 1 and a.dtype == np.float32}
+
+    def visit(node: Expr) -> Expr | None:
+        if not isinstance(node, Op) or node.op not in ("min", "max"):
+            return None
+        arms = [transform(a, visit) for a in node.args]
+        known = [
+            const(found[a.buffer].item(), a.dtype) if isinstance(a, Load) and a.buffer in found else a
+            for a in arms
+        ]
+        return replace(node, args=tuple(known))
+
+    definitions = {
+        name: replace(d, body=transform(d.body, visit)) if isinstance(d.body, Expr) else d
+        for name, d in program.definitions.items()
+    }
+    return replace(program, definitions=definitions)
 
 
 def _origins(

@@ -16,11 +16,24 @@ import numpy as np
 
 from hasten.codegen.kernel import THREADS, Kernel
 from hasten.codegen.layout import Layouts, flatten
-from hasten.codegen.maps import Domain, finish_kernel, inner_loop, name_buffers, share
+from hasten.codegen.maps import OUTPUT, Domain, finish_kernel, inner_loop, name_buffers, share
 from hasten.codegen.reductions import Names
 from hasten.codegen.schedule import Order, Schedule, Split
 from hasten.codegen.stage import ACCUMULATOR, Stage
-from hasten.codegen.tiles import HALF_PANEL, PANEL, Columns, Rows, Tile, group, multiply
+from hasten.codegen.tiles import (
+    HALF_PANEL,
+    PANEL,
+    Columns,
+    Operands,
+    Rows,
+    Tile,
+    finished_sum,
+    group,
+    multiply,
+    tile_sums,
+    unrolled,
+)
+from hasten.codegen.vectorize import coefficient, vectorizable, vectorize
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
     Address,
@@ -41,6 +54,9 @@ from hasten.loops.program import Gemm
 
 PRODUCTS_PER_WORK = 8
 """Multiply-adds of a register tile that take as long as one operation of another kernel."""
+
+SHORT = 512
+"""Steps of a sum up to which whole tiles are finished in registers, by code of their own in each kernel."""
 
 _NO = const(False, DType.BOOL)
 
@@ -168,7 +184,8 @@ class _Builder:
         self.single = constant_int(self.batch) == 1
         self.entry: Expr = const(0) if self.single else Var(INDEX, "entry", self.batch)
         self.panel = Var(INDEX, "panel", self.panels)
-        self.block, self.row = Var(INDEX, "block"), Var(INDEX, "row")
+        # Known to be within bounds, divisions of rows into positions are plain ones.
+        self.block, self.row = Var(INDEX, "block", self.rows), Var(INDEX, "row", self.rows)
         self.names = Names()
         self.batch_values = split_flat(self.entry, g.batch)
         raw = self.operand_pointer()
@@ -179,8 +196,8 @@ class _Builder:
     def body(self) -> tuple[Stmt, ...]:
         """All statements of the kernel."""
         shares, (entries, rows, panels) = self.partition()
-        height = Var(INDEX, "height")
         step = self.row_block
+        height = Var(INDEX, "height", const(step + 1))
         in_block = (
             Let(height, binary("min", rows[1] - self.block, const(step))),
             *self.row_table(height),
@@ -271,7 +288,7 @@ class _Builder:
 
     def row_table(self, height: Var) -> tuple[Stmt, ...]:
         """Fills the table of row pointers of a block; beyond the last row it repeats that row."""
-        r = Var(INDEX, "r")
+        r = Var(INDEX, "r", const(self.row_block))
         condition, load = self.pointer
         here: Expr = Address(self.dtype, load.buffer, load.index)
         if condition is not None:
@@ -291,12 +308,16 @@ class _Builder:
 
     def over_block(self, height: Var, panels: tuple[Expr, Expr]) -> tuple[Stmt, ...]:
         """All tiles of a block over this thread's panels, in the order of the schedule."""
-        r0, m = Var(INDEX, "r0"), Var(INDEX, "m")
+        r0, m = Var(INDEX, "r0", const(self.row_block)), Var(INDEX, "m", const(self.tallest + 1))
         tall = const(self.tallest)
         panel, columns = self.columns_of_panel(r0, height)
         rows = Rows(Address(self.dtype, "table", (r0,)), const(self.pitch), self.taps, self.depth)
         count = Let(m, binary("min", height - r0, tall))
         tile = (*multiply(self.tiles, m, rows, columns), *self.write(r0, m, columns.width))
+        finished = self.in_registers(r0, rows, columns)
+        if finished is not None:
+            whole = binary("and", binary("eq", m, tall), binary("eq", columns.width, PANEL))
+            tile = choose(whole, finished, tile)
         if self.schedule.order is Order.ROWS:
             inside = (count, For(self.panel, *panels, (*panel, *tile)))
             return (For(r0, const(0), height, inside, step=self.tallest),)
@@ -340,12 +361,45 @@ class _Builder:
 
     def write(self, r0: Var, m: Var, width: Expr) -> tuple[Stmt, ...]:
         """Applies the epilogue to a finished tile and writes it."""
-        r, row = Var(INDEX, "r", const(self.tallest)), Var(INDEX, "row")
+        r, row = Var(INDEX, "r", const(self.tallest)), self.row
         at = {**self.batch_values, **split_flat(row, self.g.rows)}
         address = self.layouts[self.stage.name].address(self.stage.vars)
         columns = ColumnRange(self.g.column, self.panel * PANEL, width)
         inner = write_row(self.finish, address, at, r, columns, self.tiles[0].lanes, self.names)
         return (For(r, const(0), m, (Let(row, self.block + r0 + r), *inner)),)
+
+    def in_registers(self, r0: Var, rows: Rows, columns: Columns) -> tuple[Stmt, ...] | None:
+        """A whole tile whose epilogue is applied before its sums leave the registers, or None.
+
+        For short sums, where the way through memory and a call are a good part of the time.
+        """
+        t, j = self.tiles[0], Var(INDEX, "j")
+        steps = constant_int(self.taps * (self.depth // self.group))
+        if steps is None or steps > SHORT or t.columns != PANEL:
+            return None
+        r, v = Var(INDEX, "r", const(t.rows)), Var(INDEX, "v", const(t.vectors))
+        values = {**self.batch_values, **split_flat(self.row, self.g.rows)}
+        values[self.g.column] = self.panel * PANEL + j
+        in_place = Load(DType.F32, ACCUMULATOR, (j,))
+        value = substitute(self.finish, {Load(DType.F32, ACCUMULATOR, ()): in_place, **values})
+        address = substitute(self.layouts[self.stage.name].address(self.stage.vars), values)
+        if not vectorizable(value, j) or constant_int(coefficient(address, j) or const(0)) != 1:
+            return None
+        base = v * t.lanes
+        held = Load(DType.F32, ACCUMULATOR, (base,), lanes=t.lanes)
+        finished = substitute(vectorize(value, j, base, t.lanes), {held: finished_sum(t, r, v)})
+        store = Store(OUTPUT, (substitute(address, {j: base}),), finished)
+        operands = Operands(
+            rows.table,
+            rows.pitch,
+            rows.taps,
+            rows.depth // self.group,
+            columns.panel,
+            columns.stride,
+            columns.ahead,
+            columns.ahead_step,
+        )
+        return (*tile_sums(t, operands), unrolled(r, Let(self.row, self.block + r0 + r), unrolled(v, store)))
 
 
 def epilogue_value(stage: Stage, layouts: Layouts) -> Expr:

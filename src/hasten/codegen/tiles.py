@@ -100,31 +100,73 @@ def tiles_for(target: Target, dtype: DType = DType.F32) -> tuple[Tile, ...]:
     return tuple(Tile(h, v, lanes, dtype) for v in widths for h in heights)
 
 
+@dataclass(frozen=True)
+class Operands:
+    """What a tile multiplies, as addresses; lengths in steps of one group.
+
+    Attributes:
+        rows: first entry of the table of row pointers.
+        pitch: entries of the table for each tap.
+        taps: outer extent of the sum.
+        depth: inner extent of the sum.
+        panel: first of the packed columns.
+        stride: elements from one step to the next.
+        ahead: what the next tiles will read.
+        ahead_step: elements of it to ask for at each step.
+    """
+
+    rows: Address
+    pitch: Expr
+    taps: Expr
+    depth: Expr
+    panel: Address
+    stride: Expr
+    ahead: Address
+    ahead_step: Expr
+
+
 def tile_function(t: Tile) -> Function:
     """tile[r][j] = sum over taps and depth of rows[tap][r][k] * panel[tap][k][j].
 
-    Parameters of the function: `rows` the table of row pointers, `pitch` entries for each tap; `taps`,
-    `depth` the steps of the sum (of one group each); `panel` the packed columns, `stride` elements from one
-    step to the next; `ahead` what the next tiles will read, of which `ahead_step` elements are asked for at
-    each step; `tile` the result, its rows `tile_pitch` apart.
+    The parameters are those of `Operands`, then `tile`, the result, its rows `tile_pitch` apart.
     """
-    size = group(t.dtype)
+    r, v = Var(INDEX, "r", const(t.rows)), Var(INDEX, "v", const(t.vectors))
+    pointers = [Address(t.dtype, name, (const(0),)) for name in ("rows", "panel", "ahead")]
+    numbers = [Var(INDEX, name) for name in ("pitch", "taps", "depth", "stride", "ahead_step")]
+    (rows, panel, ahead), (pitch, taps, depth, stride, ahead_step) = pointers, numbers
+    at = r * Var(INDEX, "tile_pitch") + v * t.lanes
+    body: tuple[Stmt, ...] = (
+        *tile_sums(t, Operands(rows, pitch, taps, depth, panel, stride, ahead, ahead_step)),
+        Comment("the epilogue reads the sums from here, in the first-level cache"),
+        unrolled(r, unrolled(v, Store("tile", (at,), finished_sum(t, r, v)))),
+    )
+    return Function(t.name, _params(t.dtype), body, f"{t.rows} rows by {t.columns} columns of a product")
+
+
+def finished_sum(t: Tile, r: Expr, v: Expr) -> Load:
+    """A vector of what `tile_sums` leaves in registers."""
+    return Load(DType.F32, "sums", (const(0), r, v), lanes=t.lanes)
+
+
+def tile_sums(t: Tile, o: Operands) -> tuple[Stmt, ...]:
+    """Statements that compute a whole tile into the local array `sums`, of which `finished_sum` loads."""
     f32, zero = DType.F32, const(0.0, DType.F32)
+    size = group(t.dtype)
     r, v = Var(INDEX, "r", const(t.rows)), Var(INDEX, "v", const(t.vectors))
     chain = Var(INDEX, "chain", const(t.chains))
-    tap, k = Var(INDEX, "tap"), Var(INDEX, "k")
-    taps, depth, stride, pitch = (Var(INDEX, n) for n in ("taps", "depth", "stride", "pitch"))
-    ahead_step, whole = Var(INDEX, "ahead_step"), Var(INDEX, "whole")
-    at = Var(INDEX, "at")
+    tap, k, at, whole = (Var(INDEX, n) for n in ("tap", "k", "at", "whole"))
 
     def acc(chain: Expr) -> Load:
         return Load(f32, "sums", (chain, r, v), lanes=t.lanes)
 
     def each(*body: Stmt) -> For:
-        return _unrolled(r, _unrolled(v, *body))
+        return unrolled(r, unrolled(v, *body))
+
+    def element(a: Address, offset: Expr, lanes: int = 1) -> Load:
+        return Load(t.dtype, a.buffer, (a.index[0] + offset,), lanes=lanes)
 
     def step(k: Expr, chain: Expr) -> tuple[Stmt, ...]:
-        b = Load(t.dtype, "b", (v,), lanes=t.lanes * size)
+        b = Load(t.dtype, "columns", (v,), lanes=t.lanes * size)
         if size == 1:
             product = Op(f32, "mul", (Load(f32, "row", (r, k)), b), lanes=t.lanes)
             summed = Op(f32, "add", (acc(chain), product), lanes=t.lanes)
@@ -132,56 +174,42 @@ def tile_function(t: Tile) -> Function:
             pair = Load(t.dtype, "row", (r, k * size), lanes=size)
             repeated = Op(t.dtype, "repeat", (pair,), lanes=t.lanes * size)
             summed = Op(f32, "dot", (acc(chain), repeated, b), lanes=t.lanes)
-        column: Expr = at + v * (t.lanes * size)
+        column = element(o.panel, at + v * (t.lanes * size), t.lanes * size)
         return (
-            Let(at, (tap * depth + k) * stride),
-            Declare("b", t.dtype, (t.vectors,), t.lanes * size),
-            _unrolled(v, Store("b", (v,), Load(t.dtype, "panel", (column,), lanes=t.lanes * size))),
-            Prefetch("ahead", ((tap * depth + k) * ahead_step,)),
+            Let(at, (tap * o.depth + k) * o.stride),
+            Declare("columns", t.dtype, (t.vectors,), t.lanes * size),
+            unrolled(v, Store("columns", (v,), column)),
+            Prefetch(o.ahead.buffer, (o.ahead.index[0] + (tap * o.depth + k) * o.ahead_step,)),
             each(Store("sums", (chain, r, v), summed)),
         )
 
-    steps: tuple[Stmt, ...] = (For(k, const(0), depth, step(k, const(0))),)
+    steps: tuple[Stmt, ...] = (For(k, const(0), o.depth, step(k, const(0))),)
+    joined: tuple[Stmt, ...] = ()
     if t.chains > 1:
         steps = (
-            Let(whole, depth // t.chains * t.chains),
-            For(k, const(0), whole, (_unrolled(chain, *step(k + chain, chain)),), step=t.chains),
-            For(k, whole, depth, step(k, const(0))),
+            Let(whole, o.depth // t.chains * t.chains),
+            For(k, const(0), whole, (unrolled(chain, *step(k + chain, chain)),), step=t.chains),
+            For(k, whole, o.depth, step(k, const(0))),
         )
-    both = Op(f32, "add", (acc(const(0)), acc(chain)), lanes=t.lanes)
-    body: tuple[Stmt, ...] = (
-        Declare("sums", f32, (t.chains, t.rows, t.vectors), t.lanes),
-        _unrolled(chain, each(Store("sums", (chain, r, v), zero))),
-        For(
-            tap,
-            const(0),
-            taps,
-            (
-                Declare("row", t.dtype, (t.rows,), pointer=True),
-                _unrolled(r, Store("row", (r,), Load(t.dtype, "rows", (tap * pitch + r,)))),
-                *steps,
-            ),
-        ),
-        *(
-            (
-                For(
-                    chain,
-                    const(1),
-                    const(t.chains),
-                    (each(Store("sums", (const(0), r, v), both)),),
-                    unroll=True,
-                ),
-            )
-            if t.chains > 1
-            else ()
-        ),
-        Comment("the epilogue reads the sums from here, in the first-level cache"),
-        each(Store("tile", (r * Var(INDEX, "tile_pitch") + v * t.lanes,), acc(const(0)))),
+        both = Op(f32, "add", (acc(const(0)), acc(chain)), lanes=t.lanes)
+        add = each(Store("sums", (const(0), r, v), both))
+        joined = (For(chain, const(1), const(t.chains), (add,), unroll=True),)
+    pointer = element(o.rows, tap * o.pitch + r)
+    in_tap = (
+        Declare("row", t.dtype, (t.rows,), pointer=True),
+        unrolled(r, Store("row", (r,), pointer)),
+        *steps,
     )
-    return Function(t.name, _params(t.dtype), body, f"{t.rows} rows by {t.columns} columns of a product")
+    return (
+        Declare("sums", f32, (t.chains, t.rows, t.vectors), t.lanes),
+        unrolled(chain, each(Store("sums", (chain, r, v), zero))),
+        For(tap, const(0), o.taps, in_tap),
+        *joined,
+    )
 
 
-def _unrolled(v: Var, *body: Stmt) -> For:
+def unrolled(v: Var, *body: Stmt) -> For:
+    """A loop over all values of a variable that leaves no loop behind."""
     assert v.extent is not None
     return For(v, const(0), v.extent, body, unroll=True)
 
@@ -208,16 +236,18 @@ def dispatcher_name(columns: int, dtype: DType) -> str:
 
 def dispatcher(tiles: Sequence[Tile], columns: int) -> Function:
     """Calls the lowest tile that covers `m` rows; the other parameters are the tile's."""
-    dtype = tiles[0].dtype
+    dtype, below = tiles[0].dtype, 0
     m = Var(INDEX, "m")
     arguments: list[Expr] = []
     for p in _params(dtype):
         pointer = Address(p.dtype, p.name, (const(0),))
         arguments.append(pointer if p.depth else Var(p.dtype, p.name))
     body: tuple[Stmt, ...] = ()
-    for t in (t for t in tiles if t.columns == columns):  # tallest first: the lowest is asked first
+    for t in sorted((t for t in tiles if t.columns == columns), key=lambda t: t.rows):
         call: tuple[Stmt, ...] = (Call(t.name, tuple(arguments)),)
-        body = (If(binary("le", m, t.rows), call, body),) if body else call
+        # The tallest is asked first: it is the usual one.
+        body = (If(binary("lt", below, m), call, body),) if body else call
+        below = t.rows
     name = dispatcher_name(columns, dtype)
     return Function(name, (Param("m", INDEX), *_params(dtype)), body, f"up to m rows by {columns} columns")
 

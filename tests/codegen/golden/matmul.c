@@ -14,12 +14,11 @@
 typedef float f32x8 __attribute__((vector_size(32)));
 typedef int32_t i32x8 __attribute__((vector_size(32)));
 static inline int64_t min_int64_t(int64_t a, int64_t b) { return a > b ? b : a; }
-static inline int64_t floordiv_int64_t(int64_t a, int64_t b) { if (b == 0) return 0; const int64_t q = a / b; return q - (a % b != 0 && (a < 0) != (b < 0)); }
-static inline f32x8 max_f32x8(f32x8 a, f32x8 b) { const i32x8 w = (i32x8)((a < b) | (b != b)); return (f32x8)((w & (i32x8)b) | (~w & (i32x8)a)); }
+static inline f32x8 max_bound_f32x8(f32x8 x, f32x8 bound) { const i32x8 w = (i32x8)(bound > x); return (f32x8)((w & (i32x8)bound) | (~w & (i32x8)x)); }
 static inline f32x8 load_f32x8(const float *p) { f32x8 v; memcpy(&v, p, sizeof v); return v; }
 static inline f32x8 splat_f32x8(float x) { return x - (f32x8){0}; }
 static inline void store_f32x8(float *p, f32x8 v) { memcpy(p, &v, sizeof v); }
-static inline float max_float(float a, float b) { return a < b || b != b ? b : a; }
+static inline float max_bound_float(float x, float bound) { return bound > x ? bound : x; }
 
 
 
@@ -42,7 +41,7 @@ void product_0(const float *restrict a, const float *restrict x0, const float *r
     float tile[192] __attribute__((aligned(64)));
     for (int64_t block = first_row; block < last_row; block += 192) {
         const int64_t height = min_int64_t(last_row - block, 192);
-        for (int64_t r = 0; r < floordiv_int64_t(height + 5, 6) * 6; ++r) {
+        for (int64_t r = 0; r < (height + 5) / 6 * 6; ++r) {
             const int64_t row = block + min_int64_t(r, height - 1);
             table[r] = a + row * 48;
         }
@@ -50,32 +49,32 @@ void product_0(const float *restrict a, const float *restrict x0, const float *r
             const int64_t width = min_int64_t(40 - panel * 32, 32);
             const int64_t stride = (40 - panel * 32 <= 16 ? 16 : 32);
             const int64_t packed = panel * 1536;
-            const int64_t ahead_step = floordiv_int64_t(31, floordiv_int64_t(height + 5, 6)) + 1;
+            const int64_t ahead_step = 31 / ((height + 5) / 6) + 1;
             for (int64_t r0 = 0; r0 < height; r0 += 6) {
                 const int64_t m = min_int64_t(height - r0, 6);
                 for (int64_t column = 0; column < width; column += 16) {
-                    tile_rows_x16(m, table + r0, 192, 1, 48, b + column + packed, stride, b + ahead_step * (floordiv_int64_t(r0, 6) * 48) + packed + 1536, ahead_step, tile + column, 32);
+                    tile_rows_x16(m, table + r0, 192, 1, 48, b + column + packed, stride, b + ahead_step * (r0 / 6 * 48) + packed + 1536, ahead_step, tile + column, 32);
                 }
                 for (int64_t r = 0; r < m; ++r) {
                     const int64_t row = block + r + r0;
                     if (width == 32) {
                         for (int64_t j_1 = 0; j_1 < 32; j_1 += 8) {
                             const int64_t t1 = j_1 + panel * 32;
-                            store_f32x8(out + t1 + row * 40, max_f32x8(load_f32x8(tile + j_1 + r * 32) + load_f32x8(x0 + t1), splat_f32x8(0.0f)) + load_f32x8(x1 + t1 + row * 40));
+                            store_f32x8(out + t1 + row * 40, max_bound_f32x8(load_f32x8(tile + j_1 + r * 32) + load_f32x8(x0 + t1), splat_f32x8(0.0f)) + load_f32x8(x1 + t1 + row * 40));
                         }
                         for (int64_t j = 32; j < 32; ++j) {
                             const int64_t t2 = j + panel * 32;
-                            out[t2 + row * 40] = max_float(tile[j + r * 32] + x0[t2], 0.0f) + x1[t2 + row * 40];
+                            out[t2 + row * 40] = max_bound_float(tile[j + r * 32] + x0[t2], 0.0f) + x1[t2 + row * 40];
                         }
                     } else {
                         const int64_t whole2 = width / 8 * 8;
                         for (int64_t j_3 = 0; j_3 < whole2; j_3 += 8) {
                             const int64_t t3 = j_3 + panel * 32;
-                            store_f32x8(out + t3 + row * 40, max_f32x8(load_f32x8(tile + j_3 + r * 32) + load_f32x8(x0 + t3), splat_f32x8(0.0f)) + load_f32x8(x1 + t3 + row * 40));
+                            store_f32x8(out + t3 + row * 40, max_bound_f32x8(load_f32x8(tile + j_3 + r * 32) + load_f32x8(x0 + t3), splat_f32x8(0.0f)) + load_f32x8(x1 + t3 + row * 40));
                         }
                         for (int64_t j = whole2; j < width; ++j) {
                             const int64_t t4 = j + panel * 32;
-                            out[t4 + row * 40] = max_float(tile[j + r * 32] + x0[t4], 0.0f) + x1[t4 + row * 40];
+                            out[t4 + row * 40] = max_bound_float(tile[j + r * 32] + x0[t4], 0.0f) + x1[t4 + row * 40];
                         }
                     }
                 }

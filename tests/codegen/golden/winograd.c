@@ -20,9 +20,9 @@ static inline int64_t max_int64_t(int64_t a, int64_t b) { return a < b ? b : a; 
 static inline int64_t min_int64_t(int64_t a, int64_t b) { return a > b ? b : a; }
 static inline int64_t floordiv_int64_t(int64_t a, int64_t b) { if (b == 0) return 0; const int64_t q = a / b; return q - (a % b != 0 && (a < 0) != (b < 0)); }
 static inline f32x8 load_f32x8(const float *p) { f32x8 v; memcpy(&v, p, sizeof v); return v; }
-static inline f32x8 max_f32x8(f32x8 a, f32x8 b) { const i32x8 w = (i32x8)((a < b) | (b != b)); return (f32x8)((w & (i32x8)b) | (~w & (i32x8)a)); }
+static inline f32x8 max_bound_f32x8(f32x8 x, f32x8 bound) { const i32x8 w = (i32x8)(bound > x); return (f32x8)((w & (i32x8)bound) | (~w & (i32x8)x)); }
 static inline f32x8 splat_f32x8(float x) { return x - (f32x8){0}; }
-static inline float max_float(float a, float b) { return a < b || b != b ? b : a; }
+static inline float max_bound_float(float x, float bound) { return bound > x ? bound : x; }
 
 
 
@@ -193,18 +193,18 @@ void winograd_1(const float *restrict a, const float *restrict x0, const float *
                         const int64_t x = dx + left;
                         if (width == 32) {
                             for (int64_t j_21 = 0; j_21 < 32; j_21 += 8) {
-                                store_f32x8(out + size_h * (image * (size_w * 40)) + j_21 + panel * 32 + size_w * (y * 40) + x * 40, max_f32x8(load_f32x8(tile + dx * 32 + dy * 128 + j_21) + load_f32x8(x0 + j_21 + panel * 32), splat_f32x8(0.0f)));
+                                store_f32x8(out + size_h * (image * (size_w * 40)) + j_21 + panel * 32 + size_w * (y * 40) + x * 40, max_bound_f32x8(load_f32x8(tile + dx * 32 + dy * 128 + j_21) + load_f32x8(x0 + j_21 + panel * 32), splat_f32x8(0.0f)));
                             }
                             for (int64_t j = 32; j < 32; ++j) {
-                                out[size_h * (image * (size_w * 40)) + j + panel * 32 + size_w * (y * 40) + x * 40] = max_float(tile[dx * 32 + dy * 128 + j] + x0[j + panel * 32], 0.0f);
+                                out[size_h * (image * (size_w * 40)) + j + panel * 32 + size_w * (y * 40) + x * 40] = max_bound_float(tile[dx * 32 + dy * 128 + j] + x0[j + panel * 32], 0.0f);
                             }
                         } else {
                             const int64_t whole22 = width / 8 * 8;
                             for (int64_t j_23 = 0; j_23 < whole22; j_23 += 8) {
-                                store_f32x8(out + size_h * (image * (size_w * 40)) + j_23 + panel * 32 + size_w * (y * 40) + x * 40, max_f32x8(load_f32x8(tile + dx * 32 + dy * 128 + j_23) + load_f32x8(x0 + j_23 + panel * 32), splat_f32x8(0.0f)));
+                                store_f32x8(out + size_h * (image * (size_w * 40)) + j_23 + panel * 32 + size_w * (y * 40) + x * 40, max_bound_f32x8(load_f32x8(tile + dx * 32 + dy * 128 + j_23) + load_f32x8(x0 + j_23 + panel * 32), splat_f32x8(0.0f)));
                             }
                             for (int64_t j = whole22; j < width; ++j) {
-                                out[size_h * (image * (size_w * 40)) + j + panel * 32 + size_w * (y * 40) + x * 40] = max_float(tile[dx * 32 + dy * 128 + j] + x0[j + panel * 32], 0.0f);
+                                out[size_h * (image * (size_w * 40)) + j + panel * 32 + size_w * (y * 40) + x * 40] = max_bound_float(tile[dx * 32 + dy * 128 + j] + x0[j + panel * 32], 0.0f);
                             }
                         }
                     }
