@@ -45,15 +45,20 @@ from hasten.loops.expr import (
     cast,
     const,
     constant_int,
+    free_vars,
     select,
     substitute,
     unary,
+    walk,
 )
-from hasten.loops.nest import Declare, For, Let, Stmt, Store, choose
+from hasten.loops.nest import Declare, For, Let, Prefetch, Stmt, Store, choose
 from hasten.loops.program import Gemm
 
 PRODUCTS_PER_WORK = 8
 """Multiply-adds of a register tile that take as long as one operation of another kernel."""
+
+LINE = 64
+"""Bytes of a cache line, which one prefetch brings."""
 
 SHORT = 512
 """Steps of a sum up to which whole tiles are finished in registers, by code of their own in each kernel."""
@@ -318,6 +323,7 @@ class _Builder:
         if finished is not None:
             whole = binary("and", binary("eq", m, tall), binary("eq", columns.width, PANEL))
             tile = choose(whole, finished, tile)
+        tile = (*self.fetch_operands(r0, m), *tile)
         if self.schedule.order is Order.ROWS:
             inside = (count, For(self.panel, *panels, (*panel, *tile)))
             return (For(r0, const(0), height, inside, step=self.tallest),)
@@ -367,6 +373,25 @@ class _Builder:
         columns = ColumnRange(self.g.column, self.panel * PANEL, width)
         inner = write_row(self.finish, address, at, r, columns, self.tiles[0].lanes, self.names)
         return (For(r, const(0), m, (Let(row, self.block + r0 + r), *inner)),)
+
+    def fetch_operands(self, r0: Var, m: Var) -> tuple[Stmt, ...]:
+        """Asks for what the epilogue of a tile will read row by row, while the sums are computed.
+
+        Each row of a residual is a cache line or two, far from the next: too few for the processor to see a
+        pattern, and all are missed at once at the end of the tile.
+        """
+        r = Var(INDEX, "r", const(self.tallest))
+        at = {**self.batch_values, **split_flat(self.row, self.g.rows)}
+        lines: list[Stmt] = []
+        for load in dict.fromkeys(n for n in walk(self.finish) if isinstance(n, Load) and n.index):
+            if not free_vars(load.index[0]) & set(self.g.rows):
+                continue
+            for column in range(0, PANEL, LINE // load.dtype.bytes):
+                values = {**at, self.g.column: self.panel * PANEL + column}
+                lines.append(Prefetch(load.buffer, (substitute(load.index[0], values),)))
+        if not lines:
+            return ()
+        return (For(r, const(0), m, (Let(self.row, self.block + r0 + r), *lines)),)
 
     def in_registers(self, r0: Var, rows: Rows, columns: Columns) -> tuple[Stmt, ...] | None:
         """A whole tile whose epilogue is applied before its sums leave the registers, or None.

@@ -31,6 +31,11 @@ MOST_THREADS = 64
 """Threads that a run uses at the most; the arena has scratch memory for so many."""
 
 KERNELS_PER_FILE = 8
+STAGGER = 384
+"""Bytes between slots. Large tensors fill whole pages: without a gap, what a kernel reads and what it writes
+would lie at the same place of their pages, where processors mistake a load for one of a store under way. Six
+lines put eight slots at different places even of 1024 bytes, a common distance of rows."""
+
 GUARD_BYTES = 256
 """Bytes at the end of the arena: whole vectors may be read, never used, beyond a tensor's end."""
 
@@ -297,7 +302,7 @@ class _Program:
             lines.append(f"    if ({self.expr(g.left)} != {self.expr(g.right)}) return {code};")
         lines.append("    int64_t end = 0;")
         for i, slot in enumerate(self.slots):
-            lines += [f"    plan->slot_{i} = end;", f"    end += {self.expr(slot.bytes)};"]
+            lines += [f"    plan->slot_{i} = end;", f"    end += {self.expr(slot.bytes)} + {STAGGER};"]
         lines.append("    plan->scratch = end;")
         lines.append("    plan->scratch_bytes = 0;")
         for e in dict.fromkeys(self.scratch):

@@ -52,6 +52,11 @@ void product_0(const float *restrict a, const float *restrict x0, const float *r
             const int64_t ahead_step = 31 / ((height + 5) / 6) + 1;
             for (int64_t r0 = 0; r0 < height; r0 += 6) {
                 const int64_t m = min_int64_t(height - r0, 6);
+                for (int64_t r = 0; r < m; ++r) {
+                    const int64_t row = block + r + r0;
+                    __builtin_prefetch(x1 + panel * 32 + row * 40);
+                    __builtin_prefetch(x1 + panel * 32 + row * 40 + 16);
+                }
                 for (int64_t column = 0; column < width; column += 16) {
                     tile_rows_x16(m, table + r0, 192, 1, 48, b + column + packed, stride, b + ahead_step * (r0 / 6 * 48) + packed + 1536, ahead_step, tile + column, 32);
                 }
