@@ -222,7 +222,7 @@ def test_suited_algorithm():
     """The layers of ResNet-50 as measured (docs/decisions/0007-winograd.md), and degenerate ones."""
     chosen = [suited_algorithm(1, s, s, c, c) for s, c in ((56, 64), (28, 128), (14, 256), (7, 512))]
     assert chosen == [Algorithm.WINOGRAD_4] * 3 + [Algorithm.WINOGRAD_2]
-    assert suited_algorithm(1, 4, 4, 256, 256) is Algorithm.DIRECT
+    assert suited_algorithm(1, 3, 3, 256, 256) is Algorithm.DIRECT
     assert suited_algorithm(8, 7, 7, 512, 512) is Algorithm.WINOGRAD_4
     assert suited_algorithm(1, 1, 1, 64, 64) is Algorithm.DIRECT
     assert suited_algorithm(1, 224, 224, 3, 32) is Algorithm.DIRECT
