@@ -97,6 +97,17 @@ def test_operands_are_stored_narrow_and_the_rest_is_not():
     assert [a.dtype for a in packed] == [ml_dtypes.bfloat16] * 2
 
 
+def test_large_tables_are_stored_narrow():
+    p = program(
+        "(int64[m] ids) => (float[m, 64] y) { g = Gather(table, ids) y = Add(g, bias) }",
+        {"table": normal(2000, 64), "bias": normal(64)},
+    )
+    lowered = lower_program(p, native(), precision=DType.BF16)
+    assert sorted(a.dtype.name for a in lowered.constants.values()) == ["bfloat16", "float32"]
+    (engine,) = compile_programs([p], native(), precision=DType.BF16)
+    loosely(engine, {"ids": np.array([3, 1999, -1, 0])}, (1, 2))
+
+
 def test_an_odd_depth_stays_as_it_is():
     p = program("(float[m, 7] x) => (float[m, 5] y) { y = MatMul(x, w) }", {"w": normal(7, 5)})
     lowered = lower_program(p, native(), precision=DType.BF16)

@@ -23,7 +23,7 @@ from hasten.codegen.gemm import (
 from hasten.codegen.kernel import Kernel
 from hasten.codegen.layout import Layout, arrange_constants, assign_layouts, row_major
 from hasten.codegen.maps import map_kernel
-from hasten.codegen.narrow import narrow_storage
+from hasten.codegen.narrow import narrow_storage, narrow_tables
 from hasten.codegen.rank import rank_kernel
 from hasten.codegen.schedule import DEFAULTS, Algorithm, Product, Schedules, product_shape
 from hasten.codegen.shallow import join_shallow_taps
@@ -78,6 +78,9 @@ def lower_program(
     shapes = {n: info.shape for n, info in outside.items()}
     stages = join_shallow_taps(fuse(program), shapes, group(precision))
     if precision is DType.BF16:
+        stages, tables = narrow_tables(stages, program.constants)
+        program = replace(program, constants=program.constants | tables)
+        outside |= {n: program.info(n) for n in tables}
         stages = narrow_storage(stages, outside, program.constants.keys(), program.outputs)
     stages, constants, products = _pack(program, stages, target, schedules)
     fixed = dict(program.inputs)

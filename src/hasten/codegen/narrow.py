@@ -2,14 +2,17 @@
 
 What a product or an attention reads is written in bf16 by the stage that computes it, in its epilogue, so
 that no conversion is a pass of its own; so is what a window slides over (depthwise convolution, pooling),
-which is bound by memory. Every other reader widens what it loads. Inputs and results of the program keep
-their types, and what only normalizations, softmax and residual sums read stays f32.
+which is bound by memory. Every other reader widens what it loads. So are large constants that are no
+operands of products: tables of embeddings. Inputs and results of the program keep their types, and what only
+normalizations, softmax and residual sums read stays f32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from hasten.codegen.fuse import operand_load
 from hasten.codegen.stage import ACCUMULATOR, Stage
@@ -40,6 +43,9 @@ from hasten.loops.program import (
 )
 
 NARROW, WIDE = DType.BF16, DType.F32
+
+LARGE_TABLE = 1 << 16
+"""Elements from which on a constant is stored narrow; biases and the like are not worth the rounding."""
 
 
 def narrow_storage(
@@ -75,6 +81,27 @@ def narrow_storage(
         narrowed = replace(s, body=body, epilogue=epilogue)
         result.append(_stored_narrow(narrowed) if s.name in plan.narrow else narrowed)
     return result
+
+
+def narrow_tables(
+    stages: Sequence[Stage], constants: Mapping[str, np.ndarray]
+) -> tuple[list[Stage], dict[str, np.ndarray]]:
+    """The stages with large tables that they look up in bf16, and those tables by their new names."""
+    tables: dict[str, np.ndarray] = {}
+
+    def visit(node: Expr) -> Expr | None:
+        if not isinstance(node, Load) or node.buffer not in constants or node.dtype is not WIDE:
+            return None
+        array = constants[node.buffer]
+        if array.size < LARGE_TABLE:
+            return None
+        name = f"{node.buffer}_{NARROW}"
+        if name not in tables:
+            tables[name] = array.astype(NARROW.numpy)
+        return cast(Load(NARROW, name, tuple(transform(i, visit) for i in node.index)), WIDE)
+
+    found = [replace(s, body=transform(s.body, visit)) if isinstance(s.body, Expr) else s for s in stages]
+    return found, tables
 
 
 def _stored_narrow(s: Stage) -> Stage:
