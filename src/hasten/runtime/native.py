@@ -40,6 +40,7 @@ class _Prepared:
     __slots__ = (
         "arena_bytes",
         "call",
+        "count",
         "gives",
         "kept",
         "large_inputs",
@@ -64,6 +65,7 @@ class _Prepared:
         # if all arrays are small: what identifies each input and its buffer, and each output's
         self.takes: list[tuple[str, np.dtype[Any], tuple[int, ...], Array]] = []
         self.gives: list[tuple[str, Array]] = []
+        self.count = 0  # of inputs
         self.kept: list[object] = []  # memory that the C structure points to
 
 
@@ -151,26 +153,27 @@ class NativeRunner:
         Raises:
             InputError: Values do not fit.
         """
+        free = self._free
         try:
-            workspace = self._free.pop()
+            workspace = free.pop()
         except IndexError:
             return None
-        prepared = workspace.again
-        if prepared is not None and len(feeds) == len(prepared.takes):
-            for name, dtype, shape, stage in prepared.takes:
+        again = workspace.again
+        if again is not None and len(feeds) == again.count:
+            for name, dtype, shape, stage in again.takes:
                 array = feeds.get(name)
                 if type(array) is not _ndarray or array.dtype is not dtype or array.shape != shape:
                     break
                 stage[...] = array
             else:
-                if self._run(self._part, prepared.reference):
-                    self._fail(workspace, prepared)
+                if self._run(self._part, again.reference):
+                    self._fail(workspace, again)
                 outputs = {}
-                for name, stage in prepared.gives:
+                for name, stage in again.gives:
                     outputs[name] = stage.copy()
-                self._free.append(workspace)
+                free.append(workspace)
                 return outputs
-        self._free.append(workspace)
+        free.append(workspace)
         return None
 
     def _run_with_large(
@@ -249,6 +252,7 @@ class NativeRunner:
         ]
         if prepared.staged_outputs is not None and not prepared.large_inputs:
             prepared.gives = list(zip(self.step.outputs, prepared.staged_outputs, strict=True))
+            prepared.count = len(key)
             prepared.takes = [
                 (info.name, dtype, shape, prepared.stages[i][1])
                 for i, (info, dtype, shape) in enumerate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -52,7 +52,8 @@ class Session:
         self.target = target
         self.report = manifest.report
         self._verified = False
-        self._quick: NativeRunner | None = None  # once the weights are verified
+        # Once the weights are verified: runs what is like the last run, if it can.
+        self._quick: Callable[[Mapping[str, ArrayLike]], dict[str, Array] | None] | None = None
         self._names = [info.name for info in self.inputs]
         self._expected = [(info.name, np.dtype(info.dtype)) for info in self.inputs]
         self._output_names = [info.name for info in self.outputs]
@@ -73,7 +74,7 @@ class Session:
         """
         quick = self._quick
         if quick is not None:
-            made = quick.run_again(feeds)
+            made = quick(feeds)
             if made is not None:
                 return made
         opened = self._opened
@@ -96,7 +97,7 @@ class Session:
         if not self._verified:
             opened.artifact.check_weights()
             self._verified = True
-            self._quick = whole
+            self._quick = None if whole is None else whole.run_again
         return dict(zip(self._output_names, results, strict=True))
 
     def __call__(self, **feeds: ArrayLike) -> dict[str, Array]:
