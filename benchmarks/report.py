@@ -45,7 +45,7 @@ class CaseReport:
         shapes: of the inputs.
         gflop: 10**9 operations of a run, padding counted; None if they could not be counted.
         peaks: the machine's peak in 10**9 operations per second, by precision.
-        load_average: processes that wanted to run in the minute before; figures of a busy machine mean
+        busy_cores: cores that other programs used just before; figures of a busy machine mean
             little.
         compile_seconds: by engine, hasten's with an empty cache.
         verdicts: by precision.
@@ -57,7 +57,7 @@ class CaseReport:
     shapes: Mapping[str, tuple[int, ...]]
     gflop: float | None
     peaks: Mapping[str, Spread]
-    load_average: float
+    busy_cores: float
     compile_seconds: Mapping[str, float]
     verdicts: tuple[Verdict, ...]
     measurement: Measurement

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import tempfile
 import time
@@ -34,6 +33,7 @@ from benchmarks.cases import Entry, entries_named
 from hasten.api import compile_payload
 from hasten.errors import HastenError, ToolchainError
 from hasten.runtime.artifact import write_artifact
+from hasten.search.busy import busy_cores
 from hasten.search.engines import HASTEN, HASTEN_BF16, PEERS, Engine, Precision, peers_named
 from hasten.search.measure import Contestant, Plan, Spread, measure
 from hasten.search.measure_case import files_of
@@ -85,7 +85,7 @@ def compiled(model: Path, precision: Precision, setup: Setup) -> Compiled:
 
 def run_case(entry: Entry, setup: Setup) -> report.CaseReport:
     """Compiles the model of a case, and times all engines on it."""
-    load_average = os.getloadavg()[0]
+    used = busy_cores()
     say(f"{entry.name}: making the model and compiling it")
     model, feeds = entry.onnx(), entry.inputs()
     goals = {precision: goal for precision, goal in entry.goals.items() if precision in setup.precisions}
@@ -123,7 +123,7 @@ def run_case(entry: Entry, setup: Setup) -> report.CaseReport:
         shapes={name: array.shape for name, array in feeds.items()},
         gflop=gflop,
         peaks=peaks,
-        load_average=load_average,
+        busy_cores=used,
         compile_seconds=seconds,
         verdicts=report.judge(found, goals, entry.figure, gflop, peaks),
         measurement=found,
@@ -159,7 +159,7 @@ def markdown(cases: Sequence[report.CaseReport], plan: Plan) -> str:
     """Both tables, with the machine above."""
     counts = sorted({case.measurement.rounds for case in cases if case.figure == "run"})
     rounds = " to ".join(str(count) for count in dict.fromkeys([*counts[:1], *counts[-1:]])) or "1"
-    busy = [case.name for case in cases if case.load_average > 0.5 * cores()]
+    busy = [case.name for case in cases if case.busy_cores > 0.5 * cores()]
     note = f"\n\nThe machine was busy before: {', '.join(busy)}. Those figures mean little." if busy else ""
     head = f"{describe_machine()}; threads: {plan.threads}, rounds: {rounds}{note}"
     return f"{head}\n\n{report.summary(cases)}\n\n{report.details(cases)}\n"

@@ -117,9 +117,9 @@ def show(case: Case) -> None:
             number(result.file_mb, 3),
         )
     stdout().print(shown)
-    if case.load_average > 0.5 * target.cores():
+    if case.busy_cores > 0.5 * target.cores():
         click.echo(
-            f"The machine was busy when this began (load {case.load_average:.1f} on {target.cores()} cores): "
+            f"The machine was busy when this began ({case.busy_cores:.1f} of {target.cores()} cores in use): "
             "the figures mean little",
             err=True,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from hasten.cli.console import (
 )
 from hasten.cli.options import input_option, json_option, shape_option, threads_option
 from hasten.cli.sources import artifact_inputs, as_artifact
+from hasten.search.busy import busy_cores
 from hasten.search.profile import KernelProfile, Profile, measure_peaks, merge, record, summarize
 from hasten.search.profile_timeline import trace_events
 
@@ -67,7 +67,7 @@ def profile(
     """
     if trace is not None:
         check_place(trace)
-    load = os.getloadavg()[0]
+    load = busy_cores()
     with as_artifact(model, threads=threads) as (path, _), status_only(stderr()) as steps:
         feeds = artifact_inputs(path, input_file, shapes)
         steps("building the code with marks, and running it")
@@ -194,4 +194,4 @@ def _warn(found: Profile, load: float) -> None:
         told = "barriers wait for threads that have no core"
     else:
         return
-    click.echo(f"The machine was busy (load {load:.1f} on {target.cores()} cores): {told}", err=True)
+    click.echo(f"The machine was busy ({load:.1f} of {target.cores()} cores in use): {told}", err=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from hasten.errors import EngineError, ModelError, ToolchainError
 from hasten.frontends import huggingface
 from hasten.runtime.artifact import read_artifact
 from hasten.runtime.checks import bind_sizes
+from hasten.search.busy import busy_cores
 from hasten.search.engines import HASTEN, Engine
 from hasten.search.measure import Contestant, Measurement, Plan, Spread, measure
 from hasten.search.measure_flops import count_flops
@@ -38,7 +38,7 @@ class Case:
         gflops: 10**9 operations per second that hasten achieved.
         peak_gflops: the machine's peak with as many threads, in the same rounds; None without a compiler.
         share_of_peak: `gflops` by `peak_gflops`.
-        load_average: processes that wanted to run in the minute before; figures of a machine whose cores
+        busy_cores: cores that other programs used just before; figures of a machine whose cores
             are busy mean little.
         compile_seconds: how long the compilation took, if it was part of this.
     """
@@ -50,7 +50,7 @@ class Case:
     gflops: float | None
     peak_gflops: Spread | None
     share_of_peak: float | None
-    load_average: float
+    busy_cores: float
     compile_seconds: float | None = None
 
 
@@ -81,7 +81,7 @@ def measure_case(
         EngineError: the artifact does not run.
         ModelError: the source cannot be read.
     """
-    load_average = os.getloadavg()[0]
+    used = busy_cores()
     opened = read_artifact(artifact)
     sizes = bind_sizes(opened.manifest.inputs, [feeds[i.name].shape for i in opened.manifest.inputs])
     flops = count_flops(onnx.load_from_string(bytes(opened.members["graph.onnx"])).graph, sizes)
@@ -119,7 +119,7 @@ def measure_case(
         gflops=achieved,
         peak_gflops=peaks,
         share_of_peak=None if achieved is None or peaks is None else achieved / peaks.median,
-        load_average=load_average,
+        busy_cores=used,
         compile_seconds=compile_seconds,
     )
 
