@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks import models
 
+from benchmarks import models
 from hasten.api import compile_payload
 from hasten.runtime.artifact import write_artifact
 
