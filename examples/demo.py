@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import time
@@ -28,9 +27,10 @@ from tokenizers import Tokenizer
 import hasten
 from hasten.errors import HastenError
 from hasten.frontends import huggingface
+from hasten.search.busy import busy_cores
 from hasten.search.engines import HASTEN, ONNXRUNTIME, TORCH, answers
 from hasten.search.measure import Contestant, Measurement, Plan, measure
-from hasten.search.measure_answers import compare
+from hasten.search.measure_answers import compare, without_padding
 from hasten.search.measure_case import files_of
 from hasten.target import cores, native, processor_name
 
@@ -112,12 +112,14 @@ def tokenize(tokenizer: Tokenizer, texts: list[str]) -> Feeds:
 
 
 def verify(session: hasten.Session, folder: Path, feeds: Feeds) -> str:
-    """Compares every output with PyTorch's.
+    """Compares every output with PyTorch's, where the attention mask shows it: hasten skips what it hides.
 
     Raises:
         SystemExit: a difference is above the tolerance.
     """
-    found = compare(answers(TORCH, folder, feeds, PLAN.threads), session.run(feeds))
+    wanted = answers(TORCH, folder, feeds, PLAN.threads)
+    shown = without_padding(session.report.get("padding", ()), feeds, wanted)
+    found = compare(shown, session.run(feeds))
     worst = max(found, key=lambda item: item.relative)
     if not worst.relative <= TOLERANCE:
         raise SystemExit(f"{worst.output} is {worst.relative:.1e} of its range away from PyTorch's answer")
@@ -141,20 +143,6 @@ def comparison(cases: dict[str, Measurement]) -> Table:
         for engine, reason in found.failures.items():
             table.add_row(f"  {LABELS[engine]}: {reason}")
     return table
-
-
-def busy_cores(seconds: float = 0.5) -> float:
-    """How many cores other programs keep busy now (Linux; elsewhere 0): this one sleeps meanwhile."""
-
-    def idle() -> float:
-        stat = Path("/proc/stat")
-        words = stat.read_text("ascii").split("\n", 1)[0].split() if stat.exists() else []
-        return sum(map(int, words[4:6])) / os.sysconf("SC_CLK_TCK")  # idle, and waiting for a disk
-
-    before = idle()
-    time.sleep(seconds)
-    after = idle()
-    return max(0.0, (os.cpu_count() or 1) - (after - before) / seconds) if after else 0.0
 
 
 def short(value: float) -> str:

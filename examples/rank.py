@@ -13,6 +13,7 @@ import sys
 import time
 from importlib.abc import MetaPathFinder
 
+AT_START = frozenset(sys.modules)  # what the environment itself loads with Python, such as namespace packages
 ALLOWED = {"hasten", "numpy", *sys.stdlib_module_names}
 
 
@@ -60,7 +61,7 @@ def main(artifact: str, file: str) -> None:
     vectors = embed(session, ids, mask)
     encoded = time.perf_counter()
     scores = embed(session, query_ids, query_mask) @ vectors.T
-    loaded = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
+    loaded = {name.partition(".")[0] for name in sys.modules.keys() - AT_START} - set(sys.stdlib_module_names)
     packages = sorted(name for name in loaded if not name.startswith("_"))
     print(f"   packages in this process: {', '.join(packages)}; all else is blocked, compilers too")
     print(f"   opened in {(opened - start) * 1e3:.1f} ms; ", end="")
