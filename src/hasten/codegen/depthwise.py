@@ -49,6 +49,7 @@ from hasten.loops.nest import (
     choose,
     expressions,
     size_parameter,
+    unrolled,
 )
 from hasten.target import Target
 
@@ -370,8 +371,8 @@ class _Builder:
         """Computes a block of outputs from position `p0` and channel `c0` on."""
         p, v = Var(INDEX, "p", const(block.positions)), Var(INDEX, "v", const(block.vectors))
 
-        def unrolled(statement: Stmt) -> Stmt:
-            return _unrolled(p, _unrolled(v, statement))
+        def each(statement: Stmt) -> Stmt:
+            return unrolled(p, unrolled(v, statement))
 
         reach = (block.positions - 1) * self.slide.stride + self.slide.taps
         inside: Expr = const(True, DType.BOOL)
@@ -380,9 +381,9 @@ class _Builder:
             inside = binary("and", inside, self.margin(margin, p0, const(0 if grows else reach - 1)))
         return (
             Declare(SUMS, DType.F32, (block.positions, block.vectors), block.lanes),
-            unrolled(Store(SUMS, (p, v), const(0.0, DType.F32))),
+            each(Store(SUMS, (p, v), const(0.0, DType.F32))),
             *choose(inside, self.window(block, p0, edge=False), self.window(block, p0, edge=True)),
-            unrolled(self.finished(block, p0, p, v)),
+            each(self.finished(block, p0, p, v)),
         )
 
     def margin(self, margin: Expr, p0: Expr, column: Expr) -> Expr:
@@ -408,8 +409,8 @@ class _Builder:
         reached = binary("and", binary("le", 0, t), binary("lt", t, s.taps))
         inner: tuple[Stmt, ...] = (
             Declare("column_x", DType.F32, (block.vectors,), lanes),
-            _unrolled(v, Store("column_x", (v,), loaded)),
-            _unrolled(p, Let(t, column - p * s.stride), If(reached, (_unrolled(v, add),))),
+            unrolled(v, Store("column_x", (v,), loaded)),
+            unrolled(p, Let(t, column - p * s.stride), If(reached, (unrolled(v, add),))),
         )
         if edge:
             exists: Expr = const(True, DType.BOOL)
@@ -420,8 +421,8 @@ class _Builder:
         taps = Var(INDEX, "t", const(s.taps))
         body: tuple[Stmt, ...] = (
             Declare("row_w", DType.F32, (s.taps, block.vectors), lanes),
-            _unrolled(taps, _unrolled(v, Store("row_w", (t, v), Load(DType.F32, "w", (w_at,), lanes=lanes)))),
-            _unrolled(columns, *inner),
+            unrolled(taps, unrolled(v, Store("row_w", (t, v), Load(DType.F32, "w", (w_at,), lanes=lanes)))),
+            unrolled(columns, *inner),
         )
         for row in reversed(tuple(s.rows)):
             body = (For(row, *self.bounds[row], body),)
@@ -435,9 +436,3 @@ class _Builder:
         stands_for = Load(DType.F32, SUMS, (base,), lanes=block.lanes)
         value = substitute(value, {stands_for: Load(DType.F32, SUMS, (p, v), lanes=block.lanes)})
         return Store(OUTPUT, (substitute(self.slide.out, {**at, self.slide.channel: base}),), value)
-
-
-def _unrolled(v: Var, *body: Stmt) -> For:
-    """A loop over all values of a variable that leaves no loop behind."""
-    assert v.extent is not None
-    return For(v, const(0), v.extent, body, unroll=True)

@@ -11,6 +11,7 @@ from hasten.codegen.c_helpers import helper_name, helper_source, vector_type
 from hasten.codegen.kernel import FAULT_PARAM
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
+    GROUPS,
     Address,
     Bounded,
     Const,
@@ -318,7 +319,7 @@ class _Printer:
         if proven and all(is_nonnegative(a) for a in e.args):
             sign = "/" if e.op == "floordiv" else "%"
             return f"{self.part(e.args[0], 11)} {sign} {self.part(e.args[1], 12)}", 12
-        if e.op in ("dot", "repeat", "interleave"):
+        if e.op in GROUPS:
             name = self.helper(e.op, e.args[-1].dtype, max(e.lanes, e.args[-1].lanes))
             return f"{name}({', '.join(self.text(a)[0] for a in e.args)})", _ATOM
         if e.op in ("max", "min") and e.dtype.is_float and any(_is_number(a) for a in e.args):

@@ -24,14 +24,12 @@ from hasten.codegen.tiles import (
     HALF_PANEL,
     PANEL,
     Columns,
-    Operands,
     Rows,
     Tile,
     finished_sum,
     group,
     multiply,
     tile_sums,
-    unrolled,
 )
 from hasten.codegen.vectorize import coefficient, vectorizable, vectorize
 from hasten.loops.dtypes import INDEX, DType
@@ -51,7 +49,7 @@ from hasten.loops.expr import (
     unary,
     walk,
 )
-from hasten.loops.nest import Declare, For, Let, Prefetch, Stmt, Store, choose
+from hasten.loops.nest import Declare, For, Let, Prefetch, Stmt, Store, choose, unrolled
 from hasten.loops.program import Gemm
 
 PRODUCTS_PER_WORK = 8
@@ -192,7 +190,8 @@ class _Builder:
         # Known to be within bounds, divisions of rows into positions are plain ones.
         self.block, self.row = Var(INDEX, "block", self.rows), Var(INDEX, "row", self.rows)
         self.names = Names()
-        self.batch_values = split_flat(self.entry, g.batch)
+        self.at_row = {**split_flat(self.entry, g.batch), **split_flat(self.row, g.rows)}
+        self.address = layouts[stage.name].address(stage.vars)
         raw = self.operand_pointer()
         finish = epilogue_value(stage, layouts)
         (self.pointer, self.finish), self.buffers = _share_names(raw, finish)
@@ -211,7 +210,7 @@ class _Builder:
         capacity = constant_int(self.taps) or 1
         return (
             *shares,
-            Declare("table", self.dtype, (capacity * self.pitch,), pointer=True),
+            Declare("table", self.dtype, (capacity * self.row_block,), pointer=True),
             Declare("tile", DType.F32, (self.tallest * PANEL,)),
             *self.over_entries(entries, (For(self.block, *rows, in_block, step=step),)),
         )
@@ -219,11 +218,6 @@ class _Builder:
     def over_entries(self, entries: tuple[Expr, Expr], body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
         """The loop over batch entries, if there are several."""
         return (For(self.entry, *entries, body),) if isinstance(self.entry, Var) else body
-
-    @property
-    def pitch(self) -> int:
-        """Entries of the row table for each tap: a block."""
-        return self.row_block
 
     @property
     def row_block(self) -> int:
@@ -282,7 +276,7 @@ class _Builder:
 
     def operand_pointer(self) -> tuple[Expr | None, Load]:
         """Condition (None: always) and load of the first operand at depth 0, in terms of `entry`, `row`."""
-        values = {**self.batch_values, **split_flat(self.row, self.g.rows), self.g.depth: const(0)}
+        values = {**self.at_row, self.g.depth: const(0)}
         e = substitute(flatten(self.g.a, self.layouts), values)
         if isinstance(e, Op) and e.op == "select":
             condition, value = e.args[0], e.args[1]
@@ -302,7 +296,7 @@ class _Builder:
         for v in self.g.taps:
             assert v.extent is not None
             tap_index = tap_index * v.extent + v
-        fill: tuple[Stmt, ...] = (Store("table", (tap_index * self.pitch + r,), here),)
+        fill: tuple[Stmt, ...] = (Store("table", (tap_index * self.row_block + r,), here),)
         for v in reversed(self.g.taps):
             assert v.extent is not None
             fill = (For(v, const(0), v.extent, fill),)
@@ -316,7 +310,7 @@ class _Builder:
         r0, m = Var(INDEX, "r0", const(self.row_block)), Var(INDEX, "m", const(self.tallest + 1))
         tall = const(self.tallest)
         panel, columns = self.columns_of_panel(r0, height)
-        rows = Rows(Address(self.dtype, "table", (r0,)), const(self.pitch), self.taps, self.depth)
+        rows = Rows(Address(self.dtype, "table", (r0,)), const(self.row_block), self.taps, self.depth)
         count = Let(m, binary("min", height - r0, tall))
         tile = (*multiply(self.tiles, m, rows, columns), *self.write(r0, m, columns.width))
         finished = self.in_registers(r0, rows, columns)
@@ -367,12 +361,11 @@ class _Builder:
 
     def write(self, r0: Var, m: Var, width: Expr) -> tuple[Stmt, ...]:
         """Applies the epilogue to a finished tile and writes it."""
-        r, row = Var(INDEX, "r", const(self.tallest)), self.row
-        at = {**self.batch_values, **split_flat(row, self.g.rows)}
-        address = self.layouts[self.stage.name].address(self.stage.vars)
+        r = Var(INDEX, "r", const(self.tallest))
         columns = ColumnRange(self.g.column, self.panel * PANEL, width)
-        inner = write_row(self.finish, address, at, r, columns, self.tiles[0].lanes, self.names)
-        return (For(r, const(0), m, (Let(row, self.block + r0 + r), *inner)),)
+        lanes = self.tiles[0].lanes
+        inner = write_row(self.finish, self.address, self.at_row, r, columns, lanes, self.names)
+        return (For(r, const(0), m, (Let(self.row, self.block + r0 + r), *inner)),)
 
     def fetch_operands(self, r0: Var, m: Var) -> tuple[Stmt, ...]:
         """Asks for what the epilogue of a tile will read row by row, while the sums are computed.
@@ -381,13 +374,12 @@ class _Builder:
         pattern, and all are missed at once at the end of the tile.
         """
         r = Var(INDEX, "r", const(self.tallest))
-        at = {**self.batch_values, **split_flat(self.row, self.g.rows)}
         lines: list[Stmt] = []
         for load in dict.fromkeys(n for n in walk(self.finish) if isinstance(n, Load) and n.index):
             if not free_vars(load.index[0]) & set(self.g.rows):
                 continue
             for column in range(0, PANEL, LINE // load.dtype.bytes):
-                values = {**at, self.g.column: self.panel * PANEL + column}
+                values = {**self.at_row, self.g.column: self.panel * PANEL + column}
                 lines.append(Prefetch(load.buffer, (substitute(load.index[0], values),)))
         if not lines:
             return ()
@@ -403,28 +395,20 @@ class _Builder:
         if steps is None or steps > SHORT or t.columns != PANEL:
             return None
         r, v = Var(INDEX, "r", const(t.rows)), Var(INDEX, "v", const(t.vectors))
-        values = {**self.batch_values, **split_flat(self.row, self.g.rows)}
-        values[self.g.column] = self.panel * PANEL + j
+        values = {**self.at_row, self.g.column: self.panel * PANEL + j}
         in_place = Load(DType.F32, ACCUMULATOR, (j,))
         value = substitute(self.finish, {Load(DType.F32, ACCUMULATOR, ()): in_place, **values})
-        address = substitute(self.layouts[self.stage.name].address(self.stage.vars), values)
+        address = substitute(self.address, values)
         if not vectorizable(value, j) or constant_int(coefficient(address, j) or const(0)) != 1:
             return None
         base = v * t.lanes
         held = Load(DType.F32, ACCUMULATOR, (base,), lanes=t.lanes)
         finished = substitute(vectorize(value, j, base, t.lanes), {held: finished_sum(t, r, v)})
         store = Store(OUTPUT, (substitute(address, {j: base}),), finished)
-        operands = Operands(
-            rows.table,
-            rows.pitch,
-            rows.taps,
-            rows.depth // self.group,
-            columns.panel,
-            columns.stride,
-            columns.ahead,
-            columns.ahead_step,
+        return (
+            *tile_sums(t, rows, columns),
+            unrolled(r, Let(self.row, self.block + r0 + r), unrolled(v, store)),
         )
-        return (*tile_sums(t, operands), unrolled(r, Let(self.row, self.block + r0 + r), unrolled(v, store)))
 
 
 def epilogue_value(stage: Stage, layouts: Layouts) -> Expr:

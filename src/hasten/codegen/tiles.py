@@ -30,6 +30,7 @@ from hasten.loops.nest import (
     Stmt,
     Store,
     choose,
+    unrolled,
 )
 from hasten.target import Target
 
@@ -100,43 +101,21 @@ def tiles_for(target: Target, dtype: DType = DType.F32) -> tuple[Tile, ...]:
     return tuple(Tile(h, v, lanes, dtype) for v in widths for h in heights)
 
 
-@dataclass(frozen=True)
-class Operands:
-    """What a tile multiplies, as addresses; lengths in steps of one group.
-
-    Attributes:
-        rows: first entry of the table of row pointers.
-        pitch: entries of the table for each tap.
-        taps: outer extent of the sum.
-        depth: inner extent of the sum.
-        panel: first of the packed columns.
-        stride: elements from one step to the next.
-        ahead: what the next tiles will read.
-        ahead_step: elements of it to ask for at each step.
-    """
-
-    rows: Address
-    pitch: Expr
-    taps: Expr
-    depth: Expr
-    panel: Address
-    stride: Expr
-    ahead: Address
-    ahead_step: Expr
-
-
 def tile_function(t: Tile) -> Function:
     """tile[r][j] = sum over taps and depth of rows[tap][r][k] * panel[tap][k][j].
 
-    The parameters are those of `Operands`, then `tile`, the result, its rows `tile_pitch` apart.
+    The parameters are what `Rows` and `Columns` hold, the depth in steps of one group, then `tile`, the
+    result, its rows `tile_pitch` apart.
     """
     r, v = Var(INDEX, "r", const(t.rows)), Var(INDEX, "v", const(t.vectors))
     pointers = [Address(t.dtype, name, (const(0),)) for name in ("rows", "panel", "ahead")]
     numbers = [Var(INDEX, name) for name in ("pitch", "taps", "depth", "stride", "ahead_step")]
-    (rows, panel, ahead), (pitch, taps, depth, stride, ahead_step) = pointers, numbers
+    (table, panel, ahead), (pitch, taps, steps, stride, ahead_step) = pointers, numbers
+    rows = Rows(table, pitch, taps, steps * group(t.dtype))
+    columns = Columns(panel, stride, const(t.columns), ahead, ahead_step)
     at = r * Var(INDEX, "tile_pitch") + v * t.lanes
     body: tuple[Stmt, ...] = (
-        *tile_sums(t, Operands(rows, pitch, taps, depth, panel, stride, ahead, ahead_step)),
+        *tile_sums(t, rows, columns),
         Comment("the epilogue reads the sums from here, in the first-level cache"),
         unrolled(r, unrolled(v, Store("tile", (at,), finished_sum(t, r, v)))),
     )
@@ -148,10 +127,11 @@ def finished_sum(t: Tile, r: Expr, v: Expr) -> Load:
     return Load(DType.F32, "sums", (const(0), r, v), lanes=t.lanes)
 
 
-def tile_sums(t: Tile, o: Operands) -> tuple[Stmt, ...]:
+def tile_sums(t: Tile, rows: Rows, columns: Columns) -> tuple[Stmt, ...]:
     """Statements that compute a whole tile into the local array `sums`, of which `finished_sum` loads."""
     f32, zero = DType.F32, const(0.0, DType.F32)
     size = group(t.dtype)
+    depth, ahead = rows.depth // size, columns.ahead
     r, v = Var(INDEX, "r", const(t.rows)), Var(INDEX, "v", const(t.vectors))
     chain = Var(INDEX, "chain", const(t.chains))
     tap, k, at, whole = (Var(INDEX, n) for n in ("tap", "k", "at", "whole"))
@@ -174,27 +154,27 @@ def tile_sums(t: Tile, o: Operands) -> tuple[Stmt, ...]:
             pair = Load(t.dtype, "row", (r, k * size), lanes=size)
             repeated = Op(t.dtype, "repeat", (pair,), lanes=t.lanes * size)
             summed = Op(f32, "dot", (acc(chain), repeated, b), lanes=t.lanes)
-        column = element(o.panel, at + v * (t.lanes * size), t.lanes * size)
+        column = element(columns.panel, at + v * (t.lanes * size), t.lanes * size)
         return (
-            Let(at, (tap * o.depth + k) * o.stride),
+            Let(at, (tap * depth + k) * columns.stride),
             Declare("columns", t.dtype, (t.vectors,), t.lanes * size),
             unrolled(v, Store("columns", (v,), column)),
-            Prefetch(o.ahead.buffer, (o.ahead.index[0] + (tap * o.depth + k) * o.ahead_step,)),
+            Prefetch(ahead.buffer, (ahead.index[0] + (tap * depth + k) * columns.ahead_step,)),
             each(Store("sums", (chain, r, v), summed)),
         )
 
-    steps: tuple[Stmt, ...] = (For(k, const(0), o.depth, step(k, const(0))),)
+    steps: tuple[Stmt, ...] = (For(k, const(0), depth, step(k, const(0))),)
     joined: tuple[Stmt, ...] = ()
     if t.chains > 1:
         steps = (
-            Let(whole, o.depth // t.chains * t.chains),
+            Let(whole, depth // t.chains * t.chains),
             For(k, const(0), whole, (unrolled(chain, *step(k + chain, chain)),), step=t.chains),
-            For(k, whole, o.depth, step(k, const(0))),
+            For(k, whole, depth, step(k, const(0))),
         )
         both = Op(f32, "add", (acc(const(0)), acc(chain)), lanes=t.lanes)
         add = each(Store("sums", (const(0), r, v), both))
         joined = (For(chain, const(1), const(t.chains), (add,), unroll=True),)
-    pointer = element(o.rows, tap * o.pitch + r)
+    pointer = element(rows.table, tap * rows.pitch + r)
     in_tap = (
         Declare("row", t.dtype, (t.rows,), pointer=True),
         unrolled(r, Store("row", (r,), pointer)),
@@ -203,15 +183,9 @@ def tile_sums(t: Tile, o: Operands) -> tuple[Stmt, ...]:
     return (
         Declare("sums", f32, (t.chains, t.rows, t.vectors), t.lanes),
         unrolled(chain, each(Store("sums", (chain, r, v), zero))),
-        For(tap, const(0), o.taps, in_tap),
+        For(tap, const(0), rows.taps, in_tap),
         *joined,
     )
-
-
-def unrolled(v: Var, *body: Stmt) -> For:
-    """A loop over all values of a variable that leaves no loop behind."""
-    assert v.extent is not None
-    return For(v, const(0), v.extent, body, unroll=True)
 
 
 def _params(dtype: DType) -> tuple[Param, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hasten.codegen.tiles import group, suffix
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Load, Op, Var, const
-from hasten.loops.nest import Comment, Declare, For, Function, Param, Stmt, Store
+from hasten.loops.nest import Comment, Declare, Function, Param, Stmt, Store, unrolled
 from hasten.target import Target
 
 
@@ -28,10 +28,6 @@ def transpose_function(target: Target, dtype: DType) -> Function:
     i = Var(INDEX, "i", const(lanes))
     pair = Var(INDEX, "pair", const(half))
     offset, pitch = Var(INDEX, "offset"), Var(INDEX, "pitch")
-
-    def unrolled(v: Var, *body: Stmt) -> For:
-        assert v.extent is not None
-        return For(v, const(0), v.extent, body, unroll=True)
 
     body: list[Stmt] = [
         Declare("row", dtype, (lanes,), pointer=True),

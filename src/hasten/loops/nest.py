@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from hasten.loops.dtypes import DType
-from hasten.loops.expr import Const, Expr, Size, Var, walk
+from hasten.loops.expr import Const, Expr, Size, Var, const, walk
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,12 @@ def choose(condition: Expr, then: tuple[Stmt, ...], otherwise: tuple[Stmt, ...] 
     if isinstance(condition, Const):
         return then if condition.value else otherwise
     return (If(condition, then, otherwise),)
+
+
+def unrolled(v: Var, *body: Stmt) -> For:
+    """A loop over all values of a variable that leaves no loop behind."""
+    assert v.extent is not None
+    return For(v, const(0), v.extent, body, unroll=True)
 
 
 def size_parameter(name: str) -> str:

@@ -40,13 +40,11 @@ class _Prepared:
     __slots__ = (
         "arena_bytes",
         "call",
-        "count",
         "gives",
         "kept",
         "large_inputs",
         "large_outputs",
         "reference",
-        "staged_outputs",
         "stages",
         "takes",
         "values",
@@ -58,14 +56,12 @@ class _Prepared:
         self.arena_bytes = 0
         self.values: Any = None
         self.stages: list[tuple[int, Array]] = []  # small inputs and their buffers
-        self.staged_outputs: list[Array] | None = None  # if all outputs are small
         self.large_inputs: list[int] = []
         # for each output its buffer, or what to allocate
         self.large_outputs: list[Array | tuple[tuple[int, ...], np.dtype[Any]]] = []
         # if all arrays are small: what identifies each input and its buffer, and each output's
         self.takes: list[tuple[str, np.dtype[Any], tuple[int, ...], Array]] = []
         self.gives: list[tuple[str, Array]] = []
-        self.count = 0  # of inputs
         self.kept: list[object] = []  # memory that the C structure points to
 
 
@@ -131,10 +127,10 @@ class NativeRunner:
         prepared = workspace.calls[key] if key == last else self._switch(workspace, key)
         for index, stage in prepared.stages:
             stage[...] = arrays[index]
-        if prepared.staged_outputs is not None and not prepared.large_inputs:
+        if prepared.gives:
             if self._run(self._part, prepared.reference):
                 self._fail(workspace, prepared)
-            outputs = [stage.copy() for stage in prepared.staged_outputs]
+            outputs = [stage.copy() for _, stage in prepared.gives]
         else:
             outputs = self._run_with_large(workspace, prepared, arrays)
         if len(self._free) < self._threads + 1:
@@ -159,7 +155,7 @@ class NativeRunner:
         except IndexError:
             return None
         again = workspace.again
-        if again is not None and len(feeds) == again.count:
+        if again is not None and len(feeds) == len(again.takes):
             for name, dtype, shape, stage in again.takes:
                 array = feeds.get(name)
                 if type(array) is not _ndarray or array.dtype is not dtype or array.shape != shape:
@@ -244,21 +240,15 @@ class NativeRunner:
         inputs, outputs = buffers[: len(key)], buffers[len(key) :]
         prepared.stages = [(index, b) for index, b in enumerate(inputs) if b is not None]
         prepared.large_inputs = [index for index, b in enumerate(inputs) if b is None]
-        if len(staged) - len(prepared.stages) == len(outputs):
-            prepared.staged_outputs = staged[len(prepared.stages) :]
         prepared.large_outputs = [
             kind if buffer is None else buffer
             for buffer, kind in zip(outputs, kinds[len(key) :], strict=True)
         ]
-        if prepared.staged_outputs is not None and not prepared.large_inputs:
-            prepared.gives = list(zip(self.step.outputs, prepared.staged_outputs, strict=True))
-            prepared.count = len(key)
-            prepared.takes = [
-                (info.name, dtype, shape, prepared.stages[i][1])
-                for i, (info, dtype, shape) in enumerate(
-                    zip(self.step.inputs, self._input_dtypes, key, strict=True)
-                )
-            ]
+        if len(staged) == len(buffers):
+            taken, given = staged[: len(key)], staged[len(key) :]
+            names = [info.name for info in self.step.inputs]
+            prepared.takes = list(zip(names, self._input_dtypes, key, taken, strict=True))
+            prepared.gives = list(zip(self.step.outputs, given, strict=True))
         prepared.values = values
         prepared.kept = [size_array, staged]
         prepared.call.sizes = ctypes.addressof(size_array)
