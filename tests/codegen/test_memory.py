@@ -3,9 +3,9 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hasten.codegen.memory import ALIGNMENT, Lifetime, plan_memory, round_up
+from hasten.codegen.memory import ALIGNMENT, Lifetime, plan_memory
 from hasten.loops.evaluate import size_value
-from hasten.loops.expr import const, size
+from hasten.loops.expr import const, round_up, size
 
 N, M = size("n"), size("m")
 
@@ -16,7 +16,7 @@ def lifetimes(draw):
     for i in range(draw(st.integers(0, 12))):
         first = draw(st.integers(0, 9))
         factor = draw(st.sampled_from([const(4), N * 4, M * 8, N * M * 4, N * N]))
-        bytes_ = round_up(factor * draw(st.integers(1, 50)))
+        bytes_ = round_up(factor * draw(st.integers(1, 50)), ALIGNMENT)
         made.append(Lifetime(f"t{i}", bytes_, first, first + draw(st.integers(0, 5))))
     return made
 

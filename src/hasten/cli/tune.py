@@ -20,7 +20,6 @@ Examples:
   hasten tune import results.jsonl            # on another with the same processor
 """
 
-
 _COLUMNS = ("kernel", "schedule", ">us", ">default us", ">gain", "effort", "hasten", "measured")
 
 
@@ -45,9 +44,7 @@ def list_(database: Path | None, as_json: bool) -> None:
         return
     for machine in dict.fromkeys(r.machine for r in rows):
         title = f"{machine.processor}, {machine.target}, threads: {machine.threads}"
-        shown = table(
-            "kernel", "schedule", ">us", ">default us", ">gain", "effort", "hasten", "measured", title=title
-        )
+        shown = table(*_COLUMNS, title=title)
         for r in rows:
             if r.machine == machine:
                 row(

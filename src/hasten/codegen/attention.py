@@ -34,6 +34,7 @@ from hasten.loops.expr import (
     cast,
     const,
     constant_int,
+    round_up,
     select,
     substitute,
     transform,
@@ -113,11 +114,11 @@ class _Parts:
 
     def whole_vectors(self, count: Expr) -> Expr:
         """A number of elements rounded up to whole vectors."""
-        return (count + (self.lanes - 1)) // self.lanes * self.lanes
+        return round_up(count, self.lanes)
 
     def whole_groups(self, count: Expr) -> Expr:
         """A number of elements rounded up to whole groups."""
-        return (count + (self.group - 1)) // self.group * self.group
+        return round_up(count, self.group)
 
 
 def attention_kernel(stage: Stage, layouts: Layouts, tiles: Sequence[Tile], name: str) -> Kernel:
@@ -148,7 +149,7 @@ def _extent(v: Var) -> Expr:
 
 def _key_pitch(keys: Expr) -> Expr:
     """Keys rounded up to whole panels."""
-    return (keys + (PANEL - 1)) // PANEL * PANEL
+    return round_up(keys, PANEL)
 
 
 def _value_panels(a: Attention) -> Expr:

@@ -12,7 +12,8 @@ of the register tile that it falls into, and must not on where a thread's part o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hasten.codegen.attention import PAIRS
@@ -60,7 +61,7 @@ BuildProduct = Callable[[Stage, Layouts, str], Kernel]
 
 
 @dataclass(frozen=True)
-class Product:
+class FlatProduct:
     """A product whose rows are the pixels of a picture, in the order of memory.
 
     Attributes:
@@ -90,9 +91,9 @@ class Chain:
     """
 
     stages: tuple[Stage, ...]
-    expand: Product | None
+    expand: FlatProduct | None
     slide: Slide
-    project: Product | None
+    project: FlatProduct | None
     axis: int
     rows: int
     ring: int
@@ -105,23 +106,28 @@ class Chain:
         return constant_int(tap.extent) or 1
 
 
-def find_chain(stages: Sequence[Stage], at: int, layouts: Layouts, results: Sequence[str]) -> Chain | None:
-    """The longest chain that begins with a stage, or None if there is none that pays."""
-    readers: dict[str, int] = {}
-    for s in stages:
-        for name in s.reads():
-            readers[name] = readers.get(name, 0) + 1
+def passed_on(stages: Sequence[Stage], results: Sequence[str]) -> frozenset[str]:
+    """Tensors that one stage alone reads: they need not be in memory as a whole."""
+    readers = Counter(name for s in stages for name in s.reads())
+    return frozenset(name for name, count in readers.items() if count == 1 and name not in results)
 
-    def passed_on(s: Stage) -> bool:
-        return readers.get(s.name) == 1 and s.name not in results
 
-    first = flat_product(stages[at], layouts) if passed_on(stages[at]) else None
+def find_chain(stages: Sequence[Stage], at: int, layouts: Layouts, passed: Collection[str]) -> Chain | None:
+    """The longest chain that begins with a stage, or None if there is none that pays.
+
+    Args:
+        stages: all stages in order.
+        at: where the chain begins.
+        layouts: of all tensors.
+        passed: names of the tensors that `passed_on` gives.
+    """
+    first = flat_product(stages[at], layouts) if stages[at].name in passed else None
     middle = at + 1 if first else at
     slide = find_slide(stages[middle], layouts) if middle < len(stages) else None
     if slide is None or (first and slide.x.buffer != stages[at].name):
         return None
     last = None
-    if passed_on(stages[middle]) and middle + 1 < len(stages):
+    if stages[middle].name in passed and middle + 1 < len(stages):
         last = flat_product(stages[middle + 1], layouts)
         if last is not None and _operand(last.stage) != stages[middle].name:
             last = None
@@ -134,7 +140,7 @@ def _operand(product: Stage) -> str:
     return product.body.a.buffer
 
 
-def flat_product(s: Stage, layouts: Layouts) -> Product | None:
+def flat_product(s: Stage, layouts: Layouts) -> FlatProduct | None:
     """A product as one over pixels, if everything that it touches advances by a constant with them."""
     g = s.body
     if not isinstance(g, Gemm) or g.batch or g.taps or not isinstance(g.a, Load):
@@ -180,11 +186,15 @@ def flat_product(s: Stage, layouts: Layouts) -> Product | None:
     flat[s.name] = replace(layouts[s.name], shape=(PIXELS, const(steps[s.name])), order=(0, 1))
     body = replace(g, rows=(pixel,), a=a)
     stage = replace(s, vars=(pixel, g.column), body=body, epilogue=epilogue)
-    return Product(stage, {**layouts, **flat}, steps)
+    return FlatProduct(stage, {**layouts, **flat}, steps)
 
 
 def _cut(
-    stages: tuple[Stage, ...], expand: Product | None, slide: Slide, project: Product | None, layouts: Layouts
+    stages: tuple[Stage, ...],
+    expand: FlatProduct | None,
+    slide: Slide,
+    project: FlatProduct | None,
+    layouts: Layouts,
 ) -> Chain | None:
     """The chain with bands that fit the cache, or None where they cannot be cut or do not pay."""
     source = layouts[slide.x.buffer]

@@ -106,8 +106,7 @@ def _origins(
     Movement that cannot fail is left out where it disappears: it costs nothing, and titles stay short.
     """
     found: dict[str, None] = {}
-    bodies = [d.body] if isinstance(d.body, Expr) else list(operands(d.body).values())
-    for node in (n for e in bodies for n in walk(e)):
+    for node in (n for e in d.expressions() for n in walk(e)):
         if isinstance(node, Load) and node.buffer in inlined and not _is_free(inlined[node.buffer]):
             found |= dict.fromkeys(origins[node.buffer])
     return tuple(dict.fromkeys([*found, d.origin]))
@@ -125,8 +124,7 @@ def _live(program: Program) -> list[Definition]:
     for d in reversed(program.definitions.values()):
         if d.name in needed:
             result.append(d)
-            sources = [d.body] if isinstance(d.body, Expr) else list(operands(d.body).values())
-            needed |= {n.buffer for e in sources for n in walk(e) if isinstance(n, Load)}
+            needed |= d.reads()
     return result[::-1]
 
 

@@ -44,6 +44,7 @@ from hasten.loops.expr import (
     const,
     constant_int,
     free_vars,
+    round_up,
     select,
     substitute,
     unary,
@@ -300,8 +301,7 @@ class _Builder:
         for v in reversed(self.g.taps):
             assert v.extent is not None
             fill = (For(v, const(0), v.extent, fill),)
-        tall = self.tallest
-        rounded = (height + (tall - 1)) // const(tall) * tall
+        rounded = round_up(height, self.tallest)
         at = Let(self.row, self.block + binary("min", r, height - 1))
         return (For(r, const(0), rounded, (at, *fill)),)
 

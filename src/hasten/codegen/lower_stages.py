@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hasten.codegen.attention import attention_kernel
-from hasten.codegen.bands import band_kernel, find_chain
+from hasten.codegen.bands import band_kernel, find_chain, passed_on
 from hasten.codegen.convolution import find_convolution
 from hasten.codegen.depthwise import depthwise_kernel
 from hasten.codegen.fuse import fuse
@@ -33,7 +33,7 @@ from hasten.codegen.winograd import winograd_kernel
 from hasten.codegen.winograd_transforms import transform_weights
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.evaluate import evaluate
-from hasten.loops.expr import Expr, Load, Var, binary, const, constant_int, select, substitute, walk
+from hasten.loops.expr import Expr, Load, Var, binary, const, constant_int, round_up, select, substitute, walk
 from hasten.loops.program import Attention, Contraction, Definition, Gemm, Program, RankSelect
 from hasten.target import Target
 
@@ -114,10 +114,11 @@ def _kernels(
         tiles = tiles_for(target, _operand_type(s.body))
         return gemm_kernel(s, packed.operand, flat, tiles, packed.product.schedule, name)
 
+    passed = passed_on(stages, results)
     kernels: list[Kernel] = []
     at = 0
     while at < len(stages):
-        chain = find_chain(stages, at, layouts, results)
+        chain = find_chain(stages, at, layouts, passed)
         if chain is None:
             kernels.append(_kernel(stages[at], at, layouts, products, target))
             at += 1
@@ -162,7 +163,7 @@ def _operand_type(c: Contraction) -> DType:
 
 def _whole(g: Gemm) -> Expr:
     """Columns rounded up to whole panels."""
-    return (extent((g.column,)) + (PANEL - 1)) // PANEL * PANEL
+    return round_up(extent((g.column,)), PANEL)
 
 
 def _pack(
@@ -189,9 +190,10 @@ def _pack(
         reads = {n.buffer for n in walk(g.b) if isinstance(n, Load)}
         shape = product_shape(s, sizes, known)
         schedule = schedules.of(shape, target)
-        if columns is None or not reads <= known or find_convolution(s) is None:
+        constant = columns is not None and reads <= known
+        if not constant or find_convolution(s) is None:
             schedule = replace(schedule, algorithm=Algorithm.DIRECT)
-        if columns is not None and reads <= known:
+        if columns is not None and constant:
             weight = _weight(g, program.constants).astype(g.a.dtype.numpy)
             if schedule.algorithm is not Algorithm.DIRECT:
                 weight = transform_weights(weight, schedule.algorithm)

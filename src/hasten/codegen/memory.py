@@ -79,11 +79,6 @@ def _covers(a: Expr, b: Expr) -> bool:
     return plain and all(c >= 0 for c in difference.values())
 
 
-def round_up(e: Expr) -> Expr:
-    """Bytes rounded up to the alignment of tensors."""
-    return (e + (ALIGNMENT - 1)) // ALIGNMENT * ALIGNMENT
-
-
 def slots_by_tensor(slots: Sequence[Slot]) -> Mapping[str, int]:
     """The index of the slot of each tensor."""
     return {name: i for i, s in enumerate(slots) for name in s.tensors}

@@ -10,10 +10,10 @@ from hasten.codegen.attention import PAIRS
 from hasten.codegen.emit_c import Expand, declaration, emit_functions, size_text
 from hasten.codegen.kernel import Kernel
 from hasten.codegen.lower_stages import Lowered
-from hasten.codegen.memory import Lifetime, Slot, plan_memory, round_up, slots_by_tensor
+from hasten.codegen.memory import ALIGNMENT, Lifetime, Slot, plan_memory, slots_by_tensor
 from hasten.codegen.microkernels import called_by_kernels, microkernels
 from hasten.loops.dtypes import DType
-from hasten.loops.expr import Expr, Size, Var, constant_int, substitute, walk
+from hasten.loops.expr import Expr, Size, Var, constant_int, round_up, substitute, walk
 from hasten.loops.nest import Call, Function, rename_calls, size_parameter, statements
 from hasten.loops.program import Program
 from hasten.target import Target
@@ -171,7 +171,7 @@ def _lifetimes(part: Part, kernels: Sequence[Kernel]) -> list[Lifetime]:
     for step, k in enumerate(kernels):
         if k.writes not in part.program.outputs:
             layout = part.lowered.layouts[k.writes]
-            size = round_up(layout.elements * layout.dtype.bytes)
+            size = round_up(layout.elements * layout.dtype.bytes, ALIGNMENT)
             # Each thread reads a measured size when it gets there: nothing may take its place.
             last = len(kernels) if k.writes in measured else ends[k.writes]
             result.append(Lifetime(k.writes, at_bounds(part.program, size), step, last))
@@ -306,9 +306,8 @@ class _Program:
         lines.append("    plan->scratch = end;")
         lines.append("    plan->scratch_bytes = 0;")
         for e in dict.fromkeys(self.scratch):
-            lines.append(
-                f"    plan->scratch_bytes = max_int64_t(plan->scratch_bytes, {self.expr(round_up(e))});"
-            )
+            needed = self.expr(round_up(e, ALIGNMENT))
+            lines.append(f"    plan->scratch_bytes = max_int64_t(plan->scratch_bytes, {needed});")
         total = " + ".join(self.expr(at_bounds(self.program, k.work)) for k in self.kernels) or "0"
         lines += [f"    plan->work = {total};", "    return 0;", "}", ""]
         shapes = [d for o in self.program.outputs for d in self.program.info(o).shape]

@@ -30,7 +30,6 @@ from hasten.codegen.padding_rewrite import (
     Axes,
     Rewrite,
     Tokens,
-    direct_reads,
     sources,
     unused_name,
 )
@@ -117,7 +116,7 @@ def _candidates(
     """Tensors by entry and position that the attentions depend on, or that depend on them."""
     related = set(attentions)
     for d in program.definitions.values():
-        if direct_reads(d) & related:
+        if d.reads() & related:
             related.add(d.name)
     related |= sources(program, [program.definitions[n].expr for n in attentions])
     related -= sources(program, [seen.condition])
@@ -156,4 +155,4 @@ def _ordered(definitions: Mapping[str, Definition]) -> dict[str, Definition]:
 
 
 def _needs(d: Definition, definitions: Mapping[str, Definition]) -> set[str]:
-    return direct_reads(d) & definitions.keys()
+    return d.reads() & definitions.keys()

@@ -88,12 +88,6 @@ def unused_name(program: Program, name: str) -> str:
     return name
 
 
-def direct_reads(d: Definition) -> set[str]:
-    """Names of the tensors that a definition loads from."""
-    bodies = [d.body] if isinstance(d.body, Expr) else operands(d.body).values()
-    return {n.buffer for e in bodies for n in walk(e) if isinstance(n, Load)}
-
-
 def sources(program: Program, expressions: Iterable[Expr]) -> set[str]:
     """All tensors that expressions depend on, directly or not."""
     found: set[str] = set()
@@ -103,7 +97,7 @@ def sources(program: Program, expressions: Iterable[Expr]) -> set[str]:
         if name not in found:
             found.add(name)
             d = program.definitions.get(name)
-            stack.extend(() if d is None else direct_reads(d))
+            stack.extend(() if d is None else d.reads())
     return found
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hasten.loops.expr import Expr, Load, Reduce, Size, Var, size, walk
-from hasten.loops.program import Definition, Guard, Program, operands
+from hasten.loops.program import Definition, Guard, Program
 from hasten.ops.lowering import HostNode, Lowered
 
 
@@ -57,13 +57,7 @@ def _with_computed_outputs(program: Program) -> Program:
 
 def _refuse_readers(d: Definition, name: str) -> None:
     # A copy comes last, so an earlier reader of the constant would not find it.
-    assert name not in reads(d) or d.name == name, f"{d.name} reads the constant result {name}"
-
-
-def reads(d: Definition) -> set[str]:
-    """Names of the tensors that a definition loads from."""
-    bodies = [d.body] if isinstance(d.body, Expr) else list(operands(d.body).values())
-    return {n.buffer for e in bodies for n in walk(e) if isinstance(n, Load)}
+    assert name not in d.reads() or d.name == name, f"{d.name} reads the constant result {name}"
 
 
 class _Levels:
@@ -97,7 +91,7 @@ class _Levels:
         return level
 
     def _definition(self, d: Definition) -> int:
-        level = max((self._tensor(name) for name in reads(d)), default=0)
+        level = max((self._tensor(name) for name in d.reads()), default=0)
         return max([level, *(self.size(s) for s in sizes_of_definition(d))])
 
     def size(self, name: str) -> int:
@@ -140,7 +134,7 @@ def _wanted_outside(program: Program, hosts: Sequence[HostNode], levels: _Levels
     """Definitions that something outside their part reads."""
     wanted = set(program.outputs) | {name for h in hosts for name in h.inputs}
     for d in program.definitions.values():
-        wanted |= {n for n in reads(d) if levels.of[n] != levels.of[d.name]}
+        wanted |= {n for n in d.reads() if levels.of[n] != levels.of[d.name]}
     return wanted & program.definitions.keys()
 
 
@@ -148,7 +142,7 @@ def _native_part(
     program: Program, own: list[Definition], level: int, levels: _Levels, wanted: set[str]
 ) -> NativePart:
     names = {d.name for d in own}
-    read = {n for d in own for n in reads(d)} - names
+    read = {n for d in own for n in d.reads()} - names
     guards = [g for g in program.guards if levels.guard(g) == level]
     used = set().union(*(sizes_of_definition(d) for d in own)) if own else set()
     used |= {n for g in guards for n in sizes_of((g.left, g.right))}

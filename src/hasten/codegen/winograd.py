@@ -47,6 +47,7 @@ from hasten.loops.expr import (
     cast,
     const,
     constant_int,
+    round_up,
     select,
     substitute,
 )
@@ -186,7 +187,7 @@ class _Builder:
         number, blocks, size = Var(INDEX, "number"), Var(INDEX, "blocks"), Var(INDEX, "size")
         mine = tiles[1] - tiles[0]
         even = (mine + blocks - 1) // binary("max", blocks, const(1))
-        rounded = (even + (self.tallest - 1)) // self.tallest * self.tallest
+        rounded = round_up(even, self.tallest)
         in_block = (
             Let(self.block, tiles[0] + number * size),
             Let(self.height, binary("min", tiles[1] - self.block, size)),
@@ -312,7 +313,7 @@ class _Builder:
     def row_table(self) -> tuple[Stmt, ...]:
         """Fills the table of rows for all points of a block; beyond the last tile it repeats that one."""
         s, t = self.sizes, Var(INDEX, "t")
-        rounded = (self.height + (self.tallest - 1)) // self.tallest * self.tallest
+        rounded = round_up(self.height, self.tallest)
         row = self.point * s.input_pitch + binary("min", t, self.height - 1) * s.depth
         store = Store("table", (self.point * s.block + t,), Address(F32, SCRATCH, (row,)))
         return (For(self.point, const(0), const(s.points), (For(t, const(0), rounded, (store,)),)),)

@@ -212,6 +212,11 @@ def unary(op: str, a: Expr) -> Expr:
     return Op(a.dtype, op, (a,), lanes=a.lanes)
 
 
+def round_up(e: Expr, multiple: int) -> Expr:
+    """The next multiple of a number from an index on."""
+    return (e + (multiple - 1)) // multiple * multiple
+
+
 def cast(a: Expr, dtype: DType) -> Expr:
     """The value converted as C does; to BOOL it is `a != 0`."""
     if a.dtype is dtype:

@@ -15,6 +15,7 @@ import numpy as np
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import (
     Expr,
+    Load,
     Var,
     binary,
     const,
@@ -22,6 +23,7 @@ from hasten.loops.expr import (
     select,
     substitute,
     unary,
+    walk,
 )
 
 
@@ -149,6 +151,14 @@ class Definition:
     def shape(self) -> tuple[Expr, ...]:
         """The extents of the variables."""
         return tuple(v.extent for v in self.vars if v.extent is not None)
+
+    def expressions(self) -> tuple[Expr, ...]:
+        """Everything that the definition evaluates: its body, or the operands of what its body describes."""
+        return (self.body,) if isinstance(self.body, Expr) else tuple(operands(self.body).values())
+
+    def reads(self) -> set[str]:
+        """Names of the tensors that it loads from."""
+        return {n.buffer for e in self.expressions() for n in walk(e) if isinstance(n, Load)}
 
     @property
     def expr(self) -> Expr:
