@@ -41,7 +41,7 @@ from hasten.loops.expr import (
     transform,
     walk,
 )
-from hasten.loops.nest import Call, For, Function, Let, Param, Stmt, expressions, size_parameter
+from hasten.loops.nest import Call, For, Function, Let, Param, Stmt, size_parameter, sizes_of
 from hasten.loops.program import Gemm
 from hasten.target import Target
 
@@ -304,7 +304,7 @@ class _Builder:
         for s in stages[:-1]:
             layout = self.layouts[s.name]
             moved = moved - layout.elements * (2 * layout.dtype.bytes)
-        sizes = sorted({n.name for e in expressions(body) for n in walk(e) if isinstance(n, Size)})
+        sizes = sorted(sizes_of(body))
         params = (
             *self.params.values(),
             Param(OUTPUT, self.result, 1, writable=True),
@@ -437,5 +437,4 @@ class _Builder:
 
     def sizes(self, f: Function) -> dict[str, Expr]:
         """Values of a function's size parameters."""
-        found = {n for e in expressions(f.body) for n in walk(e) if isinstance(n, Size)}
-        return {size_parameter(n.name): n for n in found}
+        return {size_parameter(name): Size(INDEX, name) for name in sizes_of(f.body)}

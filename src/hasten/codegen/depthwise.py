@@ -19,6 +19,7 @@ from hasten.codegen.kernel import Kernel
 from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.maps import FIRST_LEVEL_CACHE, OUTPUT, decode, finish_kernel, name_buffers, share
 from hasten.codegen.stage import ACCUMULATOR, Stage
+from hasten.codegen.tiles import BUSY
 from hasten.codegen.vectorize import coefficient, vectorizable, vectorize
 from hasten.codegen.window import conjuncts, find_window, split_guard
 from hasten.loops.dtypes import INDEX, DType
@@ -27,7 +28,6 @@ from hasten.loops.expr import (
     Load,
     Op,
     Reduce,
-    Size,
     Var,
     binary,
     cast,
@@ -47,8 +47,8 @@ from hasten.loops.nest import (
     Stmt,
     Store,
     choose,
-    expressions,
     size_parameter,
+    sizes_of,
     unrolled,
 )
 from hasten.target import Target
@@ -58,9 +58,6 @@ MOST_POSITIONS = 14
 
 MOST_VECTORS = 3
 """Vectors of channels of a block at the most."""
-
-CHAINS = 8
-"""Independent sums that keep the multiply-add units busy: two units, latency four."""
 
 STORED = (DType.F32, DType.BF16)
 """Element types of inputs and outputs; sums and weights are f32."""
@@ -153,7 +150,7 @@ def depthwise_rows(
     """
     builder = _Builder(slide, choose_block(slide, target), layouts)
     body = builder.rows(FIRST_ROW, LAST_ROW)
-    sizes = sorted({n.name for e in expressions(body) for n in walk(e) if isinstance(n, Size)})
+    sizes = sorted(sizes_of(body))
     params = (
         *(Param(p, layouts[tensor].dtype, 1) for p, tensor in builder.buffers.items()),
         Param(OUTPUT, slide.finish.dtype, 1, writable=True),
@@ -272,7 +269,7 @@ def choose_block(s: Slide, target: Target) -> Block:
             waste *= -(-width // b.positions) * b.positions / width
         products = b.positions * s.taps * b.vectors
         loads = ((b.positions - 1) * s.stride + 2 * s.taps) * b.vectors
-        return waste * (1 + loads / products) * max(1.0, CHAINS / (b.positions * b.vectors))
+        return waste * (1 + loads / products) * max(1.0, BUSY / (b.positions * b.vectors))
 
     def fits(b: Block) -> bool:
         registers = b.vectors * (b.positions + s.taps + 1)

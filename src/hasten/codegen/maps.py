@@ -33,7 +33,18 @@ from hasten.loops.expr import (
     transform,
     walk,
 )
-from hasten.loops.nest import For, Function, If, Let, Param, Stmt, Store, choose, expressions, size_parameter
+from hasten.loops.nest import (
+    For,
+    Function,
+    If,
+    Let,
+    Param,
+    Stmt,
+    Store,
+    choose,
+    size_parameter,
+    sizes_of,
+)
 from hasten.loops.simplify import spell
 
 OUTPUT = "out"
@@ -87,7 +98,7 @@ def finish_kernel(
     Where there is `scratch`, bytes for each thread, parameters for it follow the output: `views`.
     """
     own = () if scratch is None else views
-    sizes = sorted({n.name for e in expressions(body) for n in walk(e) if isinstance(n, Size)})
+    sizes = sorted(sizes_of(body))
     params = (
         *(Param(p, layouts[t].dtype, 1) for p, t in buffers.items()),
         Param(OUTPUT, stage.dtype, 1, writable=True),
