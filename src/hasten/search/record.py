@@ -1,7 +1,8 @@
 """Everything that a search did and found, as plain values: what reports are made from.
 
-Milliseconds, microseconds and bytes are what their names say; drops are in the metric's own units (0.01 is one point
-of accuracy), positive where a candidate is worse than the original. None stands for what was not measured.
+Milliseconds, microseconds and bytes are what their names say; drops are in the metric's own units (0.01
+is one point of accuracy), positive where a candidate is worse than the original. None stands for what was
+not measured.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ class LayerRecord:
         operator: its kind.
         precision: what it has in the chosen candidate: "int8", "bf16" or "f32".
         macs: multiplications of one sample; None if unknown.
-        sensitivity: for each precision, the loss when this layer alone has it: the mean squared change of the outputs
-            by their variance.
+        sensitivity: for each precision, the loss when this layer alone has it: the mean squared change of
+            the outputs by their variance.
         us: for each precision, the microseconds of this layer in a run of one sample.
     """
 
