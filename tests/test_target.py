@@ -7,7 +7,7 @@ import pytest
 
 from hasten import target as module
 from hasten.errors import TargetError
-from hasten.target import TARGETS, Target, caches, cores, native, processor_name, runs_here
+from hasten.target import TARGETS, Target, caches, cores, native, processor_name, runs_here, with_factors
 
 SKYLAKE = """processor : 0
 model name : Some Processor
@@ -22,7 +22,7 @@ def test_names_and_aliases() -> None:
     v3, v4 = Target.named("avx2"), Target.named("avx512")
     assert (v3.vector_bytes, v3.registers, v4.vector_bytes, v4.registers) == (32, 16, 64, 32)
     assert v3.features < v4.features
-    with pytest.raises(TargetError, match="unknown target 'mips': use native, x86-64-v3, x86-64-v4"):
+    with pytest.raises(TargetError, match="unknown target 'mips': use native, x86-64-v3, x86-64-v3-vnni, "):
         Target.named("mips")
 
 
@@ -47,10 +47,22 @@ def test_the_best_target_of_a_machine(
             native()
         return
     assert native().name == best
-    better = [target for target in TARGETS if target.arch == native().arch]
+    better = [target for target in TARGETS if target.arch == native().arch and not target.factors]
     assert [runs_here(target) for target in better] == sorted(
         (runs_here(target) for target in better), reverse=True
     )
+
+
+def test_variants_with_instructions_for_narrow_factors(monkeypatch: pytest.MonkeyPatch) -> None:
+    v4 = Target.named("avx512")
+    features = v4.features | {"avx512_vnni"}
+    monkeypatch.setattr(module, "processor_features", lambda: features)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    assert with_factors(v4, ()) == (v4,)
+    assert [t.name for t in with_factors(v4, {"u8"})] == ["x86-64-v4-vnni", "x86-64-v4"]
+    assert [t.name for t in with_factors(v4, {"u8", "bf16"})] == ["x86-64-v4-bf16", "x86-64-v4"]
+    vnni = Target.named("x86-64-v4-vnni")
+    assert with_factors(vnni, {"u8"}) == (vnni,)
 
 
 def write(root: Path, files: dict[str, str]) -> Path:

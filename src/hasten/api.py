@@ -23,7 +23,7 @@ from hasten.runtime.artifact import write_artifact
 from hasten.runtime.session import Session, open_session
 from hasten.search.measure_inputs import check_names
 from hasten.search.tune_options import Tuning, choose_schedules
-from hasten.target import Target, with_bf16
+from hasten.target import Target, with_factors
 
 PRECISIONS = ("f32", "bf16")
 PADDING = ("skip", "compute")
@@ -127,7 +127,7 @@ def compile_payload(  # noqa: PLR0913 - the choices of `compile`, each with a de
         raise OptionError("target=[]: give at least one instruction set, or 'native' for this machine's")
     named = [Target.named(name) for name in names]
     if precision == "bf16":
-        named = [t for target in named for t in with_bf16(target)]
+        named = [t for target in named for t in with_factors(target, {"bf16"})]
     targets = tuple(dict.fromkeys(named))
     tuning = Tuning(tune) if isinstance(tune, str) else tune
     progress("reading the model")

@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,7 @@ class Target:
         vector_bytes: Bytes of a vector register.
         registers: Number of vector registers.
         triple: The platform, as clang and zig name it.
+        factors: Element types, "bf16" and "u8", that it has instructions to multiply and sum in groups for.
     """
 
     name: str
@@ -40,11 +42,7 @@ class Target:
     vector_bytes: int
     registers: int
     triple: str
-
-    @property
-    def bf16(self) -> bool:
-        """Whether it has instructions that multiply pairs of bf16."""
-        return "avx512_bf16" in self.features
+    factors: frozenset[str] = frozenset()
 
     @staticmethod
     def named(name: str) -> Target:
@@ -66,24 +64,65 @@ class Target:
         )
 
 
-# Within an architecture, each runs everything that those before it run, and faster.
+_BYTES, _PAIRS = frozenset({"u8"}), frozenset({"bf16"})
+
+# Within an architecture, each runs everything that those before it run, and faster; those with instructions
+# for narrow factors are variants of the plain one before them.
 TARGETS = (
     Target("x86-64-v3", "x86-64", _V3_FEATURES, 32, 16, "x86_64-linux-gnu"),
+    Target("x86-64-v3-vnni", "x86-64", _V3_FEATURES | {"avx_vnni"}, 32, 16, "x86_64-linux-gnu", _BYTES),
     Target("x86-64-v4", "x86-64", _V3_FEATURES | _V4_FEATURES, 64, 32, "x86_64-linux-gnu"),
     Target(
-        "x86-64-v4-bf16", "x86-64", _V3_FEATURES | _V4_FEATURES | {"avx512_bf16"}, 64, 32, "x86_64-linux-gnu"
+        "x86-64-v4-vnni",
+        "x86-64",
+        _V3_FEATURES | _V4_FEATURES | {"avx512_vnni"},
+        64,
+        32,
+        "x86_64-linux-gnu",
+        _BYTES,
+    ),
+    Target(
+        "x86-64-v4-bf16",
+        "x86-64",
+        _V3_FEATURES | _V4_FEATURES | {"avx512_vnni", "avx512_bf16"},
+        64,
+        32,
+        "x86_64-linux-gnu",
+        _BYTES | _PAIRS,
     ),
     Target("aarch64", "aarch64", frozenset({"asimd"}), 16, 32, "aarch64-linux-gnu"),
+    Target("aarch64-dot", "aarch64", frozenset({"asimd", "asimddp"}), 16, 32, "aarch64-linux-gnu", _BYTES),
 )
 
 _ALIASES = {"avx2": "x86-64-v3", "avx512": "x86-64-v4", "arm64": "aarch64", "neon": "aarch64"}
 
 
-def with_bf16(target: Target) -> tuple[Target, ...]:
-    """The targets to compile bf16 for where `target` is asked for: with the instructions, and without."""
-    faster = [t for t in TARGETS if t.bf16 and not target.bf16 and t.features > target.features and
-              t.vector_bytes == target.vector_bytes]  # fmt: skip
-    return (*faster, target)
+def with_factors(target: Target, factors: Collection[str]) -> tuple[Target, ...]:
+    """The targets to compile for where `target` is asked for and a model multiplies narrow factors.
+
+    Args:
+        target: what was asked for.
+        factors: element types that the model multiplies ("bf16", "u8").
+
+    Returns:
+        Variants of the target with instructions for all of them, the fastest first; only those that run here
+        where there are such. Then the target itself, for processors without.
+    """
+    wanted = frozenset(factors) - target.factors
+    if not wanted:
+        return (target,)
+    variants = [
+        t
+        for t in reversed(TARGETS)
+        if t.arch == target.arch
+        and t.vector_bytes == target.vector_bytes
+        and t.features > target.features
+        and wanted <= t.factors
+    ]
+    here = [t for t in variants if runs_here(t)]
+    # The plainest variant serves every processor that has the instructions at all; the best one is for this.
+    chosen = dict.fromkeys([*here[:1], *variants[-1:]])
+    return (*chosen, target)
 
 
 @dataclass(frozen=True)
@@ -107,7 +146,7 @@ def native() -> Target:
         TargetError: It runs none of them.
     """
     for target in reversed(TARGETS):
-        if runs_here(target) and not target.bf16:
+        if runs_here(target) and not target.factors:
             return target
     nearest = [target for target in TARGETS if target.arch == architecture()]
     lacks = sorted(nearest[0].features - processor_features()) if nearest else []
@@ -133,7 +172,7 @@ def describe_machine() -> str:
 def processor_features() -> frozenset[str]:
     """Instructions of this processor, by the names of Linux's /proc/cpuinfo.
 
-    Also those that no target asks for yet (`avx512_vnni`, `avx512_bf16`, `avx_vnni`, `asimddp`).
+    Also those that no target asks for yet.
     """
     if platform.system() == "Darwin":
         keys = ("machdep.cpu.features", "machdep.cpu.leaf7_features", "machdep.cpu.extfeatures")

@@ -13,9 +13,9 @@ from benchmarks import models
 from hasten.api import compile_payload
 from hasten.runtime.artifact import write_artifact
 from hasten.runtime.session import Session, open_session
-from hasten.target import TARGETS, runs_here, with_bf16
+from hasten.target import TARGETS, runs_here, with_factors
 
-WITHOUT = next(t for t in reversed(TARGETS) if runs_here(t) and not t.bf16)
+WITHOUT = next(t for t in reversed(TARGETS) if runs_here(t) and not t.factors)
 """The best instructions of this machine that do not know bf16."""
 
 COSINE = 0.999
@@ -72,7 +72,7 @@ def test_an_artifact_has_code_for_processors_without_bf16(tmp_path: Path, cache:
     session.save(tmp_path / "mlp.hasten")
     with zipfile.ZipFile(tmp_path / "mlp.hasten") as archive:
         members = set(archive.namelist())
-    assert {f"code/{t.name}.so" for t in with_bf16(WITHOUT)} <= members
+    assert {f"code/{t.name}.so" for t in with_factors(WITHOUT, {"bf16"})} <= members
 
 
 def test_efficientnet_answers_as_in_f32(cache: Path) -> None:

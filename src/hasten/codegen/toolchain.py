@@ -50,15 +50,21 @@ _ARCH_FLAGS = {
     # Both families otherwise split 512-bit vectors into halves, to spare the clock of processors of 2017.
     "x86-64-v3": ("-march=x86-64-v3",),
     "x86-64-v4": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
-    "x86-64-v4-bf16": ("-march=x86-64-v4", "-mavx512bf16", "-mprefer-vector-width=512"),
+    "x86-64-v3-vnni": ("-march=x86-64-v3", "-mavxvnni"),
+    "x86-64-v4-vnni": ("-march=x86-64-v4", "-mavx512vnni", "-mprefer-vector-width=512"),
+    "x86-64-v4-bf16": ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16", "-mprefer-vector-width=512"),
     # Outlined atomics live in a compiler library that the object shall not need.
     "aarch64": ("-march=armv8-a", "-mno-outline-atomics"),
+    "aarch64-dot": ("-march=armv8.2-a+dotprod", "-mno-outline-atomics"),
 }
 _ZIG_CPUS = {
     "x86-64-v3": "x86_64_v3",
     "x86-64-v4": "x86_64_v4",
-    "x86-64-v4-bf16": "x86_64_v4+avx512bf16",
+    "x86-64-v3-vnni": "x86_64_v3+avxvnni",
+    "x86-64-v4-vnni": "x86_64_v4+avx512vnni",
+    "x86-64-v4-bf16": "x86_64_v4+avx512vnni+avx512bf16",
     "aarch64": "generic",
+    "aarch64-dot": "generic+dotprod",
 }
 _ZIG_GLIBC = "2.17"  # the oldest that a system of today may have
 
