@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from hasten.search.engines import (
     OPENVINO,
     REFERENCE,
     EngineError,
+    Limits,
     Worker,
     answers,
     peers_named,
@@ -90,3 +93,48 @@ def test_peers_are_named() -> None:
     assert peers_named("openvino, onnxruntime,openvino,") == (OPENVINO, ONNXRUNTIME)
     with pytest.raises(OptionError, match="'hasten'"):
         peers_named("hasten")
+
+
+def test_a_worker_takes_other_inputs(
+    mlp_artifact: Path, mlp: Path, feeds: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    other = {"x": np.random.default_rng(1).standard_normal((5, 64)).astype(np.float32)}
+    (tmp_path / "other").mkdir()
+    path = save_feeds(other, tmp_path / "other")
+    wanted = answers(REFERENCE, mlp, other, 1)["y"]
+    for engine, model in ((HASTEN, mlp_artifact), (ONNXRUNTIME, mlp), (OPENVINO, mlp), (REFERENCE, mlp)):
+        with Worker(engine, model, save_feeds(feeds, tmp_path), 1) as worker:
+            assert worker.outputs()["y"].shape == (3, 1)
+            np.testing.assert_allclose(worker.outputs(path)["y"], wanted, rtol=1e-4, atol=1e-5)
+            assert worker.outputs()["y"].shape == (5, 1)
+
+
+def test_a_worker_that_hangs_is_ended(mlp: Path, feeds: dict[str, np.ndarray], tmp_path: Path) -> None:
+    path = save_feeds(feeds, tmp_path)
+    with pytest.raises(EngineError, match=r"did not answer within 0 s, and was ended"):
+        Worker(REFERENCE, mlp, path, 1, Limits(seconds=0.01))
+    with Worker(REFERENCE, mlp, path, 1, Limits(seconds=60)) as worker:
+        worker.stop()
+        worker._limits = Limits(seconds=0.1)
+        with pytest.raises(EngineError, match="did not answer"):
+            worker.times(1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's own data")
+def test_a_worker_that_needs_too_much_memory_says_so(tmp_path: Path) -> None:
+    shape = helper.make_tensor_value_info("shape", TensorProto.INT64, [1])
+    made = helper.make_tensor_value_info("y", TensorProto.FLOAT, [None])
+    node = helper.make_node("ConstantOfShape", ["shape"], ["y"])
+    model = helper.make_model(helper.make_graph([node], "large", [shape], [made]))
+    path = tmp_path / "large.onnx"
+    onnx.save(model, path)
+    feeds = save_feeds({"shape": np.array([1 << 30])}, tmp_path)
+    with pytest.raises(EngineError, match="needs more than 1000 MB of memory"):
+        Worker(REFERENCE, path, feeds, 1, Limits(memory=1_000_000_000))
+
+
+def test_a_worker_that_dies_is_told(mlp: Path, feeds: dict[str, np.ndarray], tmp_path: Path) -> None:
+    with Worker(REFERENCE, mlp, save_feeds(feeds, tmp_path), 1, Limits(seconds=60)) as worker:
+        worker._process.send_signal(signal.SIGKILL)
+        with pytest.raises(EngineError, match="its process ended with status -9"):
+            worker.outputs()

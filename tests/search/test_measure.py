@@ -24,7 +24,7 @@ class FakeWorker:
     events: list[tuple[str, str]]
     speed: dict[str, Sequence[float | EngineError]]  # by round
 
-    def __init__(self, engine: Engine, model: Path, feeds: Path, threads: int) -> None:
+    def __init__(self, engine: Engine, model: Path, feeds: Path, threads: int, limits: object) -> None:
         if model.name == "broken":
             raise EngineError(f"{engine.name} cannot run this model: broken")
         self.name = engine.name

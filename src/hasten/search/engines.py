@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -29,6 +30,9 @@ Array = NDArray[Any]
 Form = Literal["artifact", "onnx", "module"]
 Precision = Literal["f32", "bf16"]
 Mode = Literal["", "static", "compile", "autocast"]
+
+
+_NO_MEMORY = ("MemoryError", "bad_alloc", "allocate")
 
 
 @dataclass(frozen=True)
@@ -124,11 +128,30 @@ class Opened:
     peak: int | None
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a worker may take.
+
+    Attributes:
+        seconds: until each answer: to opening, to some runs. None for any time.
+        memory: bytes that it may allocate (Linux), mapped files not counted. None for no limit.
+    """
+
+    seconds: float | None = None
+    memory: int | None = None
+
+
+NO_LIMITS = Limits()
+
+
 class Worker:
     """An engine in a process of its own, with one model open."""
 
-    def __init__(self, engine: Engine, model: Path | str, feeds: Path, threads: int) -> None:
+    def __init__(
+        self, engine: Engine, model: Path | str, feeds: Path, threads: int, limits: Limits = NO_LIMITS
+    ) -> None:
         self.engine = engine
+        self._limits = limits
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         job = {
             "package": engine.package,
@@ -137,6 +160,7 @@ class Worker:
             "model": str(model),
             "feeds": str(feeds),
             "threads": threads,
+            "memory": limits.memory,
             "path": str(Path(__file__).parents[2]),
         }
         script = Path(__file__).with_name("engines_worker.py")
@@ -159,11 +183,16 @@ class Worker:
         """Runs the model; returns the seconds that each run took."""
         return [float(seconds) for seconds in self._ask({"runs": runs})["seconds"]]
 
-    def outputs(self) -> dict[str, Array]:
-        """Runs the model once; returns what came out, by name."""
+    def outputs(self, feeds: Path | None = None) -> dict[str, Array]:
+        """Runs the model once; returns what came out, by name.
+
+        Args:
+            feeds: a file of other inputs, which are the worker's from now on.
+        """
         with tempfile.TemporaryDirectory(prefix="hasten-") as folder:
             path = Path(folder) / "outputs.npz"
-            self._ask({"save": str(path)})
+            inputs = {} if feeds is None else {"feeds": str(feeds)}
+            self._ask({**inputs, "save": str(path)})
             with np.load(path) as loaded:
                 return dict(loaded)
 
@@ -200,15 +229,25 @@ class Worker:
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        stdout, seconds = self._process.stdout, self._limits.seconds
+        assert stdout is not None
+        # Answers are single lines, each awaited before the next question: nothing waits in Python's buffer.
+        if seconds is not None and not select.select([stdout], [], [], seconds)[0]:
+            self._process.kill()
+            raise EngineError(f"{self.engine.name} did not answer within {seconds:.0f} s, and was ended")
+        line = stdout.readline()
         if line:
             return dict(json.loads(line))
+        raise EngineError(f"{self.engine.name} cannot run this model: {self._last_words()}")
+
+    def _last_words(self) -> str:
         status = self._process.wait()
         self._errors.seek(0)
         words = self._errors.read().decode("utf-8", "replace").strip().splitlines()
         said = words[-1].strip()[:400] if words else f"its process ended with status {status}"
-        raise EngineError(f"{self.engine.name} cannot run this model: {said}")
+        if self._limits.memory is not None and any(sign in said for sign in _NO_MEMORY):
+            return f"it needs more than {self._limits.memory / 1e6:.0f} MB of memory ({said})"
+        return said
 
 
 def answers(engine: Engine, model: Path | str, feeds: Mapping[str, Array], threads: int) -> dict[str, Array]:

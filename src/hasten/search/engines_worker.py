@@ -3,7 +3,8 @@
 This file is started as a script and imports nothing but what the engine needs, so that the memory of
 its process is the engine's. Protocol: after opening and one run it says what that took (`Opened` in
 `engines.py`); then `{"runs": n}` is answered with `{"seconds": [...]}`, and `{"save": path}` with `{}`
-when the outputs are in that .npz file. An exception ends it; its text is the last line of stderr.
+when the outputs are in that .npz file. With `"feeds": path` beside it the inputs of that file are taken
+from then on. An exception ends the process; its text is the last line of stderr.
 """
 
 from __future__ import annotations
@@ -30,17 +31,19 @@ Feeds = Mapping[str, Any]
 Job = Mapping[str, Any]
 """package, precision, mode, model, threads: `Engine` in `engines.py` says what they mean."""
 Step = Callable[[], Any]
+Bind = Callable[[Feeds], Step]
+"""Gives what runs the model on some inputs."""
 Named = Callable[[Any], dict[str, Any]]
-Open = Callable[[Feeds], tuple[Step, Named]]
+Open = Callable[[Feeds], tuple[Bind, Named]]
 
 
 def hasten_engine(job: Job) -> Open:
     """Artifacts, by hasten's runtime."""
     from hasten.runtime.session import open_session
 
-    def start(feeds: Feeds) -> tuple[Step, Named]:
+    def start(feeds: Feeds) -> tuple[Bind, Named]:
         session = open_session(job["model"], threads=job["threads"])
-        return functools.partial(session.run, feeds), lambda outputs: outputs
+        return functools.partial(functools.partial, session.run), lambda outputs: outputs
 
     return start
 
@@ -49,15 +52,15 @@ def onnxruntime_engine(job: Job) -> Open:
     """ONNX files, by ONNX Runtime with its default optimizations."""
     onnxruntime: Any = importlib.import_module("onnxruntime")
 
-    def start(feeds: Feeds) -> tuple[Step, Named]:
+    def start(feeds: Feeds) -> tuple[Bind, Named]:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = job["threads"]
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(job["model"], options, providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
-        step = functools.partial(session.run, None, feeds)
-        return step, lambda outputs: dict(zip(names, outputs, strict=True))
+        bind = functools.partial(functools.partial, session.run, None)
+        return bind, lambda outputs: dict(zip(names, outputs, strict=True))
 
     return start
 
@@ -66,7 +69,7 @@ def openvino_engine(job: Job) -> Open:
     """ONNX files, by OpenVINO for one request at a time."""
     openvino: Any = importlib.import_module("openvino")
 
-    def start(feeds: Feeds) -> tuple[Step, Named]:
+    def start(feeds: Feeds) -> tuple[Bind, Named]:
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": job["threads"],
@@ -78,12 +81,12 @@ def openvino_engine(job: Job) -> Open:
             model.reshape({name: list(array.shape) for name, array in feeds.items()})
         compiled = core.compile_model(model, "CPU", settings)
         request = compiled.create_infer_request()
-        step = functools.partial(request.infer, feeds, share_inputs=True)
+        bind = functools.partial(functools.partial, request.infer, share_inputs=True)
 
         def named(outputs: Any) -> dict[str, Any]:
             return {name: outputs[port] for port in compiled.outputs for name in port.get_names()}
 
-        return step, named
+        return bind, named
 
     return start
 
@@ -101,28 +104,37 @@ def torch_engine(job: Job) -> Open:
         inductor: Any = importlib.import_module("torch._inductor.config")
         inductor.freezing = True
 
-    def start(feeds: Feeds) -> tuple[Step, Named]:
+    def start(feeds: Feeds) -> tuple[Bind, Named]:
         torch.set_num_threads(job["threads"])
         torch.set_num_interop_threads(1)
         torch.set_grad_enabled(False)
         module, by_name = torch_module(job["model"])
-        tensors = {key: torch.from_numpy(array) for key, array in feeds.items()}
-        if job["precision"] == "bf16" and job["mode"] != "autocast":
+        converted = job["precision"] == "bf16" and job["mode"] != "autocast"
+        if converted:
             module = module.to(torch.bfloat16)
-            tensors = {k: t.to(torch.bfloat16) if t.is_floating_point() else t for k, t in tensors.items()}
         if job["mode"] == "compile":
             module = torch.compile(module)
-        run = (
-            functools.partial(module, **tensors) if by_name else functools.partial(module, *tensors.values())
-        )
-        if job["mode"] != "autocast":
-            return run, torch_outputs
 
-        def step() -> Any:
-            with torch.autocast("cpu", torch.bfloat16):
-                return run()
+        def bind(feeds: Feeds) -> Step:
+            tensors = {key: torch.from_numpy(array) for key, array in feeds.items()}
+            if converted:
+                tensors = {
+                    k: t.to(torch.bfloat16) if t.is_floating_point() else t for k, t in tensors.items()
+                }
+            if by_name:
+                run = functools.partial(module, **tensors)
+            else:
+                run = functools.partial(module, *tensors.values())
+            if job["mode"] != "autocast":
+                return run
 
-        return step, torch_outputs
+            def step() -> Any:
+                with torch.autocast("cpu", torch.bfloat16):
+                    return run()
+
+            return step
+
+        return bind, torch_outputs
 
     return start
 
@@ -173,10 +185,13 @@ def reference_engine(job: Job) -> Open:
     """ONNX files, by ONNX's reference evaluator."""
     import onnx.reference
 
-    def start(feeds: Feeds) -> tuple[Step, Named]:
+    def start(feeds: Feeds) -> tuple[Bind, Named]:
         evaluator = onnx.reference.ReferenceEvaluator(job["model"])
-        step = functools.partial(evaluator.run, None, dict(feeds))
-        return step, lambda outputs: dict(zip(evaluator.output_names, outputs, strict=True))
+
+        def bind(feeds: Feeds) -> Step:
+            return functools.partial(evaluator.run, None, dict(feeds))
+
+        return bind, lambda outputs: dict(zip(evaluator.output_names, outputs, strict=True))
 
     return start
 
@@ -188,6 +203,12 @@ ENGINES: Mapping[str, Callable[[Job], Open]] = {
     "torch": torch_engine,
     "onnx": reference_engine,
 }
+
+
+def read_feeds(path: str) -> dict[str, Any]:
+    """The arrays of an .npz file."""
+    with np.load(path) as loaded:
+        return dict(loaded)
 
 
 def save_npz(path: str | IO[bytes], arrays: Mapping[str, Any]) -> None:
@@ -220,6 +241,12 @@ def memory() -> tuple[int | None, int | None]:
     return int(found["VmRSS"]) << 10, int(found["VmHWM"]) << 10
 
 
+def limit_memory(most: int | None) -> None:
+    """Lets allocations fail beyond some bytes of this process's own data: Linux, mapped files not counted."""
+    if most is not None and sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
 def die_with_parent() -> None:
     """A stopped process would never notice that nobody needs it any more."""
     if sys.platform == "linux":
@@ -231,16 +258,17 @@ def main() -> None:
     """Opens a model as the command line says, then answers requests until stdin ends."""
     job = json.loads(sys.argv[1])
     die_with_parent()
+    limit_memory(job["memory"])
     # Libraries that print shall not disturb the protocol.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     sys.path.append(job["path"])
-    with np.load(job["feeds"]) as loaded:
-        feeds = dict(loaded)
+    feeds = read_feeds(job["feeds"])
     start = ENGINES[job["package"]](job)
     base, _ = memory()
     begin = time.perf_counter()
-    step, named = start(feeds)
+    bind, named = start(feeds)
+    step = bind(feeds)
     load = time.perf_counter() - begin
     (first,) = timed(step, 1)
     _, peak = memory()
@@ -248,6 +276,8 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         answer: dict[str, Any] = {}
+        if "feeds" in request:
+            step = bind(read_feeds(request["feeds"]))
         if "runs" in request:
             answer["seconds"] = timed(step, request["runs"])
         else:

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.errors import EngineError
-from hasten.search.engines import Engine, Opened, Precision, Worker, save_feeds
+from hasten.search.engines import NO_LIMITS, Engine, Limits, Opened, Precision, Worker, save_feeds
 
 Array = NDArray[Any]
 
@@ -53,6 +53,7 @@ class Plan:
         limit: about how many seconds all rounds may take: there are fewer of them, but three at least, if
             they would take longer, and peers that take more than twice as long as the fastest peer of their
             precision sit out all but the first three. None for no limit.
+        limits: what each engine's process may take.
     """
 
     threads: int
@@ -61,6 +62,7 @@ class Plan:
     openings: int = 3
     pause: float = 0.01
     limit: float | None = None
+    limits: Limits = NO_LIMITS
 
 
 @dataclass(frozen=True)
@@ -208,13 +210,13 @@ def measure(
         path = save_feeds(feeds, Path(folder))
         progress("opening the model in fresh processes")
         for _ in range(plan.openings - 1):
-            _attempt(entries, failures, lambda entry: _open_once(entry, path, plan.threads))
+            _attempt(entries, failures, lambda entry: _open_once(entry, path, plan))
         workers: dict[str, Worker] = {}
 
         def start(entry: _Entry) -> None:
             engine = entry.contestant.engine
             progress(f"starting {engine.name}")
-            worker = Worker(engine, entry.contestant.model, path, plan.threads)
+            worker = Worker(engine, entry.contestant.model, path, plan.threads, plan.limits)
             workers[engine.name] = stack.enter_context(worker)
             entry.opened.append(worker.opened)
             _calibrate(entry, worker, plan)
@@ -251,10 +253,10 @@ def _without(entries: Sequence[_Entry], failures: Mapping[str, str]) -> list[_En
     return [entry for entry in entries if entry.contestant.engine.name not in failures]
 
 
-def _open_once(entry: _Entry, feeds: Path, threads: int) -> None:
+def _open_once(entry: _Entry, feeds: Path, plan: Plan) -> None:
     if any(opened.load + opened.first > _SLOW_OPENING for opened in entry.opened):
         return
-    with Worker(entry.contestant.engine, entry.contestant.model, feeds, threads) as worker:
+    with Worker(entry.contestant.engine, entry.contestant.model, feeds, plan.threads, plan.limits) as worker:
         entry.opened.append(worker.opened)
 
 
