@@ -20,6 +20,7 @@ from hasten.ops.base import (
     required,
 )
 from hasten.ops.elementwise import elementwise, unary_lower
+from hasten.ops.pruning import ELEMENTWISE, alike
 
 
 def lower_relu(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
@@ -160,7 +161,7 @@ def shrink(x: Expr, bias: Expr, lambd: Expr) -> Expr:
     return select(binary("lt", x, unary("neg", lambd)), _add(x, bias), above)
 
 
-OPS: tuple[Op, ...] = (
+_ALL: tuple[Op, ...] = (
     Op(name="Relu", lower=lower_relu),
     Op(name="PRelu", lower=lower_prelu),
     Op(name="Gelu", lower=lower_gelu),
@@ -182,3 +183,5 @@ OPS: tuple[Op, ...] = (
     Op(name="Swish", lower=activation_lower(swish, alpha=1.0)),
     Op(name="Shrink", lower=activation_lower(shrink, bias=0.0, lambd=0.5)),
 )
+
+OPS = alike(ELEMENTWISE, _ALL)

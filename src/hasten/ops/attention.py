@@ -21,6 +21,19 @@ from hasten.ops.base import (
     optional,
     required,
 )
+from hasten.ops.pruning import (
+    HEADS,
+    Kept,
+    Operands,
+    PruningFacts,
+    Shrunk,
+    Tie,
+    Whole,
+    grouped,
+    input_,
+    output,
+    same,
+)
 
 _UNSUPPORTED_INPUTS = {4: "past_key", 5: "past_value", 6: "nonpad_kv_seqlen"}
 _UNSUPPORTED_OUTPUTS = {1: "present_key", 2: "present_value", 3: "qk_matmul_output"}
@@ -249,7 +262,51 @@ def lower_rotary_embedding(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list
     return [ctx.define(x.shape, flat, x.dtype, vars=("b", "s", "c"))]
 
 
+def _head_counts(node: Operands) -> tuple[int, int] | None:
+    """Heads of the queries, and of the keys and values, if they are known."""
+    dims, keys = node.dims(input_(0)), node.dims(input_(1))
+    if dims is None or keys is None:
+        return None
+    queries = node.attribute("q_num_heads", 0) if len(dims) == 3 else dims[1]
+    shared = node.attribute("kv_num_heads", 0) if len(keys) == 3 else keys[1]
+    known = isinstance(queries, int) and isinstance(shared, int) and shared > 0 and queries % shared == 0
+    return (queries, shared) if known and isinstance(queries, int) and isinstance(shared, int) else None
+
+
+def _attention_ties(node: Operands) -> list[Tie | None]:
+    """A head of keys and values, with all heads of queries that share it."""
+    if len(node.inputs) > 4 or len([v for v in node.node.outputs if v.name]) > 1:
+        raise Whole("its cache of keys and values has heads too")
+    counts = _head_counts(node)
+    if counts is None:
+        return []
+    queries, shared = counts
+    axes, batch = [], []
+    for port in (input_(0), input_(1), input_(2), output(0)):
+        dims = node.dims(port) or ()
+        axis = 2 if len(dims) == 3 else 1
+        length = node.length(port, axis)
+        if length is None or length % shared:
+            return []
+        axes.append((port, axis, length // shared))
+        batch.append((port, 0))
+    mask = node.dims(input_(3))
+    if mask is not None and len(mask) >= 3 and mask[-3] != 1:
+        axes.append((input_(3), len(mask) - 3, queries // shared))
+    return [same(node, *batch), grouped(node, *axes, unit=HEADS)]
+
+
+def _shrink_attention(node: Operands, kept: Kept) -> Shrunk:
+    counts, dims = _head_counts(node), node.dims(input_(0)) or ()
+    axis = 2 if len(dims) == 3 else 1
+    stays, width = kept(input_(0), axis), node.length(input_(0), axis)
+    if counts is None or stays is None or width is None or len(dims) != 3:
+        return Shrunk()
+    queries, shared = (count * len(stays) // width for count in counts)
+    return Shrunk({"q_num_heads": queries, "kv_num_heads": shared})
+
+
 OPS = (
-    Op(name="Attention", lower=lower_attention),
+    Op(name="Attention", lower=lower_attention, pruning=PruningFacts(_attention_ties, _shrink_attention)),
     Op(name="RotaryEmbedding", lower=lower_rotary_embedding),
 )

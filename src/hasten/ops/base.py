@@ -39,6 +39,7 @@ from hasten.loops.expr import (
 from hasten.loops.expr import Op as Op_
 from hasten.loops.program import Contraction, Definition, Guard, Program
 from hasten.loops.simplify import spell, to_poly
+from hasten.ops.pruning import PruningFacts
 
 SMALL_TENSOR = 64
 """Largest number of elements for which a tensor's symbolic values are worked out."""
@@ -87,11 +88,13 @@ class Op:
         name: operator type.
         domain: operator domain; "" is ONNX.
         lower: defines the outputs, or None where the operator runs on the host.
+        pruning: which axes of its operands can lose indices together; None keeps them all.
     """
 
     name: str
     domain: str = ""
     lower: Lower | None = None
+    pruning: PruningFacts | None = None
 
 
 @dataclass

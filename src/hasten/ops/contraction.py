@@ -20,6 +20,17 @@ from hasten.ops.base import (
     optional,
     required,
 )
+from hasten.ops.pruning import (
+    HEADS,
+    NEURONS,
+    Operands,
+    PruningFacts,
+    Tie,
+    broadcast_ties,
+    input_,
+    output,
+    same,
+)
 
 
 def hinted(gemm: Gemm) -> Expr | Contraction:
@@ -208,9 +219,52 @@ def lower_matmul_integer(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[T
     raise Declined("products of 8-bit integers are not compiled")
 
 
+def _matmul_ties(node: Operands) -> list[Tie | None]:
+    """Rows, columns and what is summed over; products of two variables are one head for each matrix."""
+    a, b, y = input_(0), input_(1), output(0)
+    left, right = node.dims(a), node.dims(b)
+    if left is None or right is None:
+        return []
+    rows, columns = len(left) > 1, len(right) > 1
+    ties = broadcast_ties(node, (0, 1), last=rows + columns) if max(len(left), len(right)) > 2 else []
+    if not (node.is_constant(0) or node.is_constant(1)):
+        ties = [None if t is None else Tie(t.members, HEADS) for t in ties]
+    if rows:
+        unit = NEURONS if node.is_constant(0) else None
+        ties.append(same(node, (a, -2), (y, -2 if columns else -1), unit=unit))
+    if columns:
+        unit = NEURONS if node.is_constant(1) else None
+        ties.append(same(node, (b, -1), (y, -1), unit=unit))
+    ties.append(_summed(node, len(left) - 1, len(right) - 2 if columns else 0))
+    return ties
+
+
+def _summed(node: Operands, left: int, right: int) -> Tie | None:
+    """The tie of what a product sums over; the constant operand stands behind the variable one."""
+    axes = [(input_(0), left), (input_(1), right)]
+    if node.is_constant(0):
+        axes.reverse()
+    return same(node, *axes, contracts=node.is_constant(0) != node.is_constant(1))
+
+
+def _gemm_ties(node: Operands) -> list[Tie | None]:
+    y, (a, b) = output(0), (node.attribute("transA", 0), node.attribute("transB", 0))
+    c = node.dims(input_(2)) or ()
+    rows, columns = [(input_(0), 1 if a else 0), (y, 0)], [(input_(1), 0 if b else 1), (y, 1)]
+    if c and c[-1] != 1:
+        columns.append((input_(2), len(c) - 1))
+    if len(c) > 1 and c[-2] != 1:
+        rows.append((input_(2), 0))
+    return [
+        same(node, *rows, unit=NEURONS if node.is_constant(0) else None),
+        same(node, *columns, unit=NEURONS if node.is_constant(1) else None),
+        _summed(node, 0 if a else 1, 1 if b else 0),
+    ]
+
+
 OPS = (
-    Op(name="MatMul", lower=lower_matmul),
-    Op(name="Gemm", lower=lower_gemm),
+    Op(name="MatMul", lower=lower_matmul, pruning=PruningFacts(_matmul_ties)),
+    Op(name="Gemm", lower=lower_gemm, pruning=PruningFacts(_gemm_ties)),
     Op(name="Einsum", lower=lower_einsum),
     Op(name="MatMulInteger", lower=lower_matmul_integer),
 )

@@ -23,6 +23,18 @@ from hasten.ops.base import (
     optional,
     required,
 )
+from hasten.ops.pruning import (
+    CHANNELS,
+    Kept,
+    Operands,
+    PruningFacts,
+    Shrunk,
+    Tie,
+    grouped,
+    input_,
+    output,
+    same,
+)
 from hasten.ops.reductions import reduce_over
 from hasten.ops.windows import SPATIAL_NAMES, TAP_NAMES, names, padded, windows
 
@@ -258,4 +270,36 @@ def _gathered(
     return element
 
 
-OPS = (Op(name="Conv", lower=lower_conv), Op(name="ConvTranspose", lower=lower_conv_transpose))
+def _conv_ties(node: Operands) -> list[Tie | None]:
+    """Filters and channels; whole groups where there are several, each channel where each is a group."""
+    x, w, bias, y = input_(0), input_(1), input_(2), output(0)
+    batch, groups = same(node, (x, 0), (y, 0)), node.attribute("group", 1)
+    channels, made = node.length(x, 1), node.length(y, 1)
+    if channels is None or made is None or not node.is_constant(1):
+        return [batch]
+    filters, taken = (1, 0) if node.node.op_type == "ConvTranspose" else (0, 1)
+    if groups == 1:
+        makes = same(node, (w, filters), (bias, 0), (y, 1), unit=CHANNELS)
+        return [batch, makes, same(node, (x, 1), (w, taken), contracts=True)]
+    if channels % groups or made % groups:
+        return [batch]
+    of_x, of_y = channels // groups, made // groups
+    by_group = of_x if node.node.op_type == "ConvTranspose" else of_y
+    together = [(x, 1, of_x), (w, 0, by_group), (bias, 0, of_y), (y, 1, of_y)]
+    return [batch, grouped(node, *together, unit=CHANNELS)]
+
+
+def _shrink_conv(node: Operands, kept: Kept) -> Shrunk:
+    groups, stays, made = node.attribute("group", 1), kept(output(0), 1), node.length(output(0), 1)
+    if groups == 1 or stays is None or made is None:
+        return Shrunk()
+    return Shrunk({"group": groups * len(stays) // made})
+
+
+_PRUNING = PruningFacts(_conv_ties, _shrink_conv)
+
+
+OPS = (
+    Op(name="Conv", lower=lower_conv, pruning=_PRUNING),
+    Op(name="ConvTranspose", lower=lower_conv_transpose, pruning=_PRUNING),
+)

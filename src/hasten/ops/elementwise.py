@@ -21,6 +21,7 @@ from hasten.ops.base import (
     optional,
     required,
 )
+from hasten.ops.pruning import ELEMENTWISE, alike
 
 
 def elementwise(
@@ -243,7 +244,7 @@ _FUNCTIONS = (
     *("Erf", "Exp", "Log", "Sqrt", "Sign"),
 )
 
-OPS: tuple[Op, ...] = (
+_ALL: tuple[Op, ...] = (
     Op(name="Add", lower=binary_lower("add")),
     Op(name="Sub", lower=binary_lower("sub")),
     Op(name="Mul", lower=binary_lower("mul")),
@@ -266,3 +267,5 @@ OPS: tuple[Op, ...] = (
     Op(name="BitwiseXor", lower=binary_lower("bitxor")),
     Op(name="BitwiseNot", lower=unary_lower("bitnot")),
 )
+
+OPS = alike(ELEMENTWISE, _ALL)

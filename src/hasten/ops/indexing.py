@@ -37,6 +37,7 @@ from hasten.ops.base import (
 )
 from hasten.ops.elementwise import scalar
 from hasten.ops.movement import index_values, moved
+from hasten.ops.movement_pruning import GATHER, SHAPE
 
 
 def lower_constant(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
@@ -275,11 +276,11 @@ def lower_cum_sum(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
 
 OPS: tuple[Op, ...] = (
     Op(name="Constant", lower=lower_constant),
-    Op(name="Shape", lower=lower_shape),
+    Op(name="Shape", lower=lower_shape, pruning=SHAPE),
     Op(name="Size", lower=lower_size),
     Op(name="ConstantOfShape", lower=lower_constant_of_shape),
     Op(name="Range", lower=lower_range),
-    Op(name="Gather", lower=lower_gather),
+    Op(name="Gather", lower=lower_gather, pruning=GATHER),
     Op(name="GatherElements", lower=lower_gather_elements),
     Op(name="GatherND", lower=lower_gather_nd),
     Op(name="ReverseSequence", lower=lower_reverse_sequence),

@@ -8,6 +8,7 @@ from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, binary, cast, const, select, unary
 from hasten.ops.base import Declined, Inputs, Lower, Lowering, Op, Tensor, attribute_int, required
 from hasten.ops.elementwise import binary_lower, elementwise, unary_lower
+from hasten.ops.pruning import ELEMENTWISE, alike
 
 
 def compare_lower(op: str, *, swapped: bool = False) -> Lower:
@@ -69,7 +70,7 @@ def lower_cast_like(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor
     return elementwise(ctx, [x], lambda a: cast(a, like.dtype), like.dtype)
 
 
-OPS: tuple[Op, ...] = (
+_ALL: tuple[Op, ...] = (
     Op(name="Equal", lower=compare_lower("eq")),
     Op(name="Less", lower=compare_lower("lt")),
     Op(name="LessOrEqual", lower=compare_lower("le")),
@@ -85,3 +86,5 @@ OPS: tuple[Op, ...] = (
     Op(name="Cast", lower=lower_cast),
     Op(name="CastLike", lower=lower_cast_like),
 )
+
+OPS = alike(ELEMENTWISE, _ALL)

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from hasten.loops.dtypes import INDEX
 from hasten.loops.expr import Expr, binary, cast, const, constant_int, select
 from hasten.loops.simplify import divide, is_nonnegative, to_poly
+from hasten.ops import movement_pruning as pruning
 from hasten.ops.base import (
     Declined,
     Inputs,
@@ -345,17 +346,17 @@ def lower_space_to_depth(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[T
 
 
 OPS: tuple[Op, ...] = (
-    Op(name="Identity", lower=lower_identity),
-    Op(name="Reshape", lower=lower_reshape),
-    Op(name="Flatten", lower=lower_flatten),
-    Op(name="Transpose", lower=lower_transpose),
-    Op(name="Squeeze", lower=lower_squeeze),
-    Op(name="Unsqueeze", lower=lower_unsqueeze),
-    Op(name="Expand", lower=lower_expand),
+    Op(name="Identity", lower=lower_identity, pruning=pruning.UNMOVED),
+    Op(name="Reshape", lower=lower_reshape, pruning=pruning.RESHAPE),
+    Op(name="Flatten", lower=lower_flatten, pruning=pruning.RESHAPED),
+    Op(name="Transpose", lower=lower_transpose, pruning=pruning.TRANSPOSE),
+    Op(name="Squeeze", lower=lower_squeeze, pruning=pruning.RESHAPED),
+    Op(name="Unsqueeze", lower=lower_unsqueeze, pruning=pruning.RESHAPED),
+    Op(name="Expand", lower=lower_expand, pruning=pruning.EXPAND),
     Op(name="Tile", lower=lower_tile),
-    Op(name="Concat", lower=lower_concat),
-    Op(name="Split", lower=lower_split),
-    Op(name="Slice", lower=lower_slice),
+    Op(name="Concat", lower=lower_concat, pruning=pruning.CONCAT),
+    Op(name="Split", lower=lower_split, pruning=pruning.SPLIT),
+    Op(name="Slice", lower=lower_slice, pruning=pruning.SLICE),
     Op(name="DepthToSpace", lower=lower_depth_to_space),
     Op(name="SpaceToDepth", lower=lower_space_to_depth),
 )

@@ -24,6 +24,18 @@ from hasten.ops.base import (
     optional,
     required,
 )
+from hasten.ops.pruning import (
+    Kept,
+    Operands,
+    PruningFacts,
+    Shrunk,
+    Tie,
+    except_axes,
+    grouped,
+    input_,
+    output,
+    same,
+)
 from hasten.ops.reductions import Element, axis_vars, count_of, reduce_axes, reduce_over
 
 
@@ -248,13 +260,72 @@ def lower_mean_variance_normalization(ctx: Lowering, node: ir.Node, inputs: Inpu
     return [ctx.define(x.shape, body, x.dtype)]
 
 
+def _normalized(node: Operands) -> range | None:
+    dims = node.dims(input_(0))
+    if dims is None or len([v for v in node.node.outputs if v.name and v.uses()]) > 1:
+        return None
+    return range(node.attribute("axis", -1) % len(dims), len(dims))
+
+
+_BEHIND_AXIS = except_axes(_normalized)
+
+
+def _channel_ties(node: Operands) -> list[Tie | None]:
+    rank = len(node.dims(input_(0)) or ())
+    parameters = [(input_(i), 0) for i in range(1, len(node.inputs))]
+    whole = range(2, rank) if node.node.op_type == "InstanceNormalization" else ()
+    ties = [same(node, (input_(0), d), (output(0), d)) for d in range(rank) if d != 1 and d not in whole]
+    return [*ties, same(node, (input_(0), 1), *parameters, (output(0), 1))]
+
+
+_BY_CHANNEL = PruningFacts(_channel_ties)
+
+
+def _group_ties(node: Operands) -> list[Tie | None]:
+    """Whole groups of channels."""
+    x, y, groups = input_(0), output(0), node.attribute("num_groups", 1)
+    channels = node.length(x, 1)
+    if channels is None or channels % groups:
+        return []
+    run = channels // groups
+    by_group = grouped(node, (x, 1, run), (input_(1), 0, run), (input_(2), 0, run), (y, 1, run))
+    return [same(node, (x, 0), (y, 0)), by_group]
+
+
+def _shrink_groups(node: Operands, kept: Kept) -> Shrunk:
+    channels, stays = node.length(input_(0), 1), kept(input_(0), 1)
+    if channels is None or stays is None:
+        return Shrunk()
+    return Shrunk({"num_groups": node.attribute("num_groups", 1) * len(stays) // channels})
+
+
+_BY_GROUP = PruningFacts(_group_ties, _shrink_groups)
+
+
+def _along(node: Operands) -> list[int]:
+    return [node.attribute("axis", -1)]
+
+
+def _neighbours(node: Operands) -> list[int]:
+    return [1]
+
+
+def _mean_variance_axes(node: Operands) -> list[int]:
+    axes = node.node.attributes.get("axes")
+    return [0, 2, 3] if axes is None else [int(a) for a in axes.as_ints()]
+
+
 OPS = (
-    Op(name="LayerNormalization", lower=lower_layer_normalization),
-    Op(name="RMSNormalization", lower=lower_rms_normalization),
-    Op(name="BatchNormalization", lower=lower_batch_normalization),
-    Op(name="InstanceNormalization", lower=lower_instance_normalization),
-    Op(name="GroupNormalization", lower=lower_group_normalization),
-    Op(name="LpNormalization", lower=lower_lp_normalization),
-    Op(name="LRN", lower=lower_lrn),
-    Op(name="MeanVarianceNormalization", lower=lower_mean_variance_normalization),
+    Op(name="LayerNormalization", lower=lower_layer_normalization, pruning=_BEHIND_AXIS),
+    Op(name="RMSNormalization", lower=lower_rms_normalization, pruning=_BEHIND_AXIS),
+    Op(name="BatchNormalization", lower=lower_batch_normalization, pruning=_BY_CHANNEL),
+    Op(name="InstanceNormalization", lower=lower_instance_normalization, pruning=_BY_CHANNEL),
+    Op(name="GroupNormalization", lower=lower_group_normalization, pruning=_BY_GROUP),
+    Op(name="LpNormalization", lower=lower_lp_normalization, pruning=except_axes(_along)),
+    Op(name="LRN", lower=lower_lrn, pruning=except_axes(_neighbours)),
+    Op(
+        name="MeanVarianceNormalization",
+        lower=lower_mean_variance_normalization,
+        pruning=except_axes(_mean_variance_axes),
+    ),
 )

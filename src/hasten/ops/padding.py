@@ -19,6 +19,7 @@ from hasten.ops.base import (
 )
 from hasten.ops.elementwise import scalar
 from hasten.ops.movement import axes_of, index_values, moved
+from hasten.ops.movement_pruning import PAD
 
 
 def lower_pad(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
@@ -84,4 +85,4 @@ def _constant_border(
     return ctx.define(shape, body, x.dtype)
 
 
-OPS: tuple[Op, ...] = (Op(name="Pad", lower=lower_pad),)
+OPS: tuple[Op, ...] = (Op(name="Pad", lower=lower_pad, pruning=PAD),)

@@ -18,6 +18,7 @@ from hasten.ops.base import (
     attribute_ints,
     required,
 )
+from hasten.ops.pruning import WINDOWS, alike
 from hasten.ops.reductions import count_of, lowest, reduce_axes
 from hasten.ops.windows import SPATIAL_NAMES, TAP_NAMES, Window, names, padded, windows
 
@@ -121,7 +122,7 @@ def _p(node: ir.Node) -> int:
     return attribute_int(node, "p", 2)
 
 
-OPS = (
+_ALL = (
     Op(name="MaxPool", lower=lower_max_pool),
     Op(name="AveragePool", lower=lower_average_pool),
     Op(name="LpPool", lower=lower_lp_pool),
@@ -135,3 +136,5 @@ OPS = (
         lower=_global("sum", lambda e, n: _power(e, _p(n)), lambda y, count, n: _root(y, _p(n))),
     ),
 )
+
+OPS = alike(WINDOWS, _ALL)

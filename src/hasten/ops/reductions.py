@@ -23,6 +23,7 @@ from hasten.ops.base import (
     product,
     required,
 )
+from hasten.ops.pruning import Operands, PruningFacts, Tie, Whole, except_axes, input_, output, same
 
 Element = Callable[[Sequence[Expr]], Expr]
 
@@ -250,12 +251,44 @@ _KINDS = {
     "ReduceLogSum": _Kind("sum", after=lambda total, count: unary("log", total), floats_only=True),
 }
 
+
+def _along(node: Operands) -> list[int]:
+    return [node.attribute("axis", -1)]
+
+
+def _left_over(node: Operands, axes: set[int]) -> list[Tie | None]:
+    """Ties of a reduction: axes that it does not reduce, with their places in the output."""
+    rank, keep = len(node.dims(input_(0)) or ()), node.attribute("keepdims", 1)
+    rest = [d for d in range(rank) if d not in axes]
+    return [same(node, (input_(0), d), (output(0), d if keep else k)) for k, d in enumerate(rest)]
+
+
+def _reduction_ties(node: Operands) -> list[Tie | None]:
+    dims, axes = node.dims(input_(0)), node.constant(1)
+    if dims is None:
+        return []
+    if axes is None and len(node.node.inputs) > 1 and node.node.inputs[1] is not None:
+        raise Whole("its axes are computed while the model runs")
+    if axes is None or not axes.size:
+        idle = node.attribute("noop_with_empty_axes", 0)
+        return _left_over(node, set() if idle else set(range(len(dims))))
+    return _left_over(node, {int(a) % len(dims) for a in axes.reshape(-1)})
+
+
+def _arg_ties(node: Operands) -> list[Tie | None]:
+    dims = node.dims(input_(0))
+    return [] if dims is None else _left_over(node, {node.attribute("axis", 0) % len(dims)})
+
+
+_REDUCTION, _ARG, _SOFTMAX = PruningFacts(_reduction_ties), PruningFacts(_arg_ties), except_axes(_along)
+
+
 OPS = (
-    *(Op(name=name, lower=_reduction(kind)) for name, kind in _KINDS.items()),
-    Op(name="ReduceLogSumExp", lower=lower_log_sum_exp),
-    Op(name="ArgMax", lower=_arg("max")),
-    Op(name="ArgMin", lower=_arg("min")),
-    Op(name="Softmax", lower=lower_softmax),
-    Op(name="LogSoftmax", lower=lower_log_softmax),
-    Op(name="Hardmax", lower=lower_hardmax),
+    *(Op(name=name, lower=_reduction(kind), pruning=_REDUCTION) for name, kind in _KINDS.items()),
+    Op(name="ReduceLogSumExp", lower=lower_log_sum_exp, pruning=_REDUCTION),
+    Op(name="ArgMax", lower=_arg("max"), pruning=_ARG),
+    Op(name="ArgMin", lower=_arg("min"), pruning=_ARG),
+    Op(name="Softmax", lower=lower_softmax, pruning=_SOFTMAX),
+    Op(name="LogSoftmax", lower=lower_log_softmax, pruning=_SOFTMAX),
+    Op(name="Hardmax", lower=lower_hardmax, pruning=_SOFTMAX),
 )

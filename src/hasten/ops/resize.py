@@ -32,6 +32,7 @@ from hasten.ops.base import (
     required,
 )
 from hasten.ops.movement import index_values, moved
+from hasten.ops.movement_pruning import RESIZE
 
 T = TypeVar("T")
 
@@ -198,4 +199,4 @@ def _by_scale(ctx: Lowering, old: Expr, factor: np.floating) -> _Axis:
     return _Axis(old, ctx.dim(new), const(ratio.numerator), const(ratio.denominator))
 
 
-OPS: tuple[Op, ...] = (Op(name="Resize", lower=lower_resize),)
+OPS: tuple[Op, ...] = (Op(name="Resize", lower=lower_resize, pruning=RESIZE),)

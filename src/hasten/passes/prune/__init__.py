@@ -1,0 +1,1 @@
+"""Pruning: which units of a graph can be removed (`units`, `layers`), and their removal (`remove`)."""

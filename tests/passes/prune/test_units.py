@@ -1,0 +1,124 @@
+"""What is found in graphs that matter, and what is left alone for which reason."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from tests.passes.conftest import build
+
+from benchmarks import models
+from hasten import frontends
+from hasten.passes.pipeline import optimize_graph
+from hasten.passes.prune.remove import remove_units
+from hasten.passes.prune.units import Analysis, find_units
+
+RNG = np.random.default_rng(3)
+
+
+def array(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def analysed(signature: str, body: str, **constants: np.ndarray) -> Analysis:
+    model = ir.from_proto(build(signature, body, constants))
+    optimize_graph(model)
+    return find_units(model)
+
+
+def reasons(analysis: Analysis) -> str:
+    assert analysis.groups == ()
+    return "; ".join(reason for left in analysis.left_alone for reason in left.reasons)
+
+
+def test_an_output_that_would_be_pruned() -> None:
+    found = analysed(
+        "(float[n, 4] x) => (float[n, 8] h, float[n, 2] y)",
+        "p = MatMul(x, a) h = Relu(p) y = MatMul(h, b)",
+        a=array(4, 8),
+        b=array(8, 2),
+    )
+    assert "'h' is an output of the model" in reasons(found)
+
+
+def test_weights_used_twice() -> None:
+    found = analysed(
+        "(float[n, 4] x, float[n, 4] z) => (float[n, 4] y, float[n, 4] t)",
+        "p = MatMul(x, a) r = Relu(p) y = MatMul(r, b) q = MatMul(z, a) s = Tanh(q) t = MatMul(s, c)",
+        a=array(4, 8),
+        b=array(8, 4),
+        c=array(8, 4),
+    )
+    assert "the weights 'a' are used 2 times" in reasons(found)
+
+
+def test_a_shape_that_is_computed() -> None:
+    found = analysed(
+        "(float[n, 4] x, int64[2] target) => (float[a, b] y)",
+        "p = MatMul(x, a) h = Relu(p) r = Reshape(h, target) y = MatMul(r, b)",
+        a=array(4, 8),
+        b=array(8, 2),
+    )
+    assert "its target is computed while the model runs" in reasons(found)
+
+
+def test_what_needs_all_features() -> None:
+    found = analysed(
+        "(float[n, 4] x) => (float[n, 2] y)",
+        "p = MatMul(x, a) h = Softmax <axis=-1> (p) y = MatMul(h, b)",
+        a=array(4, 8),
+        b=array(8, 2),
+    )
+    assert "needs all of axis 1" in reasons(found)
+
+
+def test_an_operator_without_facts() -> None:
+    found = analysed(
+        "(float[n, 4] x) => (float[n, 2] y)",
+        "p = MatMul(x, a) h, i = TopK <axis=0> (p, k) y = MatMul(h, b)",
+        a=array(4, 8),
+        b=array(8, 2),
+        k=np.array([2]),
+    )
+    assert "what it does to single indices is not known" in reasons(found)
+
+
+def test_equal_biases_are_cut_each_for_itself() -> None:
+    """Equal constants are one after the passes; the layers that use them stay apart."""
+    found = analysed(
+        "(float[n, 4] x) => (float[n, 2] y)",
+        "p = MatMul(x, a) q = Add(p, zero) r = Relu(q) s = MatMul(r, b) t = Add(s, zero) u = Tanh(t)"
+        "y = MatMul(u, c)",
+        a=array(4, 8),
+        b=array(8, 8),
+        c=array(8, 2),
+        zero=np.zeros(8, np.float32),
+    )
+    assert [(g.unit, g.count) for g in found.groups] == [("neurons", 8), ("neurons", 8)]
+
+
+def test_all_units_of_a_group_cannot_go() -> None:
+    model = ir.from_proto(
+        build(
+            "(float[n, 4] x) => (float[n, 2] y)",
+            "p = MatMul(x, a) h = Relu(p) y = MatMul(h, b)",
+            {"a": array(4, 8), "b": array(8, 2)},
+        )
+    )
+    analysis = find_units(model)
+    with pytest.raises(ValueError, match="all 8 neurons"):
+        remove_units(model, analysis, {analysis.groups[0]: range(8)})
+
+
+def test_a_recognizer_of_text_keeps_its_interface() -> None:
+    """PP-OCR's recognition: depthwise convolutions, concatenations, attention; a third of all units."""
+    model = frontends.load(models.ppocr_rec())
+    optimize_graph(model)
+    analysis = find_units(model)
+    assert {g.unit for g in analysis.groups} == {"channels", "heads", "neurons"}
+    assert sum(g.unit == "heads" for g in analysis.groups) == 2
+    pruned = remove_units(model, analysis, {g: range(g.count // 3) for g in analysis.groups})
+    session = onnxruntime.InferenceSession(ir.to_proto(pruned).SerializeToString())
+    (out,) = session.run(None, {"x": models.page_line()})
+    assert out.shape == (1, 40, 6625)
