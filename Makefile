@@ -1,18 +1,23 @@
 # Two commands do everything on a machine with Python 3.11+ and make:
 #   make demo    sets up, then compiles, verifies and times a real model
 #   make test    sets up, then runs every check and test
+# and one more examines: make conformance runs all of ONNX's own test suite (minutes)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test check lint format suite clean
+.PHONY: demo test conformance check lint format suite clean
 
 demo: $(STAMP)
 	@$(BIN)/python examples/demo.py
 
 test: check
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+conformance: $(STAMP)
+	@mkdir -p build
+	$(BIN)/python tools/conformance.py --failures build/conformance.tsv
 
 check: $(STAMP)
 	$(BIN)/ruff check .

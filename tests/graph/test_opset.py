@@ -176,12 +176,9 @@ def test_a_converted_model_is_returned_as_it_is() -> None:
     assert to_internal_opset(model) is model
 
 
-@pytest.mark.parametrize(
-    ("opset", "message"), [(10, "opset 10; 11 to .* newer opset"), (99, "opset 99;.* newer onnx")]
-)
-def test_an_opset_out_of_range_is_refused(opset: int, message: str) -> None:
-    model = ir.from_proto(_parse(opset, "float[a] x", "float[a] y", "y = Relu(x)"))
-    with pytest.raises(ModelError, match=message):
+def test_an_opset_out_of_range_is_refused() -> None:
+    model = ir.from_proto(_parse(99, "float[a] x", "float[a] y", "y = Relu(x)"))
+    with pytest.raises(ModelError, match=r"opset 99; 1 to .* newer onnx"):
         to_internal_opset(model)
 
 

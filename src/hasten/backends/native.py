@@ -25,6 +25,7 @@ from hasten.loops.expr import Expr, Size, constant_int
 from hasten.loops.program import Guard, Program
 from hasten.loops.simplify import infix
 from hasten.ops.lowering import HostNode, lower_graph
+from hasten.runtime.manifest import OBJECT
 from hasten.target import Target
 
 Members = dict[str, bytes | memoryview | list[memoryview]]
@@ -81,33 +82,100 @@ def compile_graph(model: ir.Model, options: Options, report: Mapping[str, Any], 
         UnsupportedModelError: some nodes can run nowhere.
         ToolchainError: no compiler, or it failed.
     """
-    lowered = lower_graph(model)
-    steps = partition(lowered)
-    skipped: list[Skipped] = []
-    if options.padding == "skip":
-        steps, skipped = _without_padding(steps)
-    guards = [g for s in steps if isinstance(s, NativePart) for g in s.program.guards]
+    planned = plan_graph(model, options.padding)
     weights = Weights()
     members: Members = {}
-    native = [s for s in steps if isinstance(s, NativePart)]
+    native = planned.native
     compiled: list[PartCode] = []
     chosen: list[dict[str, Any]] = [{} for _ in native]
     for target in options.targets if native else ():
         schedules = options.choose([s.program for s in native], target)
-        codes, dtypes, products = _parts_code(native, target, schedules, options.precision, weights)
-        for part, listing in zip(chosen, products, strict=True):
-            part[target.name] = listing
+        parts = lower_parts(native, target, schedules, options.precision, weights)
+        for part, by_target in zip(parts, chosen, strict=True):
+            by_target[target.name] = _products(part.lowered.kernels, schedules)
+        dtypes = tuple(dict.fromkeys(d for p in parts for d in p.lowered.tile_dtypes))
         sources = module_sources(range(len(native)), target, expand_operation, dtypes)
-        for code in codes:
+        compiled = [part_code(part, target, expand_operation) for part in parts]
+        for code in compiled:
             sources.update(code.sources)
         compiler = find_compiler(target)
         members[f"code/{target.name}.so"] = build(sources, target, compiler, cache=options.cache)
         members.update({f"c/{target.name}/{name}": text.encode() for name, text in sources.items()})
-        compiled = codes
-    members["weights.bin"] = [a.data for a in weights.arrays]
-    described = _steps(steps, compiled, members, model.graph)
-    for step, by_target in zip((d for d in described if d["kind"] == "native"), chosen, strict=True):
+    payload = pack(planned, compiled, weights, members, options.threads, report, version)
+    steps = payload.manifest["steps"]
+    for step, by_target in zip((d for d in steps if d["kind"] == "native"), chosen, strict=True):
         step["products"] = by_target
+    return payload
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A graph cut into steps.
+
+    Attributes:
+        model: the graph.
+        steps: what a run does, in order.
+        derived: sizes computed from others, for people.
+        reasons: why nodes run on the host.
+        skipped: padding that is left out.
+    """
+
+    model: ir.Model
+    steps: tuple[Step, ...]
+    derived: Mapping[str, Expr]
+    reasons: Mapping[str, str]
+    skipped: tuple[Skipped, ...]
+
+    @property
+    def native(self) -> list[NativePart]:
+        """The steps that are compiled."""
+        return [s for s in self.steps if isinstance(s, NativePart)]
+
+
+def plan_graph(model: ir.Model, padding: str) -> Planned:
+    """Lowers a graph and cuts it into steps.
+
+    Args:
+        model: at the internal opset, optimized.
+        padding: see `Options`.
+
+    Raises:
+        UnsupportedModelError: some nodes can run nowhere.
+    """
+    lowered = lower_graph(model)
+    steps = partition(lowered)
+    skipped: list[Skipped] = []
+    if padding == "skip":
+        steps, skipped = _without_padding(steps)
+    return Planned(model, tuple(steps), lowered.program.derived, lowered.reasons, tuple(skipped))
+
+
+def pack(
+    planned: Planned,
+    compiled: Sequence[PartCode],
+    weights: Weights,
+    members: Members,
+    threads: int | None,
+    report: Mapping[str, Any],
+    version: str,
+    first_part: int = 0,
+) -> Payload:
+    """The artifact of a graph whose parts are compiled.
+
+    Args:
+        planned: the graph.
+        compiled: its parts, in order.
+        weights: constants that the parts read.
+        members: what is to be in the artifact already: code.
+        threads: threads that a run uses by default.
+        report: what earlier steps noted for people.
+        version: hasten's version.
+        first_part: number of its first part in the shared object.
+    """
+    model = planned.model
+    guards = [g for s in planned.native for g in s.program.guards]
+    members["weights.bin"] = [a.data for a in weights.arrays]
+    described = _steps(planned.steps, compiled, members, model.graph, first_part)
     members["graph.onnx"] = _graph_text(model)
     manifest = {
         "format": 1,
@@ -115,12 +183,12 @@ def compile_graph(model: ir.Model, options: Options, report: Mapping[str, Any], 
         "inputs": [_io(v) for v in model.graph.inputs],
         "outputs": [_io(v) for v in model.graph.outputs],
         "steps": described,
-        "threads": options.threads,
-        "guards": [_guard_text(g, lowered.program.derived) for g in guards],
+        "threads": threads,
+        "guards": [_guard_text(g, planned.derived) for g in guards],
         "report": {
             **report,
-            "host": lowered.reasons,
-            "padding": [asdict(s) for s in skipped],
+            "host": dict(planned.reasons),
+            "padding": [asdict(s) for s in planned.skipped],
         },
     }
     return Payload(manifest, members)
@@ -140,23 +208,32 @@ def _without_padding(steps: Sequence[Step]) -> tuple[list[Step], list[Skipped]]:
     return result, skipped
 
 
-def _parts_code(
-    native: Sequence[NativePart], target: Target, schedules: Schedules, precision: DType, weights: Weights
-) -> tuple[list[PartCode], tuple[DType, ...], list[list[dict[str, Any]]]]:
-    """The C of all parts, the element types that they multiply, and the schedules for people."""
-    codes = []
-    products = []
-    dtypes: dict[DType, None] = {}
+def lower_parts(
+    native: Sequence[NativePart],
+    target: Target,
+    schedules: Schedules,
+    precision: DType,
+    weights: Weights,
+    first_part: int = 0,
+) -> list[Part]:
+    """The kernels of the parts of a graph; their constants go into `weights`.
+
+    Args:
+        native: the parts, in order.
+        target: instruction set.
+        schedules: of products and convolutions.
+        precision: see `Options`.
+        weights: collects the constants of the artifact.
+        first_part: number of the first one in the shared object.
+    """
+    parts: list[Part] = []
     first_guard = 0
-    for number, step in enumerate(native):
+    for number, step in enumerate(native, first_part):
         lowered = lower_program(step.program, target, schedules, precision)
         offsets = {name: weights.add(array) for name, array in lowered.constants.items()}
-        part = Part(number, step.program, lowered, step.sizes, offsets, first_guard)
+        parts.append(Part(number, step.program, lowered, step.sizes, offsets, first_guard))
         first_guard += len(step.program.guards)
-        dtypes |= dict.fromkeys(lowered.tile_dtypes)
-        codes.append(part_code(part, target, expand_operation))
-        products.append(_products(lowered.kernels, schedules))
-    return codes, tuple(dtypes), products
+    return parts
 
 
 def _products(kernels: Sequence[Kernel], schedules: Schedules) -> list[dict[str, Any]]:
@@ -174,10 +251,14 @@ def _products(kernels: Sequence[Kernel], schedules: Schedules) -> list[dict[str,
 
 
 def _steps(
-    steps: Sequence[Step], compiled: Sequence[PartCode], members: Members, graph: ir.Graph
+    steps: Sequence[Step],
+    compiled: Sequence[PartCode],
+    members: Members,
+    graph: ir.Graph,
+    first_part: int,
 ) -> list[dict[str, Any]]:
     described: list[dict[str, Any]] = []
-    parts = iter(enumerate(compiled))
+    parts = iter(enumerate(compiled, first_part))
     for s in steps:
         if isinstance(s, HostNode):
             name = f"host/{sum(d['kind'] == 'host' for d in described)}.onnx"
@@ -238,6 +319,9 @@ def _host_member(h: HostNode, graph: ir.Graph) -> bytes:
 
 
 def _io(value: ir.Value) -> dict[str, Any]:
+    if isinstance(value.type, ir.SequenceType | ir.OptionalType):
+        # Only the host has values that are no tensors.
+        return {"name": value.name, "dtype": OBJECT, "shape": []}
     dtype = "float32" if value.dtype is None else np.dtype(value.dtype.numpy()).name
     dims = [d if isinstance(d, int) else d.value for d in value.shape or ()]
     shape = [d if d is not None else f"{value.name}_dim{i}" for i, d in enumerate(dims)]

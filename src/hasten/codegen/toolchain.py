@@ -32,7 +32,6 @@ _HOW_TO_GET_ONE = "install one with: pip install 'hasten[zig]'"
 
 _COMPILE_FLAGS = (
     "-std=c11",
-    "-O3",
     "-g0",
     "-fPIC",
     "-fvisibility=hidden",
@@ -137,10 +136,11 @@ def build(
     *,
     workers: int | None = None,
     cache: Path | None = None,
+    level: int = 3,
 ) -> bytes:
     """Compiles C files, and the thread pool with them, into one shared object.
 
-    The result depends on the sources, the target and the compiler's version alone.
+    The result depends on the sources, the target, the level and the compiler's version alone.
 
     Args:
         sources: C text by file name ("part.c"; a name that does not end in ".c" is a header). They can
@@ -149,6 +149,7 @@ def build(
         compiler: From `find_compiler`.
         workers: How many compilers run at once; the machine's cores if None.
         cache: A folder where objects are kept for the next time (`default_cache()`), or None.
+        level: How hard the compiler optimizes, 0 to 3; 1 where compiling takes longer than all runs will.
 
     Raises:
         ToolchainError: The compiler cannot build for the target, or failed; the message has its first
@@ -163,7 +164,7 @@ def build(
         texts = dict(sources)
         for header in _runtime_files(stack):
             texts[header.name] = header.read_text("utf-8")
-        flags = _compile_flags(target, compiler)
+        flags = _compile_flags(target, compiler, level)
         headers = sorted((name, text) for name, text in texts.items() if not name.endswith(".c"))
         keys = {
             name: _key(compiler.version, *flags, *(part for h in headers for part in h), name, text)
@@ -175,7 +176,7 @@ def build(
         library = store.get(library_key)
         if library is None:
             zig_cache = None if cache is None else cache / "zig"
-            job = _Job(target, compiler, texts, keys, store, zig_cache)
+            job = _Job(target, compiler, flags, texts, keys, store, zig_cache)
             library = _compile_and_link(job, workers or cores())
             store.put(library_key, library)
             store.evict(CACHE_BYTES)
@@ -186,6 +187,7 @@ def build(
 class _Job:
     target: Target
     compiler: Compiler
+    flags: tuple[str, ...]
     texts: Mapping[str, str]
     keys: Mapping[str, str]  # of the C files
     store: _Store
@@ -220,7 +222,7 @@ def _compile(name: str, job: _Job, folder: Path) -> str | None:
     if kept is not None:
         result.write_bytes(kept)
         return None
-    command = [*job.compiler.command, *_compile_flags(job.target, job.compiler)]
+    command = [*job.compiler.command, *job.flags]
     command += ["-c", name, "-o", result.name]
     # zig keeps every object for ever in its own cache, which nothing would bound: give it one to throw away
     doing = f"compiling {name} with {shlex.join(job.compiler.command)}"
@@ -248,8 +250,8 @@ def _call(command: list[str], folder: Path, zig_cache: Path | None, doing: str) 
     return f"{doing} failed with status {done.returncode}:\n{shown}"
 
 
-def _compile_flags(target: Target, compiler: Compiler) -> tuple[str, ...]:
-    common = (*_COMPILE_FLAGS, _CONTRACTION[compiler.kind])
+def _compile_flags(target: Target, compiler: Compiler, level: int) -> tuple[str, ...]:
+    common = (f"-O{level}", *_COMPILE_FLAGS, _CONTRACTION[compiler.kind])
     if compiler.kind != "zig":
         return (*common, *_ARCH_FLAGS[target.name], "-I.")
     rest = tuple(flag for flag in _ARCH_FLAGS[target.name] if not flag.startswith("-march"))

@@ -13,15 +13,16 @@ from hasten.graph.constants import lift_constants
 from hasten.graph.dims import name_dims
 from hasten.graph.inference import check, infer_shapes, one_line
 from hasten.graph.opset import to_internal_opset
+from hasten.graph.repairs import write_defaults
 
 
 def prepare(model: ir.Model) -> ir.Model:
     """Bring a model of any opset into the form that passes and lowering rely on.
 
-    Afterwards: the internal opset; no functions; no `Constant` nodes but those that are outputs;
-    no initializer among the inputs; unique, non-empty names, those of inputs and outputs as given;
-    nodes in topological order; each symbolic size an input's name or an expression over such;
-    types and shapes inferred; valid by ONNX's checker.
+    Afterwards: the internal opset (or a newer one, see `to_internal_opset`); no functions; no `Constant`
+    nodes but those that are outputs; no initializer among the inputs; unique, non-empty names,
+    those of inputs and outputs as given; nodes in topological order; each symbolic
+    size an input's name or an expression over such; types and shapes inferred; valid by ONNX's checker.
 
     Args:
         model: In topological order; it is changed.
@@ -46,6 +47,9 @@ def prepare(model: ir.Model) -> ir.Model:
     RemoveInitializersFromInputsPass()(model)
     name_dims(model)
     RemoveUnusedOpsetsPass()(model)
+    # Files before version 4 listed initializers among the inputs, where they no longer are.
+    write_defaults(model)
+    model.ir_version = max(model.ir_version, 4)
     check(model)
     model = to_internal_opset(model)
     NameFixPass()(model)

@@ -140,7 +140,8 @@ def _imports(nodes: Sequence[ir.Node]) -> dict[str, int]:
     """Return the operator sets that the nodes and their bodies need, at their graph's versions if it says."""
     graph = nodes[0].graph if nodes else None
     declared = {} if graph is None else graph.opset_imports
-    return {"": OPSET} | {domain: declared.get(domain, 1) for domain in _domains(nodes) if domain}
+    others = {domain: declared.get(domain, 1) for domain in _domains(nodes) if domain}
+    return {"": declared.get("", OPSET)} | others
 
 
 def _domains(nodes: Iterable[ir.Node]) -> set[str]:

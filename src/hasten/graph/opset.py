@@ -19,7 +19,7 @@ from hasten.graph.skeleton import restore, skeleton
 # (26 to 28 lack QuantizeLinear and Optional there), so that a graph of ours stays meaningful
 # to other engines. It has Attention, RMSNormalization and RotaryEmbedding (all since 23).
 OPSET = 25
-OLDEST_OPSET = 11
+OLDEST_OPSET = 1
 # The newest format that this opset needs; engines refuse files of a newer one than they know.
 IR_VERSION = 10
 
@@ -27,8 +27,9 @@ IR_VERSION = 10
 def to_internal_opset(model: ir.Model) -> ir.Model:
     """Convert a model to the internal opset by ONNX's version converter.
 
-    Operators of other domains stay as they are. Tensors are shared with the given model, which is
-    left as it is.
+    A model that has operators which are newer, or were extended since, keeps its own opset; what is
+    compiled means the same in both. Operators of other domains stay as they are. Tensors are shared with
+    the given model, which is left as it is.
 
     Args:
         model: A valid model of opset 11 or newer without functions of its own.
@@ -49,6 +50,8 @@ def to_internal_opset(model: ir.Model) -> ir.Model:
         model.opset_imports[""] = OPSET
         return model
     newest = onnx.defs.onnx_opset_version()
+    if OPSET < version <= newest:
+        return _without_newer(model, version)
     if not OLDEST_OPSET <= version <= newest:
         raise ModelError(
             f"The model uses ONNX opset {version}; {OLDEST_OPSET} to {newest} can be read. "
@@ -79,6 +82,22 @@ def to_internal_opset(model: ir.Model) -> ir.Model:
     converted.ir_version = max(converted.ir_version or 0, IR_VERSION)
     _restore_values(converted, work)
     return converted
+
+
+def _without_newer(model: ir.Model, version: int) -> ir.Model:
+    """A model of a newer opset as one of the internal opset, if its operators are all as old."""
+    operators = {node.op_type for graph in model.graphs() for node in graph if node.domain == ""}
+    older = all(
+        onnx.defs.has(op, version, "") and onnx.defs.get_schema(op, version, "").since_version <= OPSET
+        for op in operators
+    )
+    if not older:
+        return model
+    model = model.clone()
+    for graph in model.graphs():
+        graph.opset_imports[""] = OPSET
+    model.opset_imports[""] = OPSET
+    return model
 
 
 def opset_of(model: ir.Model) -> int | None:

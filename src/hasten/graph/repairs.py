@@ -4,6 +4,14 @@ import numpy as np
 import onnx_ir as ir
 
 
+def write_defaults(model: ir.Model) -> None:
+    """Write out defaults that ONNX's shape inference fails without, in place."""
+    for graph in model.graphs():
+        for node in graph:
+            if node.domain == "" and node.op_type == "MeanVarianceNormalization":
+                node.attributes.setdefault("axes", ir.AttrInt64s("axes", [0, 2, 3]))
+
+
 def write_out(model: ir.Model, version: int) -> None:
     """Replace such operators by others that mean the same in every opset, in place.
 

@@ -53,6 +53,11 @@ class Gemm:
     a: Expr
     b: Expr
 
+    @property
+    def dtype(self) -> DType:
+        """Element type of the sums."""
+        return self.a.dtype
+
 
 @dataclass(frozen=True)
 class Attention:
@@ -95,6 +100,11 @@ class Attention:
     start: Expr | None = None
     stop: Expr | None = None
     longest: Expr | None = None
+
+    @property
+    def dtype(self) -> DType:
+        """Element type of the output."""
+        return self.q.dtype
 
     @property
     def outer(self) -> tuple[Var, ...]:

@@ -223,7 +223,7 @@ def lower_clip(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
 
 
 def lower_bit_shift(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
-    """Bits moved left or right; past the width of the type nothing is left."""
+    """Bits moved left or right; by the type's width or more, or less than 0, only the sign is left."""
     a, b = required(inputs, 0), required(inputs, 1)
     direction = attribute_str(node, "direction", "")
     if direction not in ("LEFT", "RIGHT"):
@@ -233,8 +233,11 @@ def lower_bit_shift(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor
     zero = const(0, a.dtype)
 
     def body(x: Expr, y: Expr) -> Expr:
-        within = binary("lt", y, width)
-        return select(within, binary(op, x, select(within, y, zero)), zero)
+        within = binary("and", binary("le", zero, y), binary("lt", y, width))
+        past: Expr = zero
+        if op == "shr" and a.dtype.is_signed:
+            past = select(binary("lt", x, zero), const(-1, a.dtype), zero)
+        return select(within, binary(op, x, select(within, y, zero)), past)
 
     return elementwise(ctx, [a, b], body, a.dtype)
 

@@ -267,7 +267,7 @@ def _refuse_impossible(model: ir.Model, host: list[HostNode]) -> None:
 
 def _host_can_run(model: ir.Model, node: ir.Node) -> bool:
     """True where the reference evaluator has an implementation of the operator and of its bodies'."""
-    imports = {"": OPSET} | {d: v for d, v in model.opset_imports.items() if d}
+    imports = {"": OPSET} | model.opset_imports
     imports.setdefault(node.domain, 1)
     part = onnx.helper.make_graph(
         [ir.to_proto(node)],

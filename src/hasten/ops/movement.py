@@ -332,6 +332,7 @@ def lower_space_to_depth(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[T
     """Squares of pixels laid out as blocks of channels."""
     x = required(inputs, 0)
     size = attribute_int(node, "blocksize", 1)
+    by_channel = attribute_str(node, "mode", "DCR") == "CRD"
     batch, channels, height, width = x.shape
     rows, columns = ctx.dim(height // size), ctx.dim(width // size)
     ctx.require_equal(rows * size, height)
@@ -339,8 +340,11 @@ def lower_space_to_depth(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[T
 
     def source(index: tuple[Expr, ...]) -> list[Expr]:
         n, c, h, w = index
-        block = c // channels
-        return [n, c % channels, h * size + block // size, w * size + block % size]
+        if by_channel:
+            channel, block = c // (size * size), c % (size * size)
+        else:
+            channel, block = c % channels, c // channels
+        return [n, channel, h * size + block // size, w * size + block % size]
 
     return moved(ctx, x, [batch, channels * (size * size), rows, columns], source)
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hasten.errors import InputError
-from hasten.runtime.manifest import TensorInfo
+from hasten.runtime.manifest import OBJECT, TensorInfo
 
 _LITERALS = (list, tuple, bool, int, float)
 _KINDS = "bif"  # a literal may become any kind further right
@@ -36,6 +36,8 @@ def to_array(info: TensorInfo, value: ArrayLike) -> NDArray[Any]:
         InputError: That is not possible.
     """
     wanted = np.dtype(info.dtype)
+    if wanted.kind == "O" and isinstance(value, np.ndarray) and value.dtype.kind == "U":
+        return value.astype(object)  # strings
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -76,6 +78,8 @@ def bind_sizes(inputs: Sequence[TensorInfo], shapes: Sequence[tuple[int, ...]]) 
     sizes: dict[str, int] = {}
     source: dict[str, str] = {}
     for info, shape in zip(inputs, shapes, strict=True):
+        if info.dtype == OBJECT:
+            continue
         expected = f"[{', '.join(map(str, info.shape))}]"
         if len(shape) != len(info.shape):
             raise InputError(

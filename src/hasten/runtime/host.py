@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hasten.errors import InputError, MissingDependencyError
 from hasten.runtime.manifest import HostStep
@@ -30,8 +29,8 @@ class HostRunner:
         self._model = model
         self._evaluator: Any = None  # made at the first run: importing onnx takes longer than opening
 
-    def run(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-        """Runs the step.
+    def run(self, arrays: Sequence[Any]) -> list[Any]:
+        """Runs the step; its values are arrays, sequences as lists, or None for an empty optional.
 
         Raises:
             InputError: An operator refused its inputs.
@@ -47,4 +46,4 @@ class HostRunner:
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             kinds = ", ".join(self.step.operators)
             raise InputError(f"{kinds}, run on the host, refused its inputs: {error}") from error
-        return [np.asarray(result) for result in results]
+        return [r if r is None or isinstance(r, list) else np.asarray(r) for r in results]

@@ -11,6 +11,9 @@ from hasten.errors import ArtifactError
 
 FORMAT = 1
 
+OBJECT = "sequence or optional"
+"""Stands for the element type of what is no tensor: a list of values, or None."""
+
 Dim = int | str
 _T = TypeVar("_T")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from hasten.runtime.artifact import Artifact, Verify, read_artifact
 from hasten.runtime.checks import bind_sizes, check_names, to_array
 from hasten.runtime.host import HostRunner
 from hasten.runtime.library import Library, choose_code, shared_pool
-from hasten.runtime.manifest import HostStep, NativeStep
+from hasten.runtime.manifest import OBJECT, HostStep, NativeStep, TensorInfo
 from hasten.runtime.native import NativeRunner
 from hasten.target import Target, cores
 
@@ -55,7 +56,9 @@ class Session:
         # Once the weights are verified: runs what is like the last run, if it can.
         self._quick: Callable[[Mapping[str, ArrayLike]], dict[str, Array] | None] | None = None
         self._names = [info.name for info in self.inputs]
-        self._expected = [(info.name, np.dtype(info.dtype)) for info in self.inputs]
+        self._expected = [
+            (info.name, None if info.dtype == OBJECT else np.dtype(info.dtype)) for info in self.inputs
+        ]
         self._output_names = [info.name for info in self.outputs]
         self._opened: _Opened | None = _Opened(artifact, runners, self._whole(runners))
 
@@ -91,7 +94,7 @@ class Session:
             pass
         if not len(arrays) == len(self._names) == len(feeds):
             check_names(self.inputs, feeds)
-            arrays = [to_array(info, feeds[info.name]) for info in self.inputs]
+            arrays = [_taken(info, feeds[info.name]) for info in self.inputs]
         whole = opened.whole
         results = self._run_steps(opened.runners, arrays) if whole is None else whole.run(arrays)
         if not self._verified:
@@ -146,7 +149,13 @@ class Session:
 
     def _run_steps(self, runners: Sequence[Runner], arrays: list[Array]) -> list[Array]:
         """Runs the steps one after the other."""
-        bind_sizes(self.inputs, [array.shape for array in arrays])
+        bind_sizes(
+            self.inputs,
+            [
+                np.shape(a) if info.dtype != OBJECT else ()
+                for info, a in zip(self.inputs, arrays, strict=True)
+            ],
+        )
         values = dict(zip(self._names, arrays, strict=True))
         for runner in runners:
             if isinstance(runner, NativeRunner):
@@ -155,12 +164,21 @@ class Session:
             else:
                 taken = [values[name] for name in runner.step.inputs]
             values.update(zip(runner.step.outputs, runner.run(taken), strict=True))
-        results = [values[info.name].astype(info.dtype, copy=False) for info in self.outputs]
-        # An output must be nobody else's memory: not an input, not a view of one.
-        return [
-            result.copy() if any(np.may_share_memory(result, array) for array in arrays) else result
-            for result in results
-        ]
+        return [_given(info, values[info.name], arrays) for info in self.outputs]
+
+
+def _taken(info: TensorInfo, value: Any) -> Any:
+    """A value as the steps take it: an array, but for what is no tensor."""
+    return value if info.dtype == OBJECT else to_array(info, value)
+
+
+def _given(info: TensorInfo, value: Any, inputs: Sequence[Any]) -> Any:
+    """An output, which must be nobody else's memory: not an input, not a view of one."""
+    if info.dtype == OBJECT:
+        return copy.deepcopy(value)
+    result: Array = np.asarray(value).astype(info.dtype, copy=False)
+    shared = any(isinstance(a, np.ndarray) and np.may_share_memory(result, a) for a in inputs)
+    return result.copy() if shared else result
 
 
 def _closed() -> ArtifactError:

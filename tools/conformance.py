@@ -1,0 +1,66 @@
+"""Runs ONNX's own test suite over hasten and prints what passes, by operator.
+
+python tools/conformance.py [--only TEXT] [--failures FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from tests.onnx_suite.suite import KINDS, Outcome, load_cases, run_cases, skipped
+
+COLUMNS = ("native", "host", "refused", "wrong", "crashed")
+
+
+def main() -> int:
+    """Runs the cases and prints; 1 where they contradict the list of skipped ones."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="cases whose name has this text")
+    parser.add_argument("--failures", type=Path, help="file for what does not pass or is not native")
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    start = time.monotonic()
+    cases = [c for c in load_cases() if options.only in c.key]
+    by_key = {c.key: c for c in cases}
+    outcomes = list(run_cases(cases, options.workers))
+    rows: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    totals: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for o in outcomes:
+        rows[by_key[o.case].operators][o.verdict] += 1
+        totals[by_key[o.case].kind][o.verdict] += 1
+    table("operator", {k: v for k, v in sorted(rows.items()) if set(v) != {"native"}})
+    print(f"({sum(set(v) == {'native'} for v in rows.values())} more operators have every case native)\n")
+    table("kind", {k: totals[k] for k in KINDS if k in totals})
+    if options.failures:
+        lines = [f"{o.verdict}\t{o.case}\t{o.detail}" for o in outcomes if o.verdict != "native"]
+        options.failures.write_text("\n".join(lines) + "\n", "utf-8")
+    print(f"\n{len(outcomes)} cases in {time.monotonic() - start:.0f} s")
+    return judge(outcomes)
+
+
+def table(head: str, rows: dict[str, Counter[str]]) -> None:
+    """Prints how often each verdict was reached, in Markdown."""
+    print(f"| {head} | passed | " + " | ".join(COLUMNS) + " |")
+    print("|---|" + "---|" * (len(COLUMNS) + 1))
+    for name, counts in rows.items():
+        passed = f"{counts['native'] + counts['host']} of {counts.total()}"
+        print(f"| {name} | {passed} | " + " | ".join(str(counts[c]) for c in COLUMNS) + " |")
+
+
+def judge(outcomes: list[Outcome]) -> int:
+    """Names what contradicts the list of skipped cases, both ways."""
+    reasons = skipped()
+    unexpected = [o for o in outcomes if o.passed == (o.case in reasons)]
+    for o in unexpected:
+        print(f"{'passes but is skipped' if o.passed else o.verdict}: {o.case} {o.detail}")
+    return bool(unexpected)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
