@@ -11,6 +11,7 @@ Each message says what was wrong, what was received and what to do about it.
     ├── ToolchainError              no C compiler, or the compiler failed
     ├── MissingDependencyError      an optional package is needed and not installed
     ├── TuningError                 the results of tuning are damaged or cannot be kept
+    ├── CalibrationError            data to quantize with is empty, or gives what is no number
     ├── EngineError                 another engine, run to compare with, failed
     └── OptionError                 an argument or command-line option has no meaning here
 
@@ -52,6 +53,10 @@ class MissingDependencyError(HastenError):
 
 class TuningError(HastenError):
     """The results of tuning are damaged, of a newer hasten, or cannot be kept."""
+
+
+class CalibrationError(HastenError):
+    """The data to quantize with is empty, or makes some value of the model NaN or infinite."""
 
 
 class EngineError(HastenError):
