@@ -18,6 +18,7 @@ from hasten.errors import HostOperatorWarning, OptionError
 from hasten.frontends.protocol import Dynamic, Example
 from hasten.loops.dtypes import DType
 from hasten.loops.program import Program
+from hasten.passes.facts import is_quantized
 from hasten.passes.pipeline import optimize_graph
 from hasten.runtime.artifact import write_artifact
 from hasten.runtime.session import Session, open_session
@@ -126,15 +127,14 @@ def compile_payload(  # noqa: PLR0913 - the choices of `compile`, each with a de
     if not names:
         raise OptionError("target=[]: give at least one instruction set, or 'native' for this machine's")
     named = [Target.named(name) for name in names]
-    if precision == "bf16":
-        named = [t for target in named for t in with_factors(target, {"bf16"})]
-    targets = tuple(dict.fromkeys(named))
     tuning = Tuning(tune) if isinstance(tune, str) else tune
     progress("reading the model")
     model = frontends.load(source, example=example, dynamic=dynamic)
     check_names(tuning.shapes, [v.name or "" for v in model.graph.inputs])
     progress("optimizing the graph")
     report = optimize_graph(model)
+    factors = ({"bf16"} if precision == "bf16" else set()) | ({"u8"} if is_quantized(model) else set())
+    targets = tuple(dict.fromkeys(t for target in named for t in with_factors(target, factors)))
     noted: dict[str, Any] = {
         "passes": dataclasses.asdict(report),
         "notes": model.metadata_props.get("hasten.notes", ""),

@@ -33,7 +33,7 @@ from hasten.target import Target
 
 Arrays = Mapping[str, np.ndarray]
 
-TILE_DTYPES = (DType.F32, DType.BF16)
+TILE_DTYPES = (DType.F32, DType.BF16, DType.U8)
 
 GUARD = 64
 """Elements behind each tensor of the arena that vectors may read and must not use."""

@@ -20,7 +20,7 @@ from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.maps import Domain, finish_kernel, inner_loop, share
 from hasten.codegen.reductions import Names
 from hasten.codegen.stage import Stage
-from hasten.codegen.tiles import PANEL, TILE, Columns, Rows, Tile, group, multiply
+from hasten.codegen.tiles import PANEL, Columns, Rows, Tile, group, multiply
 from hasten.codegen.transpose import transpose_name
 from hasten.codegen.vectorize import coefficient, vectorizable, vectorize
 from hasten.loops.dtypes import INDEX, DType
@@ -348,7 +348,7 @@ def _product(
     panel: Address,
     stride: Expr,
     width: Expr,
-    result: Address = TILE,
+    result: Address | None = None,
     result_pitch: Expr | None = None,
 ) -> tuple[Stmt, ...]:
     """The rows in the table times one panel."""

@@ -210,7 +210,7 @@ def _cut(
     if free_vars(index[axis]) != {line, tap} or any(line in free_vars(index[d]) for d in source.order[2:]):
         return None
     between = {layouts[s.name].dtype for s in stages[:-1]}
-    if len(between) > 1:
+    if len(between) > 1 or not between <= {DType.F32, DType.BF16}:
         return None
     (dtype,) = between
     taps, channels = constant_int(tap.extent), constant_int(slide.channel.extent)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from hasten.codegen.c_bf16 import bf16_function
-from hasten.loops.dtypes import DType
+from hasten.codegen.c_bytes import bytes_function
+from hasten.loops.dtypes import BYTES, DType
 from hasten.loops.expr import GROUPS
 
 Key = tuple[str, DType, int]
@@ -68,6 +69,9 @@ def helper_source(keys: Iterable[Key]) -> str:
 
 def _types_of(op: str, dtype: DType, lanes: int) -> list[tuple[DType, int]]:
     """Vector types that a helper mentions."""
+    if op in GROUPS and dtype in BYTES:
+        words = [(t, lanes // 4) for t in (DType.U32, DType.I32)]
+        return [*((t, lanes) for t in BYTES), *words, (DType.I16, lanes // 2), (dtype, 4)]
     if op in GROUPS:
         return [
             (dtype, lanes),
@@ -142,6 +146,8 @@ def _function(op: str, dtype: DType, lanes: int) -> str:
         return _zip(name, dtype, lanes, high=op == "zip_high")
     if dtype is DType.BF16:
         return bf16_function(op, name, lanes)
+    if op in GROUPS:
+        return bytes_function(op, name, dtype, lanes)
     if lanes == 1:
         return f"{head}{_scalar_function(op, name, dtype)}"
     return _mapped(op, name, dtype, t, lanes)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from hasten.codegen.layout import Layouts
 from hasten.codegen.stage import ACCUMULATOR, Stage
-from hasten.loops.dtypes import DType
+from hasten.loops.dtypes import BYTES, DType
 from hasten.loops.expr import Expr, Load, Op, Reduce, Var, binary, const, free_vars, walk
 from hasten.loops.program import Attention, Gemm, RankSelect, operands
 from hasten.loops.simplify import spell
@@ -54,6 +54,8 @@ def stage_bytes(stage: Stage, layouts: Layouts) -> Expr:
 def factor_type(stage: Stage, layouts: Layouts) -> DType:
     """The element type in which a stage multiplies, f32 if it has no product."""
     if isinstance(stage.body, Gemm | Attention):
+        if isinstance(stage.body, Gemm) and stage.body.a.dtype in BYTES:
+            return DType.U8
         loads = [n for e in operands(stage.body).values() for n in walk(e) if isinstance(n, Load)]
         types = [layouts[n.buffer].dtype for n in loads if layouts[n.buffer].dtype.is_float]
         return max(types, key=lambda t: t.bytes, default=DType.F32)

@@ -24,6 +24,7 @@ from hasten.codegen.vectorize import coefficient, vectorizable, vectorize
 from hasten.codegen.window import conjuncts, find_window, split_guard
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
+    Const,
     Expr,
     Load,
     Op,
@@ -59,7 +60,7 @@ MOST_POSITIONS = 14
 MOST_VECTORS = 3
 """Vectors of channels of a block at the most."""
 
-STORED = (DType.F32, DType.BF16)
+STORED = (DType.F32, DType.BF16, DType.U8)
 """Element types of inputs and outputs; sums and weights are f32."""
 
 SUMS = "sums"
@@ -84,6 +85,7 @@ class Slide:
         edges: expressions, not negative where the input position that they belong to is inside; each
             grows by `1` or `-1` with that position.
         x: the input, at its logical index.
+        zero: what is subtracted from each element of the input.
         w: the weight, at its logical index.
         finish: the element, loads at addresses, in terms of a load of `SUMS` at `channel`.
         outer: the other output variables in the order of memory.
@@ -97,6 +99,7 @@ class Slide:
     rows: Mapping[Var, tuple[Expr, Expr]]
     edges: tuple[Expr, ...]
     x: Load
+    zero: float
     w: Load
     finish: Expr
     outer: tuple[Var, ...]
@@ -175,7 +178,7 @@ def find_slide(stage: Stage, layouts: Layouts) -> Slide | None:
     extents = [constant_int(v.extent) for v in (*total.vars, channel)]
     if operands is None or None in extents:
         return None
-    x, w = operands
+    x, zero, w = operands
     axis = layouts[x.buffer].order[-2]
     taps = [v for v in free_vars(x.index[axis]) if v in total.vars]
     positions = [v for v in free_vars(x.index[axis]) if v in stage.vars]
@@ -199,32 +202,36 @@ def find_slide(stage: Stage, layouts: Layouts) -> Slide | None:
     layout = layouts[stage.name]
     outer = tuple(stage.vars[d] for d in layout.order if stage.vars[d] not in (position, channel))
     out = layout.address(stage.vars)
-    return Slide(channel, position, tap, steps[1], rows, edges, x, w, finish, outer, out)
+    return Slide(channel, position, tap, steps[1], rows, edges, x, zero, w, finish, outer, out)
 
 
-def _operands(product: Expr, stage: Stage, channel: Var, layouts: Layouts) -> tuple[Load, Load] | None:
-    """The input and the weight, both contiguous along the channel."""
+def _operands(product: Expr, stage: Stage, channel: Var, layouts: Layouts) -> tuple[Load, float, Load] | None:
+    """The input with its zero point and the weight, both contiguous along the channel."""
     if not isinstance(product, Op) or product.op != "mul":
         return None
-    loads = [load for a in product.args if (load := _stored(a)) is not None]
-    if len(loads) != 2:
+    found = [stored for a in product.args if (stored := _stored(a)) is not None]
+    if len(found) != 2:
         return None
+    loads, zeros = [load for load, _ in found], [zero for _, zero in found]
     addresses = [layouts[a.buffer].address(a.index) for a in loads]
     if any(constant_int(coefficient(a, channel) or const(0)) != 1 for a in addresses):
         return None
     others = frozenset(stage.vars) - {channel}
     weights = [not others & free_vars(a) for a in addresses]
-    x, w = loads if weights[1] else loads[::-1]
-    if sum(weights) != 1 or len(x.index) < 2 or w.dtype is not DType.F32:
+    (x, w), (zero, shift) = (loads, zeros) if weights[1] else (loads[::-1], zeros[::-1])
+    if sum(weights) != 1 or len(x.index) < 2 or w.dtype is not DType.F32 or shift:
         return None
-    return x, w
+    return x, zero, w
 
 
-def _stored(e: Expr) -> Load | None:
-    """The load of an operand that is read as it is stored, or widened."""
+def _stored(e: Expr) -> tuple[Load, float] | None:
+    """The load of an operand that is read as it is stored, or widened, and what is subtracted from it."""
+    zero = 0.0
+    if isinstance(e, Op) and e.op == "sub" and isinstance(e.args[1], Const):
+        zero, e = float(e.args[1].value), e.args[0]
     if isinstance(e, Op) and e.op == "cast":
         e = e.args[0]
-    return e if isinstance(e, Load) and e.dtype in STORED else None
+    return (e, zero) if isinstance(e, Load) and e.dtype in STORED else None
 
 
 def _rows(total: Reduce, condition: Expr, tap: Var) -> dict[Var, tuple[Expr, Expr]] | None:
@@ -401,6 +408,8 @@ class _Builder:
         x = Load(DType.F32, "column_x", (v,), lanes=lanes)
         w = Load(DType.F32, "row_w", (t, v), lanes=lanes)
         loaded = cast(Load(s.x.dtype, "x", (x_at,), lanes=lanes), DType.F32)
+        if s.zero:
+            loaded = Op(DType.F32, "sub", (loaded, const(s.zero, DType.F32)), lanes=lanes)
         product = Op(DType.F32, "mul", (x, w), lanes=lanes)
         add = Store(SUMS, (p, v), Op(DType.F32, "add", (sums, product), lanes=lanes))
         reached = binary("and", binary("le", 0, t), binary("lt", t, s.taps))

@@ -15,6 +15,7 @@ import numpy as np
 
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.vectorize import coefficient
+from hasten.loops.dtypes import BYTES
 from hasten.loops.expr import (
     Bounded,
     Const,
@@ -263,7 +264,9 @@ def operand_load(e: Expr, along: Var) -> Load | None:
     """
     if isinstance(e, Op) and e.op == "select":
         condition, value, other = e.args
-        if along in free_vars(condition) or not (isinstance(other, Const) and other.value == 0):
+        if along in free_vars(condition) or not isinstance(other, Const):
+            return None
+        if other.value != 0 and other.dtype not in BYTES:
             return None
         e = value
     if not isinstance(e, Load):

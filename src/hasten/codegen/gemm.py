@@ -23,18 +23,22 @@ from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.tiles import (
     HALF_PANEL,
     PANEL,
+    TILE,
     Columns,
     Rows,
     Tile,
+    factor_of,
     finished_sum,
     group,
     multiply,
     tile_sums,
+    total_of,
 )
 from hasten.codegen.vectorize import coefficient, vectorizable, vectorize
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
     Address,
+    Const,
     Expr,
     Load,
     Op,
@@ -64,8 +68,8 @@ SHORT = 512
 
 _NO = const(False, DType.BOOL)
 
-ZEROS = "zeros"
-"""Constant of zeros that row pointers outside the input (padding) point to; its name ends in the type's."""
+PADDING = "zeros"
+"""Buffer that row pointers outside the input point to: zeros, or the zero point of bytes."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +114,12 @@ def pack_constant(weight: np.ndarray) -> np.ndarray:
 
     Returns:
         A flat array: for each batch entry all panels, each `[tap * depth / group][columns][group]`, the last
-        one with `HALF_PANEL` columns where that is enough; missing columns are zero. A group is what
-        shares 32 bits: one f32, two bf16.
+        one with `HALF_PANEL` columns where that is enough; missing columns, and what a depth lacks to whole
+        groups, are zero. A group is what shares 32 bits: one f32, two bf16, four bytes.
     """
-    batch, columns, taps, depth = weight.shape
     together = 4 // weight.dtype.itemsize
+    weight = np.pad(weight, ((0, 0), (0, 0), (0, 0), (0, -weight.shape[3] % together)))
+    batch, columns, taps, depth = weight.shape
     steps = taps * depth // together
     padded = np.zeros((batch, steps, packed_columns(columns), together), weight.dtype)
     padded[:, :, :columns] = weight.reshape(batch, columns, steps, together).transpose(0, 2, 1, 3)
@@ -134,9 +139,24 @@ def columns_in_full_panels(columns: int) -> int:
     return packed_columns(columns) // PANEL * PANEL
 
 
-def zeros_name(dtype: DType) -> str:
-    """Name of the constant of zeros of an element type."""
-    return f"{ZEROS}_{dtype}"
+def padding_name(padding: Const) -> str:
+    """Name of the constant whose elements are all what padding counts as."""
+    return f"{PADDING}_{padding.dtype}" + (f"_{padding.value}" if padding.value else "")
+
+
+def padding_of(g: Gemm) -> Const | None:
+    """What rows of the first operand count as where they lie outside the input, or None if none does."""
+    if not isinstance(g.a, Op) or g.a.op != "select":
+        return None
+    outside = g.a.args[2]
+    assert isinstance(outside, Const)
+    return outside
+
+
+def whole_depth(g: Gemm) -> Expr:
+    """Elements of depth in whole groups: beyond the last one the second operand is zero."""
+    assert g.depth.extent is not None
+    return round_up(g.depth.extent, group(g.a.dtype))
 
 
 def gemm_kernel(
@@ -181,7 +201,7 @@ class _Builder:
         self.rows, self.columns = extent(g.rows), extent((g.column,))
         self.taps, self.batch = extent(g.taps), extent(g.batch)
         assert g.depth.extent is not None and constant_int(self.taps) is not None
-        self.depth = g.depth.extent
+        self.depth = whole_depth(g)
         self.dtype = g.a.dtype
         self.group = group(self.dtype)
         self.panels = (self.columns + (PANEL - 1)) // PANEL
@@ -196,6 +216,9 @@ class _Builder:
         raw = self.operand_pointer()
         finish = epilogue_value(stage, layouts)
         (self.pointer, self.finish), self.buffers = _share_names(raw, finish)
+        padding = padding_of(g)
+        if padding is not None:
+            self.buffers[PADDING] = padding_name(padding)
         self.buffers["b"] = packed.tensor
 
     def body(self) -> tuple[Stmt, ...]:
@@ -212,7 +235,7 @@ class _Builder:
         return (
             *shares,
             Declare("table", self.dtype, (capacity * self.row_block,), pointer=True),
-            Declare("tile", DType.F32, (self.tallest * PANEL,)),
+            Declare(TILE, total_of(self.dtype), (self.tallest * PANEL,)),
             *self.over_entries(entries, (For(self.block, *rows, in_block, step=step),)),
         )
 
@@ -292,7 +315,7 @@ class _Builder:
         condition, load = self.pointer
         here: Expr = Address(self.dtype, load.buffer, load.index)
         if condition is not None:
-            here = Op(self.dtype, "select", (condition, here, Address(self.dtype, ZEROS, (const(0),))))
+            here = Op(self.dtype, "select", (condition, here, Address(self.dtype, PADDING, (const(0),))))
         tap_index: Expr = const(0)
         for v in self.g.taps:
             assert v.extent is not None
@@ -351,10 +374,10 @@ class _Builder:
             lets.append(Let(ahead_step, (pieces + (PANEL * self.group - 1)) // pieces))
             next_part = next_part + r0 // tall * (steps * ahead_step)
         columns = Columns(
-            Address(self.dtype, "b", (packed,)),
+            Address(factor_of(self.dtype), "b", (packed,)),
             stride,
             width,
-            Address(self.dtype, "b", (next_part,)),
+            Address(factor_of(self.dtype), "b", (next_part,)),
             ahead_step,
         )
         return tuple(lets), columns
@@ -396,13 +419,13 @@ class _Builder:
             return None
         r, v = Var(INDEX, "r", const(t.rows)), Var(INDEX, "v", const(t.vectors))
         values = {**self.at_row, self.g.column: self.panel * PANEL + j}
-        in_place = Load(DType.F32, ACCUMULATOR, (j,))
-        value = substitute(self.finish, {Load(DType.F32, ACCUMULATOR, ()): in_place, **values})
+        in_place = Load(t.total, ACCUMULATOR, (j,))
+        value = substitute(self.finish, {Load(t.total, ACCUMULATOR, ()): in_place, **values})
         address = substitute(self.address, values)
         if not vectorizable(value, j) or constant_int(coefficient(address, j) or const(0)) != 1:
             return None
         base = v * t.lanes
-        held = Load(DType.F32, ACCUMULATOR, (base,), lanes=t.lanes)
+        held = Load(t.total, ACCUMULATOR, (base,), lanes=t.lanes)
         finished = substitute(vectorize(value, j, base, t.lanes), {held: finished_sum(t, r, v)})
         store = Store(OUTPUT, (substitute(address, {j: base}),), finished)
         return (
@@ -456,8 +479,12 @@ def write_row(
     """
     j = Var(INDEX, "j")
     values = {**at, columns.column: columns.first + j}
-    tile = Load(DType.F32, "tile", (r * PANEL + j,))
-    value = substitute(substitute(finish, {Load(DType.F32, ACCUMULATOR, ()): tile}), values)
+    sums: dict[Expr, Expr] = {
+        n: Load(n.dtype, TILE, (r * PANEL + j,))
+        for n in walk(finish)
+        if isinstance(n, Load) and n.buffer == ACCUMULATOR
+    }
+    value = substitute(substitute(finish, sums), values)
     d = Domain((j,), value, substitute(address, values))
     full = inner_loop(d, const(0), const(PANEL), lanes, names, frozenset())
     part = inner_loop(d, const(0), columns.width, lanes, names, frozenset())
@@ -471,6 +498,4 @@ def _share_names(
     condition, load = pointer
     finish, names = name_buffers(finish)
     buffers = {"a": load.buffer, **names}
-    if condition is not None:
-        buffers[ZEROS] = zeros_name(load.dtype)
     return ((condition, Load(load.dtype, "a", load.index)), finish), buffers

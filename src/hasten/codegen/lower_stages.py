@@ -18,17 +18,20 @@ from hasten.codegen.gemm import (
     gemm_kernel,
     pack_constant,
     packed_columns,
-    zeros_name,
+    padding_name,
+    padding_of,
+    whole_depth,
 )
 from hasten.codegen.kernel import Kernel
 from hasten.codegen.layout import Layout, arrange_constants, assign_layouts, row_major
 from hasten.codegen.maps import map_kernel
 from hasten.codegen.narrow import narrow_storage, narrow_tables
+from hasten.codegen.quantized import quantize_products
 from hasten.codegen.rank import rank_kernel
 from hasten.codegen.schedule import DEFAULTS, Algorithm, Product, Schedules, product_shape
 from hasten.codegen.shallow import join_shallow_taps
 from hasten.codegen.stage import Stage
-from hasten.codegen.tiles import PANEL, group, tiles_for
+from hasten.codegen.tiles import PANEL, factor_of, group, tiles_for
 from hasten.codegen.winograd import winograd_kernel
 from hasten.codegen.winograd_transforms import transform_weights
 from hasten.loops.dtypes import INDEX, DType
@@ -74,6 +77,7 @@ def lower_program(
         schedules: of products and convolutions, where they are not the defaults.
         precision: F32, or BF16 to store the operands of products so.
     """
+    program = quantize_products(program)
     outside = {n: program.info(n) for n in (*program.inputs, *program.constants)}
     shapes = {n: info.shape for n, info in outside.items()}
     stages = join_shallow_taps(fuse(program), shapes, group(precision))
@@ -87,16 +91,23 @@ def lower_program(
     fixed |= {name: Program(constants={name: a}).info(name) for name, a in constants.items()}
     written, layouts = assign_layouts(stages, fixed, program.outputs)
     written = arrange_constants(written, constants, layouts)
-    depths = [constant_int(s.body.depth.extent) for s in written if isinstance(s.body, Gemm)]
     dtypes = tuple(dict.fromkeys(_operand_type(s.body) for s in written if isinstance(s.body, Contraction)))
-    for dtype in dtypes:
-        name = zeros_name(dtype)
-        constants[name] = np.zeros(max([d or 0 for d in depths] + [16]), dtype.numpy)
+    for name, array in _paddings(written).items():
+        constants[name] = array
         layouts[name] = row_major(Program(constants=constants).info(name))
     kernels = _kernels(written, layouts, products, target, program.outputs)
     read = {tensor for k in kernels for _, tensor in k.buffers}
     used = {n: a for n, a in constants.items() if n in read}
     return Lowered(tuple(kernels), layouts, used, dtypes)
+
+
+def _paddings(stages: Sequence[Stage]) -> dict[str, np.ndarray]:
+    """What the row pointers of products point to outside their input, as long as the deepest of them."""
+    products = [s.body for s in stages if isinstance(s.body, Gemm)]
+    longest = max([constant_int(whole_depth(g)) or 0 for g in products] + [16])
+    # Winograd's tiles reach beyond the input where its window does not.
+    found = dict.fromkeys(padding_of(g) or const(0, g.a.dtype) for g in products)
+    return {padding_name(p): np.full(longest, p.value, p.dtype.numpy) for p in found}
 
 
 def _kernels(
@@ -185,7 +196,7 @@ def _pack(
             result.append(s)
             continue
         name = f"{s.name}_packed"
-        size = extent((*g.taps, g.depth))
+        size = extent(g.taps) * whole_depth(g)
         columns = constant_int(g.column.extent)
         reads = {n.buffer for n in walk(g.b) if isinstance(n, Load)}
         shape = product_shape(s, sizes, known)
@@ -194,7 +205,7 @@ def _pack(
         if not constant or find_convolution(s) is None:
             schedule = replace(schedule, algorithm=Algorithm.DIRECT)
         if columns is not None and constant:
-            weight = _weight(g, program.constants).astype(g.a.dtype.numpy)
+            weight = _weight(g, program.constants).astype(factor_of(g.a.dtype).numpy)
             if schedule.algorithm is not Algorithm.DIRECT:
                 weight = transform_weights(weight, schedule.algorithm)
             constants[name] = pack_constant(weight)
@@ -203,7 +214,7 @@ def _pack(
             result.append(_packing_stage(s, name))
             packed = PackedOperand(name, size * _whole(g), half=False)
         products[name] = _Packed(packed, Product(s, shape, schedule))
-        result.append(replace(s, body=replace(g, b=Load(g.a.dtype, name, ()))))
+        result.append(replace(s, body=replace(g, b=Load(factor_of(g.a.dtype), name, ()))))
     return result, constants, products
 
 

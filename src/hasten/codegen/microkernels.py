@@ -13,10 +13,15 @@ from hasten.target import Target
 
 def microkernels(target: Target, dtypes: Sequence[DType]) -> list[Function]:
     """All of them for some element types, callees first."""
-    return [*tile_functions(target, dtypes), *(transpose_function(target, d) for d in dtypes)]
+    return [*tile_functions(target, dtypes), *_transposes(target, dtypes)]
 
 
 def called_by_kernels(target: Target, dtypes: Sequence[DType]) -> list[Function]:
     """Those that kernels call by name."""
     tiles = [f for f in tile_functions(target, dtypes) if f.name.startswith(DISPATCHER)]
-    return [*tiles, *(transpose_function(target, d) for d in dtypes)]
+    return [*tiles, *_transposes(target, dtypes)]
+
+
+def _transposes(target: Target, dtypes: Sequence[DType]) -> list[Function]:
+    """What packs keys of attention, which there is for floats."""
+    return [transpose_function(target, d) for d in dtypes if d.is_float]

@@ -10,10 +10,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hasten.codegen.fuse import operand_load
+from hasten.codegen.gemm import padding_of
 from hasten.codegen.stage import Stage
 from hasten.codegen.vectorize import coefficient
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
+    Const,
     Expr,
     Load,
     Var,
@@ -38,8 +40,8 @@ def join_shallow_taps(stages: list[Stage], shapes: dict[str, Shape], group: int 
     Args:
         stages: all stages in order.
         shapes: shapes of inputs and constants.
-        group: elements that are multiplied together; the joined depth becomes a multiple of it, over
-            weights of zero.
+        group: floats that are multiplied together; the joined depth becomes a multiple of it, over
+            weights of zero. (Bytes need no such care: what stands beyond the last tap may be anything.)
     """
     known = shapes | {s.name: s.shape for s in stages}
     result: list[Stage] = []
@@ -69,10 +71,11 @@ def _joined(s: Stage, shapes: dict[str, Shape], group: int) -> list[Stage] | Non
     lows = [r[0] for r in ranges if r is not None]
     extents = [r[1] for r in ranges if r is not None]
     order = [d for d in range(len(load.index)) if d not in (wide[0], deep[0])] + [wide[0], deep[0]]
-    missing = -width * channels % group
+    missing = -width * channels % group if load.dtype.is_float else 0
     if missing:
         extents[wide[0]] = extents[wide[0]] + 1  # what is read beyond the last tap must be a number
-    padded = _padded_copy(s, load, lows, extents, order, shapes[load.buffer])
+    padding = padding_of(g) or const(0, load.dtype)
+    padded = _padded_copy(s, load, lows, extents, order, shapes[load.buffer], padding)
     q = Var(INDEX, "q", const(width * channels + missing))
     index: list[Expr] = []
     for d in order:
@@ -112,9 +115,15 @@ def _range(index: Expr) -> tuple[int, Expr] | None:
 
 
 def _padded_copy(
-    s: Stage, load: Load, lows: list[int], extents: list[Expr], order: list[int], shape: Shape
+    s: Stage,
+    load: Load,
+    lows: list[int],
+    extents: list[Expr],
+    order: list[int],
+    shape: Shape,
+    padding: Const,
 ) -> Stage:
-    """The tensor behind a load as far as its index reaches, zero where that is outside."""
+    """The tensor behind a load as far as its index reaches, and what padding counts as outside."""
     names = [f"p{d}" for d in range(len(order))]
     variables = {d: Var(INDEX, names[d], extents[d]) for d in order}
     index: list[Expr] = []
@@ -124,6 +133,6 @@ def _padded_copy(
         inside = binary("and", inside, binary("le", 0, at))
         inside = binary("and", inside, binary("lt", at, shape[d]))
         index.append(at)
-    value = select(inside, Load(load.dtype, load.buffer, tuple(index)), const(0, load.dtype))
+    value = select(inside, Load(load.dtype, load.buffer, tuple(index)), padding)
     name = f"{s.name}_input_padded"
     return Stage(name, load.dtype, tuple(variables[d] for d in order), value, None, ("padded copy of input",))

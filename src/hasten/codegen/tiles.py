@@ -6,8 +6,9 @@ over the taps of its window, without a copy of the input. B is packed in panels 
 `[panel][tap][depth][column]`, so that it is read once, in order.
 
 Elements narrower than 32 bits go in *groups* that fill 32 bits: a step of depth multiplies a pair of bf16
-of each row with a pair of each column and adds both products to an f32. A panel is then
-`[tap][depth / 2][column][2]`, and everything else is as it is for f32.
+of each row with a pair of each column and adds both products to an f32; or four unsigned bytes of each row
+with four signed bytes of each column, with sums in i32. A panel is then `[tap][depth / size][column][size]`
+for groups of `size` elements, and everything else is as it is for f32.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Tile:
         rows: rows of A.
         vectors: vectors of B's columns.
         lanes: sums in a vector.
-        dtype: element type of A and B; the sums are f32.
+        dtype: element type of A, which decides those of B and of the sums.
     """
 
     rows: int
@@ -67,6 +68,16 @@ class Tile:
         return self.vectors * self.lanes
 
     @property
+    def factor(self) -> DType:
+        """Element type of B."""
+        return factor_of(self.dtype)
+
+    @property
+    def total(self) -> DType:
+        """Element type of the sums."""
+        return total_of(self.dtype)
+
+    @property
     def chains(self) -> int:
         """Independent sums of each element, over every so many steps, where few rows leave the units idle."""
         return max(1, BUSY // (self.rows * self.vectors))
@@ -75,6 +86,16 @@ class Tile:
     def name(self) -> str:
         """Name of the function."""
         return f"tile_{self.rows}x{self.columns}{suffix(self.dtype)}"
+
+
+def factor_of(dtype: DType) -> DType:
+    """Element type of the second operand where the first has this one."""
+    return DType.I8 if dtype is DType.U8 else dtype
+
+
+def total_of(dtype: DType) -> DType:
+    """Element type of the sums where the first operand has this one."""
+    return DType.I32 if dtype is DType.U8 else DType.F32
 
 
 def group(dtype: DType) -> int:
@@ -108,7 +129,8 @@ def tile_function(t: Tile) -> Function:
     result, its rows `tile_pitch` apart.
     """
     r, v = Var(INDEX, "r", const(t.rows)), Var(INDEX, "v", const(t.vectors))
-    pointers = [Address(t.dtype, name, (const(0),)) for name in ("rows", "panel", "ahead")]
+    types = {"rows": t.dtype, "panel": t.factor, "ahead": t.factor}
+    pointers = [Address(dtype, name, (const(0),)) for name, dtype in types.items()]
     numbers = [Var(INDEX, name) for name in ("pitch", "taps", "depth", "stride", "ahead_step")]
     (table, panel, ahead), (pitch, taps, steps, stride, ahead_step) = pointers, numbers
     rows = Rows(table, pitch, taps, steps * group(t.dtype))
@@ -124,12 +146,12 @@ def tile_function(t: Tile) -> Function:
 
 def finished_sum(t: Tile, r: Expr, v: Expr) -> Load:
     """A vector of what `tile_sums` leaves in registers."""
-    return Load(DType.F32, "sums", (const(0), r, v), lanes=t.lanes)
+    return Load(t.total, "sums", (const(0), r, v), lanes=t.lanes)
 
 
 def tile_sums(t: Tile, rows: Rows, columns: Columns) -> tuple[Stmt, ...]:
     """Statements that compute a whole tile into the local array `sums`, of which `finished_sum` loads."""
-    f32, zero = DType.F32, const(0.0, DType.F32)
+    total, zero = t.total, const(0, t.total)
     size = group(t.dtype)
     depth, ahead = rows.depth // size, columns.ahead
     r, v = Var(INDEX, "r", const(t.rows)), Var(INDEX, "v", const(t.vectors))
@@ -137,27 +159,27 @@ def tile_sums(t: Tile, rows: Rows, columns: Columns) -> tuple[Stmt, ...]:
     tap, k, at, whole = (Var(INDEX, n) for n in ("tap", "k", "at", "whole"))
 
     def acc(chain: Expr) -> Load:
-        return Load(f32, "sums", (chain, r, v), lanes=t.lanes)
+        return Load(total, "sums", (chain, r, v), lanes=t.lanes)
 
     def each(*body: Stmt) -> For:
         return unrolled(r, unrolled(v, *body))
 
     def element(a: Address, offset: Expr, lanes: int = 1) -> Load:
-        return Load(t.dtype, a.buffer, (a.index[0] + offset,), lanes=lanes)
+        return Load(a.dtype, a.buffer, (a.index[0] + offset,), lanes=lanes)
 
     def step(k: Expr, chain: Expr) -> tuple[Stmt, ...]:
-        b = Load(t.dtype, "columns", (v,), lanes=t.lanes * size)
+        b = Load(t.factor, "columns", (v,), lanes=t.lanes * size)
         if size == 1:
-            product = Op(f32, "mul", (Load(f32, "row", (r, k)), b), lanes=t.lanes)
-            summed = Op(f32, "add", (acc(chain), product), lanes=t.lanes)
+            product = Op(total, "mul", (Load(t.dtype, "row", (r, k)), b), lanes=t.lanes)
+            summed = Op(total, "add", (acc(chain), product), lanes=t.lanes)
         else:
             pair = Load(t.dtype, "row", (r, k * size), lanes=size)
             repeated = Op(t.dtype, "repeat", (pair,), lanes=t.lanes * size)
-            summed = Op(f32, "dot", (acc(chain), repeated, b), lanes=t.lanes)
+            summed = Op(total, "dot", (acc(chain), repeated, b), lanes=t.lanes)
         column = element(columns.panel, at + v * (t.lanes * size), t.lanes * size)
         return (
             Let(at, (tap * depth + k) * columns.stride),
-            Declare("columns", t.dtype, (t.vectors,), t.lanes * size),
+            Declare("columns", t.factor, (t.vectors,), t.lanes * size),
             unrolled(v, Store("columns", (v,), column)),
             Prefetch(ahead.buffer, (ahead.index[0] + (tap * depth + k) * columns.ahead_step,)),
             each(Store("sums", (chain, r, v), summed)),
@@ -171,7 +193,7 @@ def tile_sums(t: Tile, rows: Rows, columns: Columns) -> tuple[Stmt, ...]:
             For(k, const(0), whole, (unrolled(chain, *step(k + chain, chain)),), step=t.chains),
             For(k, whole, depth, step(k, const(0))),
         )
-        both = Op(f32, "add", (acc(const(0)), acc(chain)), lanes=t.lanes)
+        both = Op(total, "add", (acc(const(0)), acc(chain)), lanes=t.lanes)
         add = each(Store("sums", (const(0), r, v), both))
         joined = (For(chain, const(1), const(t.chains), (add,), unroll=True),)
     pointer = element(rows.table, tap * rows.pitch + r)
@@ -181,7 +203,7 @@ def tile_sums(t: Tile, rows: Rows, columns: Columns) -> tuple[Stmt, ...]:
         *steps,
     )
     return (
-        Declare("sums", f32, (t.chains, t.rows, t.vectors), t.lanes),
+        Declare("sums", total, (t.chains, t.rows, t.vectors), t.lanes),
         unrolled(chain, each(Store("sums", (chain, r, v), zero))),
         For(tap, const(0), rows.taps, in_tap),
         *joined,
@@ -194,11 +216,11 @@ def _params(dtype: DType) -> tuple[Param, ...]:
         Param("pitch", INDEX),
         Param("taps", INDEX),
         Param("depth", INDEX),
-        Param("panel", dtype, 1),
+        Param("panel", factor_of(dtype), 1),
         Param("stride", INDEX),
-        Param("ahead", dtype, 1),
+        Param("ahead", factor_of(dtype), 1),
         Param("ahead_step", INDEX),
-        Param("tile", DType.F32, 1, writable=True),
+        Param("tile", total_of(dtype), 1, writable=True),
         Param("tile_pitch", INDEX),
     )
 
@@ -272,7 +294,7 @@ class Rows:
     depth: Expr
 
 
-TILE = Address(DType.F32, "tile", (const(0),))
+TILE = "tile"
 """The local array that kernels keep a finished tile in."""
 
 
@@ -281,10 +303,10 @@ def multiply(
     m: Expr,
     rows: Rows,
     columns: Columns,
-    result: Address = TILE,
+    result: Address | None = None,
     result_pitch: Expr | None = None,
 ) -> tuple[Stmt, ...]:
-    """Statements that fill `result` with m rows by `width` columns (up to `PANEL`) of a product.
+    """Statements that fill `result`, by default `TILE`, with m rows by `width` columns (up to `PANEL`).
 
     Rows of the result are `result_pitch` elements apart, by default `PANEL`; up to as many as the tallest
     tile has are written.
@@ -292,6 +314,9 @@ def multiply(
     panel, width = columns.panel, columns.width
     dtype = tiles[0].dtype
     size = group(dtype)
+    if result is None:
+        result = Address(total_of(dtype), TILE, (const(0),))
+    to = result
 
     def call(wide: int, column: Expr) -> tuple[Stmt, ...]:
         arguments = (
@@ -300,11 +325,11 @@ def multiply(
             rows.pitch,
             rows.taps,
             rows.depth // size,
-            Address(dtype, panel.buffer, (panel.index[0] + column * size,)),
+            Address(panel.dtype, panel.buffer, (panel.index[0] + column * size,)),
             columns.stride,
             columns.ahead,
             columns.ahead_step,
-            Address(DType.F32, result.buffer, (result.index[0] + column,)),
+            Address(to.dtype, to.buffer, (to.index[0] + column,)),
             const(PANEL) if result_pitch is None else result_pitch,
         )
         return (Call(dispatcher_name(wide, dtype), arguments),)

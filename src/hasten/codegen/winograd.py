@@ -17,16 +17,16 @@ from dataclasses import dataclass
 
 from hasten.codegen.convolution import Convolution, find_convolution
 from hasten.codegen.gemm import (
+    PADDING,
     PRODUCTS_PER_WORK,
-    ZEROS,
     ColumnRange,
     PackedOperand,
     epilogue_value,
     extent,
     low_enough,
+    padding_name,
     split_flat,
     write_row,
-    zeros_name,
 )
 from hasten.codegen.kernel import SCRATCH, THREADS, Kernel
 from hasten.codegen.layout import Layouts, flatten
@@ -178,7 +178,7 @@ class _Builder:
         assert isinstance(load, Load)
         self.address = load.index[0]
         self.finish, names = name_buffers(epilogue_value(stage, layouts))
-        self.buffers = {"a": load.buffer, **names, ZEROS: zeros_name(F32), "b": packed.tensor}
+        self.buffers = {"a": load.buffer, **names, PADDING: padding_name(const(0.0, F32)), "b": packed.tensor}
 
     def body(self) -> tuple[Stmt, ...]:
         """All statements of the kernel."""
@@ -279,7 +279,7 @@ class _Builder:
             self.address,
             {self.c.rows[0]: self.image, self.c.y: y, self.c.x: x, self.c.depth: const(0)},
         )
-        zeros = Address(F32, ZEROS, (const(0),))
+        zeros = Address(F32, PADDING, (const(0),))
         here = select(self.c.inside(y, x), Address(F32, "a", (at,)), zeros)
         store = (Let(x, self.left + j), Store("pixel", (i * s.side + j,), here))
         columns = For(j, const(0), const(s.side), store, unroll=True)

@@ -88,4 +88,7 @@ _C_NAMES = {dtype: f"{np.dtype(name).name}_t" for dtype, name in _NUMPY.items()}
     DType.BF16: "hasten_bf16",
 }
 
+BYTES = (DType.U8, DType.I8)
+"""The operands of a product with exact sums, in this order; see `loops.program.Gemm`."""
+
 INDEX = DType.I64

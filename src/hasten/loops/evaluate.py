@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hasten.errors import InputError
-from hasten.loops.dtypes import INDEX, DType
+from hasten.loops.dtypes import BYTES, INDEX, DType
 from hasten.loops.expr import Bounded, Const, Expr, Load, Op, Reduce, Size, Var, free_vars, walk
 from hasten.loops.operations import OPERATIONS, Array
 from hasten.loops.program import Attention, Definition, Gemm, Program, RankSelect, TensorInfo
@@ -516,7 +516,8 @@ def _operand(e: Expr, scope: _Scope, *groups: Sequence[tuple[Var, _Range]]) -> t
     axes = _axes([v for v, _ in flat], [r for _, r in flat])
     value = _Scope(scope.tensors, scope.sizes, axes).value(e)
     lengths = [high - low for _, (low, high) in flat]
-    wide = np.float64 if e.dtype.is_float else e.dtype.numpy
+    # Sums of products of bytes are exact in f64, and quick.
+    wide = np.float64 if e.dtype.is_float or e.dtype in BYTES else e.dtype.numpy
     array = np.broadcast_to(value.array, lengths).astype(wide)
     shape = [math.prod(high - low for _, (low, high) in group) for group in groups]
     fault = 0 if value.fault is None else int(np.broadcast_to(value.fault, lengths).max(initial=0))

@@ -328,7 +328,8 @@ def _zip(a: Array, b: Array, size: int, *, high: bool) -> Array:
 
 def _dot(sums: Array, a: Array, b: Array, dtype: DType) -> Array:
     """Each sum and the products of the group of narrow elements that lies in its place."""
-    groups = (a.astype(np.float64) * b.astype(np.float64)).reshape(sums.size, -1)
+    wide = np.float64 if dtype.is_float else np.int64
+    groups = (a.astype(wide) * b.astype(wide)).reshape(sums.size, -1)
     return np.asarray(sums + groups.sum(axis=1)).astype(dtype.numpy)
 
 

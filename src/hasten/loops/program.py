@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from hasten.loops.dtypes import DType
+from hasten.loops.dtypes import BYTES, DType
 from hasten.loops.expr import (
     Expr,
     Load,
     Var,
     binary,
+    cast,
     const,
     reduce,
     select,
@@ -31,6 +32,9 @@ from hasten.loops.expr import (
 class Gemm:
     """sum over taps and depth of a * b.
 
+    Both operands have one type, which is the result's; or `a` is U8, `b` I8 and the result I32, for which
+    they are widened before they are multiplied, so that the sum is exact.
+
     `a` depends on batch, rows, taps and depth; `b` on batch, column, taps and depth. A matrix product
     has one row variable and no taps; a convolution has image, height and width as rows, its window as
     taps and its input channels as depth. Groups are batch variables.
@@ -41,7 +45,8 @@ class Gemm:
         column: the variable of `b` that is not summed.
         taps: summed variables with few values, outer.
         depth: the summed variable along which memory is walked, inner.
-        a: element of the first operand; may be a `select` between a load and 0 (padding).
+        a: element of the first operand; may be a `select` between a load and what padding counts as:
+            0, or for U8 any constant.
         b: element of the second operand, often a constant weight.
     """
 
@@ -253,7 +258,8 @@ class Program:
 def expression(c: Description) -> Expr:
     """A description as a plain expression of its output variables."""
     if isinstance(c, Gemm):
-        return reduce("sum", (*c.taps, c.depth), binary("mul", c.a, c.b))
+        a, b = (cast(e, DType.I32) if e.dtype in BYTES else e for e in (c.a, c.b))
+        return reduce("sum", (*c.taps, c.depth), binary("mul", a, b))
     if isinstance(c, RankSelect):
         return _rank_select(c)
     if c.start is None or c.stop is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hasten.loops.dtypes import INDEX, DType
+from hasten.loops.dtypes import BYTES, INDEX, DType
 from hasten.loops.expr import (
     GROUPS,
     REDUCTIONS,
@@ -148,6 +148,10 @@ def _check_gemm(g: Gemm, d: Definition, where: str) -> None:
     _require(
         len(outer) == len(d.vars) and set(outer) == set(d.vars),
         f"{where}: a contraction's batch, rows and column are not the definition's variables",
+    )
+    types = (g.a.dtype, g.b.dtype)
+    _require(
+        types[0] is types[1] or types == BYTES, f"{where}: a contraction multiplies {' by '.join(types)}"
     )
     summed = {*g.taps, g.depth}
     _require(not summed & set(outer), f"{where}: a summed variable is also one of the output")
@@ -467,7 +471,8 @@ class _Nest:
         types, lanes = [a.dtype for a in e.args], [a.lanes for a in e.args]
         if e.op == "dot":
             size = 4 // types[1].bytes
-            fits = types[0] is e.dtype and types[1] is types[2] and e.dtype.bytes == 4 and size > 1
+            same = (types[1] is types[2] and types[0] is DType.F32) or tuple(types[1:]) == BYTES
+            fits = types[0] is e.dtype and same and e.dtype.bytes == 4 and size > 1
             self.require(fits, e, f"has operands of types {', '.join(types)}")
             self.require(
                 lanes == [e.lanes, size * e.lanes, size * e.lanes], e, f"has operands of {lanes} lanes"

@@ -11,15 +11,13 @@ import onnx_ir as ir
 from hasten.errors import UnsupportedModelError
 from hasten.graph.constants import constant_value
 from hasten.graph.evaluate import evaluate_node
-from hasten.passes.facts import Facts
+from hasten.passes.facts import QUANTIZATION, Facts
 from hasten.passes.rule import Builder, commit
 
 _KEPT = frozenset(
     {
         # quantization stays visible to the passes and backends that look for it
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
+        *QUANTIZATION,
         # ONNX's reference evaluator gets it wrong where data and indices have different lengths
         "GatherElements",
         # a different answer each time

@@ -390,3 +390,12 @@ def _arithmetic(op: str, left: Dims, right: Dims) -> Dims | None:
         else:
             return None
     return tuple(result)
+
+
+QUANTIZATION = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+"""Operators between numbers and the small integers that stand for them."""
+
+
+def is_quantized(model: ir.Model) -> bool:
+    """Whether a model computes with quantized numbers anywhere in its main graph."""
+    return any(node.op_type in QUANTIZATION and not node.domain for node in model.graph)

@@ -1,0 +1,304 @@
+"""Products of quantized operands: sums of bytes, exact in i32, instead of sums of what the bytes stand for.
+
+A quantized operand is (x - zero) * scale of bytes x. Where both operands of a product are of that form,
+
+    sum (x - zero) * scale_x * w * scale_w  =  (sum x * w  -  zero * sum w) * scale_x * scale_w
+
+so that what is summed are bytes, and the rest happens once for each element of the result, in the
+epilogue. It is a rewriting of tensor programs, before fusion and without knowing operators: where zero
+points and scales lie (one for all, one for each row or column) follows from the variables that they
+depend on. Sums over the window of a depthwise convolution, which no register tile computes, become sums of
+whole numbers in f32, which are exact as well.
+
+Quantizing multiplies by the reciprocal of a constant scale: a division takes as long as ten products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hasten.codegen.fuse import is_movement
+from hasten.codegen.tiles import group
+from hasten.loops.dtypes import BYTES, INDEX, DType
+from hasten.loops.evaluate import evaluate
+from hasten.loops.expr import (
+    Const,
+    Expr,
+    Load,
+    Op,
+    Reduce,
+    Var,
+    cast,
+    const,
+    constant_int,
+    free_vars,
+    substitute,
+    transform,
+    walk,
+)
+from hasten.loops.program import Definition, Gemm, Program
+
+F32, I32 = DType.F32, DType.I32
+UNSIGNED, SIGNED = BYTES
+
+SHIFT = 128
+"""What turns signed bytes into unsigned ones."""
+
+LARGEST = 255 * 128
+"""Most that one product of bytes adds to a sum."""
+
+EXACT_IN_F32 = 1 << 24
+"""Whole numbers up to which f32 holds every one."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """An operand (x - zero) * scale, and what it is outside of padding.
+
+    Attributes:
+        x: load of a byte.
+        zero: the zero point as I32, or None for 0.
+        scale: the scale.
+        inside: where it is not padding, or None for everywhere.
+    """
+
+    x: Load
+    zero: Expr | None
+    scale: Expr
+    inside: Expr | None = None
+
+
+def quantize_products(program: Program) -> Program:
+    """The program with products of quantized operands as products of bytes.
+
+    Products stay as they are whose second operand is computed, has zero points other than 0 or scales along
+    the depth, or whose sums could leave i32.
+    """
+    if not any(d.dtype in BYTES for d in program.definitions.values()):
+        return program
+    return _Rewriter(program).program()
+
+
+class _Rewriter:
+    """Rewrites one program; holds what is made on the way."""
+
+    def __init__(self, program: Program) -> None:
+        self.source = program
+        self.constants = dict(program.constants)
+        self.definitions: dict[str, Definition] = {}
+        self.seen: dict[Expr, Expr] = {}
+
+    def program(self) -> Program:
+        """The rewritten program."""
+        for d in self.source.definitions.values():
+            for made in self.rewritten(d):
+                self.definitions[made.name] = made
+        return replace(self.source, constants=self.constants, definitions=self.definitions)
+
+    def rewritten(self, d: Definition) -> list[Definition]:
+        """The definitions that take the place of one."""
+        if isinstance(d.body, Gemm) and d.dtype is F32:
+            return self.product(d, d.body) or [d]
+        if isinstance(d.body, Expr):
+            body = transform(d.body, self.visit)
+            return [d if body is d.body else replace(d, body=body)]
+        return [d]
+
+    def visit(self, e: Expr) -> Expr | None:
+        """What replaces a part of a plain definition, or None."""
+        if isinstance(e, Reduce):
+            return self.window(e)
+        if isinstance(e, Op) and e.op == "div" and self.is_constant_scalar(e.args[1]):
+            scale = e.args[1]
+            assert isinstance(scale, Load)
+            name = f"{scale.buffer}_reciprocal"
+            self.constants[name] = np.float32(1) / self.source.constants[scale.buffer]
+            return Op(F32, "mul", (transform(e.args[0], self.visit), replace(scale, buffer=name)))
+        return None
+
+    def is_constant_scalar(self, e: Expr) -> bool:
+        """Whether an expression is a constant of one finite element of f32 that is not 0."""
+        if not isinstance(e, Load) or e.dtype is not F32 or e.buffer not in self.source.constants:
+            return False
+        array = self.source.constants[e.buffer]
+        return array.size == 1 and bool(np.isfinite(array).all() and (array != 0).all())
+
+    def product(self, d: Definition, g: Gemm) -> list[Definition] | None:
+        """Sums of bytes, the corrections of their columns, and the product in terms of them."""
+        operands = self.operands(g)
+        if operands is None:
+            return None
+        a, w = operands
+        made, x, zero = self.unsigned(a)
+        wide = _as_i32(zero)
+        inner: Expr = x
+        if a.inside is not None:
+            if not isinstance(wide, Const):
+                return None  # what is outside must be a number
+            inner = Op(UNSIGNED, "select", (a.inside, x, const(wide.value, UNSIGNED)))
+        sums = Definition(f"{d.name}_sums", I32, d.vars, replace(g, a=inner, b=w.x), d.origin)
+        columns = (*g.batch, g.column)
+        total = Load(I32, sums.name, d.vars)
+        scale = self.scale(d.name, columns, a.scale, w.scale)
+        if isinstance(wide, Const) and not wide.value:
+            value: Expr = total
+        else:
+            value = Op(I32, "sub", (total, self.correction(d.name, g, columns, w, wide)))
+        return [*made, sums, replace(d, body=Op(F32, "mul", (cast(value, F32), scale)))]
+
+    def operands(self, g: Gemm) -> tuple[Quantized, Quantized] | None:
+        """Both operands of a product, if sums of bytes can compute it."""
+        a, w = self.quantized(g.a), self.quantized(g.b)
+        extents = [constant_int(v.extent) for v in (*g.taps, g.depth, g.column, *g.batch)]
+        if a is None or w is None or None in extents:
+            return None
+        summed = {*g.taps, g.depth}
+        outside = [e for e in (a.zero, a.scale, w.scale) if e is not None]
+        if w.zero is not None or w.inside is not None or any(free_vars(e) & summed for e in outside):
+            return None
+        known = {n.buffer for e in (w.x, w.scale) for n in walk(e) if isinstance(n, Load)}
+        if w.x.dtype is not SIGNED or not known <= self.constants.keys():
+            return None
+        depth = int(np.prod([n or 1 for n in extents[: len(g.taps) + 1]]))
+        # Whole groups are read, beyond the last element too: of memory that is ours.
+        foreign = a.x.buffer in self.source.inputs and (extents[len(g.taps)] or 1) % group(UNSIGNED)
+        return None if depth * LARGEST >= 1 << 31 or foreign else (a, w)
+
+    def quantized(self, e: Expr) -> Quantized | None:
+        """An operand as a quantized one, seen through movement."""
+        e = self.expanded(e)
+        inside: Expr | None = None
+        if isinstance(e, Op) and e.op == "select":
+            inside, e, outside = e.args
+            if not (isinstance(outside, Const) and outside.value == 0):
+                return None
+        if not isinstance(e, Op) or e.op != "mul":
+            return None
+        difference, scale = e.args
+        zero: Expr | None = None
+        if isinstance(difference, Op) and difference.op == "sub":
+            difference, shift = difference.args
+            zero = self.zero_point(shift)
+            if zero is None:
+                return None
+            zero = None if isinstance(zero, Const) and zero.value == 0 else zero
+        x = difference.args[0] if isinstance(difference, Op) and difference.op == "cast" else None
+        if not isinstance(x, Load) or x.dtype not in BYTES:
+            return None
+        return Quantized(x, zero, scale, inside)
+
+    def zero_point(self, e: Expr) -> Expr | None:
+        """A zero point, given as f32, as I32: a number where it is known, or None where it is no integer."""
+        if not isinstance(e, Op) or e.op != "cast" or e.args[0].dtype not in BYTES:
+            return None
+        (stored,) = e.args
+        if isinstance(stored, Load) and stored.buffer in self.source.constants:
+            array = self.source.constants[stored.buffer]
+            if (array == array.reshape(-1)[:1]).all():
+                return const(int(array.reshape(-1)[0]), I32)
+        return cast(stored, I32)
+
+    def expanded(self, e: Expr) -> Expr:
+        """An operand with movement and de-quantization in place of the tensors that they define."""
+
+        def visit(node: Expr) -> Expr | None:
+            if not isinstance(node, Load) or node.buffer not in self.source.definitions:
+                return None
+            d = self.source.definitions[node.buffer]
+            if not isinstance(d.body, Expr) or not (is_movement(d.body) or _dequantizes(d.body)):
+                return None
+            index = [self.expanded(i) for i in node.index]
+            return self.expanded(substitute(d.body, dict(zip(d.vars, index, strict=True))))
+
+        return transform(e, visit)
+
+    def unsigned(self, a: Quantized) -> tuple[list[Definition], Load, Expr | None]:
+        """The first operand in unsigned bytes with its zero point, and what must be defined for that."""
+        if a.x.dtype is UNSIGNED:
+            return [], a.x, a.zero
+        name = f"{a.x.buffer}_unsigned"
+        made: list[Definition] = []
+        if name not in self.definitions:
+            info = self.source.info(a.x.buffer)
+            variables = tuple(Var(INDEX, f"i{n}", extent) for n, extent in enumerate(info.shape))
+            wide = cast(Load(SIGNED, a.x.buffer, variables), I32)
+            body = cast(Op(I32, "add", (wide, const(SHIFT, I32))), UNSIGNED)
+            made.append(Definition(name, UNSIGNED, variables, body, "bytes without sign"))
+        wide_zero = _as_i32(a.zero)
+        if isinstance(wide_zero, Const):
+            zero: Expr = const(int(wide_zero.value) + SHIFT, I32)
+        else:
+            zero = Op(I32, "add", (wide_zero, const(SHIFT, I32)))
+        return made, Load(UNSIGNED, name, a.x.index), zero
+
+    def scale(self, name: str, columns: tuple[Var, ...], a: Expr, w: Expr) -> Expr:
+        """The product of both scales: a constant where it is known."""
+        both = Op(F32, "mul", (a, w))
+        if not free_vars(both) <= set(columns) or not self.known(both):
+            return both
+        return self.constant(f"{name}_scales", F32, columns, both)
+
+    def correction(self, name: str, g: Gemm, columns: tuple[Var, ...], w: Quantized, zero: Expr) -> Expr:
+        """Zero point times the sum of a column's weights."""
+        weights = Reduce(I32, "sum", (*g.taps, g.depth), cast(w.x, I32))
+        if isinstance(zero, Const):
+            return self.constant(f"{name}_offsets", I32, columns, Op(I32, "mul", (weights, zero)))
+        return Op(I32, "mul", (self.constant(f"{name}_column_sums", I32, columns, weights), zero))
+
+    def known(self, e: Expr) -> bool:
+        """Whether everything that an expression reads is a constant."""
+        return all(n.buffer in self.constants for n in walk(e) if isinstance(n, Load))
+
+    def constant(self, name: str, dtype: DType, variables: tuple[Var, ...], e: Expr) -> Load:
+        """A new constant that holds an expression's values, and its load."""
+        self.constants[name] = _evaluated(self.constants, dtype, variables, e)
+        return Load(dtype, name, variables)
+
+    def window(self, r: Reduce) -> Expr | None:
+        """A sum of products of quantized bytes as a sum of whole numbers in f32, scaled afterwards."""
+        if r.op != "sum" or not isinstance(r.body, Op) or r.body.op != "mul":
+            return None
+        a, w = (self.quantized(e) for e in r.body.args)
+        count = [constant_int(v.extent) for v in r.vars]
+        if a is None or w is None or None in count or w.zero is not None or w.inside is not None:
+            return None
+        summed = set(r.vars)
+        if any(e is not None and free_vars(e) & summed for e in (a.zero, a.scale, w.scale)):
+            return None
+        if not self.known(w.x) or int(np.prod([n or 1 for n in count])) * LARGEST >= EXACT_IN_F32:
+            return None
+        x: Expr = cast(a.x, F32)
+        if a.zero is not None:
+            x = Op(F32, "sub", (x, cast(a.zero, F32)))
+        if a.inside is not None:
+            x = Op(F32, "select", (a.inside, x, const(0.0, F32)))
+        name = f"{w.x.buffer}_whole"
+        self.constants[name] = self.constants[w.x.buffer].astype(np.float32)
+        product = Op(F32, "mul", (x, replace(w.x, dtype=F32, buffer=name)))
+        return Op(F32, "mul", (replace(r, body=product), Op(F32, "mul", (a.scale, w.scale))))
+
+
+def _as_i32(zero: Expr | None) -> Expr:
+    return const(0, I32) if zero is None else zero
+
+
+def _dequantizes(e: Expr) -> bool:
+    """Whether an element is (a byte, perhaps less a zero point) times a scale."""
+    if not isinstance(e, Op) or e.op != "mul" or e.dtype is not F32:
+        return False
+    difference = e.args[0]
+    if isinstance(difference, Op) and difference.op == "sub":
+        difference = difference.args[0]
+    return isinstance(difference, Op) and difference.op == "cast" and difference.args[0].dtype in BYTES
+
+
+def _evaluated(
+    constants: Mapping[str, np.ndarray], dtype: DType, variables: Collection[Var], e: Expr
+) -> np.ndarray:
+    """An expression of constants at all values of some variables."""
+    body = Definition("value", dtype, tuple(variables), e)
+    program = Program(constants=dict(constants), definitions={"value": body}, outputs=["value"])
+    return evaluate(program, {})["value"]

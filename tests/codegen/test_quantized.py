@@ -1,0 +1,168 @@
+"""Products of bytes against what they stand for, and against each other on every instruction set.
+
+The definition computes with what the bytes stand for, in floats. Compiled code sums the bytes themselves, so
+that it is right to rounding before results are quantized again, and to one step of theirs afterwards.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.codegen.engines import Interpreted, compile_programs
+from tests.codegen.graphs import agree, program
+
+from hasten.codegen.lower_stages import lower_program
+from hasten.codegen.quantized import quantize_products
+from hasten.loops.dtypes import DType
+from hasten.loops.evaluate import evaluate
+from hasten.loops.program import Gemm
+from hasten.target import TARGETS, Target, native, runs_here
+
+HERE = [t for t in TARGETS if runs_here(t)]
+THREADS = (1, 2, 3)
+STEP = 0.05
+"""Of results that are quantized again."""
+
+
+def constants(rng, weight, columns, *, zero, dtype=np.uint8):
+    """Weights in bytes with a scale for each column, and scales and zero points around a product."""
+    return {
+        "w": rng.integers(-127, 128, weight).astype(np.int8),
+        "ws": rng.uniform(0.001, 0.01, columns).astype(np.float32),
+        "bias": rng.standard_normal(columns).astype(np.float32),
+        "s": np.float32(0.03),
+        "z": dtype(zero),
+        "s2": np.float32(STEP),
+        "z2": dtype(3),
+    }
+
+
+BEFORE = "xq = QuantizeLinear(x, s, z) xd = DequantizeLinear(xq, s, z) "
+AFTER = "yq = QuantizeLinear(r, s2, z2) y = DequantizeLinear(yq, s2, z2)"
+
+
+def matmul(rng, k, n, *, zero=97, dtype=np.uint8, quantized=True):
+    text = f"(float[m, {k}] x, float[m, {n}] other) => (float[m, {n}] y) {{ {BEFORE}"
+    text += "wd = DequantizeLinear<axis = 1>(w, ws) p = MatMul(xd, wd) q = Add(p, bias) g = Gelu(q) "
+    text += "r = Add(g, other) " + AFTER + "}" if quantized else "y = Add(g, other) }"
+    return program(text, constants(rng, (k, n), n, zero=zero, dtype=dtype))
+
+
+CONVOLUTIONS = (  # channels in and out, groups, window, stride, padding, zero point
+    (16, 24, 1, 3, 1, 1, 100),
+    (16, 40, 1, 1, 1, 0, 0),
+    (10, 33, 1, 3, 2, 1, 255),
+    (3, 8, 1, 3, 2, 1, 128),
+    (1, 5, 1, 5, 1, 2, 7),
+    (16, 24, 2, 3, 1, 1, 100),
+    (32, 32, 32, 3, 1, 1, 113),
+    (24, 24, 24, 5, 2, 2, 0),
+)
+
+
+def convolution(rng, c_in, c_out, groups, window, stride, pad, zero):
+    attributes = f"group = {groups}, strides = [{stride}, {stride}], pads = {[pad] * 4}"
+    text = f"(float[b, {c_in}, h, v] x) => (float[b, {c_out}, hh, vv] y) {{ {BEFORE}"
+    text += (
+        f"wd = DequantizeLinear<axis = 0>(w, ws) q = Conv<{attributes}>(xd, wd, bias) r = Relu(q) {AFTER}}}"
+    )
+    return program(text, constants(rng, (c_out, c_in // groups, window, window), c_out, zero=zero))
+
+
+def programs():
+    """Depths with and without whole groups and tiles, both signs, results in floats and in bytes."""
+    rng = np.random.default_rng(0)
+    sizes = ((1, 1), (4, 16), (7, 33), (64, 32), (70, 45), (130, 96))
+    found = [matmul(rng, k, n) for k, n in sizes]
+    found += [matmul(rng, 70, 45, quantized=False), matmul(rng, 20, 40, zero=-5, dtype=np.int8)]
+    return found + [convolution(rng, *c) for c in CONVOLUTIONS]
+
+
+def feeds_of(p, rng, m=13, b=2, h=9, v=11):
+    sizes = {"m": m, "b": b, "h": h, "v": v}
+    shapes = {
+        n: [sizes[e.name] if hasattr(e, "name") else e.value for e in i.shape] for n, i in p.inputs.items()
+    }
+    return {n: rng.standard_normal(shape).astype(np.float32) for n, shape in shapes.items()}
+
+
+def assert_within_a_step(left, right):
+    """Equal but for results that lie in the middle between two steps."""
+    difference = np.abs(left - right)
+    assert difference.max(initial=0) <= STEP * 1.001
+    assert (difference > 1e-3 * STEP).mean() <= 0.01 if difference.size > 1000 else True
+
+
+@pytest.mark.parametrize("target", HERE, ids=lambda t: t.name)
+def test_bytes_stand_for_what_the_definition_says(target):
+    for engine in compile_programs(programs(), target, parallel=True):
+        rng = np.random.default_rng(1)
+        for m in (0, 1, 2, 13, 37):
+            feeds = feeds_of(engine.program, rng, m=m, b=min(m, 2))
+            expected = evaluate(engine.program, feeds)["y"]
+            first = engine.run(feeds)["y"]
+            assert_within_a_step(first, expected)
+            for threads in THREADS[1:]:
+                np.testing.assert_array_equal(engine.run(feeds, threads)["y"], first)
+
+
+def test_every_instruction_set_gives_the_same_bytes():
+    compiled = [compile_programs(programs(), target) for target in HERE]
+    for engines in zip(*compiled, strict=True):
+        feeds = feeds_of(engines[0].program, np.random.default_rng(2))
+        first, *others = (e.run(feeds)["y"] for e in engines)
+        for other in others:
+            np.testing.assert_allclose(other, first, rtol=0, atol=1e-5)
+
+
+def test_sums_do_not_saturate():
+    """The largest bytes of all: instructions of 16 bits that saturate give another answer."""
+    for dtype, zero in ((np.uint8, 0), (np.int8, -128)):
+        arrays = constants(np.random.default_rng(0), (64, 32), 32, zero=zero, dtype=dtype)
+        arrays |= {"w": np.full((64, 32), -128, np.int8), "ws": np.ones(32, np.float32), "s": np.float32(1)}
+        text = f"(float[m, 64] x) => (float[m, 32] y) {{ {BEFORE} wd = DequantizeLinear<axis = 1>(w, ws) "
+        p = program(text + "y = MatMul(xd, wd) }", arrays)
+        for target in HERE:
+            (engine,) = compile_programs([p], target)
+            y = engine.run({"x": np.full((14, 64), 255, np.float32)})["y"]
+            np.testing.assert_array_equal(y, np.full((14, 32), -128 * 255 * 64, np.float32))
+
+
+@pytest.mark.parametrize("name", ["x86-64-v3", "x86-64-v4-vnni", "aarch64-dot"])
+def test_nests_as_interpreted(name):
+    chosen = programs()
+    for p in (chosen[2], chosen[7], chosen[8], chosen[11], chosen[14]):
+        feeds = feeds_of(p, np.random.default_rng(3), m=7, b=1, h=5, v=6)
+        interpreted = Interpreted.of(p, Target.named(name)).run(feeds, 3)["y"]
+        assert_within_a_step(interpreted, evaluate(p, feeds)["y"])
+
+
+def test_tensors_between_products_are_bytes():
+    rng = np.random.default_rng(0)
+    arrays = constants(rng, (64, 64), 64, zero=120)
+    text = f"(float[m, 64] x) => (float[m, 64] y) {{ {BEFORE} wd = DequantizeLinear<axis = 1>(w, ws) "
+    text += "p = MatMul(xd, wd) r = Relu(p) hq = QuantizeLinear(r, s2, z2) hd = DequantizeLinear(hq, s2, z2) "
+    p = program(text + "y = MatMul(hd, wd) }", arrays)
+    lowered = lower_program(p, native())
+    assert [lowered.layouts[k.writes].dtype for k in lowered.kernels] == [DType.U8, DType.U8, DType.F32]
+    packed = {a.dtype for n, a in lowered.constants.items() if n.endswith("_packed")}
+    assert packed == {np.dtype(np.int8)}
+
+
+def test_what_cannot_be_summed_as_bytes_stays():
+    rng = np.random.default_rng(0)
+    arrays = constants(rng, (64, 32), 32, zero=120)
+    head = f"(float[m, 64] x) => (float[m, 32] y) {{ {BEFORE}"
+    tails = {
+        "zero points of weights": (
+            "wd = DequantizeLinear<axis = 1>(w, ws, wz)",
+            {"wz": np.full(32, 3, np.int8)},
+        ),
+        "scales along the depth": ("wd = DequantizeLinear<axis = 0>(w, wk)", {"wk": np.ones(64, np.float32)}),
+    }
+    for why, (text, more) in tails.items():
+        p = program(f"{head} {text} y = MatMul(xd, wd) }}", arrays | more)
+        bodies = [d.body for d in quantize_products(p).definitions.values()]
+        assert [b.a.dtype for b in bodies if isinstance(b, Gemm)] == [DType.F32], why
+        (engine,) = compile_programs([p], native())
+        agree(engine, feeds_of(p, rng))
