@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from hasten.codegen.layout import Layouts
-from hasten.codegen.stage import ACCUMULATOR, Stage
+from hasten.codegen.stage import Stage
 from hasten.loops.dtypes import BYTES, DType
 from hasten.loops.expr import Expr, Load, Op, Reduce, Var, binary, const, free_vars, walk
-from hasten.loops.program import Attention, Gemm, RankSelect, operands
+from hasten.loops.program import Attention, Gemm, RankSelect, Recurrence, operands
 from hasten.loops.simplify import spell
 
 
@@ -28,6 +28,11 @@ def stage_flops(stage: Stage) -> Expr:
         return scores * (_product((body.depth,)) + _product((body.column,))) * 2
     if isinstance(body, RankSelect):
         return const(0)
+    if isinstance(body, Recurrence):
+        lanes = _product((*body.lanes, body.step, body.unit))
+        sums = [n for e in body.bodies for n in dict.fromkeys(walk(e)) if isinstance(n, Reduce)]
+        terms = [_product(n.vars) * 2 for n in sums if n.op == "sum" and _multiplies(n.body)]
+        return sum((lanes * n for n in terms), start=const(0))
     total: Expr = const(0)
     for node in dict.fromkeys(walk(body)):
         if isinstance(node, Reduce) and node.op == "sum" and _multiplies(node.body):
@@ -40,7 +45,7 @@ def stage_bytes(stage: Stage, layouts: Layouts) -> Expr:
     read: dict[str, Expr] = {}
     for e in stage.expressions():
         for node in dict.fromkeys(walk(e)):
-            if isinstance(node, Load) and node.buffer != ACCUMULATOR:
+            if isinstance(node, Load) and node.buffer in layouts:
                 known = read.get(node.buffer, const(0))
                 read[node.buffer] = known + _touched(node, layouts)
     out = layouts[stage.name]

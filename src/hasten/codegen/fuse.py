@@ -37,6 +37,7 @@ from hasten.loops.program import (
     Gemm,
     Program,
     RankSelect,
+    Recurrence,
     map_operands,
     operands,
 )
@@ -245,12 +246,20 @@ def _walkable(c: Description, name: str, e: Expr) -> bool:
     """Whether a microkernel can read an operand as it is (any expression does for what it packs)."""
     if isinstance(c, RankSelect):
         return isinstance(e, Load)
+    if isinstance(c, Recurrence):
+        return all(_along_last(n, c.unit) for n in walk(e) if isinstance(n, Load))
     if isinstance(c, Gemm):
         return name == "b" or _is_direct(operand_load(e, c.depth))
     if name not in ("q", "k", "v"):
         return True
     along = c.column if name == "v" else c.depth
     return isinstance(e, Load) and _is_direct(operand_load(e, along))
+
+
+def _along_last(load: Load, v: Var) -> bool:
+    """Whether a load is contiguous in a variable, or does not depend on it."""
+    holders = [i for i in load.index if v in free_vars(i)]
+    return not holders or (holders == [load.index[-1]] and constant_int(coefficient(holders[0], v)) == 1)
 
 
 def _is_direct(load: Load | None) -> bool:

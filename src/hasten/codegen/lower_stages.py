@@ -28,6 +28,7 @@ from hasten.codegen.maps import map_kernel
 from hasten.codegen.narrow import narrow_storage, narrow_tables
 from hasten.codegen.quantized import quantize_products
 from hasten.codegen.rank import rank_kernel
+from hasten.codegen.recurrence import recurrence_kernel
 from hasten.codegen.schedule import DEFAULTS, Algorithm, Product, Schedules, product_shape
 from hasten.codegen.shallow import join_shallow_taps
 from hasten.codegen.stage import Stage
@@ -37,7 +38,7 @@ from hasten.codegen.winograd_transforms import transform_weights
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.evaluate import evaluate
 from hasten.loops.expr import Expr, Load, Var, binary, const, constant_int, round_up, select, substitute, walk
-from hasten.loops.program import Attention, Contraction, Definition, Gemm, Program, RankSelect
+from hasten.loops.program import Attention, Contraction, Definition, Gemm, Program, RankSelect, Recurrence
 from hasten.target import Target
 
 
@@ -163,6 +164,8 @@ def _kernel(
         return attention_kernel(s, layouts, tiles, f"attention_{number}")
     if isinstance(s.body, RankSelect):
         return rank_kernel(s, layouts, f"rank_{number}")
+    if isinstance(s.body, Recurrence):
+        return recurrence_kernel(s, layouts, target.vector_bytes, f"recurrence_{number}")
     window = depthwise_kernel(s, layouts, target, f"depthwise_{number}")
     return window or map_kernel(s, layouts, target.vector_bytes, f"map_{number}")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hasten.codegen.counts import factor_type, stage_bytes, stage_flops
 from hasten.codegen.fuse import cost
-from hasten.codegen.kernel import SCRATCH_PARAM, TAIL_PARAMS, THREAD, THREADS, Kernel
+from hasten.codegen.kernel import SCRATCH, SCRATCH_PARAM, TAIL_PARAMS, THREAD, THREADS, Kernel
 from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.reductions import WIDE, Names, hoist
 from hasten.codegen.stage import Stage
@@ -171,15 +171,20 @@ def _outside_addresses(e: Expr) -> frozenset[Var]:
 def name_buffers(value: Expr) -> tuple[Expr, dict[str, str]]:
     """Renames the tensors that are read to x0, x1, ..., so that equal kernels become the same text."""
     found: dict[str, str] = {}
+    renamed = renamed_buffers(value, found)
+    return renamed, {param: tensor for tensor, param in found.items()}
+
+
+def renamed_buffers(value: Expr, found: dict[str, str]) -> Expr:
+    """The same for one of several expressions; `found` has the names of tensors, and grows."""
 
     def visit(node: Expr) -> Expr | None:
-        if not isinstance(node, Load) or not node.index:
+        if not isinstance(node, Load) or not node.index or node.buffer == SCRATCH:
             return None
         name = found.setdefault(node.buffer, f"x{len(found)}")
         return Load(node.dtype, name, tuple(transform(i, visit) for i in node.index))
 
-    renamed = transform(value, visit)
-    return renamed, {param: tensor for tensor, param in found.items()}
+    return transform(value, visit)
 
 
 def parallel_nest(d: Domain, lanes: int, names: Names) -> tuple[Stmt, ...]:

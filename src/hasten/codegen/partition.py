@@ -127,7 +127,7 @@ def sizes_of(expressions: Iterable[Expr]) -> set[str]:
 
 def sizes_of_definition(d: Definition) -> set[str]:
     """Names of the sizes that a definition depends on."""
-    return sizes_of((*d.shape, d.expr))
+    return sizes_of((*d.shape, *d.meaning()))
 
 
 def _wanted_outside(program: Program, hosts: Sequence[HostNode], levels: _Levels) -> set[str]:

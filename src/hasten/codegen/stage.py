@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, Load, Var, walk
-from hasten.loops.program import Description, operands
+from hasten.loops.program import Description, Recurrence, operands
 
 ACCUMULATOR = "accumulator"
 """Name of the load, without index, that stands for a contraction's result in its epilogue."""
@@ -51,8 +51,9 @@ class Stage:
     def reads(self) -> dict[str, None]:
         """Names of the tensors that it loads from, in order."""
         found: dict[str, None] = {}
+        own = {ACCUMULATOR, *(self.body.local if isinstance(self.body, Recurrence) else ())}
         for e in self.expressions():
             for node in walk(e):
-                if isinstance(node, Load) and node.buffer != ACCUMULATOR:
+                if isinstance(node, Load) and node.buffer not in own:
                     found.setdefault(node.buffer)
         return found

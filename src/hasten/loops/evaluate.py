@@ -20,9 +20,9 @@ import numpy as np
 
 from hasten.errors import InputError
 from hasten.loops.dtypes import BYTES, INDEX, DType
-from hasten.loops.expr import Bounded, Const, Expr, Load, Op, Reduce, Size, Var, free_vars, walk
+from hasten.loops.expr import Bounded, Const, Expr, Load, Op, Reduce, Size, Var, free_vars
 from hasten.loops.operations import OPERATIONS, Array
-from hasten.loops.program import Attention, Definition, Gemm, Program, RankSelect, TensorInfo
+from hasten.loops.program import Attention, Definition, Gemm, Program, RankSelect, Recurrence, TensorInfo
 from hasten.loops.simplify import spell
 
 BLOCK = 1 << 22
@@ -167,7 +167,7 @@ def _needed(program: Program, outputs: Iterable[str]) -> set[str]:
         if name not in program.definitions or name in needed:
             continue
         needed.add(name)
-        stack.extend(e.buffer for e in walk(program.definitions[name].expr) if isinstance(e, Load))
+        stack.extend(program.definitions[name].reads())
     return needed
 
 
@@ -190,6 +190,8 @@ def _define(d: Definition, tensors: Mapping[str, Array], sizes: Mapping[str, int
                 value = _ragged_attention(d.body, d, scope, ranges)
             case RankSelect():
                 value = _rank_select(d.body, scope, ranges)
+            case Recurrence():
+                value = _recurrence(d.body, scope, ranges)
             case _:
                 value = scope.value(d.body)
         if value.fault is not None:
@@ -203,7 +205,7 @@ def _raise_fault(d: Definition, fault: Array, block: Sequence[_Range]) -> None:
         return
     at = [int(i) + low for i, (low, _) in zip(np.argwhere(fault)[0], block, strict=True)]
     if (fault == _FAULT_PROGRAM).any():
-        raise AssertionError(f"{d.name}{at} ({d.origin}) reads outside a tensor: {spell(d.expr)}")
+        raise AssertionError(f"{d.name}{at} ({d.origin}) reads outside a tensor")
     raise InputError(
         f"{d.origin or d.name}: an index taken from the data is out of range (first at element {at} "
         f"of its output); give indices within the dimension that they index"
@@ -472,6 +474,40 @@ def _rank_select(c: RankSelect, scope: _Scope, block: Mapping[Var, _Range]) -> _
     both[1, : found.size] = found
     parts = tuple(slice(*block[v]) for v in (c.which, c.at))
     return _Value(both[parts], np.asarray(fault, np.int8) if fault else None)
+
+
+def _recurrence(c: Recurrence, scope: _Scope, block: Mapping[Var, _Range]) -> _Value:
+    """Steps one after the other, all lanes at once."""
+    sizes = scope.sizes
+    domain = [(v, (0, size_value(v.extent, sizes))) for v in (*c.lanes, c.unit) if v.extent is not None]
+    shape = tuple(high for _, (_, high) in domain)
+    steps, positions = (size_value(v.extent, sizes) for v in (c.step, c.position) if v.extent is not None)
+    tensors = dict(scope.tensors)
+    faults: list[Array | None] = []
+
+    def value(e: Expr, step: int = 0, active: Array | None = None) -> Array:
+        axes = _axes([c.step, *(v for v, _ in domain)], [(step, step + 1), *(r for _, r in domain)])
+        found = _Scope(tensors, sizes, axes).value(e)
+        if found.fault is not None:  # of lanes that take the step
+            faults.append(np.max(found.fault if active is None else np.where(active, found.fault, 0)))
+        whole: Array = np.broadcast_to(found.array, (1, *shape))
+        return whole.reshape(shape)
+
+    states = [value(e) for e in c.initial]
+    result = np.zeros((len(states), *shape[:-1], positions, shape[-1]), c.dtype.numpy)
+    length = value(c.length)
+    for step in range(steps):
+        tensors |= dict(zip(c.states, states, strict=True))
+        active = step < length
+        for name, body in zip(c.values, c.bodies, strict=True):
+            tensors[name] = value(body, step, active)
+        states = [np.where(active, tensors[n], s) for n, s in zip(c.carried, states, strict=True)]
+        at = value(c.at, step, active)[..., 0]
+        for lane in np.argwhere(active[..., 0]) if shape[-1] else ():
+            for number, state in enumerate(states):
+                result[(number, *lane, at[tuple(lane)])] = state[tuple(lane)]
+    parts = tuple(slice(*block[v]) for v in (c.which, *c.lanes, c.position, c.unit))
+    return _Value(result[parts], _join(*faults))
 
 
 def _ranged(variables: Sequence[Var], scope: _Scope, block: Mapping[Var, _Range]) -> list[tuple[Var, _Range]]:

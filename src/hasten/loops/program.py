@@ -140,8 +140,57 @@ class RankSelect:
     condition: Expr
 
 
+@dataclass(frozen=True)
+class Recurrence:
+    """States that are carried over the steps of a sequence: what RNN, GRU and LSTM are.
+
+    A *lane* (one direction of one sequence) takes its steps one after the other. A step computes `bodies`
+    in order; each gives a vector over `unit`, by the name of the same place in `values`. Bodies may load
+    states and earlier values of their own lane at [lanes, any unit], and sum over them. Then each state
+    becomes the value that `carried` names, and is written. With variables (which, lanes, position, unit):
+    out[which, lanes, p, unit] is state number `which` behind the step whose position is p, 0 where none is.
+
+    Attributes:
+        which: counts the states.
+        lanes: what is independent of each other.
+        position: where a step is written.
+        unit: element of a state.
+        step: counts the steps.
+        states: names that bodies load the states by.
+        initial: the states before the first step, in terms of lanes and unit.
+        values: names of what a step computes.
+        bodies: their elements, in terms of lanes, step and unit.
+        carried: for each state the name of its next value.
+        length: number of steps that a lane takes, in terms of lanes.
+        at: position of a step, in terms of lanes and step; takes all of 0 to length - 1.
+    """
+
+    which: Var
+    lanes: tuple[Var, ...]
+    position: Var
+    unit: Var
+    step: Var
+    states: tuple[str, ...]
+    initial: tuple[Expr, ...]
+    values: tuple[str, ...]
+    bodies: tuple[Expr, ...]
+    carried: tuple[str, ...]
+    length: Expr
+    at: Expr
+
+    @property
+    def dtype(self) -> DType:
+        """Element type of the states."""
+        return self.initial[0].dtype
+
+    @property
+    def local(self) -> frozenset[str]:
+        """What bodies load that is no tensor of the program."""
+        return frozenset((*self.states, *self.values))
+
+
 Contraction = Gemm | Attention
-Description = Contraction | RankSelect
+Description = Contraction | RankSelect | Recurrence
 
 
 @dataclass(frozen=True)
@@ -173,11 +222,18 @@ class Definition:
 
     def reads(self) -> set[str]:
         """Names of the tensors that it loads from."""
-        return {n.buffer for e in self.expressions() for n in walk(e) if isinstance(n, Load)}
+        found = {n.buffer for e in self.expressions() for n in walk(e) if isinstance(n, Load)}
+        return found - self.body.local if isinstance(self.body, Recurrence) else found
+
+    def meaning(self) -> tuple[Expr, ...]:
+        """What the definition computes with all its loops, so that every size in it shows."""
+        if isinstance(self.body, Recurrence):
+            return (*self.expressions(), self.body.step)
+        return (self.expr,)
 
     @property
     def expr(self) -> Expr:
-        """The body as an expression, whatever it is."""
+        """The body as an expression, whatever it is but a recurrence, which none can say."""
         return self.body if isinstance(self.body, Expr) else expression(self.body)
 
 
@@ -256,7 +312,13 @@ class Program:
 
 
 def expression(c: Description) -> Expr:
-    """A description as a plain expression of its output variables."""
+    """A description as a plain expression of its output variables.
+
+    Raises:
+        TypeError: it is a recurrence.
+    """
+    if isinstance(c, Recurrence):
+        raise TypeError("a recurrence is no expression")
     if isinstance(c, Gemm):
         a, b = (cast(e, DType.I32) if e.dtype in BYTES else e for e in (c.a, c.b))
         return reduce("sum", (*c.taps, c.depth), binary("mul", a, b))
@@ -306,11 +368,23 @@ def _softmax_attention(c: Attention) -> Expr:
 
 def map_operands(c: Description, rewrite: Mapping[str, Expr]) -> Description:
     """The same description with some operand expressions (by attribute name) replaced."""
+    if isinstance(c, Recurrence):
+        new = {**operands(c), **rewrite}
+        initial = tuple(new[f"initial {n}"] for n in c.states)
+        bodies = tuple(new[f"body {n}"] for n in c.values)
+        return replace(c, initial=initial, bodies=bodies, length=new["length"], at=new["at"])
     return replace(c, **rewrite)  # type: ignore[arg-type]  # keys are operand attributes
 
 
 def operands(c: Description) -> dict[str, Expr]:
     """The operand expressions of a description by attribute name."""
+    if isinstance(c, Recurrence):
+        return {
+            **{f"initial {n}": e for n, e in zip(c.states, c.initial, strict=True)},
+            **{f"body {n}": e for n, e in zip(c.values, c.bodies, strict=True)},
+            "length": c.length,
+            "at": c.at,
+        }
     names: tuple[str, ...] = ("q", "k", "v", "bias", "keep", "start", "stop")
     if isinstance(c, Gemm):
         names = ("a", "b")

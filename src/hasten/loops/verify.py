@@ -37,7 +37,16 @@ from hasten.loops.nest import (
     size_parameter,
 )
 from hasten.loops.operations import OPERATIONS
-from hasten.loops.program import Attention, Definition, Gemm, Measured, Program, RankSelect, TensorInfo
+from hasten.loops.program import (
+    Attention,
+    Definition,
+    Gemm,
+    Measured,
+    Program,
+    RankSelect,
+    Recurrence,
+    TensorInfo,
+)
 from hasten.loops.simplify import spell
 
 
@@ -123,9 +132,33 @@ def _check_definition(d: Definition, tensors: Mapping[str, TensorInfo], sizes: s
         _require(d.vars == own, f"{where}: the variables of a rank are not the definition's")
         extra = free_vars(d.body.condition) - {d.body.position}
         _require(not extra, f"{where}: the condition of a rank depends on more than the position")
+    if isinstance(d.body, Recurrence):
+        _check_recurrence(d.body, d, tensors, sizes, where)
+        return
     checker = _Checker(tensors, sizes, where)
     checker.check(d.expr, frozenset(d.vars))
     _require(d.expr.dtype is d.dtype, f"{where}: the body is {d.expr.dtype}, the tensor {d.dtype}")
+
+
+def _check_recurrence(
+    c: Recurrence, d: Definition, tensors: Mapping[str, TensorInfo], sizes: set[str], where: str
+) -> None:
+    own = (c.which, *c.lanes, c.position, c.unit)
+    _require(d.vars == own, f"{where}: the variables of a recurrence are not the definition's")
+    _require(not c.local & tensors.keys(), f"{where}: a state has the name of a tensor")
+    shape = tuple(v.extent for v in (*c.lanes, c.unit) if v.extent is not None)
+    known = dict(tensors)
+    lanes = frozenset(c.lanes)
+    _Checker(known, sizes, where).check(c.length, lanes)
+    _Checker(known, sizes, where).check(c.at, lanes | {c.step})
+    for name, e in zip(c.states, c.initial, strict=True):
+        _Checker(known, sizes, where).check(e, lanes | {c.unit})
+        known[name] = TensorInfo(name, e.dtype, shape)
+    for name, e in zip(c.values, c.bodies, strict=True):
+        checker = _Checker(known, sizes, where)
+        checker.check(e, lanes | {c.step, c.unit})
+        known[name] = TensorInfo(name, e.dtype, shape)
+    _require(set(c.carried) <= set(c.values), f"{where}: a state becomes what no step computes")
 
 
 def _check_attention(a: Attention, d: Definition, where: str) -> None:

@@ -37,7 +37,7 @@ from hasten.loops.expr import (
     transform,
 )
 from hasten.loops.expr import Op as Op_
-from hasten.loops.program import Contraction, Definition, Guard, Program, expression
+from hasten.loops.program import Attention, Definition, Description, Gemm, Guard, Program, expression
 from hasten.loops.simplify import spell, to_poly
 from hasten.ops.pruning import PruningFacts
 
@@ -136,7 +136,7 @@ class Lowering:
     def define(
         self,
         shape: Sequence[Expr | int],
-        body: Callable[..., Expr | Contraction],
+        body: Callable[..., Expr | Description],
         dtype: DType,
         *,
         name: str | None = None,
@@ -163,7 +163,7 @@ class Lowering:
         labels = vars or [f"i{d}" for d in range(len(extents))]
         variables = tuple(Var(INDEX, v, n) for v, n in zip(labels, extents, strict=True))
         element = body(*variables)
-        if not isinstance(element, Expr) and element.dtype is DType.F64:
+        if isinstance(element, Gemm | Attention) and element.dtype is DType.F64:
             element = expression(element)  # register tiles have elements of 32 bits at the most
         if isinstance(element, Expr) and element.dtype is not dtype:
             raise TypeError(f"{self.origin}: body of {name} is {element.dtype}, declared {dtype}")
@@ -173,7 +173,7 @@ class Lowering:
     def temporary(
         self,
         shape: Sequence[Expr | int],
-        body: Callable[..., Expr | Contraction],
+        body: Callable[..., Expr | Description],
         dtype: DType,
         suffix: str,
         *,

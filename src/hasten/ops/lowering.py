@@ -317,7 +317,8 @@ def _sizes(program: Program) -> Iterator[str]:
         for part in (*definition.shape, *parts):
             yield from _sizes_in(part)
         if not isinstance(body, Expr):
-            yield from _sizes_in(definition.expr)
+            for part in definition.meaning():
+                yield from _sizes_in(part)
     for guard in program.guards:
         for side in (guard.left, guard.right):
             yield from _sizes_in(side)

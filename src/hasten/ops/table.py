@@ -18,6 +18,7 @@ from hasten.ops import (
     padding,
     pooling,
     quantization,
+    recurrent,
     reductions,
     resize,
 )
@@ -38,6 +39,7 @@ _FAMILIES: tuple[tuple[Op, ...], ...] = (
     pooling.OPS,
     attention.OPS,
     quantization.OPS,
+    recurrent.OPS,
 )
 
 
