@@ -53,6 +53,17 @@ def test_the_best_target_of_a_machine(
     )
 
 
+def test_tiles_need_the_systems_permission(monkeypatch: pytest.MonkeyPatch) -> None:
+    amx = Target.named("x86-64-v4-amx")
+    monkeypatch.setattr(module, "processor_features", lambda: amx.features)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    for permitted in (True, False):
+        monkeypatch.setattr(module, "_tiles_permitted", lambda permitted=permitted: permitted)
+        assert runs_here(amx) is permitted
+        best = with_factors(Target.named("avx512"), {"bf16"})[0].name
+        assert best == ("x86-64-v4-amx" if permitted else "x86-64-v4-bf16")
+
+
 def test_variants_with_instructions_for_narrow_factors(monkeypatch: pytest.MonkeyPatch) -> None:
     v4 = Target.named("avx512")
     features = v4.features | {"avx512_vnni"}

@@ -6,6 +6,7 @@ side reads its vector width and registers; the deploy side asks which of an arti
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import platform
@@ -43,6 +44,11 @@ class Target:
     registers: int
     triple: str
     factors: frozenset[str] = frozenset()
+
+    @property
+    def matrix(self) -> bool:
+        """Whether it multiplies its factors in tiles of matrices (AMX)."""
+        return "amx_tile" in self.features
 
     @staticmethod
     def named(name: str) -> Target:
@@ -85,6 +91,15 @@ TARGETS = (
         "x86-64-v4-bf16",
         "x86-64",
         _V3_FEATURES | _V4_FEATURES | {"avx512_vnni", "avx512_bf16"},
+        64,
+        32,
+        "x86_64-linux-gnu",
+        _BYTES | _PAIRS,
+    ),
+    Target(
+        "x86-64-v4-amx",
+        "x86-64",
+        _V3_FEATURES | _V4_FEATURES | {"avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8"},
         64,
         32,
         "x86_64-linux-gnu",
@@ -135,8 +150,9 @@ class Caches:
 
 
 def runs_here(target: Target) -> bool:
-    """Whether this machine's processor has all that the target's code uses."""
-    return target.arch == architecture() and target.features <= processor_features()
+    """Whether this machine's processor has all that the target's code uses, and the system lets us use it."""
+    has_all = target.arch == architecture() and target.features <= processor_features()
+    return has_all and (not target.matrix or _tiles_permitted())
 
 
 def native() -> Target:
@@ -155,6 +171,19 @@ def native() -> Target:
         + (f": it lacks {', '.join(lacks)}" if lacks else "")
         + "; name the machine that you compile for with target="
     )
+
+
+@functools.cache
+def _tiles_permitted() -> bool:
+    """Asks Linux for the registers of matrix tiles, which a process has to before it uses them.
+
+    The permission is for all threads, also later ones, and for child processes. Another system knows no such
+    question; whether it keeps the registers for us is not known, so that we do without.
+    """
+    if platform.system() != "Linux":
+        return False
+    arch_prctl, req_xcomp_perm, tile_data = 158, 0x1023, 18  # Documentation/arch/x86/xstate.rst
+    return bool(ctypes.CDLL(None).syscall(arch_prctl, req_xcomp_perm, tile_data) == 0)
 
 
 def architecture() -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from hasten.codegen import module
 from hasten.codegen.batch import batch_sources
 from hasten.codegen.elementary import expand_operation
+from hasten.codegen.kernel import scratch_view
 from hasten.codegen.lower_stages import Lowered, lower_program
 from hasten.codegen.microkernels import microkernels
 from hasten.codegen.module import Part
@@ -86,8 +87,9 @@ class Interpreted:
             for thread in range(threads):
                 given |= {"fault": np.zeros(1, np.uint8), "kernel": number}
                 given |= {"thread": thread, "threads": threads}
-                given["scratch"] = uninitialized(DType.F32, scratch + GUARD)
-                given["scratch_pairs"] = uninitialized(DType.BF16, 2 * scratch + GUARD)
+                for dtype in TILE_DTYPES:
+                    view = scratch_view(dtype).name
+                    given[view] = uninitialized(dtype, scratch * 4 // dtype.bytes + GUARD)
                 fault = interpret(k.function, [given[p.name] for p in k.function.params], functions)
                 if fault is not None:
                     raise InputError(f"index {fault.value} is outside {fault.limit} in {k.title}")

@@ -114,7 +114,7 @@ def test_an_odd_depth_stays_as_it_is():
     assert DType.BF16 not in {layout.dtype for layout in lowered.layouts.values()}
 
 
-@pytest.mark.parametrize("name", ["x86-64-v3", "x86-64-v4-bf16", "aarch64"])
+@pytest.mark.parametrize("name", ["x86-64-v3", "x86-64-v4-bf16", "x86-64-v4-amx", "aarch64"])
 def test_nests_as_interpreted(name):
     target = Target.named(name)
     for p in [exact(products()[4]), exact(convolutions()[1])]:

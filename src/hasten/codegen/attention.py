@@ -10,17 +10,19 @@ too; scores, their softmax and all sums are f32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from hasten.codegen.amx import Strided, matrix_step, multiply_matrix
+from hasten.codegen.c_amx import PAIR
 from hasten.codegen.fuse import operand_load
 from hasten.codegen.gemm import PRODUCTS_PER_WORK
-from hasten.codegen.kernel import SCRATCH, SCRATCH_PARAM, THREADS, Kernel
+from hasten.codegen.kernel import SCRATCH, SCRATCH_PARAM, THREADS, Kernel, scratch_view
 from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.maps import Domain, finish_kernel, inner_loop, share
 from hasten.codegen.reductions import Names
 from hasten.codegen.stage import Stage
-from hasten.codegen.tiles import PANEL, Columns, Rows, Tile, group, multiply
+from hasten.codegen.tiles import PANEL, Columns, Rows, Tile, group, multiply, tiles_for
 from hasten.codegen.transpose import transpose_name
 from hasten.codegen.vectorize import coefficient, vectorizable, vectorize
 from hasten.loops.dtypes import INDEX, DType
@@ -42,18 +44,21 @@ from hasten.loops.expr import (
 )
 from hasten.loops.nest import Call, Comment, Declare, For, Let, Param, Stmt, Store
 from hasten.loops.program import Attention
+from hasten.target import Target
 
 F32 = DType.F32
 _MINUS_INFINITY = const(float("-inf"), F32)
 ROWS_AHEAD = 16
 """Steps of depth by which a panel of keys or values is asked for before it is needed."""
-PAIRS = "scratch_pairs"
-"""Parameter: the scratch memory as bf16; behind the scores packed keys, weights and packed values."""
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """What the pieces of one attention kernel share."""
+    """What the pieces of one attention kernel share.
+
+    `step` has the groups of depth that a tile register of matrices takes of queries and keys, and `pitch` the
+    elements from one query to the next, or None where the register tile multiplies.
+    """
 
     stage: Stage
     a: Attention
@@ -61,10 +66,13 @@ class _Parts:
     tiles: tuple[Tile, ...]
     buffers: dict[str, str]
     names: Names
+    step: int | None
+    pitch: Expr | None
 
     @property
     def rows(self) -> int:
-        return self.tiles[0].rows
+        """Queries of a tile."""
+        return self.tiles[0].rows if self.step is None else PAIR
 
     @property
     def lanes(self) -> int:
@@ -97,8 +105,8 @@ class _Parts:
 
     @property
     def packed(self) -> str:
-        """The buffer that holds packed operands."""
-        return SCRATCH if self.dtype is F32 else PAIRS
+        """The buffer that holds packed operands: the scratch memory, behind the scores."""
+        return scratch_view(self.dtype).name
 
     def keys_at(self, pitch: Expr) -> Expr:
         """Where packed keys begin in it: behind the scores."""
@@ -112,20 +120,27 @@ class _Parts:
         """Where packed values begin, if they are packed."""
         return self.weights_at(pitch) + pitch * self.rows
 
-    def whole_vectors(self, count: Expr) -> Expr:
-        """A number of elements rounded up to whole vectors."""
-        return round_up(count, self.lanes)
+    @property
+    def whole_keys(self) -> Expr:
+        """Keys rounded up to whole vectors, or to what the weighted sum takes: weights beyond are zero."""
+        return round_up(self.keys, self.lanes if self.step is None else PANEL)
 
-    def whole_groups(self, count: Expr) -> Expr:
-        """A number of elements rounded up to whole groups."""
-        return round_up(count, self.group)
+    @property
+    def summed_keys(self) -> Expr:
+        """Keys that the weighted sum goes over: whole groups, or all that have weights."""
+        return round_up(self.keys, self.group) if self.step is None else self.whole_keys
 
 
-def attention_kernel(stage: Stage, layouts: Layouts, tiles: Sequence[Tile], name: str) -> Kernel:
+def attention_kernel(stage: Stage, layouts: Layouts, target: Target, name: str) -> Kernel:
     """The kernel of an attention stage, whose result is [batch, row, head, column] in memory."""
     a = stage.body
     assert isinstance(a, Attention)
-    parts = _Parts(stage, a, layouts, tuple(tiles), {}, Names())
+    dtype, deep = a.q.dtype, constant_int(a.depth.extent)
+    q = flatten(a.q, layouts)
+    assert isinstance(q, Load)
+    pitch = coefficient(q.index[0], a.row)
+    step = None if deep is None or pitch is None else matrix_step(target, dtype, deep)
+    parts = _Parts(stage, a, layouts, tiles_for(target, dtype), {}, Names(), step, pitch)
     body = _body(parts)
     depth, columns = _extent(a.depth), _extent(a.column)
     keys = a.longest if a.longest is not None else _extent(a.key)
@@ -135,9 +150,9 @@ def attention_kernel(stage: Stage, layouts: Layouts, tiles: Sequence[Tile], name
     pitch = _key_pitch(keys)
     end = parts.keys_at(pitch) + depth * pitch
     views: tuple[Param, ...] = (SCRATCH_PARAM,)
-    if parts.packed == PAIRS:
+    if parts.dtype is not F32:
         end = parts.values_at(pitch) + _value_panels(a) * pitch * PANEL
-        views = (SCRATCH_PARAM, Param(PAIRS, parts.dtype, 1, writable=True))
+        views = (SCRATCH_PARAM, scratch_view(parts.dtype))
     scratch = end * parts.dtype.bytes  # scores, then packed keys and what else is packed
     return finish_kernel(name, body, parts.buffers, layouts, stage, work=work, scratch=scratch, views=views)
 
@@ -176,7 +191,7 @@ def _body(p: _Parts) -> tuple[Stmt, ...]:
     per_task: tuple[Stmt, ...] = (
         *inside,
         *_pack_keys(p, pitch),
-        *(_pack_values(p, pitch) if p.packed == PAIRS else ()),
+        *(_pack_values(p, pitch) if p.dtype is not F32 else ()),
         For(block, begin, end, _query_tile(p, block, end, pitch), step=p.rows),
     )
     return (
@@ -286,20 +301,22 @@ def _pack_keys(p: _Parts, pitch: Var) -> tuple[Stmt, ...]:
 
 
 def _pack_values(p: _Parts, pitch: Var) -> tuple[Stmt, ...]:
-    """packed[panel][key / 2][column in panel][2] = v[key][column]; a missing last key is zero."""
+    """packed[panel][key / 2][column in panel][2] = v[key][column]; missing last keys are zero."""
     a = p.a
     panel, pair, j = Var(INDEX, "panel"), Var(INDEX, "pair"), Var(INDEX, "j", const(PANEL))
     load = _operand(p, a.v, "v")
     values = {**_bound(p), a.column: panel * PANEL + j}
     even, odd = (
-        replace(substitute(load, {**values, a.key: p.first + pair * 2 + half}), lanes=p.lanes)
+        _or_zero(
+            Op(DType.BOOL, "lt", (pair * 2 + half, p.keys)),
+            replace(substitute(load, {**values, a.key: p.first + pair * 2 + half}), lanes=p.lanes),
+        )
         for half in (0, 1)
     )
-    inside = Op(DType.BOOL, "lt", (pair * 2 + 1, p.keys))
-    value = Op(p.dtype, "interleave", (even, _or_zero(inside, odd)), lanes=2 * p.lanes)
+    value = Op(p.dtype, "interleave", (even, odd), lanes=2 * p.lanes)
     at = p.values_at(pitch) + panel * (pitch * PANEL) + pair * (2 * PANEL) + j * 2
     inner = For(j, const(0), const(PANEL), (Store(p.packed, (at,), value),), step=p.lanes)
-    pairs = (p.keys + 1) // 2
+    pairs = p.summed_keys // 2
     return (
         Comment("values, two keys side by side"),
         For(panel, const(0), _value_panels(a), (For(pair, const(0), pairs, (inner,)),)),
@@ -308,30 +325,33 @@ def _pack_values(p: _Parts, pitch: Var) -> tuple[Stmt, ...]:
 
 def _or_zero(condition: Expr, value: Expr) -> Expr:
     """What is loaded where a condition holds, else 0."""
-    return Op(value.dtype, "select", (condition, value, const(0.0, value.dtype)), lanes=value.lanes)
+    zero = Op(value.dtype, "broadcast", (const(0.0, value.dtype),), lanes=value.lanes)
+    return Op(value.dtype, "select", (condition, value, zero), lanes=value.lanes)
 
 
 def _query_tile(p: _Parts, block: Var, end: Var, pitch: Var) -> tuple[Stmt, ...]:
     """Scores, softmax and result of up to `rows` queries."""
     a = p.a
     m, r = Var(INDEX, "m"), Var(INDEX, "r")
-    row = block + binary("min", r, m - 1)
-    q = _operand(p, a.q, "q").index[0]
-    at = substitute(q, {**_bound(p), a.row: row, a.depth: const(0)})
+    query = substitute(_operand(p, a.q, "q").index[0], {**_bound(p), a.depth: const(0)})
     key_panel = Var(INDEX, "panel")
-    fill = For(r, const(0), const(p.rows), (Store("table", (r,), Address(p.dtype, "q", (at,))),))
+
+    def row(at: Expr) -> Address:
+        return Address(p.dtype, "q", (substitute(query, {a.row: block + at}),))
+
+    fill, rows = _rows(p, row, m, p.pitch, _extent(a.depth), p.step)
     panel_at = p.keys_at(pitch) + key_panel * (_extent(a.depth) * PANEL)
     keys = Address(p.dtype, p.packed, (panel_at,))
     scores = Address(F32, SCRATCH, (key_panel * PANEL,))
     width = Var(INDEX, "width")
     product = (
         Let(width, binary("min", p.keys - key_panel * PANEL, const(PANEL))),
-        *_product(p, m, _extent(a.depth), keys, const(PANEL * p.group), width, scores, pitch),
+        *_product(p, m, rows, keys, const(PANEL * p.group), width, scores, pitch),
     )
     strip = r * pitch
     return (
         Let(m, binary("min", end - block, const(p.rows))),
-        fill,
+        *fill,
         Comment("scores"),
         For(key_panel, const(0), pitch // const(PANEL), product),
         Comment("softmax, not yet divided by its sum"),
@@ -341,20 +361,42 @@ def _query_tile(p: _Parts, block: Var, end: Var, pitch: Var) -> tuple[Stmt, ...]
     )
 
 
+def _rows(
+    p: _Parts, row: Callable[[Expr], Address], m: Var, pitch: Expr | None, depth: Expr, step: int | None
+) -> tuple[tuple[Stmt, ...], Rows | Strided]:
+    """What `_product` takes of a tile of queries, and statements that prepare it.
+
+    Args:
+        p: the kernel.
+        row: the address of a row by its number in the tile.
+        m: number of rows; the table repeats the last one.
+        pitch: elements from one row to the next.
+        depth: elements that are summed.
+        step: groups of it that a tile of a matrix takes.
+    """
+    if step is not None and pitch is not None:
+        return (), Strided(row(const(0)), pitch, depth, step)
+    r = Var(INDEX, "r")
+    fill = For(r, const(0), const(p.rows), (Store("table", (r,), row(binary("min", r, m - 1))),))
+    return (fill,), Rows(Address(p.dtype, "table", (const(0),)), const(p.rows), const(1), depth)
+
+
 def _product(
     p: _Parts,
     m: Var,
-    depth: Expr,
+    rows: Rows | Strided,
     panel: Address,
     stride: Expr,
     width: Expr,
     result: Address | None = None,
     result_pitch: Expr | None = None,
 ) -> tuple[Stmt, ...]:
-    """The rows in the table times one panel."""
-    rows = Rows(Address(p.dtype, "table", (const(0),)), const(p.rows), const(1), depth)
+    """The rows of a tile of queries times one panel."""
     ahead = Address(p.dtype, panel.buffer, (panel.index[0] + stride * ROWS_AHEAD,))
-    return multiply(p.tiles, m, rows, Columns(panel, stride, width, ahead, stride), result, result_pitch)
+    columns = Columns(panel, stride, width, ahead, stride)
+    if isinstance(rows, Strided):
+        return multiply_matrix(m, rows, columns, result, result_pitch)
+    return multiply(p.tiles, m, rows, columns, result, result_pitch)
 
 
 def _masked_scores(p: _Parts, row: Expr, strip: Expr) -> tuple[Stmt, ...]:
@@ -395,7 +437,7 @@ def _masked_scores(p: _Parts, row: Expr, strip: Expr) -> tuple[Stmt, ...]:
         *vectors,
         Declare("peak", F32, value=begin),
         For(last, whole if lanes > 1 else const(0), p.keys, step(last, 1, "peak")),
-        For(last, p.keys, p.whole_vectors(p.keys), (Store(SCRATCH, (strip + last,), _MINUS_INFINITY),)),
+        For(last, p.keys, p.whole_keys, (Store(SCRATCH, (strip + last,), _MINUS_INFINITY),)),
     )
 
 
@@ -415,7 +457,7 @@ def _weights(p: _Parts, r: Var, strip: Expr, pitch: Var) -> tuple[Stmt, ...]:
     return (
         Let(shift, Op(F32, "select", (dead, zero, peak))),
         Declare("sums", F32, (), lanes, value=zero),
-        For(t, const(0), p.whole_vectors(p.keys), each, step=lanes),
+        For(t, const(0), p.whole_keys, each, step=lanes),
         Let(Var(F32, "sum"), Op(F32, "total_sum", (sums,))),
         Store("total", (r,), Op(F32, "select", (dead, zero, Op(F32, "div", (one, Var(F32, "sum")))))),
     )
@@ -425,11 +467,15 @@ def _weighted_sum(p: _Parts, m: Var, block: Var, pitch: Var) -> tuple[Stmt, ...]
     """Out = (weights times values) / sum, a panel of value columns at a time."""
     a = p.a
     r, panel, j = Var(INDEX, "r", const(p.rows)), Var(INDEX, "panel"), Var(INDEX, "j")
-    strip = p.weights_at(pitch) + binary("min", r, m - 1) * pitch
-    fill = For(r, const(0), const(p.rows), (Store("table", (r,), Address(p.dtype, p.packed, (strip,))),))
+
+    def row(at: Expr) -> Address:
+        return Address(p.dtype, p.packed, (p.weights_at(pitch) + at * pitch,))
+
+    step = None if p.step is None else PANEL // p.group
+    fill, rows = _rows(p, row, m, pitch, p.summed_keys, step)
     width = Var(INDEX, "width")
     values, stride = _values(p, panel, pitch)
-    product = _product(p, m, p.whole_groups(p.keys), values, stride, width)
+    product = _product(p, m, rows, values, stride, width)
     tile = Load(F32, "tile", (r * PANEL + j,))
     value = cast(Op(F32, "mul", (tile, Load(F32, "total", (r,)))), p.stage.dtype)
     at = {**_bound(p), a.row: block + r, a.column: panel * PANEL + j}
@@ -440,15 +486,15 @@ def _weighted_sum(p: _Parts, m: Var, block: Var, pitch: Var) -> tuple[Stmt, ...]
         *product,
         For(r, const(0), m, write),
     )
-    return (fill, For(panel, const(0), _value_panels(a), body))
+    return (*fill, For(panel, const(0), _value_panels(a), body))
 
 
 def _values(p: _Parts, panel: Var, pitch: Var) -> tuple[Address, Expr]:
     """Where a panel of values begins, and elements from one step of keys to the next."""
     a = p.a
-    if p.packed == PAIRS:
+    if p.dtype is not F32:
         at = p.values_at(pitch) + panel * (pitch * PANEL)
-        return Address(p.dtype, PAIRS, (at,)), const(2 * PANEL)
+        return Address(p.dtype, p.packed, (at,)), const(2 * PANEL)
     load = _operand(p, a.v, "v")
     assert operand_load(load, a.column) is not None
     step = coefficient(load.index[0], a.key)

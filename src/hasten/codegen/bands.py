@@ -16,11 +16,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hasten.codegen.attention import PAIRS
 from hasten.codegen.counts import factor_type, stage_bytes, stage_flops
 from hasten.codegen.depthwise import FIRST_ROW, LAST_ROW, Slide, depthwise_rows, find_slide
 from hasten.codegen.gemm import extent, split_flat
-from hasten.codegen.kernel import FAULT_PARAM, SCRATCH, TAIL_PARAMS, Kernel
+from hasten.codegen.kernel import FAULT_PARAM, TAIL_PARAMS, Kernel, scratch_view
 from hasten.codegen.layout import Layout, Layouts
 from hasten.codegen.maps import OUTPUT, share
 from hasten.codegen.stage import Stage
@@ -267,7 +266,7 @@ class _Builder:
         self.first, self.last = Var(INDEX, "first"), Var(INDEX, "last")
         self.begin, self.end = Var(INDEX, "begin"), Var(INDEX, "end")
         self.result = layouts[chain.stages[-1].name].dtype
-        self.memory = SCRATCH if chain.dtype is DType.F32 else PAIRS
+        self.memory = scratch_view(chain.dtype)
         self.params: dict[str, Param] = {}
         self.tensors: dict[str, str] = {}
         self.products = {
@@ -308,7 +307,7 @@ class _Builder:
         params = (
             *self.params.values(),
             Param(OUTPUT, self.result, 1, writable=True),
-            Param(self.memory, self.chain.dtype, 1, writable=True),
+            self.memory,
             *(Param(size_parameter(n), INDEX) for n in sizes),
             *TAIL_PARAMS,
         )
@@ -425,7 +424,7 @@ class _Builder:
 
     def scratch(self, offset: Expr) -> Expr:
         """A place in this thread's own memory."""
-        return Address(self.chain.dtype, self.memory, (offset,))
+        return Address(self.chain.dtype, self.memory.name, (offset,))
 
     def call(self, f: Function, buffers: Mapping[str, Expr], values: Mapping[str, Expr]) -> Call:
         """A call on one thread; sizes that are not given have the caller's values."""

@@ -123,7 +123,10 @@ class _Printer:
         static = "" if f.name in exported else "static inline " if f.inline else "static "
         self.lines.append(f"{static}{declaration(f)} {{")
         head = len(self.lines)
-        self.block(f.body)
+        if f.native:
+            self.lines.append(textwrap.indent(f.native, "    "))
+        else:
+            self.block(f.body)
         # All kernels have the same last parameters; most do not need those that report a fault.
         used = set(re.findall(r"\w+", "\n".join(self.lines[head:])))
         unused = ", ".join(f"(void){p.name}" for p in f.params if p.name not in used)

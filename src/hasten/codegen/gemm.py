@@ -54,7 +54,7 @@ from hasten.loops.expr import (
     unary,
     walk,
 )
-from hasten.loops.nest import Declare, For, Let, Prefetch, Stmt, Store, choose, unrolled
+from hasten.loops.nest import Declare, For, Let, Param, Prefetch, Stmt, Store, choose, unrolled
 from hasten.loops.program import Gemm
 
 PRODUCTS_PER_WORK = 8
@@ -168,13 +168,7 @@ def gemm_kernel(
     name: str,
 ) -> Kernel:
     """The kernel of a contraction stage whose second operand is packed."""
-    g = stage.body
-    assert isinstance(g, Gemm)
-    builder = _Builder(stage, g, packed, layouts, low_enough(tiles, schedule), schedule)
-    body = builder.body()
-    products = extent((*g.batch, *g.rows, *g.taps, g.depth)) * extent((g.column,))
-    work = (products + PRODUCTS_PER_WORK) // PRODUCTS_PER_WORK
-    return finish_kernel(name, body, builder.buffers, layouts, stage, work=work)
+    return ProductBuilder(stage, packed, layouts, low_enough(tiles, schedule), schedule).kernel(name)
 
 
 def low_enough(tiles: Sequence[Tile], schedule: Schedule) -> tuple[Tile, ...]:
@@ -183,21 +177,32 @@ def low_enough(tiles: Sequence[Tile], schedule: Schedule) -> tuple[Tile, ...]:
     return tuple(t for t in tiles if t.rows <= most)
 
 
-class _Builder:
-    """Builds one kernel; holds what its parts share."""
+class ProductBuilder:
+    """Builds one kernel; holds what its parts share.
+
+    Attributes:
+        tallest: rows of the largest result that is finished at a time.
+        grain: rows that a thread has a multiple of.
+        scratch: bytes of memory of its own that a thread needs, or None.
+        views: the parameters for that.
+    """
+
+    scratch: Expr | None = None
+    views: tuple[Param, ...] = ()
 
     def __init__(
         self,
         stage: Stage,
-        g: Gemm,
         packed: PackedOperand,
         layouts: Layouts,
         tiles: Sequence[Tile],
         schedule: Schedule,
     ) -> None:
+        g = stage.body
+        assert isinstance(g, Gemm)
         self.stage, self.g, self.packed, self.layouts, self.tiles = stage, g, packed, layouts, tiles
         self.schedule = schedule
-        self.tallest = tiles[0].rows
+        self.tallest = self.grain = tiles[0].rows
         self.rows, self.columns = extent(g.rows), extent((g.column,))
         self.taps, self.batch = extent(g.taps), extent(g.batch)
         assert g.depth.extent is not None and constant_int(self.taps) is not None
@@ -221,6 +226,22 @@ class _Builder:
             self.buffers[PADDING] = padding_name(padding)
         self.buffers["b"] = packed.tensor
 
+    def kernel(self, name: str) -> Kernel:
+        """The kernel as a function of this name."""
+        g = self.g
+        products = extent((*g.batch, *g.rows, *g.taps, g.depth)) * extent((g.column,))
+        work = (products + PRODUCTS_PER_WORK) // PRODUCTS_PER_WORK
+        return finish_kernel(
+            name,
+            self.body(),
+            self.buffers,
+            self.layouts,
+            self.stage,
+            work=work,
+            scratch=self.scratch,
+            views=self.views,
+        )
+
     def body(self) -> tuple[Stmt, ...]:
         """All statements of the kernel."""
         shares, (entries, rows, panels) = self.partition()
@@ -228,16 +249,26 @@ class _Builder:
         height = Var(INDEX, "height", const(step + 1))
         in_block = (
             Let(height, binary("min", rows[1] - self.block, const(step))),
-            *self.row_table(height),
+            *self.prepare(height),
             *self.over_block(height, panels),
         )
-        capacity = constant_int(self.taps) or 1
         return (
             *shares,
-            Declare("table", self.dtype, (capacity * self.row_block,), pointer=True),
-            Declare(TILE, total_of(self.dtype), (self.tallest * PANEL,)),
+            *self.locals(),
             *self.over_entries(entries, (For(self.block, *rows, in_block, step=step),)),
         )
+
+    def locals(self) -> tuple[Stmt, ...]:
+        """The arrays of a block."""
+        capacity = constant_int(self.taps) or 1
+        return (
+            Declare("table", self.dtype, (capacity * self.row_block,), pointer=True),
+            Declare(TILE, total_of(self.dtype), (self.tallest * PANEL,)),
+        )
+
+    def prepare(self, height: Var) -> tuple[Stmt, ...]:
+        """What is done once for the rows of a block."""
+        return self.row_table(height)
 
     def over_entries(self, entries: tuple[Expr, Expr], body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
         """The loop over batch entries, if there are several."""
@@ -257,7 +288,7 @@ class _Builder:
         ranges: list[tuple[Expr, Expr]] = []
         for label, total, grain, mine in (
             ("entry", self.batch, 1, split[Split.ENTRIES]),
-            ("row", self.rows, self.tallest, split[Split.ROWS]),
+            ("row", self.rows, self.grain, split[Split.ROWS]),
             ("panel", self.panels, 1, split[Split.PANELS]),
         ):
             first, last = share(total, const(grain))
@@ -282,7 +313,7 @@ class _Builder:
             entries = Var(DType.BOOL, "split_entries")
             statements.append(Let(entries, binary("le", threads, self.batch)))
         # Tiles of the thread that has the most. Where both ways are about equal, less memory is moved.
-        tiles = (self.rows + (self.tallest - 1)) // self.tallest
+        tiles = (self.rows + (self.grain - 1)) // self.grain
         by_rows, by_panels = Var(INDEX, "by_rows"), Var(INDEX, "by_panels")
         statements.append(Let(by_rows, Op(INDEX, "truncdiv", (tiles + threads - 1, threads)) * self.panels))
         statements.append(Let(by_panels, Op(INDEX, "truncdiv", (self.panels + threads - 1, threads)) * tiles))
@@ -347,7 +378,7 @@ class _Builder:
         over_rows = For(r0, const(0), height, (count, *tile), step=self.tallest)
         return (For(self.panel, *panels, (*panel, over_rows)),)
 
-    def columns_of_panel(self, r0: Var, height: Var) -> tuple[tuple[Stmt, ...], Columns]:
+    def columns_of_panel(self, r0: Expr, height: Var) -> tuple[tuple[Stmt, ...], Columns]:
         """Statements at the beginning of a panel, and its columns."""
         stride, packed = Var(INDEX, "stride"), Var(INDEX, "packed")
         left = self.columns - self.panel * PANEL
@@ -382,7 +413,7 @@ class _Builder:
         )
         return tuple(lets), columns
 
-    def write(self, r0: Var, m: Var, width: Expr) -> tuple[Stmt, ...]:
+    def write(self, r0: Expr, m: Var, width: Expr) -> tuple[Stmt, ...]:
         """Applies the epilogue to a finished tile and writes it."""
         r = Var(INDEX, "r", const(self.tallest))
         columns = ColumnRange(self.g.column, self.panel * PANEL, width)
@@ -390,7 +421,7 @@ class _Builder:
         inner = write_row(self.finish, self.address, self.at_row, r, columns, lanes, self.names)
         return (For(r, const(0), m, (Let(self.row, self.block + r0 + r), *inner)),)
 
-    def fetch_operands(self, r0: Var, m: Var) -> tuple[Stmt, ...]:
+    def fetch_operands(self, r0: Expr, m: Var) -> tuple[Stmt, ...]:
         """Asks for what the epilogue of a tile will read row by row, while the sums are computed.
 
         Each row of a residual is a cache line or two, far from the next: too few for the processor to see a

@@ -27,6 +27,11 @@ SCRATCH_PARAM = Param(SCRATCH, DType.F32, 1, writable=True)
 """Parameter of kernels that ask for scratch memory: this thread's own, as f32."""
 
 
+def scratch_view(dtype: DType) -> Param:
+    """Parameter: the same scratch memory as elements of a type."""
+    return SCRATCH_PARAM if dtype is DType.F32 else Param(f"{SCRATCH}_{dtype}", dtype, 1, writable=True)
+
+
 @dataclass(frozen=True)
 class Kernel:
     """One step of a compiled part.

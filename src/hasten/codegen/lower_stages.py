@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hasten.codegen.amx_gemm import product_kernel
 from hasten.codegen.attention import attention_kernel
 from hasten.codegen.bands import band_kernel, find_chain, passed_on
 from hasten.codegen.convolution import find_convolution
@@ -15,7 +16,6 @@ from hasten.codegen.fuse import fuse
 from hasten.codegen.gemm import (
     PackedOperand,
     extent,
-    gemm_kernel,
     pack_constant,
     packed_columns,
     padding_name,
@@ -123,8 +123,7 @@ def _kernels(
     def build(s: Stage, flat: Mapping[str, Layout], name: str) -> Kernel:
         assert isinstance(s.body, Gemm) and isinstance(s.body.b, Load)
         packed = products[s.body.b.buffer]
-        tiles = tiles_for(target, _operand_type(s.body))
-        return gemm_kernel(s, packed.operand, flat, tiles, packed.product.schedule, name)
+        return product_kernel(s, packed.operand, flat, target, packed.product.schedule, name)
 
     passed = passed_on(stages, results)
     kernels: list[Kernel] = []
@@ -147,21 +146,22 @@ def _kernel(
     products: Mapping[str, _Packed],
     target: Target,
 ) -> Kernel:
-    tiles = tiles_for(target, _operand_type(s.body)) if isinstance(s.body, Contraction) else ()
     if isinstance(s.body, Gemm):
         assert isinstance(s.body.b, Load)
         packed = products[s.body.b.buffer]
         chosen = packed.product
         assert isinstance(chosen.stage.body, Gemm)
         if chosen.schedule.algorithm is Algorithm.DIRECT:
-            kernel = gemm_kernel(s, packed.operand, layouts, tiles, chosen.schedule, f"product_{number}")
+            name = f"product_{number}"
+            kernel = product_kernel(s, packed.operand, layouts, target, chosen.schedule, name)
         else:
             name = f"winograd_{number}"
+            tiles = tiles_for(target)
             kernel = winograd_kernel(s, packed.operand, layouts, tiles, chosen.schedule, name)
         plain = replace(s, body=replace(s.body, b=chosen.stage.body.b))
         return replace(kernel, product=replace(chosen, stage=plain))
     if isinstance(s.body, Attention):
-        return attention_kernel(s, layouts, tiles, f"attention_{number}")
+        return attention_kernel(s, layouts, target, f"attention_{number}")
     if isinstance(s.body, RankSelect):
         return rank_kernel(s, layouts, f"rank_{number}")
     if isinstance(s.body, Recurrence):

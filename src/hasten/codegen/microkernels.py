@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hasten.codegen.amx import matrix_functions
 from hasten.codegen.tiles import DISPATCHER, tile_functions
 from hasten.codegen.transpose import transpose_function
 from hasten.loops.dtypes import DType
@@ -13,15 +14,16 @@ from hasten.target import Target
 
 def microkernels(target: Target, dtypes: Sequence[DType]) -> list[Function]:
     """All of them for some element types, callees first."""
-    return [*tile_functions(target, dtypes), *_transposes(target, dtypes)]
+    return [*tile_functions(target, dtypes), *_whole_functions(target, dtypes)]
 
 
 def called_by_kernels(target: Target, dtypes: Sequence[DType]) -> list[Function]:
     """Those that kernels call by name."""
     tiles = [f for f in tile_functions(target, dtypes) if f.name.startswith(DISPATCHER)]
-    return [*tiles, *_transposes(target, dtypes)]
+    return [*tiles, *_whole_functions(target, dtypes)]
 
 
-def _transposes(target: Target, dtypes: Sequence[DType]) -> list[Function]:
-    """What packs keys of attention, which there is for floats."""
-    return [transpose_function(target, d) for d in dtypes if d.is_float]
+def _whole_functions(target: Target, dtypes: Sequence[DType]) -> list[Function]:
+    """Those that call no others; what packs keys of attention there is for floats."""
+    matrices = [f for d in dtypes for f in matrix_functions(target, d)]
+    return [*matrices, *(transpose_function(target, d) for d in dtypes if d.is_float)]

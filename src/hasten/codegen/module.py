@@ -6,9 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hasten.codegen.attention import PAIRS
 from hasten.codegen.emit_c import Expand, declaration, emit_functions, size_text
-from hasten.codegen.kernel import Kernel
+from hasten.codegen.kernel import SCRATCH, Kernel
 from hasten.codegen.lower_stages import Lowered
 from hasten.codegen.memory import ALIGNMENT, Lifetime, Slot, plan_memory, slots_by_tensor
 from hasten.codegen.microkernels import called_by_kernels, microkernels
@@ -357,8 +356,9 @@ class _Program:
             lines.append(
                 "    float *scratch = (float *)(arena + plan->scratch + plan->scratch_bytes * team->index);"
             )
-        if any(p.name == PAIRS for k in self.kernels for p in k.function.params):
-            lines.append(f"    hasten_bf16 *{PAIRS} = (hasten_bf16 *)scratch;")
+        params = dict.fromkeys(p for k in self.kernels for p in k.function.params)
+        for p in (p for p in params if p.name.startswith(f"{SCRATCH}_")):
+            lines.append(f"    {p.dtype.c_name} *{p.name} = ({p.dtype.c_name} *)scratch;")
         for i, k in enumerate(self.kernels):
             lines += self.step(i, k)
         lines += ["    HASTEN_MARK(team->index, HASTEN_WAITS);", "}", ""]

@@ -10,10 +10,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
 
+from hasten.codegen.amx import matrix_step
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.tiles import HALF_PANEL, PANEL, tiles_for
 from hasten.codegen.vectorize import coefficient
@@ -292,6 +293,8 @@ DEFAULTS = Schedules()
 
 def default_schedule(shape: ProductShape, target: Target) -> Schedule:
     """The schedule that the shape suggests, without measuring."""
+    if _on_matrices(shape, target):
+        return Schedule()
     if not shape.allows_winograd:
         return Schedule(tile_rows=_tile_rows(shape, target))
     *images, height, width = [Extent(1), Extent(1), *shape.rows][-3:]
@@ -299,6 +302,12 @@ def default_schedule(shape: ProductShape, target: Target) -> Schedule:
     count = math.prod(1 if n.symbolic else n.count for n in images)
     algorithm = suited_algorithm(count, height.count, width.count, shape.depth.count, shape.columns.count)
     return Schedule(algorithm)
+
+
+def _on_matrices(shape: ProductShape, target: Target) -> bool:
+    """Whether tiles of matrices multiply, whose kernels have blocks and an order of their own."""
+    depth = math.prod(shape.taps) * shape.depth.count
+    return matrix_step(target, shape.dtype, depth) is not None
 
 
 def _tile_rows(shape: ProductShape, target: Target) -> int | None:
@@ -387,6 +396,8 @@ def candidate_schedules(shape: ProductShape, target: Target) -> list[Schedule]:
             Split.PANELS: shape.columns.count > PANEL,
         }
         splits += [s for s, is_useful in useful.items() if is_useful]
+    if _on_matrices(shape, target):
+        return [replace(default, split=s) for s in splits]
     orders = list(Order) if rows > min(heights) and shape.columns.count > PANEL else [Order.PANELS]
     found = [default]
     for height in dict.fromkeys(heights):

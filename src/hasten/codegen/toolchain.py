@@ -52,6 +52,8 @@ _ARCH_FLAGS = {
     "x86-64-v3-vnni": ("-march=x86-64-v3", "-mavxvnni"),
     "x86-64-v4-vnni": ("-march=x86-64-v4", "-mavx512vnni", "-mprefer-vector-width=512"),
     "x86-64-v4-bf16": ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16", "-mprefer-vector-width=512"),
+    # The instructions on tiles are written as assembly, which needs no flags: old compilers know none.
+    "x86-64-v4-amx": ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16", "-mprefer-vector-width=512"),
     # Outlined atomics live in a compiler library that the object shall not need.
     "aarch64": ("-march=armv8-a", "-mno-outline-atomics"),
     "aarch64-dot": ("-march=armv8.2-a+dotprod", "-mno-outline-atomics"),
@@ -62,6 +64,7 @@ _ZIG_CPUS = {
     "x86-64-v3-vnni": "x86_64_v3+avxvnni",
     "x86-64-v4-vnni": "x86_64_v4+avx512vnni",
     "x86-64-v4-bf16": "x86_64_v4+avx512vnni+avx512bf16",
+    "x86-64-v4-amx": "x86_64_v4+avx512vnni+avx512bf16",
     "aarch64": "generic",
     "aarch64-dot": "generic+dotprod",
 }

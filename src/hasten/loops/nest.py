@@ -119,6 +119,8 @@ class Function:
         body: statements.
         comment: what it computes and where it came from.
         inline: small helper that must be inlined.
+        native: C statements to compile instead of the body, which defines what they do: for instructions
+            that no expression stands for.
     """
 
     name: str
@@ -126,6 +128,7 @@ class Function:
     body: tuple[Stmt, ...]
     comment: str = ""
     inline: bool = False
+    native: str = ""
 
 
 def choose(condition: Expr, then: tuple[Stmt, ...], otherwise: tuple[Stmt, ...] = ()) -> tuple[Stmt, ...]:

@@ -4,7 +4,8 @@
  * and manifest.json says which inputs, outputs and symbolic sizes each part has. Any language that can
  * load a shared object can run a model:
  *
- *     1. load code/<target>.so, check hasten_abi_version() == HASTEN_ABI_VERSION
+ *     1. load code/<target>.so, check hasten_abi_version() == HASTEN_ABI_VERSION; before code of x86-64-v4-amx
+ *        ask Linux for the registers that it uses: syscall(SYS_arch_prctl, 0x1023, 18) == 0, once in a process
  *     2. map weights.bin (its offset in the file is a multiple of 4096)
  *     3. pool = hasten_pool_create(0)                      once in a process; NULL runs on one thread
  *     4. hasten_plan(part, sizes, shapes, &arena_bytes)    for each new combination of sizes
