@@ -9,7 +9,8 @@ from pathlib import Path
 import hasten
 
 NAMES = [
-    "HastenError", "Session", "Target", "TensorInfo", "Tuning", "__version__", "compile", "errors", "open",
+    "HastenError", "Quantization", "Session", "Target", "TensorInfo", "Tuning", "__version__", "compile",
+    "errors", "open",
 ]  # fmt: skip
 
 # Runs where nothing but the standard library, NumPy and hasten can be imported.

@@ -23,11 +23,13 @@ from hasten.target import Target
 
 if TYPE_CHECKING:
     from hasten.api import compile  # noqa: A004 - the field's word
+    from hasten.search.quantization import Quantization
     from hasten.search.tune_options import Tuning
 
 __version__ = "0.1.0"
 __all__ = [
     "HastenError",
+    "Quantization",
     "Session",
     "Target",
     "TensorInfo",
@@ -40,8 +42,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Loads `compile` and `Tuning`, which need more than NumPy, when they are first used (PEP 562)."""
-    if name not in ("Tuning", "compile"):
+    """Loads `compile` and its options, which need more than NumPy, when they are first used (PEP 562)."""
+    if name not in ("Quantization", "Tuning", "compile"):
         raise AttributeError(f"module 'hasten' has no attribute {name!r}")
     try:
         from hasten import api

@@ -22,11 +22,13 @@ from hasten.passes.facts import is_quantized
 from hasten.passes.pipeline import optimize_graph
 from hasten.runtime.artifact import write_artifact
 from hasten.runtime.session import Session, open_session
+from hasten.search.calibration import calibration_feeds
 from hasten.search.measure_inputs import check_names
+from hasten.search.quantization import Quantization, quantize
 from hasten.search.tune_options import Tuning, choose_schedules
 from hasten.target import Target, with_factors
 
-PRECISIONS = ("f32", "bf16")
+PRECISIONS = ("f32", "bf16", "int8")
 PADDING = ("skip", "compute")
 
 Progress = Callable[[str], None]
@@ -37,6 +39,8 @@ def compile(  # noqa: A001, PLR0913 - the field's word; choices, each with a def
     source: object,
     *,
     precision: str = "f32",
+    data: object = None,
+    quantization: Quantization | None = None,
     padding: str = "skip",
     threads: int | None = None,
     target: str | Sequence[str] = "native",
@@ -52,7 +56,10 @@ def compile(  # noqa: A001, PLR0913 - the field's word; choices, each with a def
             torch.nn.Module or ExportedProgram.
         precision: "f32", or "bf16": weights and what products read are stored in 16 bits, sums and
             all other arithmetic stay f32. Fast on processors with AVX512-BF16; others give the same
-            results to rounding.
+            results to rounding. "int8": products are computed in 8 bits, with scales found on `data`.
+        data: for "int8", examples of what the model will see: an iterable of dicts with an array for each
+            input, or the path of an .npz file. Positions that a mask hides do not count.
+        quantization: for "int8", which layers and how; None for all of them and the usual way.
         padding: "skip" computes a padded batch at the positions that its attention mask shows only;
             outputs keep their shape, and are 0 at hidden positions of outputs that have one for each.
             "compute" computes hidden positions too, as the source does.
@@ -70,6 +77,8 @@ def compile(  # noqa: A001, PLR0913 - the field's word; choices, each with a def
     Raises:
         ModelError: the source cannot be read, or has operators that nothing can run.
         OptionError: an argument makes no sense.
+        CalibrationError: `data` is empty, or gives NaN or infinity somewhere in the model.
+        InputError: `data` does not fit the model.
         TargetError: an unknown target, or none of them runs on this machine.
         ToolchainError: no C compiler was found.
         TuningError: the measurements on disk cannot be read or written.
@@ -80,6 +89,8 @@ def compile(  # noqa: A001, PLR0913 - the field's word; choices, each with a def
     payload = compile_payload(
         source,
         precision=precision,
+        data=data,
+        quantization=quantization,
         padding=padding,
         threads=threads,
         target=target,
@@ -104,6 +115,8 @@ def compile_payload(  # noqa: PLR0913 - the choices of `compile`, each with a de
     source: object,
     *,
     precision: str = "f32",
+    data: object = None,
+    quantization: Quantization | None = None,
     padding: str = "skip",
     threads: int | None = None,
     target: str | Sequence[str] = "native",
@@ -127,20 +140,27 @@ def compile_payload(  # noqa: PLR0913 - the choices of `compile`, each with a de
     if not names:
         raise OptionError("target=[]: give at least one instruction set, or 'native' for this machine's")
     named = [Target.named(name) for name in names]
+    how = _quantization(precision, data, quantization)
+    if how is not None:
+        precision = how.rest
     tuning = Tuning(tune) if isinstance(tune, str) else tune
     progress("reading the model")
     model = frontends.load(source, example=example, dynamic=dynamic)
     check_names(tuning.shapes, [v.name or "" for v in model.graph.inputs])
     progress("optimizing the graph")
     report = optimize_graph(model)
-    factors = ({"bf16"} if precision == "bf16" else set()) | ({"u8"} if is_quantized(model) else set())
-    targets = tuple(dict.fromkeys(t for target in named for t in with_factors(target, factors)))
     noted: dict[str, Any] = {
         "passes": dataclasses.asdict(report),
         "notes": model.metadata_props.get("hasten.notes", ""),
         "tuning": {},
     }
     folder, element = default_cache() if cache is None else Path(cache), DType(precision)
+    if how is not None:
+        feeds = calibration_feeds(data, model.graph.inputs)
+        quantized = quantize(model, feeds, how, threads=threads, cache=folder, progress=progress)
+        model, noted["quantization"] = quantized.model, quantized.report
+    factors = ({"bf16"} if precision == "bf16" else set()) | ({"u8"} if is_quantized(model) else set())
+    targets = tuple(dict.fromkeys(t for target in named for t in with_factors(target, factors)))
 
     def choose(programs: Sequence[Program], target: Target) -> Schedules:
         schedules, noted["tuning"][target.name] = choose_schedules(
@@ -158,3 +178,21 @@ def compile_payload(  # noqa: PLR0913 - the choices of `compile`, each with a de
 
     options = Options(targets, threads, element, folder, padding, choose)
     return compile_graph(model, options, noted, __version__)
+
+
+def _quantization(precision: str, data: object, given: Quantization | None) -> Quantization | None:
+    """How to quantize; None if the precision is not int8.
+
+    Raises:
+        OptionError: data is missing, or something is given that is for int8 alone.
+    """
+    if precision == "int8":
+        if data is None:
+            raise OptionError(
+                "precision='int8' needs data=: examples of the inputs, on which the scales are found"
+            )
+        return given or Quantization()
+    for name, value in (("data", data), ("quantization", given)):
+        if value is not None:
+            raise OptionError(f"{name}= is for precision='int8', and precision is {precision!r}")
+    return None

@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 from click.testing import Result
 
+import hasten
 from hasten.cli.inspect import cut_function
 
 Invoke = Callable[..., Result]
@@ -228,3 +229,14 @@ def test_a_hugging_face_folder_is_verified_by_pytorch(invoke: Invoke, tmp_path: 
     assert found["engine"] == "torch"
     assert [item["output"] for item in found["outputs"]] == ["logits"]
     assert found["outputs"][0]["range"] > 0
+
+
+def test_compiling_to_int8(
+    invoke: Invoke, model: Path, inputs: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "data.npz", **inputs)
+    path = tmp_path / "small.hasten"
+    result = invoke("compile", model, "-o", path, "--precision", "int8", "--data", tmp_path / "data.npz")
+    assert result.exit_code == 0, result.stderr
+    with hasten.open(path) as session:
+        assert session.report["quantization"]["layers"] == ["project"]

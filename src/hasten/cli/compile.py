@@ -23,6 +23,7 @@ _EXAMPLES = """\b
 Examples:
   hasten compile model.onnx -o model.hasten
   hasten compile model.onnx --tune quick --shape input_ids=1x128
+  hasten compile model.onnx --precision int8 --data examples.npz
   hasten compile bert/ -o bert.hasten --target x86-64-v3 --target x86-64-v4
 """
 
@@ -52,7 +53,13 @@ Examples:
     default="f32",
     show_default=True,
     help="bf16 stores weights and what products read in 16 bits: half the size, twice as fast on processors "
-    "with AVX512-BF16. Sums stay f32.",
+    "with AVX512-BF16. Sums stay f32. int8 computes products in 8 bits, with scales found on --data.",
+)
+@click.option(
+    "--data",
+    metavar="D.npz",
+    type=click.Path(path_type=Path),
+    help="For int8: examples of what the model will see, an array for each input.",
 )
 @click.option(
     "--padding",
@@ -91,6 +98,7 @@ def compile_(  # noqa: PLR0913, PLR0917 - one for each option
     output: Path | None,
     targets: tuple[str, ...],
     precision: str,
+    data: Path | None,
     padding: str,
     threads: int | None,
     effort: str,
@@ -114,6 +122,7 @@ def compile_(  # noqa: PLR0913, PLR0917 - one for each option
             model,
             targets=targets,
             precision=precision,
+            data=data,
             padding=padding,
             threads=threads,
             tuning=tuning,
