@@ -12,6 +12,8 @@ Each message says what was wrong, what was received and what to do about it.
     ├── MissingDependencyError      an optional package is needed and not installed
     ├── TuningError                 the results of tuning are damaged or cannot be kept
     ├── CalibrationError            data to quantize with is empty, or gives what is no number
+    ├── DataError                   samples for calibration and accuracy are unreadable or do not fit
+    ├── MetricError                 a metric has no value on some answers
     ├── EngineError                 another engine, run to compare with, failed
     └── OptionError                 an argument or command-line option has no meaning here
 
@@ -57,6 +59,14 @@ class TuningError(HastenError):
 
 class CalibrationError(HastenError):
     """The data to quantize with is empty, or makes some value of the model NaN or infinite."""
+
+
+class DataError(HastenError):
+    """Samples for calibration and accuracy are unreadable, too few, or do not fit the model."""
+
+
+class MetricError(HastenError):
+    """A metric has no value on some answers: NaN, shapes that do not fit, a function that raised."""
 
 
 class EngineError(HastenError):

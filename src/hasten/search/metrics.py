@@ -1,0 +1,468 @@
+"""How good a model's answers are: metrics by name, or the user's own.
+
+A metric looks at one output of the model, whose first axis counts samples. Those that need labels compare
+with what is right; `agreement`, `cosine` and `kl` compare with the original model's own answers and need
+none.
+
+The *drop* of a candidate is in the metric's own units (0.01 is one point of accuracy) and positive where the
+candidate is worse than the original, whichever direction of the metric is the better one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.errors import MetricError, OptionError
+
+Array = NDArray[Any]
+Outputs = Mapping[str, Array]
+"""Outputs by name; the first axis of each counts samples. Where samples differ in shape: arrays of arrays."""
+
+UserMetric = Callable[[Outputs, Array | None], float]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measure of answers.
+
+    Attributes:
+        name: what it is called.
+        needs_labels: it compares with labels; otherwise with the answers of the original model.
+        larger_is_better: the direction.
+        whole: outputs, labels and the original's outputs to one number.
+        per_sample: the same to a number for each sample, of which `whole` is the mean; None where the metric
+            is no mean of samples.
+        zero_one: the number of a sample with a single answer is 0 or 1.
+        drops: the least and the greatest drop that one sample can have; None where nothing bounds it.
+        output: the output that it looks at; None for the first.
+        classes_alone: only the class of the highest score matters, and a number from 0 to 1 comes of it.
+        any_output: a function of all outputs.
+    """
+
+    name: str
+    needs_labels: bool
+    larger_is_better: bool
+    whole: Callable[[Outputs, Array | None, Outputs], float]
+    per_sample: Callable[[Outputs, Array | None, Outputs], Array] | None = None
+    zero_one: bool = False
+    drops: tuple[float, float] | None = None
+    output: str | None = None
+    classes_alone: bool = False
+    any_output: bool = False
+
+
+def metric_named(
+    metric: str | UserMetric, *, output: str | None = None, larger_is_better: bool | None = None
+) -> Metric:
+    """A metric by its name, or made of a function.
+
+    | name | what |
+    |---|---|
+    | accuracy | share of answers whose class of the highest score is the label |
+    | top5 | share of answers with the label among the five highest scores |
+    | f1 | F1 of class 1 where there are two classes, else the mean of the classes' F1 |
+    | mcc | Matthews' correlation coefficient, for any number of classes (Gorodkin 2004) |
+    | spearman | rank correlation of a score with the labels |
+    | mse | mean squared error against the labels |
+    | agreement | share of answers with the same class as the original's |
+    | cosine | mean cosine with the original's answers |
+    | kl | mean Kullback-Leibler divergence of the classes' probabilities from the original's |
+
+    Outputs of class metrics hold scores `[samples, classes]`, or integer classes `[samples]`. Of answers at
+    several positions, `[samples, ..., classes]` (`[samples, classes, height, width]` for pictures), accuracy
+    and agreement take the mean over the positions of a sample; positions with a negative label do not count.
+
+    Args:
+        metric: a name of the table, or a function of all outputs by name and the labels.
+        output: which output a named metric looks at; None for the model's first.
+        larger_is_better: the direction of a function; a named metric knows its own.
+
+    Raises:
+        OptionError: an unknown name; a function without its direction.
+    """
+    if isinstance(metric, str):
+        found = _NAMED.get(metric)
+        if found is None:
+            raise OptionError(
+                f"unknown metric {metric!r}: choose from {', '.join(_NAMED)}, or give a function"
+            )
+        if larger_is_better not in (None, found.larger_is_better):
+            better = "larger" if found.larger_is_better else "smaller"
+            raise OptionError(f"metric {metric!r} knows its direction: {better} is better; leave it out")
+        return _of_kind(metric, found, output)
+    if not callable(metric):
+        raise OptionError(
+            f"metric is {type(metric).__name__}: give a name or a function of (outputs, labels)"
+        )
+    if larger_is_better is None:
+        raise OptionError("metric is a function: say larger_is_better=True, or False for an error or a loss")
+    return _of_function(metric, larger_is_better)
+
+
+def evaluate(metric: Metric, outputs: Outputs, labels: Array | None, original: Outputs) -> float:
+    """The metric of some answers.
+
+    Args:
+        metric: what to measure.
+        outputs: the answers.
+        labels: one for each sample; None only where the metric needs none.
+        original: the original model's answers to the same samples.
+
+    Raises:
+        MetricError: NaN in what it looks at or as the result; shapes that do not fit; a function that raised.
+    """
+    _check_labels(metric, labels)
+    value = metric.whole(outputs, labels, original)
+    if math.isnan(value):
+        raise MetricError(
+            f"metric {metric.name} is NaN on these answers: it must be a number for every set of them"
+        )
+    return value
+
+
+def drop(metric: Metric, original: Outputs, candidate: Outputs, labels: Array | None) -> float:
+    """How much worse a candidate is than the original, in the metric's units; negative where it is better.
+
+    Raises:
+        MetricError: as `evaluate`.
+    """
+    before = evaluate(metric, original, labels, original)
+    after = evaluate(metric, candidate, labels, original)
+    return before - after if metric.larger_is_better else after - before
+
+
+def sample_drops(metric: Metric, original: Outputs, candidate: Outputs, labels: Array | None) -> Array:
+    """The drop of each sample, float64 `[samples]`, for a metric that has `per_sample`.
+
+    Raises:
+        MetricError: as `evaluate`.
+    """
+    if metric.per_sample is None:
+        raise MetricError(f"metric {metric.name} is no mean over samples")
+    _check_labels(metric, labels)
+    before = metric.per_sample(original, labels, original)
+    after = metric.per_sample(candidate, labels, original)
+    return before - after if metric.larger_is_better else after - before
+
+
+def single_answers(metric: Metric, outputs: Outputs) -> bool:
+    """Whether each sample has one answer, so that a 0/1 metric is 0 or 1 for it."""
+    array = _chosen(outputs, metric.name, metric.output)
+    return array.dtype != object and array.ndim == (1 if array.dtype.kind in "iu" else 2)
+
+
+def count(original: Outputs, candidate: Outputs) -> int:
+    """The number of samples that both answered.
+
+    Raises:
+        MetricError: there are none, or not as many of both.
+    """
+    lengths = {len(array) for array in (*original.values(), *candidate.values())}
+    if len(lengths) != 1 or lengths == {0}:
+        raise MetricError(
+            f"answers to {' or '.join(map(str, sorted(lengths))) or 'no'} samples: no pairs to compare"
+        )
+    return lengths.pop()
+
+
+def relevant(metric: Metric, outputs: Outputs) -> Outputs:
+    """The outputs that a metric looks at."""
+    if metric.output is None:
+        return outputs if metric.any_output else dict([next(iter(outputs.items()))])
+    _check_output(metric.output, outputs)
+    return {metric.output: outputs[metric.output]}
+
+
+def looked_at(metric: Metric, outputs: Iterable[str]) -> str:
+    """In words: the metric and the output that it looks at, for reports.
+
+    Raises:
+        MetricError: the model has no output of that name.
+    """
+    names = list(outputs)
+    if metric.any_output:
+        return f"{metric.name} of all outputs"
+    if metric.output is not None:
+        _check_output(metric.output, names)
+        return f"{metric.name} of output {metric.output!r}"
+    others = f", the first of {len(names)}" if len(names) > 1 else ""
+    return f"{metric.name} of output {names[0]!r}{others}"
+
+
+def take(outputs: Outputs, samples: Array) -> dict[str, Array]:
+    """The outputs of some samples, by index."""
+    return {name: array[samples] for name, array in outputs.items()}
+
+
+def classes(scores: Array, *, like: Array | None = None) -> Array:
+    """The class of the highest score; the lowest of several that share it.
+
+    Args:
+        scores: integer classes, which are returned as they are, or scores with an axis of classes: the last
+            one, or the second of pictures `[samples, classes, height, width]`.
+        like: labels, whose shape tells which axis has the classes.
+
+    Raises:
+        MetricError: there is a single score, which does not say where one class ends.
+    """
+    if scores.dtype.kind in "iub":
+        return scores
+    axis = scores.ndim - 1
+    if scores.ndim == 4 and (like is None or scores.shape[:1] + scores.shape[2:] == like.shape):
+        axis = 1
+    if scores.ndim < 2 or scores.shape[axis] < 2:
+        raise MetricError(
+            f"scores of shape {list(scores.shape)} are one number for each answer: a class metric needs "
+            "one for each class; give a function that knows the threshold"
+        )
+    result: Array = np.argmax(scores, axis=axis)
+    return result
+
+
+def _check_labels(metric: Metric, labels: Array | None) -> None:
+    if metric.needs_labels and labels is None:
+        raise MetricError(
+            f"metric {metric.name} needs labels and the data have none: add them (pairs of inputs and "
+            "label, or a 'labels' column), or choose agreement, cosine or kl, which compare with the "
+            "original's answers"
+        )
+
+
+def _check_output(output: str, names: Iterable[str]) -> None:
+    if output not in names:
+        raise MetricError(
+            f"the metric looks at output {output!r}; the model has {', '.join(names) or 'none'}"
+        )
+
+
+def _chosen(outputs: Outputs, metric: str, output: str | None) -> Array:
+    """The output that a named metric looks at, without NaN."""
+    name = next(iter(outputs)) if output is None else output
+    _check_output(name, outputs)
+    array = outputs[name]
+    for part in array if array.dtype == object else (array,):
+        if part.dtype.kind == "f" and np.isnan(part).any():
+            where = np.argwhere(np.isnan(part))[0].tolist()
+            raise MetricError(f"output {name!r} has NaN (first at {where}): metric {metric} has no value")
+    return array
+
+
+def _check_samples(scores: Array, other: Array, what: str) -> None:
+    if len(scores) != len(other):
+        raise MetricError(f"answers of {len(scores)} samples and {what} of {len(other)}")
+
+
+PerSample = Callable[[Array, Array | None, Array], Array]
+Whole = Callable[[Array, Array], float]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A metric by name, of each sample (scores, labels, the original's scores) or of all (scores, labels)."""
+
+    needs_labels: bool
+    per_sample: PerSample | None = None
+    whole: Whole | None = None
+    larger_is_better: bool = True
+    zero_one: bool = False
+    drops: tuple[float, float] | None = None
+    classes_alone: bool = False
+
+
+def _of_kind(name: str, kind: _Kind, output: str | None) -> Metric:
+    def per_sample(outputs: Outputs, labels: Array | None, original: Outputs) -> Array:
+        assert kind.per_sample is not None
+        scores, before = _chosen(outputs, name, output), _chosen(original, name, output)
+        _check_samples(scores, before, "the original's answers")
+        if labels is not None:
+            _check_samples(scores, labels, "labels")
+        return _each(kind.per_sample, scores, labels, before)
+
+    def whole(outputs: Outputs, labels: Array | None, original: Outputs) -> float:
+        if kind.whole is None:
+            return float(per_sample(outputs, labels, original).mean())
+        assert labels is not None
+        scores = _chosen(outputs, name, output)
+        _check_samples(scores, labels, "labels")
+        if scores.dtype == object:
+            raise MetricError(f"metric {name} needs one answer for each sample; these differ in shape")
+        return kind.whole(scores, labels)
+
+    return Metric(
+        name,
+        kind.needs_labels,
+        kind.larger_is_better,
+        whole,
+        per_sample if kind.whole is None else None,
+        kind.zero_one,
+        kind.drops,
+        output,
+        kind.classes_alone,
+    )
+
+
+def _of_function(function: UserMetric, larger_is_better: bool) -> Metric:
+    name = getattr(function, "__name__", type(function).__name__) + "()"
+
+    def whole(outputs: Outputs, labels: Array | None, original: Outputs) -> float:
+        try:
+            return float(function(outputs, labels))
+        except Exception as error:
+            # The user's code may raise anything; the search goes on without this candidate and says why.
+            raise MetricError(
+                f"metric {name} raised {type(error).__name__}: {error} (outputs "
+                f"{', '.join(f'{n} {list(a.shape)}' for n, a in outputs.items())})"
+            ) from error
+
+    return Metric(name, False, larger_is_better, whole, any_output=True)
+
+
+def _each(function: PerSample, scores: Array, labels: Array | None, before: Array) -> Array:
+    """Applies a function to all samples, one by one where these differ in shape."""
+    if scores.dtype != object:
+        return function(scores, labels, before).astype(np.float64)
+    rows = [
+        function(scores[i][None], None if labels is None else np.asarray(labels[i])[None], before[i][None])
+        for i in range(len(scores))
+    ]
+    return np.concatenate(rows).astype(np.float64)
+
+
+def _accuracy(scores: Array, labels: Array | None, before: Array) -> Array:
+    assert labels is not None
+    answers = classes(scores, like=labels)
+    _check_shape(answers, labels)
+    counted = labels >= 0 if labels.ndim > 1 else np.ones(labels.shape, bool)
+    return _mean_of_samples(answers == labels, counted)
+
+
+def _top5(scores: Array, labels: Array | None, before: Array) -> Array:
+    assert labels is not None
+    if scores.ndim != 2 or scores.dtype.kind != "f":
+        raise MetricError(f"top5 needs scores [samples, classes]; the output is {list(scores.shape)}")
+    _check_shape(scores[:, 0], labels)
+    right = np.take_along_axis(scores, labels[:, None].astype(np.int64), axis=1)
+    # Of equal scores the lower class comes first, as for the class of the highest score.
+    earlier = (scores == right) & (np.arange(scores.shape[1]) < labels[:, None])
+    result: Array = ((scores > right) | earlier).sum(axis=1) < 5
+    return result
+
+
+def _agreement(scores: Array, labels: Array | None, before: Array) -> Array:
+    if scores.shape != before.shape:
+        raise MetricError(f"answers of shape {list(scores.shape)}, the original's {list(before.shape)}")
+    same = classes(scores) == classes(before)
+    return _mean_of_samples(same, np.ones(same.shape, bool))
+
+
+def _cosine(scores: Array, labels: Array | None, before: Array) -> Array:
+    a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (scores, before))
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    both_zero = ~a.any(axis=1) & ~b.any(axis=1)
+    cosine = np.divide((a * b).sum(axis=1), lengths, out=np.zeros(len(a)), where=lengths > 0)
+    return np.where(both_zero, 1.0, np.clip(cosine, -1, 1))
+
+
+def _mse(scores: Array, labels: Array | None, before: Array) -> Array:
+    assert labels is not None
+    right = np.asarray(labels, np.float64)
+    if scores.ndim == right.ndim + 1 and scores.shape[-1] == 1:
+        scores = scores[..., 0]
+    _check_shape(scores, right)
+    result: Array = ((scores.astype(np.float64) - right) ** 2).reshape(len(scores), -1).mean(axis=1)
+    return result
+
+
+def _kl(scores: Array, labels: Array | None, before: Array) -> Array:
+    p, q = _log_probabilities(before), _log_probabilities(scores)
+    # 0 * log(0 / q) is 0 by convention.
+    terms = np.where(np.isneginf(p), 0.0, np.exp(p) * (np.where(np.isneginf(p), 0.0, p) - q))
+    result: Array = np.maximum(terms.sum(axis=-1), 0).reshape(len(scores), -1).mean(axis=1)
+    return result
+
+
+def _log_probabilities(scores: Array) -> Array:
+    """The logarithm of classes' probabilities: scores that are some already, or logits."""
+    x = scores.astype(np.float64)
+    with np.errstate(divide="ignore"):
+        if (x >= 0).all() and np.allclose(x.sum(axis=-1), 1, atol=1e-3):
+            return np.log(x)
+    shifted = x - x.max(axis=-1, keepdims=True)
+    result: Array = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
+
+
+def _f1(scores: Array, labels: Array) -> float:
+    table = _confusion(scores, labels)
+    hits, wrong = np.diag(table), table.sum(axis=0) + table.sum(axis=1)
+    present = wrong > 0
+    f1 = np.divide(2 * hits, wrong, out=np.zeros(len(table)), where=present)
+    return float(f1[1]) if len(table) == 2 else float(f1[present].mean())
+
+
+def _mcc(scores: Array, labels: Array) -> float:
+    table = _confusion(scores, labels)
+    total, right = table.sum(), np.trace(table)
+    guessed, true = table.sum(axis=0), table.sum(axis=1)
+    scale = math.sqrt(total**2 - guessed @ guessed) * math.sqrt(total**2 - true @ true)
+    return float(right * total - guessed @ true) / scale if scale > 0 else 0.0
+
+
+def _spearman(scores: Array, labels: Array) -> float:
+    flat = scores.reshape(-1) if scores.size == len(scores) else scores
+    _check_shape(flat, labels)
+    a, b = (ranks - ranks.mean() for ranks in (_ranks(flat), _ranks(labels)))
+    scale = math.sqrt(float(a @ a) * float(b @ b))
+    return float(a @ b) / scale if scale > 0 else 0.0
+
+
+def _ranks(values: Array) -> Array:
+    """Ranks from 1, equal values sharing their mean."""
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[which]
+
+
+def _confusion(scores: Array, labels: Array) -> Array:
+    """How often each class (row) was answered as each (column); float64 `[classes, classes]`."""
+    answers = classes(scores, like=labels)
+    _check_shape(answers, labels)
+    named = 0 if scores.dtype.kind in "iub" else scores.shape[-1]
+    count = max(named, int(max(answers.max(initial=0), labels.max(initial=0))) + 1, 2)
+    cells = labels.astype(np.int64) * count + answers.astype(np.int64)
+    return np.bincount(cells, minlength=count**2).reshape(count, count).astype(np.float64)
+
+
+def _mean_of_samples(right: Array, counted: Array) -> Array:
+    """The share that is right of what counts in each sample; 1 where nothing counts."""
+    rows, weights = (x.reshape(len(right), -1) for x in (right & counted, counted))
+    total = weights.sum(axis=1)
+    result: Array = np.divide(rows.sum(axis=1), total, out=np.ones(len(right)), where=total > 0)
+    return result
+
+
+def _check_shape(answers: Array, labels: Array) -> None:
+    if answers.shape != labels.shape:
+        raise MetricError(
+            f"answers of shape {list(answers.shape)} do not fit labels of shape {list(labels.shape)}: name "
+            "the output that the labels are for, or give a function"
+        )
+
+
+_NAMED: Mapping[str, _Kind] = {
+    "accuracy": _Kind(True, _accuracy, zero_one=True, drops=(-1, 1)),
+    "top5": _Kind(True, _top5, zero_one=True, drops=(-1, 1)),
+    "f1": _Kind(True, whole=_f1, classes_alone=True),
+    "mcc": _Kind(True, whole=_mcc, classes_alone=True),
+    "spearman": _Kind(True, whole=_spearman),
+    "mse": _Kind(True, _mse, larger_is_better=False),
+    "agreement": _Kind(False, _agreement, zero_one=True, drops=(0, 1)),
+    "cosine": _Kind(False, _cosine, drops=(0, 2)),
+    "kl": _Kind(False, _kl, larger_is_better=False),
+}

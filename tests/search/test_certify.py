@@ -1,0 +1,228 @@
+"""The guarantee: coverage by simulation, tightness against known tables, and edges."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from hasten.errors import MetricError, OptionError
+from hasten.search import bounds
+from hasten.search.certify import Bound, certify, least_samples, samples_needed, sequence_bound
+from hasten.search.metrics import Metric, metric_named
+
+ALPHA = 0.05
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.01, 0.1, 0.5, 0.95])
+def test_binomial_coverage_is_guaranteed(rate: float) -> None:
+    # Every outcome with its exact probability, so that no simulation blurs the result.
+    hits = np.arange(201)
+    upper = np.array([bounds.binomial_upper(int(h), 200, ALPHA) for h in hits])
+    missed = scipy.stats.binom.pmf(hits, 200, rate)[upper < rate].sum()
+    assert missed <= ALPHA + 1e-9
+
+
+def test_rule_of_three() -> None:
+    for samples in (20, 300, 2190):
+        wanted = 1 - ALPHA ** (1 / samples)
+        assert bounds.binomial_upper(0, samples, ALPHA) == pytest.approx(wanted)
+        # Gains might have hidden losses; not knowing of any costs little.
+        assert wanted <= bounds.paired_upper(0, 0, samples, ALPHA) <= 1.02 * wanted
+
+
+paired = functools.lru_cache(None)(bounds.paired_upper)
+SHARES = [
+    (0.003, 0.0),
+    (0.01, 0.01),
+    (0.02, 0.005),
+    (0.0, 0.02),
+    (0.05, 0.05),
+    (0.3, 0.3),
+    (0.4, 0.1),
+    (0.9, 0.1),
+]
+
+
+@pytest.mark.parametrize(("loss", "gain"), SHARES)
+def test_paired_coverage_is_guaranteed(loss: float, gain: float) -> None:
+    samples = 15
+    missed = 0.0
+    for losses in range(samples + 1):
+        for gains in range(samples + 1 - losses):
+            if paired(losses, gains, samples, ALPHA) < loss - gain - 1e-12:
+                share = [loss, gain, max(0.0, 1 - loss - gain)]
+                counts = [losses, gains, samples - losses - gains]
+                missed += float(scipy.stats.multinomial.pmf(counts, samples, share))
+    assert missed <= ALPHA + 1e-9
+
+
+@pytest.mark.parametrize(("loss", "gain"), SHARES[:4])
+def test_paired_coverage_of_many_samples(loss: float, gain: float) -> None:
+    samples, draws = 400, 5000
+    drawn = np.random.default_rng(5).multinomial(samples, [loss, gain, 1 - loss - gain], draws)
+    missed = sum(paired(int(a), int(b), samples, ALPHA) < loss - gain for a, b in drawn[:, :2])
+    assert missed / draws <= ALPHA + 3 * math.sqrt(ALPHA / draws)
+
+
+def test_paired_bound_is_nearly_as_tight_as_a_normal_one_and_tighter_than_two_bounds_combined() -> None:
+    for losses, gains, samples in [(5, 5, 2190), (20, 20, 2190), (12, 3, 2190), (40, 40, 10_000)]:
+        upper = bounds.paired_upper(losses, gains, samples, ALPHA)
+        spread = 1.645 * math.sqrt(losses + gains) / samples
+        measured = (losses - gains) / samples
+        assert measured + spread < upper < measured + 1.35 * spread
+        combined = bounds.binomial_upper(losses, samples, ALPHA / 2) - (
+            1 - bounds.binomial_upper(samples - gains, samples, ALPHA / 2)
+        )
+        assert upper < combined
+
+
+def test_paired_bound_is_monotone() -> None:
+    base = bounds.paired_upper(6, 4, 500, ALPHA)
+    assert bounds.paired_upper(7, 4, 500, ALPHA) > base > bounds.paired_upper(6, 5, 500, ALPHA)
+    assert bounds.paired_upper(6, 4, 500, ALPHA / 5) > base > bounds.paired_upper(12, 8, 1000, ALPHA)
+
+
+@pytest.mark.parametrize("shape", [(0.2, 2.0), (5.0, 5.0), (0.05, 10.0)])
+@pytest.mark.parametrize("samples", [30, 200])
+def test_betting_coverage_is_guaranteed(shape: tuple[float, float], samples: int) -> None:
+    rng, draws = np.random.default_rng(6), 300
+    true = 2 * shape[0] / sum(shape)
+    uppers = [bounds.betting_upper(2 * rng.beta(*shape, samples), 0, 2, ALPHA) for _ in range(draws)]
+    assert np.mean(np.array(uppers) < true) <= ALPHA + 3 * math.sqrt(ALPHA / draws)
+    assert np.mean(uppers) < 2
+
+
+def test_betting_is_tight_where_values_hardly_vary() -> None:
+    rng = np.random.default_rng(7)
+    values = 0.002 * rng.random(1000)  # such as 1 - cosine
+    hoeffding = 2 * math.sqrt(math.log(1 / ALPHA) / 2000)
+    assert values.mean() < bounds.betting_upper(values, 0, 2, ALPHA) < hoeffding / 6
+
+
+@pytest.mark.parametrize("true", ["normal", "exponential"])
+def test_bootstrap_coverage_is_about_right(true: str) -> None:
+    rng, draws, missed = np.random.default_rng(8), 300, 0
+    for seed in range(draws):
+        x = rng.standard_normal(60) if true == "normal" else rng.exponential(size=60) - 1
+
+        def mean(chosen: np.ndarray, x: np.ndarray = x) -> float:
+            return float(x[chosen].mean())
+
+        missed += bounds.bootstrap_upper(mean, 60, ALPHA, resamples=400, seed=seed) < 0
+    assert 0.01 <= missed / draws <= 0.13
+
+
+def answers(right: np.ndarray) -> dict[str, np.ndarray]:
+    """Two scores for each sample; label 1 is right where `right` is."""
+    return {"y": np.stack([1.0 - right, right], axis=1).astype(np.float32)}
+
+
+def test_accuracy_agreement_and_f1_of_the_same_answers() -> None:
+    rng = np.random.default_rng(9)
+    before = rng.random(1000) < 0.9
+    after = np.where(rng.random(1000) < 0.01, ~before, before)
+    labels = np.ones(1000, np.int64)
+    losses, gains = int((before & ~after).sum()), int((~before & after).sum())
+
+    accuracy = certify(metric_named("accuracy"), answers(before), answers(after), labels)
+    assert (accuracy.losses, accuracy.gains, accuracy.guaranteed) == (losses, gains, True)
+    assert accuracy.measured == pytest.approx((losses - gains) / 1000)
+    agreement = certify(metric_named("agreement"), answers(before), answers(after), None)
+    assert agreement.upper == bounds.binomial_upper(losses + gains, 1000, 1 - 0.95)
+    f1 = certify(metric_named("f1"), answers(before), answers(after), labels)
+    assert f1.measured < f1.upper < 0.05
+    assert not f1.guaranteed
+
+
+def test_correction_widens() -> None:
+    before, labels = np.arange(500) % 10 > 0, np.ones(500, np.int64)
+    one, four = (
+        certify(metric_named("accuracy"), answers(before), answers(before), labels, tests=tests)
+        for tests in (1, 4)
+    )
+    assert one.upper < four.upper
+    assert four.upper == bounds.paired_upper(0, 0, 500, (1 - 0.95) / 4)
+
+
+@pytest.mark.parametrize("name", ["f1", "mcc"])
+def test_no_changed_answer_is_no_certainty(name: str) -> None:
+    before, labels = np.arange(40) % 4 > 0, np.arange(40) % 2
+    bound = certify(metric_named(name), answers(before), answers(before), labels)
+    assert bound.measured == 0
+    assert bound.upper >= bounds.binomial_upper(0, 40, 1 - 0.95)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "agreement", "cosine", "mse", "f1"])
+def test_a_single_sample_certifies_nothing(name: str) -> None:
+    one = {"y": np.array([[0.2, 0.8]], np.float32)}
+    labels = np.array([[0.2, 0.8]]) if name == "mse" else np.array([1])
+    assert certify(metric_named(name), one, one, labels).upper >= 0.95
+
+
+def test_cosine_bets_and_functions_resample() -> None:
+    rng = np.random.default_rng(3)
+    before = rng.standard_normal((300, 16)).astype(np.float32)
+    after = before + 0.02 * rng.standard_normal(before.shape).astype(np.float32)
+    cosine = certify(metric_named("cosine"), {"y": before}, {"y": after}, None)
+    assert 0 < cosine.measured < cosine.upper < 0.03
+    assert cosine.guaranteed
+    metric = metric_named(lambda outputs, labels: float(outputs["y"].mean()), larger_is_better=True)
+    first, second = (certify(metric, {"y": before}, {"y": after}, None) for _ in range(2))
+    assert first == second
+    assert first.measured < first.upper
+
+
+def test_samples_needed() -> None:
+    assert least_samples(0.01, 0.95) == 299
+    assert least_samples(0.01, 0.95, tests=5) == math.ceil(math.log(0.01) / math.log(0.99))
+    assert least_samples(0, 0.95) is None
+    accuracy = metric_named("accuracy")
+    labels = np.ones(100, np.int64)
+    before = np.arange(100) > 0
+    after = np.roll(before, 1)  # a loss and a gain
+    bound = certify(accuracy, answers(before), answers(after), labels)
+    assert bound.upper > 0.02
+    needed = samples_needed(bound, 0.02)
+    assert needed is not None
+    assert bounds.paired_upper(math.ceil(needed / 100), needed // 100, needed, 1 - 0.95) <= 0.02
+    assert samples_needed(bound, 1.0) == 100
+    assert samples_needed(certify(accuracy, answers(before), answers(np.zeros(100)), labels), 0.01) is None
+
+
+def test_samples_needed_of_other_metrics_follows_the_square_law() -> None:
+    bound = Bound(0.01, 0.03, 0.95, 100, "betting", True)
+    assert samples_needed(bound, 0.02) == 400
+    assert samples_needed(bound, 0.01) is None
+
+
+def test_what_may_be_stated_of_a_sequence() -> None:
+    accepted = [Bound(0.0, upper, 0.95, 10, "", True) for upper in (0.002, 0.004, 0.003)]
+    assert sequence_bound(accepted, 0.01, failed=False) == 0.004
+    assert sequence_bound(accepted, 0.01, failed=True) == 0.01
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"confidence": 1.0}, OptionError),
+        ({"confidence": math.nan}, OptionError),
+        ({"tests": 0}, OptionError),
+        ({"candidate": answers(np.ones(9))}, MetricError),
+        ({"original": answers(np.ones(0)), "candidate": answers(np.ones(0))}, MetricError),
+        ({"candidate": {"y": np.full((10, 2), np.nan, np.float32)}}, MetricError),
+        ({"labels": None}, MetricError),
+    ],
+)
+def test_what_cannot_be_certified(changes: dict[str, object], error: type[Exception]) -> None:
+    metric: Metric = metric_named("accuracy")
+    given: dict[str, object] = {
+        "original": answers(np.ones(10)),
+        "candidate": answers(np.ones(10)),
+        "labels": np.ones(10, int),
+    }
+    with pytest.raises(error):
+        certify(metric, **(given | changes))  # type: ignore[arg-type]

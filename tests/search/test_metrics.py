@@ -1,0 +1,139 @@
+"""Metrics against definitions that somebody else wrote, and what they refuse."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hasten.errors import MetricError, OptionError
+from hasten.search import metrics
+from hasten.search.metrics import metric_named
+
+RNG = np.random.default_rng(1)
+SCORES = RNG.standard_normal((200, 7)).astype(np.float32)
+BEFORE = (SCORES + 0.3 * RNG.standard_normal(SCORES.shape)).astype(np.float32)
+LABELS = np.where(RNG.random(200) < 0.6, SCORES.argmax(1), RNG.integers(0, 7, 200))
+
+
+def value(
+    name: str, scores: np.ndarray, labels: np.ndarray | None = None, before: np.ndarray | None = None
+) -> float:
+    original = {"y": scores if before is None else before}
+    return metrics.evaluate(metric_named(name), {"y": scores}, labels, original)
+
+
+def test_classes_of_scores() -> None:
+    assert value("accuracy", SCORES, LABELS) == np.mean(SCORES.argmax(1) == LABELS)
+    assert value("accuracy", SCORES.argmax(1), LABELS) == np.mean(SCORES.argmax(1) == LABELS)
+    assert value("agreement", SCORES, before=BEFORE) == np.mean(SCORES.argmax(1) == BEFORE.argmax(1))
+    ranked = np.argsort(-SCORES, axis=1, kind="stable")[:, :5]
+    assert value("top5", SCORES, LABELS) == np.mean(
+        [label in row for label, row in zip(LABELS, ranked, strict=True)]
+    )
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=40))
+def test_two_classes_by_their_textbook_formulas(pairs: list[tuple[bool, bool]]) -> None:
+    right, said = (np.array(x, int) for x in zip(*pairs, strict=True))
+    scores = np.eye(2, dtype=np.float32)[said]
+    tp, fp = int((said & right).sum()), int((said & ~right & 1).sum())
+    fn, tn = int((~said & 1 & right).sum()), int((~said & ~right & 1).sum())
+    assert value("f1", scores, right) == pytest.approx(2 * tp / (2 * tp + fp + fn) if tp + fp + fn else 0)
+    scale = math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    assert value("mcc", scores, right) == pytest.approx((tp * tn - fp * fn) / scale if scale else 0)
+
+
+def test_f1_of_many_classes_is_the_mean_of_those_that_occur() -> None:
+    scores = np.eye(4, dtype=np.float32)[[0, 0, 1, 2]]
+    assert value("f1", scores, np.array([0, 1, 1, 2])) == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
+
+
+def test_numbers_against_scipy() -> None:
+    scores, labels = SCORES[:, 0], np.round(BEFORE[:, 0], 1)
+    assert value("spearman", scores[:, None], labels) == pytest.approx(
+        scipy.stats.spearmanr(scores, labels).statistic
+    )
+    assert value("mse", scores[:, None], labels) == pytest.approx(
+        np.mean((scores.astype(float) - labels) ** 2)
+    )
+    softmax = scipy.special.softmax
+    p, q = softmax(BEFORE.astype(float), 1), softmax(SCORES.astype(float), 1)
+    wanted = scipy.stats.entropy(p, q, axis=1).mean()
+    assert value("kl", SCORES, before=BEFORE) == pytest.approx(wanted)
+    assert value("kl", q.astype(np.float32), before=p.astype(np.float32)) == pytest.approx(wanted, rel=1e-3)
+    cosine = [1 - scipy.spatial.distance.cosine(a, b) for a, b in zip(SCORES, BEFORE, strict=True)]
+    assert value("cosine", SCORES, before=BEFORE) == pytest.approx(np.mean(cosine), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["agreement", "cosine", "kl"])
+def test_the_original_agrees_with_itself(name: str) -> None:
+    perfect = 0.0 if name == "kl" else 1.0
+    assert value(name, SCORES) == pytest.approx(perfect, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "top5", "f1", "mcc", "agreement", "cosine", "kl"])
+def test_worse_answers_have_a_positive_drop(name: str) -> None:
+    metric, right = metric_named(name), np.eye(7, dtype=np.float32)[LABELS] + 0.01 * SCORES
+    worse = {"y": np.roll(right, 1, axis=0)}
+    assert metrics.drop(metric, {"y": right}, worse, LABELS) > 0.01
+    if metric.per_sample is not None:
+        assert metrics.sample_drops(metric, {"y": right}, worse, LABELS).mean() == pytest.approx(
+            metrics.drop(metric, {"y": right}, worse, LABELS)
+        )
+
+
+def test_positions_count_by_sample_and_hidden_labels_not_at_all() -> None:
+    outputs, labels = {"y": np.empty(3, object)}, np.empty(3, object)
+    for i, length in enumerate((4, 2, 5)):
+        outputs["y"][i] = RNG.standard_normal((length, 3)).astype(np.float32)
+        labels[i] = outputs["y"][i].argmax(-1)
+    labels[0][:2] = -100
+    labels[1][0] = (labels[1][0] + 1) % 3
+    accuracy = metric_named("accuracy")
+    assert accuracy.per_sample is not None
+    np.testing.assert_allclose(accuracy.per_sample(outputs, labels, outputs), [1, 0.5, 1])
+    assert not metrics.single_answers(accuracy, outputs)
+    pictures = RNG.standard_normal((2, 3, 4, 4)).astype(np.float32)
+    assert value("accuracy", pictures, pictures.argmax(1)) == 1
+
+
+def test_a_function_with_its_direction() -> None:
+    metric = metric_named(lambda outputs, labels: float(outputs["y"].mean()), larger_is_better=False)
+    assert metrics.drop(metric, {"y": np.zeros(3)}, {"y": np.full(3, 0.5)}, None) == 0.5
+    with pytest.raises(OptionError, match="larger_is_better"):
+        metric_named(lambda outputs, labels: 0.0)
+
+
+def broken(outputs: metrics.Outputs, labels: object) -> float:
+    raise ValueError("no such column")
+
+
+@pytest.mark.parametrize(
+    ("metric", "scores", "labels", "said"),
+    [
+        ("accuracy", SCORES, None, "needs labels"),
+        ("accuracy", SCORES, LABELS[:9], "200 samples and labels of 9"),
+        ("accuracy", SCORES[:, :1], LABELS, "threshold"),
+        ("accuracy", np.zeros((200, 4, 7), np.float32), LABELS, "name the output"),
+        ("agreement", np.where(SCORES > 2, np.nan, SCORES), None, r"NaN \(first at"),
+        (broken, SCORES, None, "broken.* raised ValueError: no such column"),
+        (lambda outputs, labels: float("nan"), SCORES, None, "is NaN"),
+    ],
+)
+def test_what_has_no_value(metric: object, scores: np.ndarray, labels: np.ndarray | None, said: str) -> None:
+    made = metric_named(metric, larger_is_better=True)  # type: ignore[arg-type]
+    with pytest.raises(MetricError, match=said):
+        metrics.evaluate(made, {"y": scores}, labels, {"y": scores})
+
+
+def test_names_and_outputs() -> None:
+    with pytest.raises(OptionError, match=r"unknown metric 'auc': choose from accuracy, top5"):
+        metric_named("auc")
+    with pytest.raises(MetricError, match="the model has y"):
+        metrics.evaluate(metric_named("agreement", output="z"), {"y": SCORES}, None, {"y": SCORES})
+    assert metrics.looked_at(metric_named("f1"), ["a", "b"]) == "f1 of output 'a', the first of 2"
