@@ -1,0 +1,147 @@
+"""Raw texts and pictures to a model's inputs, through the tokenizer or image processor in its folder."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hasten.errors import DataError, MissingDependencyError
+from hasten.runtime.manifest import TensorInfo
+from hasten.search.data_files import PICTURES
+
+_TEXT = ("text", "sentence", "sentence1", "text_a", "premise", "question")
+_PAIR = ("text_pair", "sentence2", "text_b", "hypothesis", "answer")
+_IMAGE = ("image", "img", "picture")
+_UNSET = 10**6  # a tokenizer's length that is as large means that none was set
+
+
+class Raw:
+    """Makes inputs of raw items; loads the tokenizer or image processor when the first comes.
+
+    Args:
+        folder: of the model; None if it has none.
+        inputs: what the model takes.
+    """
+
+    def __init__(self, folder: Path | None, inputs: Sequence[TensorInfo]) -> None:
+        self._folder = folder
+        self._inputs = tuple(inputs)
+        self._tokenizer: Any = None
+        self._processor: Any = None
+        self._length = 0
+        self.notes: list[str] = []
+
+    def knows(self, item: object) -> bool:
+        """Whether an item is a text, a pair of texts, a picture, or a mapping of them."""
+        if isinstance(item, Mapping):
+            return any(key in item for key in (*_TEXT, *_IMAGE))
+        if isinstance(item, tuple | list):
+            return len(item) == 2 and all(isinstance(part, str) for part in item)
+        return isinstance(item, str | os.PathLike) or _is_picture(item)
+
+    def arrays(self, item: Any) -> Mapping[str, object]:
+        """The inputs of an item that `knows` accepts.
+
+        Raises:
+            DataError: the folder has no tokenizer or image processor, or a picture cannot be read.
+            MissingDependencyError: transformers or Pillow is not installed.
+        """
+        if isinstance(item, Mapping):
+            text, image = (next((item[key] for key in keys if key in item), None) for keys in (_TEXT, _IMAGE))
+            if text is None:
+                return self._of_picture(image)
+            pair = next((item[key] for key in _PAIR if key in item), None)
+            return self._of_text(text, pair)
+        if isinstance(item, tuple | list):
+            return self._of_text(item[0], item[1])
+        if isinstance(item, str) and Path(item).suffix.lower() not in PICTURES:
+            return self._of_text(item, None)
+        return self._of_picture(item)
+
+    def _of_text(self, text: object, pair: object) -> Mapping[str, object]:
+        if not isinstance(text, str) or not isinstance(pair, str | None):
+            kinds = " and ".join(type(part).__name__ for part in (text, pair))
+            raise DataError(f"a pair of texts is {kinds}: give a string for each")
+        if self._tokenizer is None:
+            self._tokenizer = self._load("AutoTokenizer", "tokenizer", "raw texts")
+            self._length = self._longest()
+        fixed = {
+            info.shape[1] for info in self._inputs if len(info.shape) == 2 and isinstance(info.shape[1], int)
+        }
+        length = min([self._length, *fixed])
+        encoded = self._tokenizer(
+            text,
+            pair,
+            truncation=True,
+            max_length=length,
+            padding="max_length" if fixed else False,
+            return_tensors="np",
+        )
+        return {info.name: encoded[info.name] for info in self._inputs if info.name in encoded}
+
+    def _of_picture(self, picture: Any) -> Mapping[str, object]:
+        if self._processor is None:
+            self._processor = self._load("AutoImageProcessor", "image processor", "pictures")
+        made = self._processor(images=_opened(picture), return_tensors="np")
+        if len(self._inputs) == 1 and len(made) == 1:
+            return {self._inputs[0].name: next(iter(made.values()))}
+        return dict(made)
+
+    def _load(self, loader: str, what: str, form: str) -> Any:
+        if self._folder is None or not self._folder.is_dir():
+            raise DataError(
+                f"the data are {form}, and the model does not come with a {what}: give arrays by input name "
+                f"({', '.join(map(str, self._inputs))}), or the model as a Hugging Face folder"
+            )
+        try:
+            import transformers
+        except ImportError:
+            raise MissingDependencyError(
+                f"{form} need transformers, which is not installed: pip install 'hasten[huggingface]'"
+            ) from None
+        try:
+            made = getattr(transformers, loader).from_pretrained(self._folder, local_files_only=True)
+        except (OSError, ValueError, ImportError) as error:
+            raise DataError(
+                f"the data are {form}, and the {what} in {self._folder} cannot be loaded: "
+                f"{str(error).splitlines()[0]}"
+            ) from None
+        self.notes.append(f"{form} through the {what} of the model ({type(made).__name__})")
+        return made
+
+    def _longest(self) -> int:
+        """Tokens that the model takes, at most."""
+        if self._tokenizer.model_max_length < _UNSET:
+            return int(self._tokenizer.model_max_length)
+        assert self._folder is not None
+        config = self._folder / "config.json"
+        positions = json.loads(config.read_text()).get("max_position_embeddings") if config.exists() else None
+        # Models of RoBERTa's family number positions from 2.
+        return 512 if positions is None else max(1, int(positions) - 2)
+
+
+def _is_picture(item: object) -> bool:
+    return hasattr(item, "convert") and hasattr(item, "getbands")
+
+
+def _opened(picture: Any) -> Any:
+    """A PIL image in colour, of an image, a path, or what `datasets` stores: a mapping with bytes."""
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError:
+        raise MissingDependencyError(
+            "pictures need Pillow, which is not installed: pip install pillow"
+        ) from None
+    if isinstance(picture, Mapping):
+        picture = io.BytesIO(picture["bytes"]) if picture.get("bytes") is not None else picture.get("path")
+    if _is_picture(picture):
+        return picture.convert("RGB")
+    try:
+        with Image.open(picture) as opened:
+            return opened.convert("RGB")
+    except (OSError, UnidentifiedImageError, AttributeError, TypeError) as error:
+        raise DataError(f"picture {picture} cannot be read: {error}") from None

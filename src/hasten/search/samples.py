@@ -1,0 +1,135 @@
+"""Samples of a user's data: those to calibrate with, and those held out for the guarantee.
+
+A sample is an array for each input of the model, with a batch axis of length 1, and maybe a label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.errors import DataError, OptionError
+from hasten.search.bounds import binomial_upper
+
+Array = NDArray[Any]
+Feeds = Mapping[str, Array]
+
+_MOST_CALIBRATION = 256
+_MOST_CLASSES = 100  # more are not held in proportion
+_FEW = 300  # held-out samples: the least that certify a point at 95%
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Some samples.
+
+    Attributes:
+        feeds: for each sample an array for each input, with a batch axis of length 1.
+        labels: one for each sample, `[samples]` or `[samples, ...]`; of type object where their shapes
+            differ; None without labels.
+        notes: what was done to the data or is missing of them, in words.
+    """
+
+    feeds: tuple[Feeds, ...]
+    labels: Array | None = None
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.feeds)
+
+
+def split(
+    samples: Samples, seed: int, calibration: int | None = None, *, confidence: float = 0.95
+) -> tuple[Samples, Samples]:
+    """Divides samples into those that choices may look at and those held out for the guarantee.
+
+    Whole-numbered labels of few classes are in both parts in proportion. Both parts are in random order.
+
+    Args:
+        samples: two at least.
+        seed: of the order.
+        calibration: how many to calibrate with; None for a quarter, 256 at most.
+        confidence: of the guarantee, for the note about what too few samples cost.
+
+    Returns:
+        The calibration part and the held-out part; the latter's notes say what too few samples cost.
+
+    Raises:
+        DataError: a single sample.
+        OptionError: `calibration` leaves one of the parts empty.
+    """
+    count = len(samples)
+    if count < 2:
+        raise DataError(
+            f"the data have {count} sample: some are needed to calibrate with and others to measure the "
+            "drop on; give hundreds"
+        )
+    if calibration is None:
+        calibration = min(_MOST_CALIBRATION, max(1, count // 4))
+    if not 0 < calibration < count:
+        raise OptionError(
+            f"calibration={calibration} of {count} samples: give a number from 1 to {count - 1}"
+        )
+    order = np.random.default_rng(seed).permutation(count)
+    chosen = np.zeros(count, bool)
+    chosen[_in_proportion(order, samples.labels, calibration)] = True
+    parts = _select(samples, order[chosen[order]]), _select(samples, order[~chosen[order]])
+    held_out = len(parts[1])
+    if held_out >= _FEW:
+        return parts
+    least = 100 * binomial_upper(0, held_out, 1 - confidence)
+    note = (
+        f"{held_out} held-out samples: even for answers that never change, no drop below {least:.2g} points "
+        f"of accuracy or agreement can be certified at {confidence:.0%}; a tenth of that takes ten times as "
+        "many"
+    )
+    return parts[0], Samples(parts[1].feeds, parts[1].labels, (*parts[1].notes, note))
+
+
+def batches(samples: Samples, size: int) -> Iterator[tuple[Feeds, slice]]:
+    """Joins neighbouring samples of equal shapes along the batch axis.
+
+    Args:
+        samples: in the order in which they are to be answered.
+        size: samples in a batch, at most.
+
+    Yields:
+        An array for each input, and which samples they are. All samples come, once and in order.
+    """
+    start = 0
+    while start < len(samples):
+        shapes = _shapes(samples.feeds[start])
+        stop = start + 1
+        while stop < min(start + size, len(samples)) and _shapes(samples.feeds[stop]) == shapes:
+            stop += 1
+        part = samples.feeds[start:stop]
+        yield {name: np.concatenate([feed[name] for feed in part]) for name in part[0]}, slice(start, stop)
+        start = stop
+
+
+def _shapes(feeds: Feeds) -> list[tuple[int, ...]]:
+    return [array.shape for array in feeds.values()]
+
+
+def _select(samples: Samples, which: Array) -> Samples:
+    labels = None if samples.labels is None else samples.labels[which]
+    return Samples(tuple(samples.feeds[i] for i in which), labels, samples.notes)
+
+
+def _in_proportion(order: Array, labels: Array | None, wanted: int) -> Array:
+    """The first samples of an order, of each class as many as are its share."""
+    if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
+        return order[:wanted]
+    found, members = np.unique(labels, return_inverse=True)
+    if len(found) > min(_MOST_CLASSES, wanted):
+        return order[:wanted]
+    share = np.bincount(members) * (wanted / len(labels))
+    quota = np.floor(share).astype(int)
+    left = wanted - int(quota.sum())
+    quota[np.argsort(quota - share, kind="stable")[:left]] += 1
+    by_class = [order[members[order] == c][: quota[c]] for c in range(len(found))]
+    return np.concatenate(by_class)

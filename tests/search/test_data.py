@@ -1,0 +1,289 @@
+"""Data in every form come out as the same samples; what does not fit is refused in words."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from hasten.errors import DataError, OptionError
+from hasten.runtime.manifest import TensorInfo
+from hasten.search import data_files
+from hasten.search.data import Samples, batches, load_samples, split
+
+X = TensorInfo("x", "float32", ("batch", 3))
+IDS = TensorInfo("input_ids", "int64", ("batch", "sequence"))
+MASK = TensorInfo("attention_mask", "int64", ("batch", "sequence"))
+
+COUNT = 12
+ROWS = np.arange(COUNT * 3, dtype=np.float32).reshape(COUNT, 3)
+LABELS = np.arange(COUNT) % 3
+
+
+def check(samples: Samples, labelled: bool = True) -> None:
+    assert len(samples) == COUNT
+    for row, feeds in zip(ROWS, samples.feeds, strict=True):
+        assert feeds["x"].shape == (1, 3)
+        assert feeds["x"].dtype == np.float32
+        np.testing.assert_array_equal(feeds["x"][0], row)
+    if labelled:
+        assert samples.labels is not None
+        assert samples.labels.dtype == np.int64
+        np.testing.assert_array_equal(samples.labels, LABELS)
+    else:
+        assert samples.labels is None
+
+
+class Loader:
+    """What a DataLoader looks like: batches of tensors, the last one of a single sample."""
+
+    def __iter__(self) -> Iterator[list[torch.Tensor]]:
+        for i in (0, 4, 8, 11):
+            stop = {0: 4, 4: 8, 8: 11, 11: 12}[i]
+            yield [torch.tensor(ROWS[i:stop], requires_grad=True), torch.tensor(LABELS[i:stop])]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [({"x": row}, label) for row, label in zip(ROWS, LABELS, strict=True)],
+        [({"x": row[None]}, int(label)) for row, label in zip(ROWS, LABELS, strict=True)],
+        [{"x": row.tolist(), "label": int(label)} for row, label in zip(ROWS, LABELS, strict=True)],
+        (pair for pair in zip(ROWS, LABELS, strict=True)),
+        {"x": ROWS, "labels": LABELS},
+        [({"x": ROWS[:5]}, LABELS[:5]), ({"x": ROWS[5:]}, LABELS[5:])],
+        Loader(),
+        torch.utils.data.DataLoader(
+            torch.utils.data.TensorDataset(torch.tensor(ROWS), torch.tensor(LABELS)), batch_size=5
+        ),
+    ],
+    ids=["pairs", "batch of one", "rows", "arrays", "columns", "batches", "tensors", "DataLoader"],
+)
+def test_iterables(data: object) -> None:
+    check(load_samples(data, [X]))
+
+
+def parquet(path: Path) -> Path:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra `data` is not installed")
+    pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"x": ROWS.tolist(), "label": LABELS.tolist(), "id": list(range(COUNT))})
+    pyarrow.parquet.write_table(table, path / "data.parquet")
+    return path / "data.parquet"
+
+
+def lines(path: Path) -> Path:
+    rows = [{"x": row.tolist(), "label": int(label)} for row, label in zip(ROWS, LABELS, strict=True)]
+    (path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    return path / "data.jsonl"
+
+
+def npz(path: Path) -> Path:
+    np.savez(path / "data.npz", x=ROWS, labels=LABELS)
+    return path / "data.npz"
+
+
+def compressed(path: Path) -> Path:
+    np.savez_compressed(path / "data.npz", x=np.asfortranarray(ROWS), labels=LABELS)
+    return path / "data.npz"
+
+
+def folder(path: Path) -> Path:
+    for number, i in enumerate(range(0, COUNT, 4)):
+        np.savez(path / f"{number}.npz", x=ROWS[i : i + 4], labels=LABELS[i : i + 4])
+    return path
+
+
+@pytest.mark.parametrize("write", [parquet, lines, npz, compressed, folder])
+def test_files(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    check(load_samples(write(tmp_path), [X]))
+    check(load_samples(str(write(tmp_path)), [X]))
+
+
+def test_stored_arrays_are_mapped_and_do_not_count(tmp_path: Path) -> None:
+    samples = load_samples(npz(tmp_path), [X], most_bytes=1)
+    check(samples)
+    assert isinstance(samples.feeds[3]["x"], np.memmap)
+    with pytest.raises(DataError, match="mapped and not read"):
+        load_samples(compressed(tmp_path), [X], most_bytes=100)
+
+
+def test_an_endless_iterable_ends() -> None:
+    def endless() -> Iterator[np.ndarray]:
+        while True:
+            yield ROWS[0]
+
+    with pytest.raises(DataError, match="GB of memory"):
+        load_samples(endless(), [X], most_bytes=1000)
+
+
+def test_several_inputs_by_place_and_of_several_lengths() -> None:
+    items = [(list(range(n)), [1] * n) for n in (3, 3, 5)]
+    by_place = load_samples([tuple(map(np.array, item)) for item in items], [IDS, MASK])
+    assert [f["input_ids"].shape for f in by_place.feeds] == [(1, 3), (1, 3), (1, 5)]
+    joined = list(batches(by_place, 8))
+    assert [(feeds["attention_mask"].shape, place) for feeds, place in joined] == [
+        ((2, 3), slice(0, 2)),
+        ((1, 5), slice(2, 3)),
+    ]
+
+
+def test_batches_are_in_order_and_no_larger_than_asked() -> None:
+    samples = load_samples({"x": ROWS}, [X])
+    parts = list(batches(samples, 5))
+    assert [place for _, place in parts] == [slice(0, 5), slice(5, 10), slice(10, 12)]
+    np.testing.assert_array_equal(np.concatenate([feeds["x"] for feeds, _ in parts]), ROWS)
+
+
+def test_casts_are_said() -> None:
+    samples = load_samples([{"x": ROWS[0].astype(np.float64), "extra": 1}], [X])
+    assert samples.notes == (
+        "not used, since the model has no such input: extra",
+        "input 'x': float64 rounded to float32",
+    )
+    ids = load_samples([{"input_ids": np.array([1, 2], np.int32), "attention_mask": [1, 1]}], [IDS, MASK])
+    assert ids.feeds[0]["input_ids"].dtype == np.int64
+    assert ids.notes == ("input 'input_ids': int32 widened to int64",)
+
+
+NAN = ROWS.copy()
+NAN[7, 1] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ([], "the data are empty"),
+        ({"x": ROWS[:0]}, "the data are empty"),
+        ([{"y": ROWS[0]}], r"no x \(it has y\); the model takes x: float32\[batch, 3\]"),
+        ([{"x": ROWS[0, :2]}], r"shape \[1, 2\]; the model takes"),
+        ([{"x": np.zeros((1, 1, 3), np.float32)}], r"shape \[1, 1, 3\]"),
+        ([{"x": np.arange(3)}], "int64; the model takes"),
+        ([{"x": np.array(["a", "b", "c"])}], "the model takes"),
+        ([{"x": [[1.0, 2.0, 3.0], [1.0]]}], "cannot be made an array"),
+        ({"x": NAN}, r"NaN at \[7, 1\]"),
+        ([({"x": ROWS[0]}, 1), {"x": ROWS[1]}], "sample 1 has no label, and 1 others have"),
+        ([({"x": ROWS[0]}, "positive")], "give numbers"),
+        ({"x": ROWS, "labels": LABELS[:5]}, r"12 samples from 0 on have labels of shape \[5\]"),
+        ([(ROWS[0], 1, 2, 3)], "4 parts"),
+        (["a raw text"], "does not come with a tokenizer"),
+        ([Path("cat.png")], "does not come with a image processor"),
+        (17, "data is int"),
+        ("nowhere.npz", "there is no nowhere.npz"),
+    ],
+)
+def test_what_does_not_fit(data: Any, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        load_samples(data, [X])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("data.npz", b"no zip", "damaged"),
+        ("data.parquet", b"no parquet", "damaged"),
+        ("data.jsonl", b'{"x": [1, 2, 3]}\n{"x"', "line 2"),
+        ("data.jsonl", b"[1]", "not an object"),
+        ("data.csv", b"x\n1", "unknown form"),
+    ],
+)
+def test_damaged_files(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        load_samples(tmp_path / name, [X])
+
+
+def test_npz_of_objects_and_of_a_broken_member(tmp_path: Path) -> None:
+    np.savez(tmp_path / "o.npz", x=np.array([None, "a"], object))
+    with pytest.raises(DataError, match="objects"):
+        data_files.load_npz(tmp_path / "o.npz")
+    with zipfile.ZipFile(tmp_path / "m.npz", "w") as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x01\x00v\x00{'descr'")
+    with pytest.raises(DataError, match="damaged"):
+        data_files.load_npz(tmp_path / "m.npz")
+
+
+def test_a_model_of_fixed_batches_is_refused() -> None:
+    with pytest.raises(DataError, match="batches of exactly 8"):
+        load_samples([], [TensorInfo("x", "float32", (8, 3))])
+
+
+def test_split_is_seeded_stratified_and_complete() -> None:
+    labels = np.repeat([0, 1, 2], [600, 300, 100])
+    samples = load_samples({"x": np.arange(3000, dtype=np.float32).reshape(1000, 3), "labels": labels}, [X])
+    calibration, held_out = split(samples, 3, 100)
+    assert calibration.labels is not None
+    assert np.bincount(calibration.labels).tolist() == [60, 30, 10]
+    both = [int(f["x"][0, 0]) // 3 for f in (*calibration.feeds, *held_out.feeds)]
+    assert sorted(both) == list(range(1000))
+    assert both != list(range(1000))
+    again, other = split(samples, 3, 100)[0], split(samples, 4, 100)[0]
+    assert [f["x"][0, 0] for f in again.feeds] == [f["x"][0, 0] for f in calibration.feeds]
+    assert [f["x"][0, 0] for f in other.feeds] != [f["x"][0, 0] for f in calibration.feeds]
+    assert held_out.labels is not None
+    assert all(
+        labels[int(f["x"][0, 0]) // 3] == label
+        for f, label in zip(held_out.feeds, held_out.labels, strict=True)
+    )
+    assert held_out.notes == ()
+
+
+def test_split_says_what_too_few_samples_cost() -> None:
+    samples = load_samples({"x": ROWS}, [X])
+    calibration, held_out = split(samples, 0)
+    assert (len(calibration), len(held_out)) == (3, 9)
+    assert "no drop below 28 points" in held_out.notes[0]
+    with pytest.raises(DataError, match="1 sample"):
+        split(Samples(samples.feeds[:1]), 0)
+    with pytest.raises(OptionError, match="from 1 to 11"):
+        split(samples, 0, 12)
+
+
+def tokenizer(folder: Path) -> Path:
+    words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "good", "bad", "film"])}
+    made = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", model_max_length=4
+    )
+    fast.save_pretrained(folder)
+    return folder
+
+
+def test_texts_and_pairs_through_the_tokenizer(tmp_path: Path) -> None:
+    folder = tokenizer(tmp_path)
+    samples = load_samples([("good film", 1), ({"text": "bad"}, 0)], [IDS, MASK], folder=folder)
+    assert [f["input_ids"].tolist() for f in samples.feeds] == [[[2, 4]], [[3]]]
+    assert samples.labels is not None
+    assert samples.labels.tolist() == [1, 0]
+    assert "raw texts through the tokenizer" in samples.notes[0]
+    pairs = load_samples([("good", "bad"), ("good good good", "bad film film")], [IDS], folder=folder)
+    assert [f["input_ids"].tolist() for f in pairs.feeds] == [[[2, 3]], [[2, 2, 3, 4]]]
+    fixed = load_samples(["good"], [TensorInfo("input_ids", "int64", ("batch", 3))], folder=folder)
+    assert fixed.feeds[0]["input_ids"].tolist() == [[2, 0, 0]]
+
+
+def test_pictures_through_the_image_processor(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}})
+    )
+    for label, shade in ((0, 0), (7, 255)):
+        (tmp_path / "pictures" / str(label)).mkdir(parents=True)
+        Image.new("L", (20, 10), shade).save(tmp_path / "pictures" / str(label) / "a.png")
+    pixels = TensorInfo("pixels", "float32", ("batch", 3, 8, 8))
+    samples = load_samples(tmp_path / "pictures", [pixels], folder=model)
+    assert samples.labels is not None
+    assert samples.labels.tolist() == [0, 7]
+    dark, light = (f["pixels"] for f in samples.feeds)
+    np.testing.assert_allclose(dark, -1, atol=1e-6)
+    np.testing.assert_allclose(light, 1, atol=1e-6)
