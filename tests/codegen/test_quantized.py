@@ -6,6 +6,8 @@ that it is right to rounding before results are quantized again, and to one step
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from tests.codegen.engines import Interpreted, compile_programs
@@ -15,6 +17,7 @@ from hasten.codegen.lower_stages import lower_program
 from hasten.codegen.quantized import quantize_products
 from hasten.loops.dtypes import DType
 from hasten.loops.evaluate import evaluate
+from hasten.loops.expr import Op, walk
 from hasten.loops.program import Gemm
 from hasten.target import TARGETS, Target, native, runs_here
 
@@ -166,3 +169,30 @@ def test_what_cannot_be_summed_as_bytes_stays():
         assert [b.a.dtype for b in bodies if isinstance(b, Gemm)] == [DType.F32], why
         (engine,) = compile_programs([p], native())
         agree(engine, feeds_of(p, rng))
+
+
+def test_epilogues_are_a_multiply_add_and_a_rounding():
+    """What is known of offsets, scales, bias, activation and the next scale is one factor and one summand."""
+    lowered = lower_program(convolution(np.random.default_rng(0), *CONVOLUTIONS[1]), native())
+    (product,) = [k.product for k in lowered.kernels if k.product is not None]
+    assert product.stage.epilogue is not None
+    counts = Counter(n.op for n in walk(product.stage.epilogue) if isinstance(n, Op))
+    # The sum becomes f32, is scaled, bounded and rounded (a summand and two casts), and de-quantized again.
+    assert counts == {"cast": 3, "bitcast": 1, "mul": 2, "add": 3, "min": 1, "max": 1}
+
+
+def test_a_residual_of_bytes_is_added_in_the_epilogue():
+    rng = np.random.default_rng(0)
+    arrays = constants(rng, (64, 64), 64, zero=120) | {
+        "w0": rng.integers(-127, 128, (64, 64)).astype(np.int8)
+    }
+    text = f"(float[m, 64] x) => (float[m, 64] y) {{ {BEFORE} wd = DequantizeLinear<axis = 1>(w, ws) "
+    text += "vd = DequantizeLinear<axis = 1>(w0, ws) h = MatMul(xd, vd) hq = QuantizeLinear(h, s2, z2) "
+    text += "hd = DequantizeLinear(hq, s2, z2) p = MatMul(xd, wd) r = Add(p, hd) " + AFTER + "}"
+    p = program(text, arrays)
+    lowered = lower_program(p, native())
+    types = [lowered.layouts[k.writes].dtype for k in lowered.kernels]
+    assert types == [DType.U8, DType.U8, DType.F32]
+    (engine,) = compile_programs([p], native())
+    feeds = feeds_of(p, rng)
+    assert_within_a_step(engine.run(feeds)["y"], evaluate(p, feeds)["y"])

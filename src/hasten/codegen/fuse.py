@@ -68,7 +68,11 @@ def fuse(program: Program) -> list[Stage]:
             body: Expr | Description = _inline(d.body, inlined)
         else:
             body = _inline_operands(d.body, inlined, stages, origins)
-        if d.name not in kept and isinstance(body, Expr) and _disappears(body, uses[d.name], stages):
+        # What becomes bytes does so where it is summed, however few read it: that is what bytes are for.
+        stored = d.name in kept or (
+            d.dtype in BYTES and isinstance(body, Expr) and _reads_product(body, stages)
+        )
+        if not stored and isinstance(body, Expr) and _disappears(body, uses[d.name], stages):
             inlined[d.name] = replace(d, body=body)
         else:
             stages.append(Stage(d.name, d.dtype, d.vars, body, None, origins[d.name]))
@@ -194,11 +198,15 @@ def _disappears(body: Expr, uses: int, stages: list[Stage]) -> bool:
         return True
     if any(isinstance(n, Reduce) for n in walk(body)):
         return False
-    contracted = {s.name for s in stages if not isinstance(s.body, Expr)}
-    if any(isinstance(n, Load) and n.buffer in contracted for n in walk(body)):
+    if _reads_product(body, stages):
         return False  # better its producer's epilogue than computed in each reader
     loads = [n for n in walk(body) if isinstance(n, Load)]
     return cost(body) <= CHEAP and len(loads) <= 2 and not any(is_indirect(n) for n in loads)
+
+
+def _reads_product(e: Expr, stages: list[Stage]) -> bool:
+    contracted = {s.name for s in stages if not isinstance(s.body, Expr)}
+    return any(isinstance(n, Load) and n.buffer in contracted for n in walk(e))
 
 
 def _is_lookup(e: Expr) -> bool:

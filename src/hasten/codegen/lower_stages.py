@@ -29,6 +29,7 @@ from hasten.codegen.narrow import narrow_storage, narrow_tables
 from hasten.codegen.quantized import quantize_products
 from hasten.codegen.rank import rank_kernel
 from hasten.codegen.recurrence import recurrence_kernel
+from hasten.codegen.requantize import lean_epilogues
 from hasten.codegen.schedule import DEFAULTS, Algorithm, Product, Schedules, product_shape
 from hasten.codegen.shallow import join_shallow_taps
 from hasten.codegen.stage import Stage
@@ -80,8 +81,11 @@ def lower_program(
     """
     program = quantize_products(program)
     outside = {n: program.info(n) for n in (*program.inputs, *program.constants)}
+    stages, constants = lean_epilogues(fuse(program), program.constants)
+    program = replace(program, constants=constants)
+    outside |= {n: program.info(n) for n in constants}
     shapes = {n: info.shape for n, info in outside.items()}
-    stages = join_shallow_taps(fuse(program), shapes, group(precision))
+    stages = join_shallow_taps(stages, shapes, group(precision))
     if precision is DType.BF16:
         stages, tables = narrow_tables(stages, program.constants)
         program = replace(program, constants=program.constants | tables)
