@@ -1,4 +1,4 @@
-"""`hasten.compile`: from any source to a session that runs machine code."""
+"""`hasten.compile`: from any source to a session that runs machine code; `hasten.prune`: a smaller model."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import dataclasses
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import onnx_ir as ir
 
 from hasten import __version__, frontends
 from hasten.backends.native import Options, Payload, compile_graph
@@ -20,19 +23,21 @@ from hasten.loops.dtypes import DType
 from hasten.loops.program import Program
 from hasten.passes.facts import is_quantized
 from hasten.passes.pipeline import optimize_graph
+from hasten.passes.prune.units import UNITS
 from hasten.runtime.artifact import write_artifact
+from hasten.runtime.manifest import TensorInfo
 from hasten.runtime.session import Session, open_session
 from hasten.search.calibration import calibration_feeds
+from hasten.search.data import load_samples
 from hasten.search.measure_inputs import check_names
+from hasten.search.prune.report import Pruned
+from hasten.search.prune.run import Plan, Progress, check_plan, prune_model
 from hasten.search.quantization import Quantization, quantize
 from hasten.search.tune_options import Tuning, choose_schedules
 from hasten.target import Target, with_factors
 
 PRECISIONS = ("f32", "bf16", "int8")
 PADDING = ("skip", "compute")
-
-Progress = Callable[[str], None]
-"""Is told what begins: a few words, such as "reading the model"."""
 
 
 def compile(  # noqa: A001, PLR0913 - the field's word; choices, each with a default
@@ -52,8 +57,8 @@ def compile(  # noqa: A001, PLR0913 - the field's word; choices, each with a def
     """Compiles a trained model to machine code for this processor.
 
     Args:
-        source: an ONNX file (path, bytes or ModelProto), a Hugging Face model folder, or a
-            torch.nn.Module or ExportedProgram.
+        source: an ONNX file (path, bytes or ModelProto), a Hugging Face model folder, a torch.nn.Module or
+            ExportedProgram, or what `prune` returned.
         precision: "f32", or "bf16": weights and what products read are stored in 16 bits, sums and
             all other arithmetic stay f32. Fast on processors with AVX512-BF16; others give the same
             results to rounding. "int8": products are computed in 8 bits, with scales found on `data`.
@@ -145,7 +150,8 @@ def compile_payload(  # noqa: PLR0913 - the choices of `compile`, each with a de
         precision = how.rest
     tuning = Tuning(tune) if isinstance(tune, str) else tune
     progress("reading the model")
-    model = frontends.load(source, example=example, dynamic=dynamic)
+    given = source.model if isinstance(source, Pruned) else source
+    model = frontends.load(given, example=example, dynamic=dynamic)
     check_names(tuning.shapes, [v.name or "" for v in model.graph.inputs])
     progress("optimizing the graph")
     report = optimize_graph(model)
@@ -178,6 +184,73 @@ def compile_payload(  # noqa: PLR0913 - the choices of `compile`, each with a de
 
     options = Options(targets, threads, element, folder, padding, choose)
     return compile_graph(model, options, noted, __version__)
+
+
+def prune(  # noqa: PLR0913 - choices, each with a default
+    source: object,
+    *,
+    flops: float,
+    data: object = None,
+    unit: str | Sequence[str] = UNITS,
+    criterion: str | None = None,
+    repair: str | None = None,
+    seed: int = 0,
+    example: Example | None = None,
+    dynamic: Dynamic | None = None,
+    progress: Progress = lambda _: None,
+) -> Pruned:
+    """Removes the units of a model that matter least, so that less arithmetic is left.
+
+    Args:
+        source: as `compile` takes it; the result of another `prune` too.
+        flops: the share of the floating-point operations of products, convolutions and attention to keep,
+            at the median shape of `data`, such as 0.6. At most that share is left, as little less as whole
+            tiles of 16 features and whole heads allow.
+        data: examples of what the model will see, as `search.data.load_samples` takes them, with labels or
+            without; some hundred are enough. Criteria but magnitude and random need them, and so does repair.
+        unit: "neurons", "heads", "channels", or several of them; or "layers" alone.
+        criterion: "magnitude" or "magnitude-l1", "activation", "gradient", "fisher", "random"; by default
+            fisher with data and magnitude without.
+        repair: "least-squares" or "none"; by default least-squares with data.
+        seed: of random numbers.
+        example: inputs to trace a torch.nn.Module with.
+        dynamic: for torch.nn.Module, the symbolic dims: input name -> {dim: name}.
+        progress: is told what begins.
+
+    Returns:
+        The smaller model: `save` writes it as ONNX, `compile` takes it, `report` says what was removed
+        where, what could not be, and whether the target was reached.
+
+    Raises:
+        ModelError: the source cannot be read.
+        OptionError: an argument makes no sense, or the model has none of these units.
+        DataError: the data cannot be read or do not fit the model.
+        MissingDependencyError: PyTorch is needed and not installed.
+        UnsupportedModelError: a gradient is needed and cannot pass through an operator.
+    """
+    units = (unit,) if isinstance(unit, str) else tuple(unit)
+    chosen = criterion or ("magnitude" if data is None else "fisher")
+    plan = Plan(units, chosen, flops, repair or ("none" if data is None else "least-squares"), seed)
+    check_plan(plan, with_data=data is not None)
+    progress("reading the model")
+    given = source.model if isinstance(source, Pruned) else source
+    model = frontends.load(given, example=example, dynamic=dynamic)
+    samples = None
+    if data is not None:
+        folder = Path(given) if isinstance(given, str | os.PathLike) and Path(given).is_dir() else None
+        samples = load_samples(data, _inputs(model), folder=folder)
+    optimize_graph(model)
+    return prune_model(model, plan, samples, progress)
+
+
+def _inputs(model: ir.Model) -> list[TensorInfo]:
+    """What a model takes."""
+    described = []
+    for value in model.graph.inputs:
+        dims = tuple(d if isinstance(d, int) else d.value or "?" for d in value.shape or ())
+        dtype = "float32" if value.dtype is None else np.dtype(value.dtype.numpy()).name
+        described.append(TensorInfo(value.name or "", dtype, dims))
+    return described
 
 
 def _quantization(precision: str, data: object, given: Quantization | None) -> Quantization | None:

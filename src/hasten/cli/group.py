@@ -17,6 +17,7 @@ from hasten.cli.compile import compile_
 from hasten.cli.doctor import doctor
 from hasten.cli.inspect import inspect_
 from hasten.cli.profile import profile
+from hasten.cli.prune import prune_
 from hasten.cli.run import run
 from hasten.cli.tune import tune
 from hasten.cli.verify import verify
@@ -102,5 +103,5 @@ def hasten() -> None:
     """
 
 
-for _verb in (compile_, run, verify, bench, profile, inspect_, doctor, tune):
+for _verb in (compile_, prune_, run, verify, bench, profile, inspect_, doctor, tune):
     hasten.add_command(_verb)

@@ -30,14 +30,21 @@ def count_flops(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> int | None:
     shapes = {v.name: s for v in values if (s := _shape(v.type.tensor_type.shape.dim, sizes)) is not None}
     total = 0
     for node in graph.node:
-        count = _COUNTS.get(node.op_type) if node.domain == "" else None
-        if count is None:
-            continue
         try:
-            total += 2 * count(node, shapes)
+            total += node_flops(node, shapes)
         except KeyError:
             return None
     return total
+
+
+def node_flops(node: onnx.NodeProto, shapes: Shapes) -> int:
+    """Floating-point operations of one node, with the meaning of `count_flops`; 0 for what is not counted.
+
+    Raises:
+        KeyError: the shape of an operand is missing.
+    """
+    count = _COUNTS.get(node.op_type) if node.domain == "" else None
+    return 0 if count is None else 2 * count(node, shapes)
 
 
 def _shape(
@@ -77,7 +84,7 @@ def _attention(node: onnx.NodeProto, shapes: Shapes) -> int:
     if len(query) == 4:  # [batch, heads, sequence, size]
         return math.prod(query[:3]) * key[2] * (query[3] + value[3])
     heads, shared = _attribute(node, "q_num_heads", 1), _attribute(node, "kv_num_heads", 1)
-    return query[0] * query[1] * key[1] * (query[2] + value[2] // shared * heads)
+    return query[0] * query[1] * key[1] * (query[2] + value[2] * heads // shared)
 
 
 def _recurrent(node: onnx.NodeProto, shapes: Shapes) -> int:

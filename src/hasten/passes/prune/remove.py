@@ -73,10 +73,10 @@ def _cut(graph: ir.Graph, node: ir.Node, place: Place, axes: Mapping[int, Indice
     array = value.const_value.numpy()
     for axis, stays in axes.items():
         array = array.take(stays, axis)
-    _set_input(graph, node, place.position, array, f"{value.name}_{place.node}_{place.position}")
+    set_constant(graph, node, place.position, array, f"{value.name}_{place.node}_{place.position}")
 
 
-def _set_input(graph: ir.Graph, node: ir.Node, position: int, array: Array, name: str) -> None:
+def set_constant(graph: ir.Graph, node: ir.Node, position: int, array: Array, name: str) -> None:
     """Gives a node a constant of its own, under the name of the old one if nobody else uses that."""
     old = node.inputs[position] if position < len(node.inputs) else None
     if old is not None and old.name and len(old.uses()) == 1 and old.name in graph.initializers:
@@ -115,4 +115,4 @@ def _tell(
         old = operands.constant(position)
         if old is None or not np.array_equal(old, array):
             title = node.name or node.outputs[0].name or "node"
-            _set_input(graph, node, position, array, f"{title}_{position}_pruned")
+            set_constant(graph, node, position, array, f"{title}_{position}_pruned")

@@ -1,0 +1,132 @@
+"""Runs a graph in PyTorch, operator by operator, with gradients."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from hasten.backends.torch_operators import OPERATORS, to_tensor
+from hasten.errors import UnsupportedModelError
+from hasten.graph.constants import constant_tensor
+from hasten.graph.describe import describe_node
+from hasten.graph.evaluate import evaluate_node
+
+Feeds = Mapping[str, Any]
+Tap = Callable[[Tensor], Tensor]
+Taps = Mapping[tuple[int, int], Sequence[Tap]]
+"""By node and input: functions of that input, one after the other, whose result the node gets instead."""
+
+
+class TorchGraph:
+    """A model whose operators run in PyTorch.
+
+    Attributes:
+        nodes: of the graph, in order.
+        weights: tensors by name of initializer; what is put here is computed with.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        """Takes a model at the internal opset; it is not changed, and its tensors are copied."""
+        self.nodes = list(model.graph)
+        self.inputs = [v.name or "" for v in model.graph.inputs]
+        self.outputs = [v.name or "" for v in model.graph.outputs]
+        self.weights: dict[str, Tensor] = {
+            name: to_tensor(v.const_value.numpy())
+            for name, v in model.graph.initializers.items()
+            if v.const_value is not None and v.const_value.dtype != ir.DataType.STRING
+        }
+        self._uses = Counter(v.name for node in self.nodes for v in node.inputs if v is not None and v.name)
+
+    def start(self, feeds: Feeds) -> dict[str, Tensor]:
+        """The values before the first node.
+
+        Args:
+            feeds: arrays or tensors by name of input.
+        """
+        known: dict[str, Tensor] = dict(self.weights)
+        for name in self.inputs:
+            value = feeds[name]
+            known[name] = value if isinstance(value, Tensor) else to_tensor(np.asarray(value))
+        return known
+
+    def step(self, index: int, known: dict[str, Tensor], taps: Taps | None = None) -> None:
+        """Runs one node on the values that are known and adds its outputs to them.
+
+        Raises:
+            UnsupportedModelError: nothing can run the node, or it would have to pass a gradient and cannot.
+        """
+        node = self.nodes[index]
+        inputs = [None if v is None or not v.name else known[v.name] for v in node.inputs]
+        for position in range(len(inputs) if taps else 0):
+            for tap in (taps or {}).get((index, position), ()):
+                value = inputs[position]
+                inputs[position] = None if value is None else tap(value)
+        run = OPERATORS.get(node.op_type) if node.domain == "" else None
+        made: Any = None
+        if run is not None:
+            try:
+                made = run(node, inputs)
+            except NotImplementedError:
+                made = None
+        if made is None:
+            made = self._by_reference(node, inputs)
+        results = list(made) if isinstance(made, list | tuple) else [made]
+        for output, result in zip(node.outputs, results, strict=False):  # outputs behind may be left out
+            if output.name:
+                known[output.name] = result
+
+    def _by_reference(self, node: ir.Node, inputs: list[Tensor | None]) -> list[Tensor]:
+        constant = constant_tensor(node)
+        if constant is not None:
+            return [to_tensor(constant.numpy())]
+        if any(t is not None and t.requires_grad for t in inputs):
+            raise UnsupportedModelError(
+                f"{describe_node(node)} has no gradient here: choose a criterion without gradients, such as "
+                "magnitude, and repair without training"
+            )
+        arrays = [None if t is None else t.numpy() for t in inputs]
+        return [to_tensor(a) for a in evaluate_node(node, arrays)]
+
+    def run(self, feeds: Feeds, *, taps: Taps | None = None, keep: Collection[str] = ()) -> dict[str, Tensor]:
+        """Runs the model.
+
+        Args:
+            feeds: arrays or tensors by name of input.
+            taps: what nodes get instead of an input.
+            keep: names of further values to return.
+
+        Returns:
+            The outputs, and the values asked for, by name.
+
+        Raises:
+            UnsupportedModelError: nothing can run an operator, or a gradient cannot pass through one.
+        """
+        wanted = {*self.outputs, *keep}
+        known = self.start(feeds)
+        left = Counter(self._uses)
+        for index, node in enumerate(self.nodes):
+            self.step(index, known, taps)
+            if not torch.is_grad_enabled():
+                self.forget(node, known, left, wanted)
+        return {name: known[name] for name in wanted}
+
+    def forget(
+        self, node: ir.Node, known: dict[str, Tensor], left: Counter[str], wanted: Collection[str]
+    ) -> None:
+        """Drops values that no later node reads; `left` counts the readers to come."""
+        for value in node.inputs:
+            if value is None or not value.name:
+                continue
+            left[value.name] -= 1
+            if left[value.name] == 0 and value.name not in wanted:
+                known.pop(value.name, None)
+
+    def readers(self) -> Counter[str]:
+        """How many inputs read each value."""
+        return Counter(self._uses)

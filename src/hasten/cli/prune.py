@@ -1,0 +1,139 @@
+"""`hasten prune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hasten.api import prune
+from hasten.cli.console import Steps, check_place, echo_json, number, row, size, stderr, stdout, table
+from hasten.cli.options import json_option, model_argument
+from hasten.cli.sources import is_artifact
+from hasten.errors import OptionError
+from hasten.search.prune.criteria import CRITERIA
+from hasten.search.prune.report import PruneReport
+from hasten.search.prune.run import ALL_UNITS, REPAIRS
+
+_EXAMPLES = """\b
+Examples:
+  hasten prune model.onnx --flops 70% -o small.onnx
+  hasten prune bert/ --data texts.npz --unit heads,neurons --criterion fisher --flops 60% -o small.onnx
+  hasten prune model.onnx --data x.npz --unit layers --criterion activation --flops 0.5 -o small.onnx
+"""
+
+
+@click.command("prune", epilog=_EXAMPLES, short_help="Remove the parts of MODEL that matter least.")
+@model_argument
+@click.option(
+    "--output",
+    "-o",
+    metavar="SMALL.onnx",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Where the smaller model goes.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace SMALL.onnx if it is there.")
+@click.option(
+    "--flops",
+    metavar="SHARE",
+    required=True,
+    help="How much of the arithmetic to keep, such as 60% or 0.6, at the median shape of the data.",
+)
+@click.option(
+    "--data",
+    metavar="D",
+    type=click.Path(path_type=Path),
+    help="Examples of what the model will see, with or without labels: an .npz, .jsonl or Parquet file, or a "
+    "folder. Some hundred are enough.",
+)
+@click.option(
+    "--unit",
+    "units",
+    metavar="KINDS",
+    default="heads,neurons,channels",
+    show_default=True,
+    help=f"What to remove, separated by commas: {', '.join(ALL_UNITS)} (the last only by itself).",
+)
+@click.option(
+    "--criterion",
+    metavar="NAME",
+    help=f"By what to rank: {', '.join(CRITERIA)}. [default: fisher with --data, magnitude without]",
+)
+@click.option(
+    "--repair",
+    metavar="HOW",
+    help=f"What to do afterwards: {', '.join(REPAIRS)}. [default: least-squares with --data]",
+)
+@click.option("--seed", default=0, show_default=True, help="Of random numbers.")
+@json_option
+def prune_(  # noqa: PLR0913, PLR0917 - one for each option
+    model: Path,
+    output: Path,
+    overwrite: bool,
+    flops: str,
+    data: Path | None,
+    units: str,
+    criterion: str | None,
+    repair: str | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Remove whole heads, neurons, channels or layers of MODEL, an ONNX file or a Hugging Face folder.
+
+    What is left is plain ONNX with fewer weights, which every engine runs faster.
+    """
+    share = parse_share(flops)
+    if is_artifact(model):
+        raise OptionError(f"{model} is compiled already: give the ONNX file or folder that it came from")
+    check_place(output)
+    if output.exists() and not overwrite:
+        raise OptionError(f"{output} exists: give another name, or --overwrite")
+    with Steps(stderr()).shown() as steps:
+        small = prune(
+            str(model),
+            flops=share,
+            data=data,
+            unit=[unit.strip() for unit in units.split(",")],
+            criterion=criterion,
+            repair=repair,
+            seed=seed,
+            progress=steps,
+        )
+        steps(f"writing {output}")
+        small.save(output, overwrite=overwrite)
+    if as_json:
+        echo_json({**small.report.data(), "path": str(output), "bytes": output.stat().st_size})
+        return
+    _show(small.report)
+    click.echo(
+        f"{output}: {size(output.stat().st_size)}, {small.report.flops:.1%} of the FLOPs, "
+        f"{small.report.parameters_after / max(1, small.report.parameters_before):.1%} of the parameters"
+    )
+
+
+def _show(report: PruneReport) -> None:
+    for note in report.notes:
+        click.echo(f"hasten: note: {note}", err=True)
+    shown = table("removed from", "unit", ">before", ">after")
+    for cut in report.cuts:
+        if cut.after < cut.before:
+            row(shown, cut.name, cut.unit, number(cut.before), number(cut.after))
+    stdout().print(shown)
+    if report.left_alone:
+        alone = table("left alone", "unit", ">units", "why")
+        for left in report.left_alone:
+            row(alone, left.name, left.unit, number(left.count), "; ".join(left.reasons[:2]))
+        stdout().print(alone)
+
+
+def parse_share(text: str) -> float:
+    """A share as people write it: 60% or 0.6.
+
+    Raises:
+        OptionError: it is no such number.
+    """
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise OptionError(f"--flops {text}: give the share to keep, such as 60% or 0.6") from None

@@ -1,0 +1,1 @@
+"""Pruning as a user asks for it: what matters least (`criteria`), how much goes (`amounts`), and `repair`."""

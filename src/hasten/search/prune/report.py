@@ -1,0 +1,123 @@
+"""What pruning did, as plain values, and the model that it left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from hasten.errors import OptionError
+from hasten.passes.prune.units import LeftAlone
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What one group or layer has lost.
+
+    Attributes:
+        name: of the node that makes or shares the features; of a layer, of its last addition.
+        unit: "neurons", "heads", "channels" or "layers".
+        before: units before.
+        after: units that are left.
+    """
+
+    name: str
+    unit: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What was removed where, and what was not.
+
+    Attributes:
+        criterion: by which units were ranked.
+        repair: what was done afterwards.
+        target: the share of the arithmetic that was to be left.
+        reached: whether no more than that is left.
+        flops_before: floating-point operations of one run at `sizes`.
+        flops_after: the same of what is left.
+        sizes: the symbolic sizes for which they were counted.
+        parameters_before: elements of all weights.
+        parameters_after: the same of what is left.
+        cuts: each group, whether it lost units or not.
+        left_alone: units that could not be removed, with reasons.
+        notes: what else the user should know.
+    """
+
+    criterion: str
+    repair: str
+    target: float
+    reached: bool
+    flops_before: int
+    flops_after: int
+    sizes: Mapping[str, int]
+    parameters_before: int
+    parameters_after: int
+    cuts: tuple[Cut, ...]
+    left_alone: tuple[LeftAlone, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def flops(self) -> float:
+        """The share of the arithmetic that is left."""
+        return self.flops_after / self.flops_before if self.flops_before else 1.0
+
+    def data(self) -> dict[str, Any]:
+        """The report as JSON takes it."""
+        return {**asdict(self), "flops": self.flops}
+
+    def __str__(self) -> str:
+        """The report in words."""
+        lines = [
+            f"{self.flops:.1%} of the FLOPs are left (target {self.target:.1%}), "
+            f"{self.parameters_after / max(1, self.parameters_before):.1%} of the parameters; "
+            f"criterion {self.criterion}, repair {self.repair}"
+        ]
+        lines += [f"  {c.name}: {c.after} of {c.before} {c.unit}" for c in self.cuts if c.after < c.before]
+        for left in self.left_alone:
+            lines.append(
+                f"  left alone: {left.count} {left.unit} of {left.name}: {'; '.join(left.reasons[:2])}"
+            )
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A smaller model: plain ONNX, which `hasten.compile` takes like a file.
+
+    Attributes:
+        model: the graph.
+        report: what was removed.
+    """
+
+    model: ir.Model
+    report: PruneReport
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Writes the model as an ONNX file.
+
+        Args:
+            path: where to.
+            overwrite: whether a file that is there may be replaced.
+
+        Raises:
+            OptionError: there is a file already, or it cannot be written.
+        """
+        target = Path(path)
+        if target.exists() and not overwrite:
+            raise OptionError(f"{target} exists: give another name, or overwrite=True")
+        temporary = target.with_name(f".{target.name}.tmp")
+        try:
+            temporary.write_bytes(ir.to_proto(self.model).SerializeToString())
+            temporary.replace(target)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise OptionError(
+                f"cannot write {target}: {error.strerror or error}; choose another place"
+            ) from None

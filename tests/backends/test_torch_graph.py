@@ -1,0 +1,120 @@
+"""The runner in PyTorch equals ONNX's own node tests and whole models, and lets gradients through."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from onnx.backend.test.case.node import collect_testcases
+from onnx.defs import get_all_schemas
+
+from benchmarks import models
+from hasten import frontends
+from hasten.backends.torch_graph import TorchGraph
+from hasten.backends.torch_operators import OPERATORS
+from hasten.errors import HastenError, UnsupportedModelError
+from hasten.passes.pipeline import optimize_graph
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # making ONNX's test data overflows on purpose
+    CASES = [
+        case
+        for case in collect_testcases(None)
+        if case.model is not None
+        and {node.op_type for node in case.model.graph.node} <= set(OPERATORS)
+        and not case.name.endswith("_expanded")
+        and not any(v.type.HasField("sequence_type") for v in case.model.graph.input)
+    ]
+
+
+def prepared(proto: onnx.ModelProto) -> ir.Model | None:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    for opset in copy.opset_import:
+        opset.version = max(opset.version, 11)  # operators that have not changed since before
+    try:
+        return frontends.load(copy)
+    except HastenError:
+        return None  # a type that hasten does not read
+
+
+def arrays(values: list[object]) -> list[np.ndarray]:
+    return [
+        onnx.numpy_helper.to_array(v) if isinstance(v, onnx.TensorProto) else np.asarray(v) for v in values
+    ]
+
+
+def known(values: list[np.ndarray]) -> bool:
+    return all(
+        v.dtype in (np.float32, np.float64, np.int64, np.int32, np.uint8, np.int8, bool) for v in values
+    )
+
+
+@pytest.mark.parametrize("operator", sorted({case.model.graph.node[0].op_type for case in CASES}))
+def test_onnx_node_tests(operator: str) -> None:
+    compared = 0
+    for case in CASES:
+        given, expected = (arrays(values) for values in case.data_sets[0])
+        model = prepared(case.model) if case.model.graph.node[0].op_type == operator else None
+        if model is None or not known([*given, *expected]):
+            continue
+        graph = TorchGraph(model)
+        feeds = dict(zip(graph.inputs, given, strict=True))
+        try:
+            with torch.no_grad():
+                found = graph.run(feeds)
+        except UnsupportedModelError:
+            continue  # neither here nor in the reference evaluator
+        for name, right in zip(graph.outputs, expected, strict=True):
+            assert tuple(found[name].shape) == right.shape, case.name
+            np.testing.assert_allclose(found[name].numpy(), right, rtol=1e-3, atol=1e-5, err_msg=case.name)
+            compared += 1
+    assert compared > 0
+
+
+def test_operators_that_have_no_node_test_are_few() -> None:
+    tested = {case.model.graph.node[0].op_type for case in CASES}
+    assert set(OPERATORS) <= {schema.name for schema in get_all_schemas()}
+    assert len(set(OPERATORS) - tested) <= 3, set(OPERATORS) - tested
+
+
+@pytest.mark.parametrize("optimized", [False, True])
+def test_a_sentence_encoder(optimized: bool) -> None:
+    path = models.minilm_onnx()
+    model = frontends.load(path)
+    if optimized:
+        optimize_graph(model)
+    feeds = models.sentence_inputs()
+    with torch.no_grad():
+        found = TorchGraph(model).run(feeds)
+    for name, right in zip(found, onnxruntime.InferenceSession(path).run(list(found), feeds), strict=True):
+        np.testing.assert_allclose(found[name].numpy(), right, rtol=1e-3, atol=1e-5)
+
+
+def test_a_gradient_passes_to_weights() -> None:
+    model = frontends.load(models.efficientnet_lite0_onnx())
+    optimize_graph(model)
+    graph = TorchGraph(model)
+    names = [name for name, w in graph.weights.items() if w.dim() == 4]
+    for name in names:
+        graph.weights[name].requires_grad_()
+    pixels = models.labelled_pictures()[0][:1]
+    graph.run({"pixels": pixels})["logits"].square().mean().backward()  # type: ignore[no-untyped-call]
+    assert all(float(graph.weights[name].grad.abs().sum()) > 0 for name in names)  # type: ignore[union-attr]
+
+
+def test_an_operator_without_a_gradient() -> None:
+    text = '<ir_version: 10, opset_import: ["": 21]> g (float[n, 4] x) => (float[n, 4] y) {y = CumSum(x, a)}'
+    proto = onnx.parser.parse_model(text)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1), "a"))
+    graph = TorchGraph(frontends.load(proto))
+    x = torch.ones(2, 4)
+    with torch.no_grad():
+        assert graph.run({"x": x})["y"][0].tolist() == [1, 2, 3, 4]
+    with pytest.raises(UnsupportedModelError, match="CumSum"):
+        graph.run({"x": x.requires_grad_()})
