@@ -5,9 +5,9 @@ import json
 
 import pytest
 
+from hasten.search.certify import Bound
 from hasten.search.measure import Spread
 from hasten.search.record import (
-    BoundRecord,
     CandidateRecord,
     CurvePoint,
     DataRecord,
@@ -43,13 +43,14 @@ RECORD = SearchRecord(
             ("a",),
             "mse",
             Spread(1.0, 2.0, 3.0),
-            bound=BoundRecord(0.0, 0.008, 60, "exact"),
+            bound=Bound(0.0, 0.008, 0.95, 60, "exact test of paired answers", True, 1, 1),
             outcome=Outcome.CHOSEN,
         ),
     ),
     chosen="int8",
     layers=(LayerRecord("a", "MatMul", "int8", 10, {"int8": 1e-4}, {"int8": 2.0, "f32": 5.0}),),
     curve=(CurvePoint(1e-4, 7.0, 1),),
+    stated=0.008,
     headline="2 x faster",
     notes=(),
     phases=(PhaseRecord("measuring", 1.0),),
@@ -66,6 +67,8 @@ def test_it_is_json() -> None:
 
 
 def test_candidates_have_names() -> None:
-    assert RECORD.candidate("int8").bound == BoundRecord(0.0, 0.008, 60, "exact")
+    assert RECORD.candidate("int8").bound == Bound(
+        0.0, 0.008, 0.95, 60, "exact test of paired answers", True, 1, 1
+    )
     with pytest.raises(KeyError):
         RECORD.candidate("int4")

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from hasten.search.certify import Bound
 from hasten.search.measure import Spread
 
 FORMAT = 1
@@ -92,23 +93,6 @@ class LayerRecord:
 
 
 @dataclass(frozen=True)
-class BoundRecord:
-    """A certificate, or what came instead of one.
-
-    Attributes:
-        measured: the drop on the held-out samples.
-        upper: with `SearchRecord.confidence` the drop on data like these is at most this.
-        samples: held-out samples that it rests on.
-        method: how the bound was worked out.
-    """
-
-    measured: float
-    upper: float
-    samples: int
-    method: str
-
-
-@dataclass(frozen=True)
 class CandidateRecord:
     """A version of the model, and what was found about it.
 
@@ -142,7 +126,7 @@ class CandidateRecord:
     to_lossless: Spread | None = None
     loss: float | None = None
     drop: float | None = None
-    bound: BoundRecord | None = None
+    bound: Bound | None = None
     outcome: Outcome = Outcome.NOT_TRIED
     reason: str = ""
     bytes: int | None = None
@@ -196,6 +180,8 @@ class SearchRecord:
         chosen: name of the candidate that was returned.
         layers: that could be quantized, in order.
         curve: fastest predicted time for each predicted loss.
+        stated: the drop that is certain, with `confidence`, not to be exceeded by what is returned
+            (`certify.sequence_bound`); None where the lossless compilation is.
         headline: one sentence about what is returned and what is certain about it.
         notes: what else the user should know: too little data, phases cut short, reused measurements.
         phases: how long each took, in order.
@@ -221,6 +207,7 @@ class SearchRecord:
     chosen: str
     layers: tuple[LayerRecord, ...]
     curve: tuple[CurvePoint, ...]
+    stated: float | None
     headline: str
     notes: tuple[str, ...]
     phases: tuple[PhaseRecord, ...]
