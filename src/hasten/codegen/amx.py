@@ -61,6 +61,14 @@ def matrix_step(target: Target, dtype: DType, depth: int) -> int | None:
     return step if step >= min(LEAST_STEP, groups) else None
 
 
+def joined_group(target: Target, dtype: DType) -> int:
+    """What the depth of joined taps (`codegen.shallow`) shall be a multiple of, in elements.
+
+    The windows of such a convolution are copied side by side: then in vectors of 16 bytes.
+    """
+    return 16 // dtype.bytes if target.matrix and dtype in DOTS else group(dtype)
+
+
 def matrix_functions(target: Target, dtype: DType) -> list[Function]:
     """The functions for an element type; none where the target multiplies no matrices of it."""
     if not target.matrix or dtype not in DOTS:

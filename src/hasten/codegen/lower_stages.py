@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hasten.codegen.amx import joined_group
 from hasten.codegen.amx_gemm import product_kernel
 from hasten.codegen.attention import attention_kernel
 from hasten.codegen.bands import band_kernel, find_chain, passed_on
@@ -33,7 +34,7 @@ from hasten.codegen.requantize import lean_epilogues
 from hasten.codegen.schedule import DEFAULTS, Algorithm, Product, Schedules, product_shape
 from hasten.codegen.shallow import join_shallow_taps
 from hasten.codegen.stage import Stage
-from hasten.codegen.tiles import PANEL, factor_of, group, tiles_for
+from hasten.codegen.tiles import PANEL, factor_of, tiles_for
 from hasten.codegen.winograd import winograd_kernel
 from hasten.codegen.winograd_transforms import transform_weights
 from hasten.loops.dtypes import INDEX, DType
@@ -85,7 +86,7 @@ def lower_program(
     program = replace(program, constants=constants)
     outside |= {n: program.info(n) for n in constants}
     shapes = {n: info.shape for n, info in outside.items()}
-    stages = join_shallow_taps(stages, shapes, group(precision))
+    stages = join_shallow_taps(stages, shapes, joined_group(target, precision))
     if precision is DType.BF16:
         stages, tables = narrow_tables(stages, program.constants)
         program = replace(program, constants=program.constants | tables)

@@ -72,8 +72,8 @@ def _joined(s: Stage, shapes: dict[str, Shape], group: int) -> list[Stage] | Non
     extents = [r[1] for r in ranges if r is not None]
     order = [d for d in range(len(load.index)) if d not in (wide[0], deep[0])] + [wide[0], deep[0]]
     missing = -width * channels % group if load.dtype.is_float else 0
-    if missing:
-        extents[wide[0]] = extents[wide[0]] + 1  # what is read beyond the last tap must be a number
+    # What is read beyond the last tap must be a number.
+    extents[wide[0]] = extents[wide[0]] + -(-missing // channels)
     padding = padding_of(g) or const(0, load.dtype)
     padded = _padded_copy(s, load, lows, extents, order, shapes[load.buffer], padding)
     q = Var(INDEX, "q", const(width * channels + missing))

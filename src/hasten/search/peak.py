@@ -14,12 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.codegen.toolchain import build, default_cache, find_compiler
-from hasten.target import Target, caches, native, processor_features
+from hasten.target import Target, caches, native, processor_features, runs_here
 
 _STEPS = 4  # of all accumulators in each turn of the loop
 _FLOPS_PER_ELEMENT = 2
 _BF16_FEATURE = "avx512_bf16"
 _BF16_BYTES = 64  # of the vectors of this instruction, whatever the target
+_TILES = Target.named("x86-64-v4-amx")
+_TILE_PRODUCTS = 16 * 16 * 32  # of one instruction on tiles of bf16
+_TILES_OF_SUMS = 4
 
 _LEAST_STREAM = 256 << 20  # bytes; some machines do not tell of their last level, or share it with others
 _MOST_STREAM = 1 << 30
@@ -51,10 +54,10 @@ class Peak:
         target = native()
         compiler = find_compiler(target)
         folder = default_cache() if cache is None else cache
-        self._has_bf16 = _BF16_FEATURE in processor_features()
+        self._has_bf16, on_tiles = _BF16_FEATURE in processor_features(), runs_here(_TILES)
         sources = {"peak.c": peak_source(target)}
         if self._has_bf16:
-            sources["peak_bf16.c"] = peak_bf16_source(target)
+            sources["peak_bf16.c"] = peak_tiles_source() if on_tiles else peak_bf16_source(target)
         code = build(sources, target, compiler, cache=folder)
         with tempfile.TemporaryDirectory(prefix="hasten-") as place:
             path = Path(place) / "peak.so"
@@ -64,7 +67,10 @@ class Peak:
         self._shortest = seconds
         chains = accumulators(target) * _STEPS * _FLOPS_PER_ELEMENT
         self._f32 = self._loop("peak", chains * target.vector_bytes // 4)
-        self._bf16 = self._loop("peak_bf16", chains * _BF16_BYTES // 2) if self._has_bf16 else None
+        self._bf16 = None
+        if self._has_bf16:
+            tiles = _TILES_OF_SUMS * _STEPS * _TILE_PRODUCTS * _FLOPS_PER_ELEMENT
+            self._bf16 = self._loop("peak_bf16", tiles if on_tiles else chains * _BF16_BYTES // 2)
 
     def gflops(self) -> float:
         """10**9 operations in f32 per second of all threads together, now."""
@@ -215,6 +221,27 @@ def peak_bf16_source(target: Target) -> str:
         ),
         "    }",
         *_total("__m512", names, _BF16_BYTES // 4),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def peak_tiles_source() -> str:
+    """C of chains of `tdpbf16ps`, which multiplies tiles of bf16 (AMX), under the same name."""
+    dots = [f'        __asm__ volatile("tdpbf16ps %tmm6, %tmm4, %tmm{t}");' for t in range(_TILES_OF_SUMS)]
+    lines = [
+        '#include "hasten.h"',
+        "",
+        "HASTEN_API float peak_bf16(int64_t turns) {",
+        "    struct { uint8_t palette, begin, unused[14]; uint16_t bytes[16]; uint8_t rows[16]; }",
+        "    shape = {1};",
+        "    for (int t = 0; t < 8; t++) shape.bytes[t] = 64, shape.rows[t] = 16;",
+        '    __asm__ volatile("ldtilecfg %0" : : "m"(shape) : "memory"); /* all tiles are zero */',
+        "    for (int64_t turn = 0; turn < turns; turn++) {",
+        *(dots * _STEPS),
+        "    }",
+        '    __asm__ volatile("tilerelease");',
+        "    return 0;",
+        "}",
     ]
     return "\n".join(lines) + "\n"
 
