@@ -98,7 +98,7 @@ def minilm_onnx() -> Path:
         model = transformers.AutoModel.from_pretrained(minilm(), local_files_only=True)
         _export_encoder(model, path, ["last_hidden_state", "pooler_output"])
 
-    return _kept("minilm", write)
+    return kept("minilm", write)
 
 
 def bert_base() -> Path:
@@ -113,7 +113,7 @@ def bert_base() -> Path:
         model = transformers.BertForSequenceClassification(transformers.BertConfig())
         model.save_pretrained(path)
 
-    return _kept("bert-base-folder", write, "model")
+    return kept("bert-base-folder", write, "model")
 
 
 def bert_base_onnx() -> Path:
@@ -125,22 +125,22 @@ def bert_base_onnx() -> Path:
         model = transformers.BertForSequenceClassification.from_pretrained(bert_base(), local_files_only=True)
         _export_encoder(model, path, ["logits"])
 
-    return _kept("bert-base", write)
+    return kept("bert-base", write)
 
 
 def resnet50_onnx() -> Path:
     """ResNet-50 as ONNX: pictures [batch, 3, 224, 224], 1000 classes."""
-    return _kept("resnet50", lambda path: _export_pictures(networks.resnet50(), path))
+    return kept("resnet50", lambda path: _export_pictures(networks.resnet50(), path))
 
 
 def efficientnet_lite0_onnx() -> Path:
     """EfficientNet-lite0 as ONNX: pictures [batch, 3, 224, 224] in -1..1, 1000 classes."""
-    return _kept("efficientnet-lite0", lambda path: _export_pictures(networks.efficientnet_lite0(), path))
+    return kept("efficientnet-lite0", lambda path: _export_pictures(networks.efficientnet_lite0(), path))
 
 
 def mobilenetv2_onnx() -> Path:
     """MobileNetV2 as ONNX: pictures [batch, 3, 224, 224], 1000 classes."""
-    return _kept("mobilenetv2", lambda path: _export_pictures(networks.mobilenetv2(), path))
+    return kept("mobilenetv2", lambda path: _export_pictures(networks.mobilenetv2(), path))
 
 
 def mlp_onnx() -> Path:
@@ -166,7 +166,7 @@ def mlp_onnx() -> Path:
         opset = onnx.helper.make_opsetid("", 21)
         onnx.save(onnx.helper.make_model(graph, ir_version=10, opset_imports=[opset]), path)
 
-    return _kept("mlp", write)
+    return kept("mlp", write)
 
 
 def ppocr_det() -> Path:
@@ -215,6 +215,14 @@ def token_inputs(batch: int, tokens: int) -> Inputs:
     return _encoder_inputs(tokenizer.encode_batch(texts))
 
 
+def cut_inputs(texts: Sequence[str], tokens: int) -> Inputs:
+    """MiniLM's inputs for some texts, cut or padded to a number of tokens."""
+    tokenizer = _tokenizer()
+    tokenizer.enable_truncation(tokens)
+    tokenizer.enable_padding(length=tokens)
+    return _encoder_inputs(tokenizer.encode_batch(list(texts)))
+
+
 def padded_inputs(rows: int = 32, shortest: int = 8, longest: int = 128) -> Inputs:
     """MiniLM's inputs for rows of different lengths, evenly spread and in no order, padded to the longest."""
     lengths = np.linspace(shortest, longest, rows).round().astype(int)
@@ -257,7 +265,7 @@ def chinese_inputs(sentences: Sequence[str] = CHINESE_SENTENCES) -> Inputs:
     }
 
 
-def _kept(name: str, write: Callable[[Path], None], member: str = "") -> Path:
+def kept(name: str, write: Callable[[Path], None], member: str = "") -> Path:
     """What is made once, an ONNX file unless another name is given.
 
     It appears with all that belongs to it by the renaming of a folder.

@@ -10,7 +10,7 @@ import hasten
 
 NAMES = [
     "HastenError", "Quantization", "Session", "Target", "TensorInfo", "Tuning", "__version__", "compile",
-    "errors", "open", "prune",
+    "errors", "open", "optimize", "prune",
 ]  # fmt: skip
 
 # Runs where nothing but the standard library, NumPy and hasten can be imported.

@@ -22,7 +22,7 @@ from hasten.runtime.session import open_session as open  # noqa: A004 - the fiel
 from hasten.target import Target
 
 if TYPE_CHECKING:
-    from hasten.api import compile, prune  # noqa: A004 - the field's word
+    from hasten.api import compile, optimize, prune  # noqa: A004 - the field's word
     from hasten.search.quantization import Quantization
     from hasten.search.tune_options import Tuning
 
@@ -38,13 +38,14 @@ __all__ = [
     "compile",
     "errors",
     "open",
+    "optimize",
     "prune",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Loads `compile` and its options, which need more than NumPy, when they are first used (PEP 562)."""
-    if name not in ("Quantization", "Tuning", "compile", "prune"):
+    """Loads `compile` and the like, which need more than NumPy, when they are first used (PEP 562)."""
+    if name not in ("Quantization", "Tuning", "compile", "optimize", "prune"):
         raise AttributeError(f"module 'hasten' has no attribute {name!r}")
     try:
         from hasten import api

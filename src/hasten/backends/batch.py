@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hasten.backends.native import Members, Payload, Planned, lower_parts, pack
+from hasten.backends.graph_members import Members
+from hasten.backends.native import Payload, Planned, lower_parts, pack
 from hasten.codegen.batch import batch_sources
 from hasten.codegen.elementary import expand_operation
 from hasten.codegen.module import Part

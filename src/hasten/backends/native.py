@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from hasten.backends.graph_members import Members, graph_members
 from hasten.codegen.elementary import expand_operation
 from hasten.codegen.kernel import Kernel
 from hasten.codegen.lower_stages import lower_program
@@ -27,9 +28,6 @@ from hasten.loops.simplify import infix
 from hasten.ops.lowering import HostNode, lower_graph
 from hasten.runtime.manifest import OBJECT
 from hasten.target import Target
-
-Members = dict[str, bytes | memoryview | list[memoryview]]
-
 
 Choose = Callable[[Sequence[Program], Target], Schedules]
 """Gives the schedules for the parts of a model on a target."""
@@ -51,6 +49,7 @@ class Options:
         cache: folder of compiled objects, or None.
         padding: "skip" leaves out what a mask hides (`codegen.padding`), "compute" computes it.
         choose: gives the schedules of products and convolutions.
+        keep_graph: keep the weights of the graph too, for `hasten export`.
     """
 
     targets: tuple[Target, ...]
@@ -59,6 +58,7 @@ class Options:
     cache: Path | None
     padding: str = "skip"
     choose: Choose = default_schedules
+    keep_graph: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,8 @@ def compile_graph(model: ir.Model, options: Options, report: Mapping[str, Any], 
     steps = payload.manifest["steps"]
     for step, by_target in zip((d for d in steps if d["kind"] == "native"), chosen, strict=True):
         step["products"] = by_target
+    if options.keep_graph:
+        payload.members.update(graph_members(model, weights=True))
     return payload
 
 
@@ -176,12 +178,12 @@ def pack(
     guards = [g for s in planned.native for g in s.program.guards]
     members["weights.bin"] = [a.data for a in weights.arrays]
     described = _steps(planned.steps, compiled, members, model.graph, first_part)
-    members["graph.onnx"] = _graph_text(model)
+    members |= graph_members(model, weights=False)
     manifest = {
         "format": 1,
         "hasten": version,
-        "inputs": [_io(v) for v in model.graph.inputs],
-        "outputs": [_io(v) for v in model.graph.outputs],
+        "inputs": [io(v) for v in model.graph.inputs],
+        "outputs": [io(v) for v in model.graph.outputs],
         "steps": described,
         "threads": threads,
         "guards": [_guard_text(g, planned.derived) for g in guards],
@@ -318,7 +320,8 @@ def _host_member(h: HostNode, graph: ir.Graph) -> bytes:
     return bytes(ir.to_proto(node_model([h.node], inputs, outputs)).SerializeToString())
 
 
-def _io(value: ir.Value) -> dict[str, Any]:
+def io(value: ir.Value) -> dict[str, Any]:
+    """An input or output as the manifest has it."""
     if isinstance(value.type, ir.SequenceType | ir.OptionalType):
         # Only the host has values that are no tensors.
         return {"name": value.name, "dtype": OBJECT, "shape": []}
@@ -326,10 +329,3 @@ def _io(value: ir.Value) -> dict[str, Any]:
     dims = [d if isinstance(d, int) else d.value for d in value.shape or ()]
     shape = [d if d is not None else f"{value.name}_dim{i}" for i, d in enumerate(dims)]
     return {"name": value.name, "dtype": dtype, "shape": shape}
-
-
-def _graph_text(model: ir.Model) -> bytes:
-    """The graph without its weights."""
-    proto = ir.to_proto(model.clone())
-    del proto.graph.initializer[:]
-    return bytes(proto.SerializeToString())

@@ -91,6 +91,9 @@ Examples:
     multiple=True,
     help="Likely shape of an input, such as input_ids=1x128, to choose for; may be repeated.",
 )
+@click.option(
+    "--keep-graph", is_flag=True, help="Keep the graph's weights in the artifact, for hasten export."
+)
 @database_option
 @json_option
 def compile_(  # noqa: PLR0913, PLR0917 - one for each option
@@ -104,6 +107,7 @@ def compile_(  # noqa: PLR0913, PLR0917 - one for each option
     effort: str,
     tune_seconds: float | None,
     shapes: tuple[str, ...],
+    keep_graph: bool,
     database: Path | None,
     as_json: bool,
 ) -> None:
@@ -126,6 +130,7 @@ def compile_(  # noqa: PLR0913, PLR0917 - one for each option
             padding=padding,
             threads=threads,
             tuning=tuning,
+            keep_graph=keep_graph,
             progress=steps,
         )
         steps(f"writing {path}")

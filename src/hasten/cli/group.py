@@ -15,7 +15,9 @@ from hasten import __version__
 from hasten.cli.bench import bench
 from hasten.cli.compile import compile_
 from hasten.cli.doctor import doctor
+from hasten.cli.export import export
 from hasten.cli.inspect import inspect_
+from hasten.cli.optimize import optimize_
 from hasten.cli.profile import profile
 from hasten.cli.prune import prune_
 from hasten.cli.run import run
@@ -103,5 +105,17 @@ def hasten() -> None:
     """
 
 
-for _verb in (compile_, prune_, run, verify, bench, profile, inspect_, doctor, tune):
+for _verb in (
+    compile_,
+    optimize_,
+    prune_,
+    run,
+    verify,
+    bench,
+    profile,
+    inspect_,
+    export,
+    doctor,
+    tune,
+):
     hasten.add_command(_verb)

@@ -19,7 +19,7 @@ from hasten.api import compile_payload
 from hasten.backends.native import Payload
 from hasten.cli.console import Steps, stderr
 from hasten.errors import OptionError
-from hasten.runtime.artifact import read_artifact, write_artifact
+from hasten.runtime.artifact import GRAPH_WEIGHTS, WEIGHTS, read_artifact, write_artifact
 from hasten.runtime.manifest import Manifest, parse_manifest
 from hasten.search.measure_inputs import make_inputs, parse_shapes
 from hasten.search.tune_options import Tuning
@@ -82,7 +82,7 @@ def read_contents(model: Path) -> Contents:
     return Contents(artifact.manifest, raw, sizes, members)
 
 
-def compile_source(
+def compile_source(  # noqa: PLR0913 - the choices of `hasten.compile`
     model: Path,
     *,
     targets: Iterable[str] = ("native",),
@@ -91,6 +91,7 @@ def compile_source(
     padding: str = "skip",
     threads: int | None = None,
     tuning: Tuning | None = None,
+    keep_graph: bool = False,
     progress: Steps,
 ) -> Payload:
     """Compiles a model.
@@ -106,6 +107,7 @@ def compile_source(
         padding=padding,
         threads=threads,
         tune=tuning or Tuning(),
+        keep_graph=keep_graph,
         progress=progress,
     )
 
@@ -147,7 +149,7 @@ def read_inputs(path: Path) -> dict[str, Array]:
 
 
 def _is_text(name: str) -> bool:
-    return name != "weights.bin" and not name.startswith("code/")
+    return name not in (WEIGHTS, GRAPH_WEIGHTS) and not name.startswith(("code/", "foreign/"))
 
 
 def _parts(member: bytes | memoryview | list[memoryview]) -> list[bytes | memoryview]:

@@ -26,6 +26,8 @@ from hasten.runtime.manifest import Manifest, Member, parse_manifest
 
 ALIGNMENT = 4096
 WEIGHTS = "weights.bin"
+GRAPH_WEIGHTS = "graph.data"
+"""Weights of `graph.onnx`, where the artifact has them: no run needs them, and opening does not read them."""
 _MANIFEST = "manifest.json"
 
 Buffers = bytes | memoryview | Sequence[bytes | memoryview]
@@ -117,7 +119,8 @@ class Artifact:
     Attributes:
         path: The file it was read from.
         manifest: What it says of itself.
-        members: Contents by name, read-only; `weights.bin` is unverified until `check_weights`.
+        members: Contents by name, read-only; `weights.bin` is unverified until `check_weights`, `graph.data`
+            until `check_member`.
     """
 
     path: Path
@@ -291,8 +294,22 @@ def _check_members(path: Path, manifest: Manifest, members: Mapping[str, memoryv
         data = members[name]
         if len(data) != member.bytes:
             raise _damaged(path, name)
-        if name != WEIGHTS and hashlib.sha256(data).hexdigest() != member.sha256:
+        if name not in (WEIGHTS, GRAPH_WEIGHTS) and hashlib.sha256(data).hexdigest() != member.sha256:
             raise _damaged(path, name)
+
+
+def check_member(artifact: Artifact, name: str) -> memoryview:
+    """The contents of a member that opening does not read, after a look at its checksum.
+
+    Raises:
+        ArtifactError: There is no such member, or it is damaged.
+    """
+    if name not in artifact.members:
+        raise ArtifactError(f"{artifact.path} has no member {name}")
+    data = artifact.members[name]
+    if hashlib.sha256(data).hexdigest() != artifact.manifest.members[name].sha256:
+        raise _damaged(artifact.path, name)
+    return data
 
 
 def _damaged(path: Path, name: str) -> ArtifactError:

@@ -77,7 +77,28 @@ class HostStep:
     outputs: tuple[str, ...]
 
 
-Step = NativeStep | HostStep
+@dataclass(frozen=True)
+class ForeignStep:
+    """A whole model that another engine runs.
+
+    Attributes:
+        engine: The package: onnxruntime or openvino.
+        version: Of the engine, when the artifact was made.
+        precision: "f32" or "bf16", of the engine's products where the model does not say.
+        member: The artifact's member that holds the ONNX model.
+        inputs: Names of the values it takes.
+        outputs: Names of the values it makes.
+    """
+
+    engine: str
+    version: str
+    precision: str
+    member: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+Step = NativeStep | HostStep | ForeignStep
 
 
 @dataclass(frozen=True)
@@ -154,6 +175,15 @@ def _step(data: object) -> Step:
         return HostStep(
             member=_get(data, "member", str),
             operators=_strings(data, "operators"),
+            inputs=_strings(data, "inputs"),
+            outputs=_strings(data, "outputs"),
+        )
+    if kind == "foreign":
+        return ForeignStep(
+            engine=_get(data, "engine", str),
+            version=_get(data, "version", str),
+            precision=_get(data, "precision", str),
+            member=_get(data, "member", str),
             inputs=_strings(data, "inputs"),
             outputs=_strings(data, "outputs"),
         )

@@ -15,14 +15,15 @@ from numpy.typing import ArrayLike, NDArray
 from hasten.errors import ArtifactError, HastenError, OptionError
 from hasten.runtime.artifact import Artifact, Verify, read_artifact
 from hasten.runtime.checks import bind_sizes, check_names, to_array
+from hasten.runtime.foreign import ForeignRunner
 from hasten.runtime.host import HostRunner
 from hasten.runtime.library import Library, choose_code, shared_pool
-from hasten.runtime.manifest import OBJECT, HostStep, NativeStep, TensorInfo
+from hasten.runtime.manifest import OBJECT, ForeignStep, HostStep, NativeStep, TensorInfo
 from hasten.runtime.native import NativeRunner
 from hasten.target import Target, cores
 
 Array = NDArray[Any]
-Runner = NativeRunner | HostRunner
+Runner = NativeRunner | HostRunner | ForeignRunner
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +201,9 @@ def open_session(
 
     Raises:
         ArtifactError: The file is missing, damaged, of a newer format or for other processors.
-        MissingDependencyError: It has operators that run on the host, and the package onnx is missing.
+        MissingDependencyError: It has operators that run on the host, and the package onnx is missing; or
+            another engine runs it, and that is missing.
+        EngineError: The other engine cannot open it.
         OptionError: An argument makes no sense.
     """
     if threads is not None and threads < 1:
@@ -209,13 +212,18 @@ def open_session(
         raise OptionError(f'verify={verify!r}: give "background", "now" or "never"')
     artifact = read_artifact(path, verify=verify)
     try:
-        return _start(artifact, threads)
+        return Session(artifact, *start(artifact, threads))
     except HastenError:
         artifact.close()
         raise
 
 
-def _start(artifact: Artifact, threads: int | None) -> Session:
+def start(artifact: Artifact, threads: int | None) -> tuple[list[Runner], Target | None, int]:
+    """What a session over an artifact needs beside it: runners of its steps, the target of its code, threads.
+
+    Raises:
+        HastenError: as `open_session`.
+    """
     manifest = artifact.manifest
     if threads is None:
         threads = min(manifest.threads or cores(), cores())
@@ -226,7 +234,7 @@ def _start(artifact: Artifact, threads: int | None) -> Session:
             library = Library(code)
         except ArtifactError as error:
             raise ArtifactError(f"cannot open {artifact.path}: {error}") from None
-    return Session(artifact, start_runners(artifact, library, threads), target, threads)
+    return start_runners(artifact, library, threads), target, threads
 
 
 def start_runners(artifact: Artifact, library: Library | None, threads: int) -> list[Runner]:
@@ -239,16 +247,23 @@ def start_runners(artifact: Artifact, library: Library | None, threads: int) -> 
 
     Raises:
         ArtifactError: A member is missing.
-        MissingDependencyError: There are operators that run on the host, and the package onnx is missing.
+        MissingDependencyError: There are operators that run on the host, and the package onnx is missing; or
+            another engine runs it, and that is missing.
+        EngineError: The other engine cannot open it.
     """
     pool = shared_pool(library) if library is not None and threads > 1 else None
     weights = np.frombuffer(artifact.weights, np.uint8)
     runners: list[Runner] = []
     for step in artifact.manifest.steps:
-        if isinstance(step, HostStep):
+        if isinstance(step, HostStep | ForeignStep):
             if step.member not in artifact.members:
                 raise ArtifactError(f"{artifact.path} has no member {step.member}: compile again")
-            runners.append(HostRunner(step, artifact.members[step.member]))
+            member = artifact.members[step.member]
+            runners.append(
+                HostRunner(step, member)
+                if isinstance(step, HostStep)
+                else ForeignRunner(step, member, threads)
+            )
         elif library is not None:
             runners.append(NativeRunner(step, library, weights, pool, threads, artifact.manifest.guards))
     return runners

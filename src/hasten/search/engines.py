@@ -243,11 +243,16 @@ class Worker:
     def _last_words(self) -> str:
         status = self._process.wait()
         self._errors.seek(0)
-        words = self._errors.read().decode("utf-8", "replace").strip().splitlines()
-        said = words[-1].strip()[:400] if words else f"its process ended with status {status}"
-        if self._limits.memory is not None and any(sign in said for sign in _NO_MEMORY):
-            return f"it needs more than {self._limits.memory / 1e6:.0f} MB of memory ({said})"
-        return said
+        return explained(self._errors.read().decode("utf-8", "replace"), status, self._limits)
+
+
+def explained(stderr: str, status: int, limits: Limits) -> str:
+    """Why a process ended: what it wrote last, or its status."""
+    words = stderr.strip().splitlines()
+    said = words[-1].strip()[:400] if words else f"its process ended with status {status}"
+    if limits.memory is not None and any(sign in said for sign in _NO_MEMORY):
+        return f"it needs more than {limits.memory / 1e6:.0f} MB of memory ({said})"
+    return said
 
 
 def answers(engine: Engine, model: Path | str, feeds: Mapping[str, Array], threads: int) -> dict[str, Array]:

@@ -140,14 +140,20 @@ def torch_engine(job: Job) -> Open:
 
 
 def torch_module(model: str) -> tuple[Any, bool]:
-    """The module that a Hugging Face folder or "path/to/file.py:function" stands for.
+    """The module that a Hugging Face folder, a saved module or "path/to/file.py:function" stands for.
 
     Returns:
         The module in f32, and whether it takes its inputs by name.
     """
+    import torch
+
     place, _, function = model.rpartition(":")
     if place.endswith(".py"):
         return runpy.run_path(place)[function]().float().eval(), False
+    if model.endswith(".pt2"):
+        return torch.export.load(model).module(), False
+    if model.endswith(".pt"):
+        return torch.load(model, weights_only=False).float().eval(), True
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(model, local_files_only=True)

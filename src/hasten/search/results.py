@@ -205,7 +205,8 @@ class Results:
         if not replace_newer:
             statement += " WHERE excluded.measured >= results.measured"
         written = 0
-        with self._open(create=True) as connection:
+        with self.transaction(create=True) as connection:
+            assert connection is not None
             for r in results:
                 data = r.data()
                 data["schedule"] = json.dumps(data["schedule"])
@@ -223,12 +224,11 @@ class Results:
         """
         if not self.path.exists():
             return 0
-        with self._open(create=True) as connection:
+        with self.transaction(create=True) as connection:
+            assert connection is not None
             return connection.execute("DELETE FROM results").rowcount
 
     def _select(self, machine: Machine | None, version: str | None) -> list[tuple[Any, ...]]:
-        if not self.path.exists() or (self.path.is_file() and self.path.stat().st_size == 0):
-            return []
         wanted: dict[str, object] = {}
         if machine is not None:
             wanted = {"target": machine.target, "processor": machine.processor, "threads": machine.threads}
@@ -236,13 +236,25 @@ class Results:
             wanted["version"] = version
         where = f"WHERE {' AND '.join(f'{c} = ?' for c in wanted)}" if wanted else ""
         order = "ORDER BY processor, target, threads, kernel"
-        with self._open(create=False) as connection:
+        with self.transaction(create=False) as connection:
+            if connection is None:
+                return []
             text = f"SELECT {', '.join(_COLUMNS)} FROM results {where} {order}"
             return connection.execute(text, list(wanted.values())).fetchall()
 
     @contextlib.contextmanager
-    def _open(self, *, create: bool) -> Iterator[sqlite3.Connection]:
-        """A transaction; one that creates, and therefore may write, has the file for itself."""
+    def transaction(self, *, create: bool) -> Iterator[sqlite3.Connection | None]:
+        """A transaction; one that creates, and therefore may write, has the file for itself.
+
+        Yields:
+            The connection; None where nothing is to be created and there is no file yet.
+
+        Raises:
+            TuningError: the file is damaged, of a newer hasten or something else, or cannot be written.
+        """
+        if not create and (not self.path.exists() or (self.path.is_file() and self.path.stat().st_size == 0)):
+            yield None
+            return
         try:
             if create:
                 self.path.parent.mkdir(parents=True, exist_ok=True)

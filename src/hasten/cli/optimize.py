@@ -1,0 +1,185 @@
+"""`hasten optimize`."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from hasten.api import Optimized, optimize
+from hasten.cli.amounts import parse_bytes, parse_seconds, parse_share
+from hasten.cli.console import (
+    Steps,
+    check_place,
+    echo_json,
+    number,
+    row,
+    size,
+    stderr,
+    stdout,
+    table,
+    write_file,
+)
+from hasten.cli.options import database_option, json_option, model_argument, threads_option
+from hasten.cli.sources import is_artifact
+from hasten.errors import OptionError
+from hasten.search.measure import Spread
+from hasten.search.record import CandidateRecord, SearchRecord
+from hasten.search.report import to_html, to_json
+from hasten.search.start import PRECISIONS
+
+_EXAMPLES = """\b
+Examples:
+  hasten optimize model.onnx --data samples.npz -o fast.hasten
+  hasten optimize bert/ --data reviews.jsonl --metric accuracy --max-drop 0.5% -o fast.hasten
+"""
+
+
+@click.command("optimize", epilog=_EXAMPLES, short_help="Find the fastest version of MODEL within a budget.")
+@model_argument
+@click.option(
+    "--data",
+    metavar="D",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Samples: an .npz of arrays by input name (first axis: samples; maybe labels), a folder of those, a "
+    "Parquet or JSON-lines file with a column for each input; texts or pictures for a Hugging Face folder.",
+)
+@click.option(
+    "--calibration",
+    metavar="D|N",
+    help="Samples that choices may look at: how many of --data, or a place with others. The rest is held out "
+    "for the certificate. [default: a quarter of --data, 256 at the most]",
+)
+@click.option("--output", "-o", metavar="OUT.hasten", required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--metric",
+    metavar="M",
+    default="agreement",
+    show_default=True,
+    help="accuracy, top5, f1, mcc, spearman or mse against labels; agreement, cosine or kl against the "
+    "original's own answers.",
+)
+@click.option("--metric-output", metavar="NAME", help="The output to look at. [default: the first]")
+@click.option("--max-drop", metavar="SHARE", default="1%", show_default=True, help="The budget.")
+@click.option("--confidence", metavar="SHARE", default="95%", show_default=True)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True)
+@click.option(
+    "--engines/--no-engines",
+    default=True,
+    show_default=True,
+    help="Whether ONNX Runtime and OpenVINO are candidates, if they are installed.",
+)
+@click.option("--time-limit", metavar="T", default="10m", show_default=True)
+@click.option("--memory-limit", metavar="B", help="What the process of a candidate may allocate, such as 8G.")
+@click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--report", metavar="F", type=click.Path(path_type=Path), help="Write a report, as .html or .json."
+)
+@threads_option
+@database_option
+@json_option
+def optimize_(  # noqa: PLR0913, PLR0917 - one for each option
+    model: Path,
+    data: Path,
+    calibration: str | None,
+    output: Path,
+    metric: str,
+    metric_output: str | None,
+    max_drop: str,
+    confidence: str,
+    precision: str,
+    engines: bool,
+    time_limit: str,
+    memory_limit: str | None,
+    seed: int,
+    report: Path | None,
+    threads: int | None,
+    database: Path | None,
+    as_json: bool,
+) -> None:
+    """Find the fastest version of MODEL whose drop in accuracy is certain to be within a budget.
+
+    The result beat the original engine and the lossless compilation on this machine, and its drop is at most
+    --max-drop on data like D with the confidence given; otherwise it is the lossless compilation. Ctrl-C ends
+    the search and keeps the best that is certified.
+    """
+    if is_artifact(model):
+        raise OptionError(f"{model} is compiled already: give the ONNX file or folder that it came from")
+    for place in (output, report):
+        if place is not None:
+            check_place(place)
+    limits = (
+        parse_share(max_drop, "--max-drop"),
+        parse_share(confidence, "--confidence"),
+        parse_seconds(time_limit, "--time-limit"),
+        None if memory_limit is None else parse_bytes(memory_limit, "--memory-limit"),
+    )
+    with Steps(stderr()).shown() as steps:
+        found = optimize(
+            str(model),
+            data=data,
+            metric=metric,
+            output=metric_output,
+            max_drop=limits[0],
+            confidence=limits[1],
+            calibration=_calibration(calibration),
+            precision=precision,
+            engines=engines,
+            threads=threads,
+            time_limit=limits[2],
+            memory_limit=limits[3],
+            seed=seed,
+            database=database,
+            command=_command(),
+            watch=lambda status: steps(str(status)),
+        )
+        steps(f"writing {output}")
+        found.save(output)
+    _write(found, output, report, as_json=as_json)
+
+
+def _write(found: Optimized, output: Path, report: Path | None, *, as_json: bool) -> None:
+    record = found.report.record
+    if report is not None:
+        text = to_json(record) if report.suffix == ".json" else to_html(record)
+        write_file(report, text.encode())
+    if as_json:
+        echo_json({**dataclasses.asdict(record), "path": str(output), "bytes": output.stat().st_size})
+        return
+    _show(record)
+    for note in record.notes:
+        click.echo(f"note: {note}")
+    click.echo(f"{output}: {size(output.stat().st_size)}, {record.headline}")
+
+
+def _show(record: SearchRecord) -> None:
+    shown = table("candidate", ">ms", ">by the original", ">drop", ">at most", ">size", "outcome", "why")
+    for c in record.candidates:
+        bound = None if c.bound is None else c.bound.upper
+        row(
+            shown, c.name, number(_median(c)), _ratio(c.to_original), number(c.drop), number(bound),
+            "-" if c.bytes is None else size(c.bytes), c.outcome.value, c.reason,
+        )  # fmt: skip
+    stdout().print(shown)
+
+
+def _median(candidate: CandidateRecord) -> float | None:
+    return None if candidate.latency_ms is None else candidate.latency_ms.median
+
+
+def _ratio(ratio: Spread | None) -> str:
+    return "-" if ratio is None else f"{ratio.median:.2f} x"
+
+
+def _calibration(text: str | None) -> object:
+    if text is None:
+        return None
+    return int(text) if text.isdigit() else Path(text)
+
+
+def _command() -> str:
+    return shlex.join(["hasten", *sys.argv[1:]])

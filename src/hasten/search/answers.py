@@ -1,0 +1,114 @@
+"""What a version of a model answers to many samples."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.errors import EngineError
+from hasten.search.data import Samples, batches
+from hasten.search.engines import Worker
+from hasten.search.engines_worker import save_npz
+
+Array = NDArray[Any]
+Outputs = Mapping[str, Array]
+"""By name; the first axis counts samples. Where samples differ in shape: arrays of arrays."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A file of inputs, and which samples they are."""
+
+    path: Path
+    place: slice
+
+
+@dataclass(frozen=True)
+class Part:
+    """Samples in files that workers read.
+
+    Attributes:
+        samples: what is in them.
+        batches: the files, in order.
+    """
+
+    samples: Samples
+    batches: tuple[Batch, ...]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+def write_part(samples: Samples, size: int, folder: Path) -> Part:
+    """Writes samples to files of at most `size` each in a new folder."""
+    folder.mkdir()
+    written = []
+    for number, (feeds, place) in enumerate(batches(samples, size)):
+        path = folder / f"{number}.npz"
+        save_npz(str(path), feeds)
+        written.append(Batch(path, place))
+    return Part(samples, tuple(written))
+
+
+def answers_to(worker: Worker, part: Part, wanted: Collection[str]) -> dict[str, Array]:
+    """What a worker's model answers to all samples.
+
+    Args:
+        worker: with the model open.
+        part: the samples.
+        wanted: names of the outputs to keep.
+
+    Raises:
+        EngineError: it failed, or an output has no axis that counts samples.
+    """
+    rows: dict[str, list[Array]] = {name: [] for name in wanted}
+    for batch in part.batches:
+        outputs = worker.outputs(batch.path)
+        count = batch.place.stop - batch.place.start
+        for name in wanted:
+            if name not in outputs:
+                raise EngineError(
+                    f"{worker.engine.name} has no output {name!r} (it has {', '.join(outputs)})"
+                )
+            array = outputs[name]
+            if array.ndim == 0 or len(array) != count:
+                if count > 1:
+                    raise EngineError(
+                        f"output {name!r} of {worker.engine.name} has the shape {list(array.shape)} "
+                        f"for {count} samples: its first axis must count samples"
+                    )
+                array = array[None]
+            rows[name].extend(array)
+    return {name: joined(found) for name, found in rows.items()}
+
+
+def joined(rows: Sequence[Array]) -> Array:
+    """One array of the samples' answers; an array of arrays where their shapes differ."""
+    if len({row.shape for row in rows}) <= 1:
+        return np.stack(rows)
+    result = np.empty(len(rows), object)
+    for index, row in enumerate(rows):
+        result[index] = row
+    return result
+
+
+def relative_change(reference: Outputs, changed: Outputs) -> float:
+    """The mean squared change of the float outputs by their variance; infinity where it is no number."""
+    squares = spread = 0.0
+    for name, wanted in reference.items():
+        pairs = zip(wanted, changed[name], strict=True)
+        flat = [(np.ravel(a), np.ravel(b)) for a, b in pairs]
+        if not flat or flat[0][0].dtype.kind != "f":
+            continue
+        before = np.concatenate([a for a, _ in flat]).astype(np.float64)
+        after = np.concatenate([b for _, b in flat]).astype(np.float64)
+        scale = float(before.var()) or 1.0
+        squares += float(np.square(after - before).mean()) / scale
+        spread += 1.0
+    value = squares / spread if spread else 0.0
+    return value if np.isfinite(value) else float("inf")

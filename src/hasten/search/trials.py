@@ -1,0 +1,417 @@
+"""Trying candidates: building, asking, timing and certifying each, and what was found about it.
+
+Whatever goes wrong with a candidate is noted in its record, and ends that candidate alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from hasten.errors import HastenError
+from hasten.passes.quantize import Range, insert_qdq
+from hasten.search.answers import Outputs, Part, answers_to, relative_change, write_part
+from hasten.search.build import Build, build
+from hasten.search.candidates import LOSSLESS, ORIGINAL, Candidate
+from hasten.search.certify import Bound, certify
+from hasten.search.clock import Clock
+from hasten.search.data import Feeds, Samples
+from hasten.search.engines import Limits, Worker
+from hasten.search.histogram import Method
+from hasten.search.measure import Contestant, Measurement, Plan, Result, Spread, measure
+from hasten.search.measure_case import files_of
+from hasten.search.memory import Memory
+from hasten.search.metrics import Metric, drop, evaluate
+from hasten.search.original import Original
+from hasten.search.record import CandidateRecord, Outcome
+from hasten.search.status import Status, Watch, nobody
+
+_PATIENCE = 120.0  # seconds until an answer of any worker
+_BATCH = 32
+_ROUNDS, _TURN = 11, 0.15
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be optimized, and under which conditions.
+
+    Attributes:
+        name: of the model, for people.
+        graph: after `optimize_graph`.
+        sha256: of the graph with its weights.
+        original: the engine that the model came from; None if nothing here runs it.
+        calibration: samples that every choice may look at.
+        held_out: samples for certificates alone.
+        data_sha256: of both.
+        metric: what must not drop.
+        reusable: whether the metric's name says what it is, in another process too.
+        outputs: names of the outputs that are looked at.
+        max_drop: the budget, in the metric's units.
+        confidence: of the certificate.
+        seed: of what is random.
+        precisions: that layers may have, of f32, bf16 and int8.
+        foreign: whether other engines are candidates.
+        build: how candidates are compiled.
+        threads: of a run.
+        memory: bytes that a candidate's process may allocate; None for no limit.
+        folder: for files while the search runs.
+        without_original: why there is no original.
+    """
+
+    name: str
+    graph: ir.Model
+    sha256: str
+    original: Original | None
+    calibration: Samples
+    held_out: Samples
+    data_sha256: str
+    metric: Metric
+    reusable: bool
+    outputs: tuple[str, ...]
+    max_drop: float
+    confidence: float
+    seed: int
+    precisions: frozenset[str]
+    foreign: bool
+    build: Build
+    threads: int
+    memory: int | None
+    folder: Path
+    without_original: str = ""
+
+
+@dataclass(eq=False)
+class Trials:
+    """The candidates of a search and what is known of them.
+
+    Attributes:
+        problem: what is asked.
+        clock: how much time is left.
+        memory: what earlier searches measured.
+        records: by name, in the order in which they were added.
+        candidates: by name.
+        ranges: of the activations, by the method that they were found with.
+        reused: how many measurements came from earlier searches.
+        reference: name of the candidate whose answers the others are compared with.
+        best: name of the fastest candidate that is certified; the lossless compilation at first.
+        watch: is told what happens.
+    """
+
+    problem: Problem
+    clock: Clock
+    memory: Memory
+    watch: Watch = nobody
+
+    def __post_init__(self) -> None:
+        self.records: dict[str, CandidateRecord] = {}
+        self.candidates: dict[str, Candidate] = {}
+        self.ranges: dict[Method, Mapping[str, Range]] = {}
+        self.reused = 0
+        self.reference: str = LOSSLESS
+        self.best: str = LOSSLESS
+        self._first_looks: set[str] = set()
+        self._models: dict[str, Path] = {}
+        self._graphs: dict[tuple[tuple[str, ...], str | None], Path] = {}
+        self._parts: dict[str, Part] = {}
+        self._answers: dict[tuple[str, str], Outputs] = {}
+
+    # What is known
+
+    def say(self, doing: str) -> None:
+        """Tells what begins."""
+        clock = self.clock
+        left = None if clock.limit is None else clock.left
+        known = tuple(self.records.values())
+        self.watch(Status(doing, clock.current or "", known, self.best, clock.elapsed, left))
+
+    def note(self, name: str, **found: Any) -> None:
+        """Changes fields of a candidate's record."""
+        self.records[name] = replace(self.records[name], **found)
+
+    def works(self, name: str) -> bool:
+        """Whether a candidate is there and has not failed."""
+        return name in self.records and self.records[name].outcome is not Outcome.FAILED
+
+    def attempt(self, name: str, do: Callable[[Candidate], None]) -> bool:
+        """Does something with a candidate that works; notes why if it fails."""
+        if not self.works(name):
+            return False
+        try:
+            do(self.candidates[name])
+        except HastenError as error:
+            self.note(name, outcome=Outcome.FAILED, reason=str(error))
+            return False
+        return True
+
+    def add(self, candidate: Candidate) -> bool:
+        """Makes a candidate known, builds it and compares its answers; returns whether it works."""
+        self.register(candidate)
+        self.say(f"{candidate.name}: compiling" if candidate.ours else f"{candidate.name}: trying")
+        return self.attempt(
+            candidate.name, lambda c: self.note(c.name, bytes=self._size(self.model(c)))
+        ) and (self.attempt(candidate.name, self.judge))
+
+    def register(self, candidate: Candidate) -> None:
+        """Makes a candidate known."""
+        self.candidates[candidate.name] = candidate
+        self.records[candidate.name] = CandidateRecord(
+            name=candidate.name,
+            description=candidate.description,
+            engine=candidate.engine.package,
+            precision=candidate.precision,
+            quantized=candidate.quantized,
+            calibration=candidate.calibration,
+        )
+
+    # Models and data
+
+    def graph(self, quantized: tuple[str, ...], calibration: Method | None) -> Path:
+        """The file of the graph with some layers quantized."""
+        key = (quantized, calibration)
+        if key not in self._graphs:
+            graph = self.problem.graph
+            if quantized and calibration is not None:
+                graph = insert_qdq(graph, self.ranges[calibration], quantized)
+            path = self.problem.folder / f"graph{len(self._graphs)}.onnx"
+            save_graph(graph, path)
+            self._graphs[key] = path
+        return self._graphs[key]
+
+    def model(self, candidate: Candidate) -> Path:
+        """What a candidate's engine takes; made if need be.
+
+        Raises:
+            EngineError: it cannot be compiled.
+        """
+        if candidate.name not in self._models:
+            original = self.problem.original
+            if candidate.name == ORIGINAL and original is not None:
+                self._models[ORIGINAL] = original.model
+                return original.model
+            graph = self.graph(candidate.quantized, candidate.calibration)
+            path = graph
+            if candidate.ours:
+                path = self.problem.folder / f"candidate{len(self._models)}.hasten"
+                # Whatever the time limit, there is something to return.
+                always = candidate.name == LOSSLESS
+                limits = Limits(None, self.problem.memory) if always else self.limits(self.clock.left)
+                build(graph, path, self.problem.build, candidate.precision, limits, {})
+            self._models[candidate.name] = path
+        return self._models[candidate.name]
+
+    def part(self, kind: str) -> Part:
+        """The samples of a part ("calibration" or "held_out"), in files."""
+        if kind not in self._parts:
+            dims = [
+                v.shape[0] for v in self.problem.graph.graph.inputs if v.shape is not None and len(v.shape)
+            ]
+            fixed = [dim for dim in dims if isinstance(dim, int)]
+            samples: Samples = getattr(self.problem, kind)
+            size = 1 if fixed else _BATCH
+            self._parts[kind] = write_part(samples, size, self.problem.folder / kind)
+        return self._parts[kind]
+
+    def worker(self, candidate: Candidate) -> Worker:
+        """A process with the candidate's model open."""
+        first = self.part("calibration").batches[0].path
+        limits = self.limits()
+        return Worker(candidate.engine, self.model(candidate), first, self.problem.threads, limits)
+
+    def answers(self, candidate: Candidate, kind: str) -> Outputs:
+        """What a candidate answers to a part of the samples.
+
+        Raises:
+            EngineError: it fails.
+        """
+        part = self.part(kind)
+        keep = candidate.name in (ORIGINAL, LOSSLESS)
+        if (candidate.name, kind) in self._answers:
+            return self._answers[candidate.name, kind]
+        with self.worker(candidate) as worker:
+            found = answers_to(worker, part, self.problem.outputs)
+        if keep:
+            self._answers[candidate.name, kind] = found
+        return found
+
+    @property
+    def answered_held_out(self) -> bool:
+        """Whether the reference has answered the held-out part."""
+        return (self.reference, "held_out") in self._answers
+
+    def reference_answers(self, kind: str) -> Outputs:
+        """The answers that candidates are compared with."""
+        return self.answers(self.candidates[self.reference], kind)
+
+    # Measurements
+
+    def judge(self, candidate: Candidate) -> None:
+        """Compares a candidate's answers to the calibration part with the reference's."""
+        about = self._identity(candidate) | {"metric": self.problem.metric.name, "reference": self.reference}
+        known = self.memory.get("judged", **about) if self.problem.reusable else None
+        if known is None:
+            found = self.answers(candidate, "calibration")
+            base = self.answers(self.candidates[LOSSLESS], "calibration")
+            labels = self.problem.calibration.labels
+            lost = drop(self.problem.metric, self.reference_answers("calibration"), found, labels)
+            known = {"loss": relative_change(base, found), "drop": lost}
+            if self.problem.reusable:
+                self.memory.put("judged", known, **about)
+        else:
+            self.reused += 1
+        self.note(candidate.name, loss=known["loss"], drop=known["drop"])
+
+    def time(self, names: Collection[str], rounds: int = _ROUNDS) -> None:
+        """Times candidates in turns with the lossless one and the original, if that was not done before.
+
+        If one was not, all of them are timed again: only figures of the same rounds can be compared.
+
+        Args:
+            names: of the candidates.
+            rounds: turns of each. Figures of fewer turns than usual do for now, and are taken again later.
+        """
+        first_look = rounds < _ROUNDS
+        asked = [n for n in dict.fromkeys([LOSSLESS, ORIGINAL, *names]) if self.works(n)]
+        names = [n for n in asked if self.records[n].latency_ms is None or n in self._first_looks]
+        unknown = [name for name in names if not self._recall_time(name)]
+        if not unknown:
+            return
+        if not first_look:
+            unknown = asked  # compared with each other: in the same rounds
+        timed = [n for n in (LOSSLESS, ORIGINAL) if self.works(n)]
+        timed += [n for n in unknown if n not in timed]
+        contestants = []
+        for name in timed:
+            engine = replace(self.candidates[name].engine, name=name)
+            model = self.model(self.candidates[name])
+            contestants.append(
+                Contestant(engine, model, files_of(model) if model.suffix != ".hasten" else [model])
+            )
+        budget = None if self.clock.limit is None else max(1.0, self.clock.left)
+        plan = Plan(self.problem.threads, rounds, _TURN, 1, limit=budget, limits=self.limits())
+        found = measure(contestants, self.typical_sample(), plan, progress=self.say)
+        for name, reason in found.failures.items():
+            self.note(name, outcome=Outcome.FAILED, reason=reason)
+        self._first_looks = self._first_looks | set(timed) if first_look else self._first_looks - set(timed)
+        self._note_times(found, unknown, keep=not first_look)
+
+    def certify(self, name: str) -> bool:
+        """Tests a candidate on the held-out part; returns whether its drop is certain to keep the budget.
+
+        Raises:
+            HastenError: it fails.
+        """
+        candidate, problem = self.candidates[name], self.problem
+        about = self._identity(candidate) | {
+            "metric": problem.metric.name,
+            "reference": self.reference,
+            "confidence": problem.confidence,
+        }
+        known = self.memory.get("certified", **about) if problem.reusable else None
+        if known is None:
+            self.say(f"{name}: answering the held-out samples")
+            reference = self.reference_answers("held_out")
+            found = self.answers(candidate, "held_out")
+            bound = certify(
+                problem.metric,
+                reference,
+                found,
+                problem.held_out.labels,
+                confidence=problem.confidence,
+                seed=problem.seed,
+            )
+            known = asdict(bound)
+            if problem.reusable:
+                self.memory.put("certified", known, **about)
+        else:
+            self.reused += 1
+        bound = Bound(**known)
+        self.note(name, bound=bound)
+        return bound.upper <= problem.max_drop
+
+    def original_value(self) -> float | None:
+        """The metric of the reference on the held-out part, if that was ever asked for."""
+        found = self._answers.get((self.reference, "held_out"))
+        if found is None:
+            return None
+        return evaluate(self.problem.metric, found, self.problem.held_out.labels, found)
+
+    def typical_sample(self) -> Feeds:
+        """The sample of median size: of all its arrays' elements, then of those that are not zero."""
+        feeds = self.problem.calibration.feeds
+
+        def size(given: Feeds) -> tuple[int, int]:
+            arrays = [np.asarray(a) for a in given.values()]
+            shown = [int(np.count_nonzero(a)) for a in arrays if a.dtype.kind in "iub"]
+            return sum(a.size for a in arrays), sum(shown)
+
+        return sorted(feeds, key=size)[len(feeds) // 2]
+
+    def _note_times(self, found: Measurement, names: Sequence[str], *, keep: bool) -> None:
+        results = {result.engine: result for result in found.results}
+        for name in dict.fromkeys([LOSSLESS, ORIGINAL, *names]):
+            own = results.get(name)
+            if own is None or not self.works(name):
+                continue
+            times = {
+                "latency_ms": own.run_ms,
+                "to_original": _ratio(results.get(ORIGINAL), own),
+                "to_lossless": _ratio(results.get(LOSSLESS), own),
+            }
+            memory = None if own.peak_mb is None else int(own.peak_mb * 1e6)
+            self.note(name, **times, memory=memory)
+            if not keep:
+                continue
+            kept = {key: None if s is None else asdict(s) for key, s in times.items()}
+            self.memory.put("timed", {**kept, "memory": memory}, **self._identity(self.candidates[name]))
+
+    def _recall_time(self, name: str) -> bool:
+        known = self.memory.get("timed", **self._identity(self.candidates[name]))
+        if known is None:
+            return False
+        spreads = {k: None if known[k] is None else Spread(**known[k]) for k in known if k != "memory"}
+        self.note(name, **spreads, memory=known["memory"])
+        self._first_looks -= {name}
+        self.reused += 1
+        return True
+
+    def _identity(self, candidate: Candidate) -> dict[str, Any]:
+        """What tells a candidate from all others of any search with the same `Memory.about`."""
+        ranges: Mapping[str, Range] = (
+            {} if candidate.calibration is None else self.ranges[candidate.calibration]
+        )
+        known = [[k, r.low, r.high] for k, r in sorted(ranges.items())] if candidate.quantized else []
+        return {
+            "engine": candidate.engine.package,
+            "engine version": candidate.engine.version,
+            "mode": candidate.engine.mode,
+            "original": candidate.name == ORIGINAL,
+            "precision": candidate.precision,
+            "quantized": sorted(candidate.quantized),
+            "ranges": hashlib.sha256(repr(known).encode()).hexdigest(),
+        }
+
+    def limits(self, seconds: float = _PATIENCE) -> Limits:
+        """What a process may take now: at most so many seconds for each answer."""
+        most = max(1.0, min(seconds, self.clock.left))
+        return Limits(None if most == float("inf") else most, self.problem.memory)
+
+    @staticmethod
+    def _size(model: Path) -> int:
+        if model.suffix == ".hasten":
+            return model.stat().st_size
+        return sum(path.stat().st_size for path in files_of(model))
+
+
+def _ratio(other: Result | None, own: Result) -> Spread | None:
+    return None if other is None else other.ratio_to(own)
+
+
+def save_graph(model: ir.Model, path: Path) -> None:
+    """Writes a graph with its weights beside it; the model stays as it is."""
+    ir.save(model.clone(), path, external_data=f"{path.name}.data")

@@ -1,0 +1,87 @@
+"""`hasten optimize` and `hasten export`: the whole way, and bad input in one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import Result
+
+from hasten.cli.amounts import parse_bytes, parse_seconds, parse_share
+from hasten.errors import OptionError
+
+Invoke = Callable[..., Result]
+Refused = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("data") / "samples.npz"
+    ids = rng.integers(0, 50, (24, 6))
+    np.savez(path, input_ids=ids, attention_mask=np.ones((24, 6), np.float32))
+    return path
+
+
+def test_optimize_and_export(invoke: Invoke, model: Path, data: Path, tmp_path: Path) -> None:
+    out, report = tmp_path / "fast.hasten", tmp_path / "report.json"
+    found = invoke("optimize", model, "--data", data, "-o", out, "--report", report, "--max-drop", "1%")
+    assert found.exit_code == 0, found.output
+    assert "the lossless compilation is returned: 18 held-out samples cannot certify" in found.output
+    told = json.loads(report.read_text())
+    assert told["chosen"] == "lossless"
+    assert told["samples_needed"] == 299
+    page = tmp_path / "report.html"
+    again = invoke("optimize", model, "--data", data, "-o", out, "--report", page, "--json")
+    assert json.loads(again.stdout)["headline"] == told["headline"]
+    assert "held-out samples cannot certify" in page.read_text()
+    exported = tmp_path / "again.onnx"
+    done = invoke("export", out, exported, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["quantized_values"] == 0
+    onnx.checker.check_model(onnx.load(exported))
+    again = tmp_path / "again.hasten"
+    assert invoke("compile", exported, "-o", again, "--keep-graph").exit_code == 0
+    assert invoke("verify", again, model).exit_code == 0
+    assert invoke("export", again, tmp_path / "third.onnx").exit_code == 0
+
+
+def test_bad_input(refused: Refused, model: Path, artifact: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "fast.hasten"
+
+    def optimize(*more: object, given: Path = data) -> str:
+        return refused("optimize", model, "--data", given, "-o", out, *more)
+
+    assert "--max-drop 'little'" in optimize("--max-drop", "little")
+    assert "max_drop=-0.01" in optimize("--max-drop=-1%")
+    assert "max_drop=nan" in optimize("--max-drop", "nan")
+    assert "confidence" in optimize("--confidence", "100%")
+    assert "--time-limit '5 moons'" in optimize("--time-limit", "5 moons")
+    assert "--memory-limit 'much'" in optimize("--memory-limit", "much")
+    assert "beauty" in optimize("--metric", "beauty")
+    assert "needs a label for each sample" in optimize("--metric", "accuracy")
+    assert "absent.npz" in optimize(given=tmp_path / "absent.npz")
+    other = tmp_path / "other.npz"
+    np.savez(other, pixels=np.zeros((24, 3), np.float32))
+    assert "input_ids" in optimize(given=other)
+    assert not out.exists()
+    assert "no folder" in refused("optimize", model, "--data", data, "-o", tmp_path / "absent" / "m.hasten")
+    assert "is compiled already" in refused("optimize", artifact, "--data", data, "-o", out)
+    assert "compile again with --keep-graph" in refused("export", artifact, tmp_path / "m.onnx")
+    assert "no folder" in refused("export", artifact, tmp_path / "absent" / "m.onnx")
+
+
+def test_amounts() -> None:
+    assert parse_share("1%", "--x") == pytest.approx(0.01)
+    assert parse_share(" 0.005 ", "--x") == pytest.approx(0.005)
+    assert parse_seconds("90s", "--x") == parse_seconds("1.5m", "--x") == parse_seconds("90", "--x") == 90
+    assert parse_seconds("1h", "--x") == 3600
+    assert parse_bytes("8G", "--x") == 8_000_000_000
+    assert parse_bytes("500MB", "--x") == 500_000_000
+    for parse, text in ((parse_share, "one"), (parse_seconds, "-3s"), (parse_bytes, "8X")):
+        with pytest.raises(OptionError, match="--x"):
+            parse(text, "--x")

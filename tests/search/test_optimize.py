@@ -1,0 +1,287 @@
+"""The search: what it returns, and what it says. Times are made up, so that its choices are known."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import hasten
+from hasten.backends.graph_members import whole_graph
+from hasten.errors import DataError, EngineError, MetricError, ModelError, OptionError
+from hasten.runtime.artifact import read_artifact
+from hasten.search import optimize, trials
+from hasten.search.engines import Limits
+from hasten.search.measure import Contestant, Measurement, Plan, Result, Spread
+from hasten.search.record import Outcome
+from hasten.search.status import Status
+
+WIDTH, CLASSES = 32, 5
+LAYERS = ("first", "hostile", "last")
+
+Search = Callable[..., hasten.Session]
+
+
+def network(outlier: float = 1.0, seed: int = 0) -> onnx.ModelProto:
+    """Three layers; what the second one reads has a channel that is `outlier` times as large as it should be.
+
+    The weights undo it, so that only quantization sees the difference.
+    """
+    rng = np.random.default_rng(seed)
+    first, hostile, last = (rng.standard_normal((WIDTH, n)) / np.sqrt(WIDTH) for n in (WIDTH, WIDTH, CLASSES))
+    first[:, 3] *= outlier
+    hostile[3] /= outlier
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["m1"], "first"),
+        helper.make_node("Relu", ["m1"], ["r1"], "relu1"),
+        helper.make_node("MatMul", ["r1", "w2"], ["m2"], "hostile"),
+        helper.make_node("Relu", ["m2"], ["r2"], "relu2"),
+        helper.make_node("MatMul", ["r2", "w3"], ["scores"], "last"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "network",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", WIDTH])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", CLASSES])],
+        [
+            numpy_helper.from_array(w.astype(np.float32), name)
+            for name, w in (("w1", first), ("w2", hostile), ("w3", last))
+        ],
+    )
+    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+
+
+def samples(count: int, seed: int = 1) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.standard_normal((1, WIDTH)).astype(np.float32)} for _ in range(count)]
+
+
+@pytest.fixture
+def clockwork(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Each layer in int8 saves a millisecond of ten; notes what is timed."""
+    timed: list[str] = []
+
+    def milliseconds(name: str) -> float:
+        mixed = re.match(r"int8 (\d+)/", name)
+        saved = int(mixed[1]) if mixed else len(LAYERS) if name.startswith("int8") else 0
+        return {"original": 12.0, "bf16": 9.5}.get(name, 10.0 - saved)
+
+    def measure(contestants: Sequence[Contestant], feeds: Any, plan: Plan, **_: Any) -> Measurement:
+        names = [c.engine.name for c in contestants]
+        timed.extend(names)
+        results = tuple(
+            Result(
+                engine=name, version="1", precision="f32", run_ms=Spread.of([milliseconds(name)]), ratio=None,
+                rounds_ms=dict.fromkeys(range(3), milliseconds(name)), runs=3, load_ms=1.0, first_ms=1.0,
+                load_ratio=None, loads_ms=(1.0,), peak_mb=1.0, base_mb=None, file_mb=1.0,
+            )
+            for name in names
+        )  # fmt: skip
+        return Measurement(plan.threads, 3, results, {})
+
+    def layer_times(artifact: Path, layers: Sequence[Any], *_: Any) -> dict[str, float]:
+        quantized = "candidate0" not in artifact.name
+        return {layer.name: 1000.0 if quantized else 2000.0 for layer in layers}
+
+    monkeypatch.setattr(trials, "measure", measure)
+    monkeypatch.setattr(optimize, "layer_times", layer_times)
+    return timed
+
+
+@pytest.fixture(scope="session")
+def cache_of_searches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def search(cache_of_searches: Path, tmp_path: Path) -> Search:
+    def run(source: object = None, data: object = None, **options: Any) -> hasten.Session:
+        defaults = {
+            "precision": "int8", "engines": False, "threads": 1, "cache": cache_of_searches,
+            "database": tmp_path / "results.sqlite", "max_drop": 0.05, "time_limit": None,
+        }  # fmt: skip
+        source = network() if source is None else source
+        data = samples(600) if data is None else data
+        return hasten.optimize(source, data=data, **{**defaults, **options})
+
+    return run
+
+
+def record(session: hasten.Session) -> Any:
+    return session.report.record  # type: ignore[attr-defined]
+
+
+def outcomes(session: hasten.Session) -> Mapping[str, Outcome]:
+    return {c.name: c.outcome for c in record(session).candidates}
+
+
+def test_a_hostile_layer_is_kept_in_higher_precision(
+    search: Search, clockwork: list[str], tmp_path: Path
+) -> None:
+    model = network(outlier=1000.0)
+    found = search(model)
+    told = record(found)
+    everywhere = [c for c in told.candidates if len(c.quantized) == 3 and c.drop is not None]
+    assert [c.outcome for c in everywhere] == [Outcome.OVER_BUDGET]
+    chosen = told.candidate(told.chosen)
+    assert chosen.quantized == ("first", "last")
+    assert chosen.outcome is Outcome.CHOSEN
+    assert chosen.bound.upper <= 0.05
+    assert told.stated <= 0.05
+    precisions = {layer.name: layer.precision for layer in told.layers}
+    assert precisions == {"first": "int8", "hostile": "f32", "last": "int8"}
+    losses = {layer.name: layer.sensitivity["int8"] for layer in told.layers}
+    assert losses["hostile"] > 20 * max(losses["first"], losses["last"])
+    assert told.headline.startswith(f"{chosen.name}: 1.50 x as fast as the original; with 95% confidence")
+    x = {"x": np.concatenate([s["x"] for s in samples(200, seed=9)])}
+    right = hasten.compile(model).run(x)["scores"].argmax(axis=1)
+    assert (found.run(x)["scores"].argmax(axis=1) == right).mean() > 0.93
+    found.save(tmp_path / "found.hasten")
+    exported = whole_graph(read_artifact(tmp_path / "found.hasten"))
+    onnx.checker.check_model(exported)
+    assert sum(node.op_type == "QuantizeLinear" for node in exported.graph.node) == 2
+    with hasten.open(tmp_path / "found.hasten") as again:
+        assert again.report["search"]["chosen"] == chosen.name
+        assert json.loads(json.dumps(again.report["search"]))["headline"] == told.headline
+
+
+def test_a_repeated_search_measures_nothing_and_chooses_the_same(
+    search: Search, clockwork: list[str]
+) -> None:
+    first = record(search())
+    assert first.candidate(first.chosen).quantized == LAYERS
+    count = len(clockwork)
+    assert count > 0
+    second = record(search())
+    assert clockwork[count:] == []
+    assert second.chosen == first.chosen
+    assert second.candidate(second.chosen) == first.candidate(first.chosen)
+    assert any("from earlier searches" in note for note in second.notes)
+
+
+def test_too_few_samples_give_the_lossless_compilation_and_say_how_many(search: Search) -> None:
+    found = search(data=samples(20), max_drop=0.01)
+    told = record(found)
+    assert told.chosen == "lossless"
+    assert told.samples_needed == 299
+    assert told.stated is None
+    assert "15 held-out samples cannot certify a drop of at most 1 points" in told.headline
+    assert "about 299 would be needed" in told.headline
+    assert found.run(samples(1)[0])["scores"].shape == (1, CLASSES)
+
+
+def test_a_budget_that_fails_on_the_held_out_part_says_how_many_samples(
+    search: Search, clockwork: list[str]
+) -> None:
+    told = record(search(data=samples(200), max_drop=0.016, calibration=4))
+    assert told.chosen == "lossless"
+    tested = [c for c in told.candidates if c.bound is not None]
+    assert [c.outcome for c in tested] == [Outcome.NOT_CERTIFIED]
+    assert tested[0].bound.upper > 0.016
+    if told.samples_needed is None:
+        assert tested[0].bound.measured >= 0.016
+    else:
+        assert told.samples_needed > 196
+        assert f"about {told.samples_needed:,} would be needed" in told.headline
+
+
+def test_a_short_time_gives_the_lossless_compilation(search: Search) -> None:
+    told = record(search(time_limit=0.001))
+    assert told.chosen == "lossless"
+    assert told.interrupted
+    assert [c.name for c in told.candidates] == ["lossless"]
+
+
+def test_an_interrupt_keeps_what_is_certified(search: Search, clockwork: list[str]) -> None:
+    def watch(status: Status) -> None:
+        if status.phase == "int8":
+            raise KeyboardInterrupt
+
+    found = search(watch=watch)
+    told = record(found)
+    assert told.interrupted
+    assert told.chosen == "lossless"
+    assert "the search ended before anything else was certified" in told.headline
+    assert found.run(samples(1)[0])["scores"].shape == (1, CLASSES)
+
+
+def test_a_metric_without_a_value_loses_the_candidate(search: Search, clockwork: list[str]) -> None:
+    plain = {}
+
+    def metric(outputs: Mapping[str, np.ndarray], labels: object) -> float:
+        first = plain.setdefault(len(outputs["scores"]), outputs["scores"])
+        close = np.allclose(first, outputs["scores"], rtol=1e-4, atol=1e-4)
+        return 1.0 if close else float("nan")
+
+    told = record(search(metric=metric, larger_is_better=True))
+    assert told.chosen == "lossless"
+    tried = [c for c in told.candidates if c.quantized and c.outcome is Outcome.FAILED]
+    assert tried
+    assert all("NaN" in c.reason for c in tried)
+
+    def broken(outputs: object, labels: object) -> float:
+        raise ZeroDivisionError("no such luck")
+
+    with pytest.raises(MetricError, match="no such luck"):
+        search(metric=broken, larger_is_better=True)
+
+
+def test_a_candidate_that_cannot_be_compiled_is_lost_alone(
+    search: Search, clockwork: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = trials.build
+
+    def failing(graph: Path, output: Path, how: Any, precision: str, limits: Limits, report: Any) -> None:
+        if sum(node.op_type == "QuantizeLinear" for node in onnx.load(str(graph)).graph.node) == 3:
+            raise EngineError("hasten cannot compile it: its process ended with status -11")
+        build(graph, output, how, precision, limits, report)
+
+    monkeypatch.setattr(trials, "build", failing)
+    told = record(search())
+    lost = [c for c in told.candidates if c.outcome is Outcome.FAILED]
+    assert [c.reason for c in lost] == ["hasten cannot compile it: its process ended with status -11"]
+    assert told.chosen == "lossless"
+
+
+def test_bad_arguments_are_refused_before_anything_is_compiled(search: Search) -> None:
+    for options, words in (
+        ({"max_drop": -0.1}, "max_drop=-0.1: give 0 or more"),
+        ({"max_drop": float("nan")}, "max_drop=nan"),
+        ({"confidence": 1.0}, "confidence=1.0"),
+        ({"precision": "int3"}, "precision='int3'"),
+        ({"metric": "beauty"}, "beauty"),
+        ({"output": "logits"}, "output='logits': the model has scores"),
+        ({"memory_limit": 0}, "memory_limit=0"),
+    ):
+        with pytest.raises(OptionError, match=re.escape(words)):
+            search(**options)
+    for data, words in (
+        ([], "empty"),
+        (samples(1), "1 sample"),
+        ([{"y": np.zeros((1, 3), np.float32)}] * 9, "x"),
+        ([{"x": np.full((1, WIDTH), np.nan, np.float32)}] * 9, "NaN"),
+    ):
+        with pytest.raises(DataError, match=words):
+            search(data=data)
+    with pytest.raises(DataError, match="needs a label for each sample"):
+        search(metric="accuracy")
+
+
+def test_a_quantized_model_is_refused(search: Search) -> None:
+    model = network()
+    scale, zero = (
+        numpy_helper.from_array(np.array(v), n) for v, n in ((np.float32(0.1), "s"), (np.uint8(0), "z"))
+    )
+    model.graph.initializer.extend([scale, zero])
+    model.graph.node.insert(0, helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], "q"))
+    model.graph.node.insert(1, helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], "d"))
+    model.graph.node[2].input[0] = "d"
+    with pytest.raises(ModelError, match="quantized already"):
+        search(model)
