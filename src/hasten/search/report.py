@@ -19,8 +19,13 @@ _IN_POINTS = frozenset({"accuracy", "top5", "f1", "mcc", "spearman", "agreement"
 
 
 @dataclasses.dataclass(frozen=True)
-class _Unit:
-    """How drops are said: points are hundredths."""
+class Unit:
+    """How drops are said.
+
+    Attributes:
+        name: of the unit.
+        factor: units in a drop of 1.
+    """
 
     name: str
     factor: float
@@ -30,7 +35,13 @@ class _Unit:
         return metric if self.factor == 1 else f"{self.name} of {metric}"
 
     def __call__(self, drop: float | None) -> str:
+        """A drop without its unit."""
         return "-" if drop is None else f"{drop * self.factor:.3g}" if math.isfinite(drop) else "unbounded"
+
+
+def unit_of(metric: str) -> Unit:
+    """Points, which are hundredths, for a metric that is a share or a coefficient; else the metric itself."""
+    return Unit("points", 100) if metric in _IN_POINTS else Unit(metric, 1)
 
 
 def to_json(record: SearchRecord) -> str:
@@ -51,7 +62,7 @@ def to_html(record: SearchRecord) -> str:
 
     It is one file without scripts that opens from disk, in light and dark, on wide and narrow screens.
     """
-    unit = _Unit("points", 100) if record.metric in _IN_POINTS else _Unit(record.metric, 1)
+    unit = unit_of(record.metric)
     sections = (
         _header(record),
         _tiles(record, unit),
@@ -75,7 +86,7 @@ def _header(record: SearchRecord) -> str:
     )
 
 
-def _tiles(record: SearchRecord, unit: _Unit) -> str:
+def _tiles(record: SearchRecord, unit: Unit) -> str:
     chosen, before = _find(record, record.chosen), _find(record, "original") or _find(record, "lossless")
     if chosen is None:
         return ""
@@ -125,7 +136,7 @@ def _tile(name: str, value: str, more: str) -> str:
     )
 
 
-def _picture(record: SearchRecord, unit: _Unit) -> str:
+def _picture(record: SearchRecord, unit: Unit) -> str:
     points = []
     for number, c in enumerate(record.candidates, 1):
         exact = 0.0 if c.outcome is Outcome.BASELINE or c.name == "lossless" else None
@@ -181,7 +192,7 @@ Cell = tuple[str, str, str]
 """Class, heading and content of a cell; the content is HTML."""
 
 
-def _candidates(record: SearchRecord, unit: _Unit) -> str:
+def _candidates(record: SearchRecord, unit: Unit) -> str:
     if not record.candidates:
         return ""
     slowest = max((c.latency_ms.median for c in record.candidates if c.latency_ms is not None), default=1.0)
@@ -198,7 +209,7 @@ def _candidates(record: SearchRecord, unit: _Unit) -> str:
 
 
 def _candidate(
-    number: int, c: CandidateRecord, record: SearchRecord, unit: _Unit, slowest: float
+    number: int, c: CandidateRecord, record: SearchRecord, unit: Unit, slowest: float
 ) -> list[Cell]:
     layers = (
         f"int8: {len(c.quantized)} of {len(record.layers)} layers; rest {c.precision}"
@@ -285,7 +296,7 @@ def _log_share(value: float, values: Sequence[float]) -> float:
     return 100 * (math.log(value) - low) / (high - low)
 
 
-def _origin(record: SearchRecord, unit: _Unit) -> str:
+def _origin(record: SearchRecord, unit: Unit) -> str:
     machine, data = record.machine, record.data
     memory = "" if machine.memory is None else f", {_bytes(machine.memory)} of memory"
     value = "-" if record.original_value is None else f"{record.original_value:.4g}"
