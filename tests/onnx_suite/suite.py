@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import multiprocessing
-import resource
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +15,12 @@ import onnx
 from onnx import numpy_helper
 from onnx.backend.test.loader import load_model_tests
 from onnx.backend.test.runner import Runner
+from tests import processes
 
 KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator")
 SKIPPED = Path(__file__).with_name("skipped.txt")
 BATCH = 64
-SECONDS = 120.0
-"""What a case may take, from its batch's compilation to its last comparison."""
-BYTES = 8 << 30
-"""Address space of a worker."""
+LIMITS = processes.Limits(seconds=120, first=480, bytes=8 << 30)
 
 
 @dataclass(frozen=True)
@@ -146,47 +139,9 @@ def run_cases(cases: Sequence[Case], workers: int = 2) -> Iterator[Outcome]:
 
 
 def _run_batch(cases: Sequence[Case]) -> list[Outcome]:
-    outcomes: list[Outcome] = []
-    rest = list(cases)
-    while rest:
-        found = list(_run_in_process(rest))
-        outcomes += found
-        rest = rest[len(found) :]
-        if rest and len(cases) > 1 and not found:
-            # It died before the first case: each by itself tells which one it is.
-            for case in rest:
-                outcomes += _run_batch([case])
-            return outcomes
-        if rest:
-            outcomes.append(Outcome(rest[0].key, "crashed", "the process died or did not end"))
-            rest = rest[1:]
-    return outcomes
-
-
-def _run_in_process(cases: Sequence[Case]) -> Iterator[Outcome]:
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=work, args=(there, cases), daemon=True)
-    process.start()
-    there.close()
-    with contextlib.suppress(EOFError, ConnectionResetError):
-        end = time.monotonic() + 4 * SECONDS
-        for _ in cases:
-            if not here.poll(max(0.0, end - time.monotonic())):
-                break
-            yield here.recv()
-            end = time.monotonic() + SECONDS
-    process.kill()
-    process.join()
-    here.close()
-
-
-def work(pipe: Connection, cases: Sequence[Case]) -> None:
-    """What a worker does: compiles its cases together, runs them, sends an `Outcome` for each."""
-    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
-    warnings.simplefilter("ignore")
-    for outcome in evaluate(cases):
-        pipe.send(outcome)
+    found = processes.run(evaluate, cases, LIMITS)
+    lost = "the process died or did not end"
+    return [o or Outcome(c.key, "crashed", lost) for c, o in zip(cases, found, strict=True)]
 
 
 def evaluate(cases: Iterable[Case]) -> Iterator[Outcome]:

@@ -276,7 +276,7 @@ def with_host(write, manifest) -> Path:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     step = {"kind": "host", "member": "host/0.onnx", "operators": ["NonZero"]}
-    step |= {"inputs": ["y"], "outputs": ["z"]}
+    step |= {"inputs": ["y"], "input_dtypes": [""], "outputs": ["z"]}
     outputs = [*manifest["outputs"], {"name": "z", "dtype": "int64", "shape": [2, "found"]}]
     outputs.append({"name": "x", "dtype": "float32", "shape": ["batch", 4]})
     members = {"host/0.onnx": model.SerializeToString()}

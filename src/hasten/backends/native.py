@@ -25,6 +25,7 @@ from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, Size, constant_int
 from hasten.loops.program import Guard, Program
 from hasten.loops.simplify import infix
+from hasten.ops.element_types import COMPUTED
 from hasten.ops.lowering import HostNode, lower_graph
 from hasten.runtime.manifest import OBJECT
 from hasten.target import Target
@@ -261,6 +262,7 @@ def _steps(
 ) -> list[dict[str, Any]]:
     described: list[dict[str, Any]] = []
     parts = iter(enumerate(compiled, first_part))
+    types = {v.name: v.dtype for v in (*graph.inputs, *(v for node in graph for v in node.outputs))}
     for s in steps:
         if isinstance(s, HostNode):
             name = f"host/{sum(d['kind'] == 'host' for d in described)}.onnx"
@@ -271,6 +273,7 @@ def _steps(
                     "member": name,
                     "operators": [s.node.op_type],
                     "inputs": list(s.inputs),
+                    "input_dtypes": [_narrow(types.get(name)) for name in s.inputs],
                     "outputs": list(s.outputs),
                     "reason": s.reason,
                 }
@@ -299,6 +302,11 @@ def _steps(
             }
         )
     return described
+
+
+def _narrow(dtype: ir.DataType | None) -> str:
+    """The name of a type that compiled code holds in a wider one, "" for others."""
+    return "" if dtype is None or dtype not in COMPUTED else np.dtype(dtype.numpy()).name
 
 
 def _guard_text(g: Guard, derived: Mapping[str, Expr]) -> str:

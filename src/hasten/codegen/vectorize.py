@@ -62,7 +62,7 @@ def vectorizable(e: Expr, v: Var, *, gathers: bool = False) -> bool:
 
 
 _VECTOR_TYPES = frozenset(
-    {DType.F32, DType.F64, DType.BF16, DType.I32, DType.I64, DType.BOOL, DType.U8, DType.I8}
+    {DType.F32, DType.F64, DType.BF16, DType.F16, DType.I32, DType.I64, DType.BOOL, DType.U8, DType.I8}
 )
 
 

@@ -12,7 +12,7 @@ class DType(enum.StrEnum):
     """An element type. `INDEX` (int64) is also the type of every address and size.
 
     `BF16` is a type of storage: it is loaded, stored, converted to and from f32, and multiplied in
-    pairs with sums in f32. Arithmetic on it there is none.
+    pairs with sums in f32. Arithmetic on it there is none. `F16` is converted to and from f32 only.
     """
 
     BOOL = "bool"
@@ -27,6 +27,7 @@ class DType(enum.StrEnum):
     F32 = "f32"
     F64 = "f64"
     BF16 = "bf16"
+    F16 = "f16"
 
     @property
     def numpy(self) -> np.dtype[np.generic]:
@@ -47,7 +48,7 @@ class DType(enum.StrEnum):
     @property
     def is_float(self) -> bool:
         """True for floating-point types."""
-        return self in (DType.F32, DType.F64, DType.BF16)
+        return self in (DType.F32, DType.F64, DType.BF16, DType.F16)
 
     @property
     def is_signed(self) -> bool:
@@ -58,7 +59,7 @@ class DType(enum.StrEnum):
     def of(dtype: np.dtype[np.generic] | type[np.generic]) -> DType | None:
         """The element type that a model's tensor of a NumPy dtype has, or None where the IR has none."""
         found = DType.stored(dtype)
-        return None if found is DType.BF16 else found
+        return None if found in (DType.BF16, DType.F16) else found
 
     @staticmethod
     def stored(dtype: np.dtype[np.generic] | type[np.generic]) -> DType | None:
@@ -79,6 +80,7 @@ _NUMPY = {
     DType.F32: "float32",
     DType.F64: "float64",
     DType.BF16: ml_dtypes.bfloat16,
+    DType.F16: "float16",
 }
 _FROM_NUMPY = {np.dtype(name).name: dtype for dtype, name in _NUMPY.items()}
 _C_NAMES = {dtype: f"{np.dtype(name).name}_t" for dtype, name in _NUMPY.items()} | {
@@ -86,6 +88,7 @@ _C_NAMES = {dtype: f"{np.dtype(name).name}_t" for dtype, name in _NUMPY.items()}
     DType.F32: "float",
     DType.F64: "double",
     DType.BF16: "hasten_bf16",
+    DType.F16: "_Float16",
 }
 
 BYTES = (DType.U8, DType.I8)

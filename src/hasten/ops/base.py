@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -118,6 +119,20 @@ class Lowering:
     def begin(self, origin: str, names: tuple[str, ...]) -> None:
         """Starts a node: definitions made from now on come from it."""
         self.origin, self.names, self._next = origin, names, 0
+
+    def mark(self) -> Callable[[], None]:
+        """A function that takes back everything which is added to the program from now on."""
+        program = self.program
+        tables: tuple[dict[str, Any], ...] = (program.definitions, program.constants)
+        counts, guards = [len(t) for t in tables], len(program.guards)
+
+        def undo() -> None:
+            for table, count in zip(tables, counts, strict=True):
+                for name in list(table)[count:]:
+                    del table[name]
+            del program.guards[guards:]
+
+        return undo
 
     def fresh(self, hint: str) -> str:
         """A tensor name that is not taken yet."""

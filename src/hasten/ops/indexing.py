@@ -35,6 +35,7 @@ from hasten.ops.base import (
     required,
     symbolic_ints,
 )
+from hasten.ops.element_types import element_type
 from hasten.ops.elementwise import scalar
 from hasten.ops.movement import index_values, moved
 from hasten.ops.movement_pruning import GATHER, SHAPE
@@ -83,7 +84,7 @@ def lower_constant_of_shape(ctx: Lowering, node: ir.Node, inputs: Inputs) -> lis
     shape = index_values(ctx, required(inputs, 0), "the shape")
     attribute = node.attributes.get("value")
     value = np.zeros(1, np.float32) if attribute is None else attribute.as_tensor().numpy()
-    dtype = DType.of(value.dtype)
+    dtype = element_type(value.dtype)
     if dtype is None:
         raise Declined(f"element type {value.dtype} is not supported")
     return [ctx.define(shape, lambda *_: const(value.reshape(-1)[0].item(), dtype), dtype)]
@@ -248,7 +249,7 @@ def lower_eye_like(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]
     """Ones on the k-th diagonal of a matrix of the input's shape."""
     x = required(inputs, 0)
     k, code = attribute_int(node, "k", 0), attribute_int(node, "dtype", 0)
-    dtype = DType.of(ir.DataType(code).numpy()) if code else x.dtype
+    dtype = element_type(ir.DataType(code)) if code else x.dtype
     if dtype is None:
         raise Declined(f"element type {ir.DataType(code).name} is not supported")
 

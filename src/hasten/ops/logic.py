@@ -7,6 +7,7 @@ import onnx_ir as ir
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, binary, cast, const, select, unary
 from hasten.ops.base import Declined, Inputs, Lower, Lowering, Op, Tensor, attribute_int, required
+from hasten.ops.element_types import element_type
 from hasten.ops.elementwise import binary_lower, elementwise, unary_lower
 from hasten.ops.pruning import ELEMENTWISE, alike
 
@@ -58,7 +59,7 @@ def lower_cast(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     """Conversion as in C: toward zero from float to integer, `!= 0` to BOOL."""
     x = required(inputs, 0)
     target = ir.DataType(attribute_int(node, "to", 0))
-    dtype = None if target is ir.DataType.STRING else DType.of(target.numpy())
+    dtype = None if target is ir.DataType.STRING else element_type(target)
     if dtype is None:
         raise Declined(f"conversion to {target.name} is not supported")
     return elementwise(ctx, [x], lambda a: cast(a, dtype), dtype)

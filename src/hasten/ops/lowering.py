@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
@@ -15,11 +14,12 @@ from onnx.reference.op_run import RuntimeContextError, RuntimeImplementationErro
 from hasten.errors import UnsupportedModelError
 from hasten.graph.constants import constant_tensor
 from hasten.graph.describe import describe_node
+from hasten.graph.functions import function_body
 from hasten.graph.opset import IR_VERSION, OPSET
-from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, Load, Reduce, Size, Var, const, size, walk
 from hasten.loops.program import Program, TensorInfo, operands
 from hasten.ops.base import Declined, Lowering, Tensor
+from hasten.ops.element_types import COMPUTED, element_type, rounded
 from hasten.ops.table import find_op
 
 
@@ -69,6 +69,7 @@ class _State:
 
     Attributes:
         ctx: the program being built.
+        opsets: the operator sets of the model.
         tensors: the tensor of each value that compiled code can read.
         opaque: why compiled code cannot read the others.
         constants: values that are known now, whether or not compiled code can read them.
@@ -76,6 +77,7 @@ class _State:
     """
 
     ctx: Lowering
+    opsets: Mapping[str, int]
     tensors: dict[ir.Value, Tensor] = field(default_factory=dict)
     opaque: dict[ir.Value, str] = field(default_factory=dict)
     constants: set[ir.Value] = field(default_factory=set)
@@ -99,7 +101,7 @@ def lower_graph(model: ir.Model) -> Lowered:
     graph = model.graph
     values = [*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs)]
     ctx = Lowering(Program(), reserved=frozenset(v.name for v in values if v.name))
-    state = _State(ctx)
+    state = _State(ctx, model.opset_imports)
     state.sizes.update(
         d.value for v in graph.inputs for d in v.shape or () if isinstance(d, ir.SymbolicDim) and d.value
     )
@@ -139,7 +141,7 @@ def _enter(state: _State, value: ir.Value, keep_names: bool) -> None:
     if value.dtype is None or value.shape is None:
         state.opaque[value] = f"type or rank of '{value.name}' is not known before the run"
         return
-    dtype = _dtype(value.dtype)
+    dtype = element_type(value.dtype)
     if dtype is None or not isinstance(value.type, ir.TensorType):
         state.opaque[value] = _unreadable(value.name, value.dtype)
         return
@@ -167,15 +169,6 @@ def _new_size(state: _State, value: str, axis: int) -> str:
     return name
 
 
-def _dtype(dtype: ir.DataType) -> DType | None:
-    # The types that NumPy lacks stand for others there, so they are told apart here.
-    try:
-        known = np.dtype(dtype.numpy())
-    except TypeError:
-        return None
-    return DType.of(known)
-
-
 def _unreadable(name: str, dtype: ir.DataType) -> str:
     return f"'{name}' has element type {dtype.name.lower()}, which is not compiled"
 
@@ -183,39 +176,86 @@ def _unreadable(name: str, dtype: ir.DataType) -> str:
 def _add_constant(state: _State, value: ir.Value, tensor: ir.TensorProtocol) -> None:
     assert value.name is not None
     state.constants.add(value)
-    if _dtype(tensor.dtype) is None:
+    dtype = element_type(tensor.dtype)
+    if dtype is None:
         state.opaque[value] = _unreadable(value.name, tensor.dtype)
         return
-    state.ctx.program.constants[value.name] = tensor.numpy()
+    array = tensor.numpy()
+    state.ctx.program.constants[value.name] = array.astype(dtype.numpy) if tensor.dtype in COMPUTED else array
     state.tensors[value] = state.ctx.tensor(value.name)
 
 
 def _lower_node(state: _State, node: ir.Node) -> str | None:
     """Defines a node's outputs; the reason where that cannot be done, with the program as before."""
-    op = find_op(node.domain, node.op_type)
-    if op is None or op.lower is None:
-        return f"{node.op_type} is not compiled"
     for value in node.inputs:
         if value is not None and value not in state.tensors:
             return state.opaque.get(value, f"'{value.name}' is not known")
-    ctx, program = state.ctx, state.ctx.program
+    reason = _lower_by_us(state, node)
+    return None if reason is None or _lower_by_definition(state, node) else reason
+
+
+def _lower_by_definition(state: _State, node: ir.Node) -> bool:
+    """Defines a node's outputs by ONNX's definition of its operator, if there is one that can be compiled."""
+    ctx = state.ctx
+    first = next((v.name for v in node.outputs if v.name), "")
+    body = function_body(node, state.opsets, f"{first}/")
+    if body is None:
+        return False
+    undo = ctx.mark()
+    actual = {f"{first}/in{k}": v for k, v in enumerate(node.inputs)}
+    for value in body.inputs:
+        outer = actual[value.name or ""]
+        assert outer is not None
+        state.tensors[value] = state.tensors[outer]
+    for value in body.initializers.values():
+        assert value.const_value is not None
+        _add_constant(state, value, value.const_value)
+    for inner in body:
+        inner.name = node.name
+        tensor = constant_tensor(inner)
+        if tensor is not None:
+            _add_constant(state, inner.outputs[0], tensor)
+        elif _lower_node(state, inner) is not None:
+            undo()
+            return False
+    made = (v for v in node.outputs if v.name)
+    for value, result in zip(made, body.outputs, strict=True):
+        ctx.begin(describe_node(node), (value.name or "",))
+        state.tensors[value] = _named(ctx, state.tensors[result], value.name or "")
+    return True
+
+
+def _lower_by_us(state: _State, node: ir.Node) -> str | None:
+    """Defines a node's outputs as the table of operators says; the reason where that cannot be done."""
+    op = find_op(node.domain, node.op_type)
+    if op is None or op.lower is None:
+        return f"{node.op_type} is not compiled"
+    ctx = state.ctx
     first = next(v.name for v in node.outputs if v.name)
-    names = tuple(v.name or ctx.fresh(f"{first}_unused{k}") for k, v in enumerate(node.outputs))
+    # What is rounded afterwards is another tensor before.
+    names = tuple(
+        ctx.fresh(f"{v.name or first}_{'exact' if v.name else 'unused'}{k}")
+        if not v.name or v.dtype in COMPUTED
+        else v.name
+        for k, v in enumerate(node.outputs)
+    )
     ctx.begin(describe_node(node), names)
-    before = len(program.definitions), len(program.constants), len(program.guards)
+    undo = ctx.mark()
     try:
         made = op.lower(ctx, node, [None if v is None else state.tensors[v] for v in node.inputs])
         missing = [v.name for v in node.outputs[len(made) :] if v.name]
         if missing:
             raise Declined(f"{node.op_type} with the output '{missing[0]}'")
     except Declined as declined:
-        for table, count in ((program.definitions, before[0]), (program.constants, before[1])):
-            for name in list(table)[count:]:
-                del table[name]
-        del program.guards[before[2] :]
+        undo()
         return str(declined)
     for value, tensor in zip(node.outputs, made, strict=False):
-        if value.name:
+        if not value.name:
+            continue
+        if value.dtype is not None and value.dtype in COMPUTED:
+            ctx.begin(ctx.origin, (value.name,))
+            state.tensors[value] = rounded(ctx, tensor, value.dtype, node)
+        else:
             state.tensors[value] = _named(ctx, tensor, value.name)
     return None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import onnx_ir as ir
 
 from hasten.loops.dtypes import DType
@@ -21,25 +20,21 @@ from hasten.ops.base import (
     optional,
     required,
 )
-
-_RANGES = {
-    DType.U8: (0, 255),
-    DType.I8: (-128, 127),
-    DType.U16: (0, 65535),
-    DType.I16: (-32768, 32767),
-}
+from hasten.ops.element_types import element_type, integer_range
 
 
 def _parameter(
     ctx: Lowering, node: ir.Node, x: Tensor, scale: Tensor
 ) -> Callable[[Tensor, tuple[Expr, ...]], Expr]:
-    """Access to a scale or zero point by the index of `x`.
+    """Access to a scale or zero point by the index of `x`: one for all, by axis, or by block of an axis.
 
     Raises:
-        Declined: scales by block.
+        Declined: scales of another shape.
     """
-    if attribute_int(node, "block_size", 0):
-        raise Declined(f"{node.op_type} with scales by block")
+    block = attribute_int(node, "block_size", 0)
+    if block:
+        along = normalize_axis(attribute_int(node, "axis", 1), x.rank)
+        return lambda t, index: t.at(*(i // block if d == along else i for d, i in enumerate(index)))
     if scale.rank == 0 or (scale.rank == 1 and scale.shape[0] == const(1)):
         return lambda t, index: t.at(*(const(0) for _ in t.shape))
     if scale.rank != 1:
@@ -52,23 +47,20 @@ def _parameter(
 def lower_quantize(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     """round(x / scale) + zero point, ties to even, clamped to the range of the result."""
     x, scale, zero = required(inputs, 0), required(inputs, 1), optional(inputs, 2)
-    dtype = DType.U8 if zero is None else zero.dtype
-    wanted = attribute_int(node, "output_dtype", 0)
-    if wanted and zero is None:
-        name = ir.DataType(wanted).name.lower()
-        found = {d.numpy.name: d for d in _RANGES}.get(name)
-        if found is None:
-            raise Declined(f"QuantizeLinear to {name}")
-        dtype = found
-    if dtype not in _RANGES:
-        raise Declined(f"QuantizeLinear to {dtype.numpy.name}")
+    wanted = node.outputs[0].dtype or ir.DataType.UINT8
+    dtype, limits = element_type(wanted), integer_range(wanted)
+    if dtype is None:
+        raise Declined(f"QuantizeLinear to {wanted.name.lower()}")
     if not x.dtype.is_float or scale.dtype is not x.dtype:
         raise Declined("QuantizeLinear whose input and scale are not of one float type")
     at = _parameter(ctx, node, x, scale)
-    low, high = (const(limit, x.dtype) for limit in _RANGES[dtype])
 
     def body(*index: Expr) -> Expr:
-        y = unary("round", binary("div", x.at(*index), at(scale, index)))
+        y = binary("div", x.at(*index), at(scale, index))
+        if limits is None:  # a small float: the result is rounded to its numbers
+            return y if zero is None else binary("add", y, cast(at(zero, index), x.dtype))
+        low, high = (const(limit, x.dtype) for limit in limits)
+        y = unary("round", y)
         if zero is not None:
             y = binary("add", y, cast(at(zero, index), x.dtype))
         return cast(clamp(y, low, high), dtype)
@@ -79,10 +71,10 @@ def lower_quantize(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]
 def lower_dequantize(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     """(x - zero point) * scale."""
     x, scale, zero = required(inputs, 0), required(inputs, 1), optional(inputs, 2)
-    if not scale.dtype.is_float or x.dtype.is_float or x.dtype is DType.BOOL:
+    if not scale.dtype.is_float or x.dtype is DType.BOOL:
         raise Declined(f"DequantizeLinear of {x.dtype.numpy.name} by {scale.dtype.numpy.name}")
     wanted = attribute_int(node, "output_dtype", 0)
-    if wanted and DType.of(np.dtype(ir.DataType(wanted).numpy())) is not scale.dtype:
+    if wanted and element_type(ir.DataType(wanted)) is not scale.dtype:
         raise Declined(f"DequantizeLinear to {ir.DataType(wanted).name.lower()}")
     at = _parameter(ctx, node, x, scale)
 

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hasten.errors import InputError
+from hasten.errors import ArtifactError, InputError, MissingDependencyError
 from hasten.runtime.manifest import OBJECT, TensorInfo
 
 _LITERALS = (list, tuple, bool, int, float)
 _KINDS = "bif"  # a literal may become any kind further right
+
+
+def element(name: str) -> np.dtype[Any]:
+    """The NumPy dtype of a name, those that the package ml_dtypes adds to NumPy's included.
+
+    Raises:
+        MissingDependencyError: It is such a one, and the package is not installed.
+        ArtifactError: There is no such type.
+    """
+    try:
+        return np.dtype(name)
+    except TypeError:
+        pass
+    try:
+        importlib.import_module("ml_dtypes")
+        return np.dtype(name)
+    except ImportError:
+        raise MissingDependencyError(
+            f"the model has the element type {name}, which NumPy lacks: pip install ml_dtypes"
+        ) from None
+    except TypeError:
+        raise ArtifactError(f"the element type {name} is not known") from None
 
 
 def check_names(inputs: Sequence[TensorInfo], feeds: Mapping[str, ArrayLike]) -> None:
@@ -35,7 +58,7 @@ def to_array(info: TensorInfo, value: ArrayLike) -> NDArray[Any]:
     Raises:
         InputError: That is not possible.
     """
-    wanted = np.dtype(info.dtype)
+    wanted = element(info.dtype)
     if wanted.kind == "O" and isinstance(value, np.ndarray) and value.dtype.kind == "U":
         return value.astype(object)  # strings
     try:

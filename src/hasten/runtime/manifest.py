@@ -68,12 +68,14 @@ class HostStep:
         member: The artifact's member that holds it as an ONNX model.
         operators: Kinds of operators in it.
         inputs: Names of the values it takes.
+        input_dtypes: Element types of those that compiled code holds in wider ones, "" for others.
         outputs: Names of the values it makes.
     """
 
     member: str
     operators: tuple[str, ...]
     inputs: tuple[str, ...]
+    input_dtypes: tuple[str, ...]
     outputs: tuple[str, ...]
 
 
@@ -176,6 +178,7 @@ def _step(data: object) -> Step:
             member=_get(data, "member", str),
             operators=_strings(data, "operators"),
             inputs=_strings(data, "inputs"),
+            input_dtypes=_strings(data, "input_dtypes"),
             outputs=_strings(data, "outputs"),
         )
     if kind == "foreign":

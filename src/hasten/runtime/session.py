@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hasten.errors import ArtifactError, HastenError, OptionError
 from hasten.runtime.artifact import Artifact, Verify, read_artifact
-from hasten.runtime.checks import bind_sizes, check_names, to_array
+from hasten.runtime.checks import bind_sizes, check_names, element, to_array
 from hasten.runtime.foreign import ForeignRunner
 from hasten.runtime.host import HostRunner
 from hasten.runtime.library import Library, choose_code, shared_pool
@@ -58,7 +58,7 @@ class Session:
         self._quick: Callable[[Mapping[str, ArrayLike]], dict[str, Array] | None] | None = None
         self._names = [info.name for info in self.inputs]
         self._expected = [
-            (info.name, None if info.dtype == OBJECT else np.dtype(info.dtype)) for info in self.inputs
+            (info.name, None if info.dtype == OBJECT else element(info.dtype)) for info in self.inputs
         ]
         self._output_names = [info.name for info in self.outputs]
         self._opened: _Opened | None = _Opened(artifact, runners, self._whole(runners))
@@ -145,7 +145,8 @@ class Session:
         if len(runners) != 1 or not isinstance(runners[0], NativeRunner):
             return None
         step = runners[0].step
-        same = step.inputs == self.inputs and list(step.outputs) == self._output_names
+        made = [(name, dtype) for name, dtype in zip(step.outputs, step.output_dtypes, strict=True)]
+        same = step.inputs == self.inputs and made == [(info.name, info.dtype) for info in self.outputs]
         return runners[0] if same else None
 
     def _run_steps(self, runners: Sequence[Runner], arrays: list[Array]) -> list[Array]:
@@ -162,6 +163,9 @@ class Session:
             if isinstance(runner, NativeRunner):
                 # The reference evaluator does not always keep to the types that the graph says.
                 taken = [values[info.name].astype(info.dtype, copy=False) for info in runner.step.inputs]
+            elif isinstance(runner, HostRunner):
+                names = zip(runner.step.inputs, runner.step.input_dtypes, strict=True)
+                taken = [values[n].astype(element(t), copy=False) if t else values[n] for n, t in names]
             else:
                 taken = [values[name] for name in runner.step.inputs]
             values.update(zip(runner.step.outputs, runner.run(taken), strict=True))
@@ -177,7 +181,7 @@ def _given(info: TensorInfo, value: Any, inputs: Sequence[Any]) -> Any:
     """An output, which must be nobody else's memory: not an input, not a view of one."""
     if info.dtype == OBJECT:
         return copy.deepcopy(value)
-    result: Array = np.asarray(value).astype(info.dtype, copy=False)
+    result: Array = np.asarray(value).astype(element(info.dtype), copy=False)
     shared = any(isinstance(a, np.ndarray) and np.may_share_memory(result, a) for a in inputs)
     return result.copy() if shared else result
 

@@ -1,0 +1,76 @@
+"""Work in processes that may die or hang: what was under way then is known, and the rest goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import resource
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a process may use.
+
+    Attributes:
+        seconds: from one result to the next.
+        first: until the first result, importing and preparing included.
+        bytes: address space.
+    """
+
+    seconds: float
+    first: float
+    bytes: int
+
+
+Work = Callable[[Sequence[Any]], Iterator[Any]]
+"""A function of a module: gives a result for each item, in order."""
+
+
+def run(work: Work, items: Sequence[Any], limits: Limits) -> list[Any]:
+    """A result for each item; None for one at which the process died or took too long."""
+    results: list[Any] = []
+    rest = list(items)
+    while rest:
+        found = list(_run_once(work, rest, limits))
+        results += found
+        rest = rest[len(found) :]
+        if len(rest) > 1 and not found:
+            # Nothing was done yet, so that it may be any of them: the halves tell.
+            half = len(rest) // 2
+            return results + run(work, rest[:half], limits) + run(work, rest[half:], limits)
+        if rest:
+            results.append(None)
+            rest = rest[1:]
+    return results
+
+
+def _run_once(work: Work, items: Sequence[Any], limits: Limits) -> Iterator[Any]:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_child, args=(there, work, items, limits.bytes), daemon=True)
+    process.start()
+    there.close()
+    with contextlib.suppress(EOFError, ConnectionResetError):
+        end = time.monotonic() + limits.first
+        for _ in items:
+            if not here.poll(max(0.0, end - time.monotonic())):
+                break
+            yield here.recv()
+            end = time.monotonic() + limits.seconds
+    process.kill()
+    process.join()
+    here.close()
+
+
+def _child(pipe: Connection, work: Work, items: Sequence[Any], limit: int) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    warnings.simplefilter("ignore")
+    for result in work(items):
+        pipe.send(result)
