@@ -15,7 +15,7 @@ import pytest
 from tests.codegen.engines import compile_programs
 from tests.codegen.graphs import agree, program
 
-from hasten.codegen.amx import MATRIX, matrix_function, matrix_functions, matrix_step
+from hasten.codegen.amx import MATRIX, matrix_frame, matrix_function, matrix_functions, matrix_step
 from hasten.codegen.lower_stages import lower_program
 from hasten.codegen.module import module_sources
 from hasten.codegen.toolchain import build, find_compiler
@@ -43,7 +43,7 @@ def numbers(rng, count: int, dtype: DType) -> np.ndarray:
 @pytest.fixture(scope="module")
 def library() -> Library:
     sources = module_sources([], TARGET, lambda op, args: None, DTYPES)
-    for f in (f for d in DTYPES for f in matrix_functions(TARGET, d)):
+    for f in (*matrix_frame(TARGET), *(f for d in DTYPES for f in matrix_functions(TARGET, d))):
         sources = {n: t.replace(f"void {f.name}(", f"HASTEN_API void {f.name}(") for n, t in sources.items()}
     return Library(memoryview(build(sources, TARGET, find_compiler(TARGET))))
 
@@ -88,7 +88,9 @@ def test_compiled_as_interpreted(library, dtype, columns, m, depth, step):
         else:
             pointers = {n: ctypes.c_void_p(a.ctypes.data) for n, a in arrays.items()}
             plain = {n: ctypes.c_int64(v) for n, v in given.items()}
+            library.function("matrix_begin")(ctypes.c_int64(m), ctypes.c_int64(step))
             library.function(f.name)(*((plain | pointers)[p.name] for p in f.params))
+            library.function("matrix_end")()
         results.append(tile)
     np.testing.assert_array_equal(*results)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hasten.codegen.c_amx import DOTS, TILE_ROWS, matrix_statements
+from hasten.codegen.c_amx import BEGIN, DOTS, END, TILE_ROWS, matrix_statements
 from hasten.codegen.tiles import HALF_PANEL, PANEL, TILE, Columns, factor_of, group, suffix, total_of
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Address, Expr, Load, Op, Var, binary, const
@@ -22,6 +22,9 @@ MATRIX = "matrix_x"
 
 LEAST_STEP = 4
 """Groups of a step below which the instructions that go without tiles are as fast."""
+
+BEGIN_NAME, END_NAME = "matrix_begin", "matrix_end"
+"""Functions to call before and after products, which need not follow one upon the other."""
 
 LANES = 16
 """Sums in a row of a tile register."""
@@ -74,6 +77,22 @@ def matrix_functions(target: Target, dtype: DType) -> list[Function]:
     if not target.matrix or dtype not in DOTS:
         return []
     return [matrix_function(dtype, columns) for columns in (HALF_PANEL, PANEL)]
+
+
+def matrix_frame(target: Target) -> list[Function]:
+    """The functions before and after products of any type; in the IR they do nothing."""
+    params = (Param("m", INDEX), Param("step", INDEX))
+    begin = Function(BEGIN_NAME, params, (), "sizes of tiles for products of m rows", native=BEGIN)
+    return [begin, Function(END_NAME, (), (), "gives the tiles up", native=END)] if target.matrix else []
+
+
+def begin_products(m: Expr, step: int) -> Call:
+    """What has to be called before products of `m` rows, or, from a pair of tiles on, of any such number."""
+    return Call(BEGIN_NAME, (m, const(step)))
+
+
+END_PRODUCTS = Call(END_NAME, ())
+"""What has to be called after the last product."""
 
 
 def matrix_function(dtype: DType, columns: int) -> Function:

@@ -8,7 +8,7 @@ epilogue, so that a part of the panel that is in the first-level cache serves th
 
 from __future__ import annotations
 
-from hasten.codegen.amx import Strided, matrix_step, multiply_matrix
+from hasten.codegen.amx import END_PRODUCTS, Strided, begin_products, matrix_step, multiply_matrix
 from hasten.codegen.c_amx import PAIR
 from hasten.codegen.gemm import PackedOperand, ProductBuilder, extent, gemm_kernel, whole_depth
 from hasten.codegen.kernel import SCRATCH_PARAM, Kernel, scratch_view
@@ -131,7 +131,8 @@ class _MatrixBuilder(ProductBuilder):
             *multiply_matrix(height, self.strided(), columns),
             *self.write(const(0), height, columns.width),
         )
-        return (For(self.panel, *panels, (*panel, *tile)),)
+        over_panels = For(self.panel, *panels, (*panel, *tile))
+        return (begin_products(height, self.step), over_panels, END_PRODUCTS)
 
     def strided(self) -> Strided:
         """The rows of a block."""

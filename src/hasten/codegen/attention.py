@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from hasten.codegen.amx import Strided, matrix_step, multiply_matrix
+from hasten.codegen.amx import END_PRODUCTS, Strided, begin_products, matrix_step, multiply_matrix
 from hasten.codegen.c_amx import PAIR
 from hasten.codegen.fuse import operand_load
 from hasten.codegen.gemm import PRODUCTS_PER_WORK
@@ -352,12 +352,15 @@ def _query_tile(p: _Parts, block: Var, end: Var, pitch: Var) -> tuple[Stmt, ...]
     return (
         Let(m, binary("min", end - block, const(p.rows))),
         *fill,
+        *(() if p.step is None else (begin_products(m, p.step),)),
         Comment("scores"),
         For(key_panel, const(0), pitch // const(PANEL), product),
         Comment("softmax, not yet divided by its sum"),
         For(r, const(0), m, (*_masked_scores(p, block + r, strip), *_weights(p, r, strip, pitch))),
         Comment("weighted sum of the values"),
+        *((begin_products(m, PANEL // p.group),) if p.step not in (None, PANEL // p.group) else ()),
         *_weighted_sum(p, m, block, pitch),
+        *(() if p.step is None else (END_PRODUCTS,)),
     )
 
 

@@ -29,50 +29,53 @@ DOTS = {DType.BF16: "tdpbf16ps", DType.U8: "tdpbusd"}
 """The instructions, by the element type of the rows."""
 
 
+BEGIN = f"""\
+struct {{ uint8_t palette, begin, unused[14]; uint16_t bytes[16]; uint8_t rows[16]; }} shape = {{1}};
+const int64_t upper = m < {TILE_ROWS} ? m : {TILE_ROWS};
+const int64_t lower = m < {PAIR} ? m - upper : {TILE_ROWS};
+const int64_t rows[8] = {{upper, upper, lower, lower, upper, lower, step, step}};
+for (int t = 0; t < 8; ++t) {{
+    shape.bytes[t] = rows[t] == 0 ? 0 : t == 4 || t == 5 ? step * 4 : 64;
+    shape.rows[t] = rows[t];
+}}
+__asm__ volatile("ldtilecfg %0" : : "m"(shape) : "memory");"""
+"""Says how large tiles are for products of `m` rows in steps of `step` groups; takes about 50 ns."""
+
+END = '__asm__ volatile("tilerelease" : : : "memory");'
+"""Gives the tiles up, which the system else keeps for this thread."""
+
+
 def matrix_statements(dtype: DType, columns: int) -> str:
     """The body of a function that multiplies any number of rows with one panel of 16 or 32 columns.
 
-    Its parameters are those of `codegen.amx.matrix_function`.
+    Its parameters are those of `codegen.amx.matrix_function`; `BEGIN` ran before, for as many rows or, if
+    these are at least a pair of tiles, for any such number.
     """
     wide = columns // TILE_ROWS
-    rows_of_b = ", ".join(f"shape.bytes[{t}] = 64, shape.rows[{t}] = step" for t in (6, 7)[:wide])
     both, upper = (_steps(dtype, wide, rows) for rows in (2, 1))
     return f"""\
-struct {{ uint8_t palette, begin, unused[14]; uint16_t bytes[16]; uint8_t rows[16]; }} shape = {{0}};
 const int64_t size = sizeof *rows, row = pitch * size, group = stride * size, out = tile_pitch * 4;
 const int64_t block = {DEPTH_BLOCK} * step, whole = m / {PAIR} * {PAIR};
 /* Lines of the panel's next part to ask for at each step, so that all pairs of rows together ask for all. */
 const int64_t pairs = m > 0 ? (m + {PAIR - 1}) / {PAIR} : 1, lines = (step * group / 64 + pairs - 1) / pairs;
-shape.palette = 1;
-for (int64_t part = 0; part < 2; ++part) {{ /* whole pairs of tiles, then the rows left over */
-    const int64_t first = part ? whole : 0, last = part ? m : whole;
-    if (first == last) continue;
-    const int64_t left = last - first, upper = left < {TILE_ROWS} ? left : {TILE_ROWS};
-    const int64_t lower = left - upper < {TILE_ROWS} ? left - upper : {TILE_ROWS};
-    for (int t = 0; t < 4; ++t) {{
-        shape.bytes[t] = 64;
-        shape.rows[t] = t < 2 ? upper : lower;
-    }}
-    shape.bytes[4] = shape.bytes[5] = step * 4;
-    shape.rows[4] = upper, shape.rows[5] = lower;
-    {rows_of_b};
-    if (lower == 0) shape.bytes[2] = shape.bytes[3] = shape.bytes[5] = 0;
-    __asm__ volatile("ldtilecfg %0" : : "m"(shape) : "memory");
-    for (int64_t k = 0; k < depth; k += block) {{
+for (int64_t part = 0; part < 2; ++part) {{
+    /* Whole pairs of tiles; where rows are left over, the last pair of all, of which some were done. */
+    const int64_t first = part == 0 || m < {PAIR} ? 0 : m - {PAIR};
+    const int64_t last = part == 0 ? whole : whole < m ? m : first;
+    for (int64_t k = 0; k < depth && first < last; k += block) {{
         const int64_t steps = (depth - k < block ? depth - k : block) / step;
         for (int64_t r = first; r < last; r += {PAIR}) {{
             const char *a = (const char *)rows + r * row + k * 4, *b = (const char *)panel + k * group;
             const char *ahead = b + block * group + r / {PAIR} * steps * lines * 64;
             char *sums = (char *)tile + r * out;
-            if (lower) {{
+            if (m > {TILE_ROWS}) {{
 {both}
             }} else {{
 {upper}
             }}
         }}
     }}
-}}
-__asm__ volatile("tilerelease" : : : "memory");"""
+}}"""
 
 
 def _steps(dtype: DType, wide: int, high: int) -> str:

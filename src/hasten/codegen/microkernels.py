@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hasten.codegen.amx import matrix_functions
+from hasten.codegen.amx import matrix_frame, matrix_functions
 from hasten.codegen.tiles import DISPATCHER, tile_functions
 from hasten.codegen.transpose import transpose_function
 from hasten.loops.dtypes import DType
@@ -26,4 +26,4 @@ def called_by_kernels(target: Target, dtypes: Sequence[DType]) -> list[Function]
 def _whole_functions(target: Target, dtypes: Sequence[DType]) -> list[Function]:
     """Those that call no others; what packs keys of attention there is for floats."""
     matrices = [f for d in dtypes for f in matrix_functions(target, d)]
-    return [*matrices, *(transpose_function(target, d) for d in dtypes if d.is_float)]
+    return [*matrix_frame(target), *matrices, *(transpose_function(target, d) for d in dtypes if d.is_float)]
