@@ -36,7 +36,22 @@ def test_optimize_and_export(invoke: Invoke, model: Path, data: Path, tmp_path: 
     assert told["chosen"] == "lossless"
     assert told["samples_needed"] == 299
     page = tmp_path / "report.html"
-    again = invoke("optimize", model, "--data", data, "-o", out, "--report", page, "--json")
+    runs = tmp_path / "runs"
+    again = invoke(
+        "optimize",
+        model,
+        "--data",
+        data,
+        "-o",
+        out,
+        "--report",
+        page,
+        "--json",
+        "--log",
+        f"tensorboard:{runs}",
+    )
+    assert again.exit_code == 0, again.output
+    assert len(list(runs.iterdir())) == 1
     assert json.loads(again.stdout)["headline"] == told["headline"]
     assert "held-out samples cannot certify" in page.read_text()
     exported = tmp_path / "again.onnx"
@@ -56,6 +71,7 @@ def test_bad_input(refused: Refused, model: Path, artifact: Path, data: Path, tm
     def optimize(*more: object, given: Path = data) -> str:
         return refused("optimize", model, "--data", given, "-o", out, *more)
 
+    assert "--log 'mlflow'" in optimize("--log", "mlflow")
     assert "--max-drop 'little'" in optimize("--max-drop", "little")
     assert "max_drop=-0.01" in optimize("--max-drop=-1%")
     assert "max_drop=nan" in optimize("--max-drop", "nan")

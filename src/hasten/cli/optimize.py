@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -12,7 +12,6 @@ import click
 from hasten.api import Optimized, optimize
 from hasten.cli.amounts import parse_bytes, parse_seconds, parse_share
 from hasten.cli.console import (
-    Steps,
     check_place,
     echo_json,
     number,
@@ -24,8 +23,10 @@ from hasten.cli.console import (
     write_file,
 )
 from hasten.cli.options import database_option, json_option, model_argument, threads_option
+from hasten.cli.progress import live
 from hasten.cli.sources import is_artifact
 from hasten.errors import OptionError
+from hasten.search.logs import log_to
 from hasten.search.measure import Spread
 from hasten.search.record import CandidateRecord, SearchRecord
 from hasten.search.report import to_html, to_json
@@ -79,6 +80,13 @@ Examples:
 @click.option(
     "--report", metavar="F", type=click.Path(path_type=Path), help="Write a report, as .html or .json."
 )
+@click.option(
+    "--log",
+    "logs",
+    metavar="L",
+    multiple=True,
+    help="Record each candidate too: tensorboard:FOLDER, wandb or wandb:PROJECT. May be given twice.",
+)
 @threads_option
 @database_option
 @json_option
@@ -97,6 +105,7 @@ def optimize_(  # noqa: PLR0913, PLR0917 - one for each option
     memory_limit: str | None,
     seed: int,
     report: Path | None,
+    logs: tuple[str, ...],
     threads: int | None,
     database: Path | None,
     as_json: bool,
@@ -112,13 +121,14 @@ def optimize_(  # noqa: PLR0913, PLR0917 - one for each option
     for place in (output, report):
         if place is not None:
             check_place(place)
+    writers = [log_to(place) for place in logs]
     limits = (
         parse_share(max_drop, "--max-drop"),
         parse_share(confidence, "--confidence"),
         parse_seconds(time_limit, "--time-limit"),
         None if memory_limit is None else parse_bytes(memory_limit, "--memory-limit"),
     )
-    with Steps(stderr()).shown() as steps:
+    with live(stderr(), metric) as watch:
         found = optimize(
             str(model),
             data=data,
@@ -135,10 +145,11 @@ def optimize_(  # noqa: PLR0913, PLR0917 - one for each option
             seed=seed,
             database=database,
             command=_command(),
-            watch=lambda status: steps(str(status)),
+            watch=watch,
         )
-        steps(f"writing {output}")
         found.save(output)
+    for write in writers:
+        write(found.report.record)
     _write(found, output, report, as_json=as_json)
 
 
@@ -148,7 +159,8 @@ def _write(found: Optimized, output: Path, report: Path | None, *, as_json: bool
         text = to_json(record) if report.suffix == ".json" else to_html(record)
         write_file(report, text.encode())
     if as_json:
-        echo_json({**dataclasses.asdict(record), "path": str(output), "bytes": output.stat().st_size})
+        told = json.loads(to_json(record))
+        echo_json({**told, "path": str(output), "bytes": output.stat().st_size})
         return
     _show(record)
     for note in record.notes:

@@ -74,15 +74,15 @@ def certify(
 
     Args:
         metric: what is measured.
-        original: the original model's answers to the held-out samples, which no choice has looked at; their
-            order is random or was fixed before.
+        original: the original model's answers to the held-out samples, which no choice has
+            looked at.
         candidate: the candidate's answers to the same.
         labels: one for each sample; None only where the metric needs none.
         confidence: of the bound, such as 0.95.
         tests: candidates that may be tested on these samples in any order and whatever the outcomes
             (Bonferroni's correction). Candidates tested in a fixed order that ends at the first failure need
             none: leave it 1.
-        seed: of the bootstrap.
+        seed: of the bootstrap and of the order in which the bets are placed.
 
     Raises:
         OptionError: a confidence that is not between 0.5 and 1, or less than one test.
@@ -106,7 +106,8 @@ def certify(
             upper, method = paired_upper(losses, gains, samples, alpha), "exact test of paired answers"
         return Bound(measured, upper, confidence, samples, method, True, losses, gains)
     if metric.drops is not None:
-        upper = max(measured, betting_upper(drops, *metric.drops, alpha))
+        shuffled = np.random.default_rng(seed).permutation(drops)  # data may come sorted by class or length
+        upper = max(measured, betting_upper(shuffled, *metric.drops, alpha))
         return Bound(measured, upper, confidence, samples, "betting", True)
 
     def mean(chosen: Array) -> float:
