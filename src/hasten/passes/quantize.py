@@ -18,6 +18,7 @@ import onnx_ir as ir
 from hasten.graph.constants import constant_value
 from hasten.passes.dead_code import remove_dead_code
 from hasten.passes.facts import integer
+from hasten.passes.insertion import Insertion
 from hasten.passes.quantize_points import Reader, quantized_readers, tied
 from hasten.passes.quantize_weights import Codes, WeightScale, quantize_weight
 from hasten.passes.raise_quantize import raise_quantize
@@ -210,49 +211,12 @@ def _column_axis(node: ir.Node, shape: tuple[int, ...]) -> int | None:
     return 0 if integer(node, "transB", 0) else 1
 
 
-class _Inserter:
-    """Adds nodes and constants to a graph under names that are free."""
+class _Inserter(Insertion):
+    """Adds what quantizes values and weights."""
 
     def __init__(self, graph: ir.Graph) -> None:
-        self.graph = graph
-        self.taken: set[str | None] = {v.name for n in graph for v in n.outputs}
-        self.taken |= {v.name for v in graph.inputs} | set(graph.initializers) | {n.name for n in graph}
+        super().__init__(graph)
         self.weights: dict[tuple[ir.Value, int], ir.Value] = {}
-
-    def name(self, wanted: str) -> str:
-        name, count = wanted, 1
-        while name in self.taken:
-            count += 1
-            name = f"{wanted}_{count}"
-        self.taken.add(name)
-        return name
-
-    def constant(self, array: np.ndarray, name: str) -> ir.Value:
-        tensor = ir.tensor(array, name=self.name(name))
-        value = ir.Value(
-            name=tensor.name,
-            shape=ir.Shape(array.shape),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
-        self.graph.register_initializer(value)
-        return value
-
-    def node(
-        self,
-        kind: str,
-        inputs: list[ir.Value],
-        like: ir.Value,
-        dtype: ir.DataType,
-        attributes: Mapping[str, int] | None = None,
-    ) -> ir.Node:
-        """A node, not yet in the graph, whose result has the shape of `like`."""
-        node = ir.node(kind, inputs, attributes, name=self.name(f"{like.name}/{kind}"))
-        output = node.outputs[0]
-        output.name = self.name(f"{like.name}/{_SUFFIXES[kind]}")
-        output.type = ir.TensorType(dtype)
-        output.shape = None if like.shape is None else like.shape.copy()
-        return node
 
     def activation(self, value: ir.Value, readers: list[Reader], seen: Range) -> None:
         """Quantizes a value and lets some of its readers take that."""
@@ -261,13 +225,9 @@ class _Inserter:
             self.constant(scale, f"{value.name}/scale"),
             self.constant(zero, f"{value.name}/zero_point"),
         ]
-        down = self.node("QuantizeLinear", [value, *parameters], value, ir.DataType.UINT8)
-        up = self.node("DequantizeLinear", [down.outputs[0], *parameters], value, ir.DataType.FLOAT)
-        producer = value.producer()
-        if producer is None:
-            self.graph.insert_before(self.graph[0], [down, up])
-        else:
-            self.graph.insert_after(producer, [down, up])
+        down = self.node("QuantizeLinear", [value, *parameters], "quantized", value, ir.DataType.UINT8)
+        up = self.node("DequantizeLinear", [down.outputs[0], *parameters], "dequantized", value)
+        self.behind(value, [down, up])
         for node, index in readers:
             node.replace_input_with(index, up.outputs[0])
 
@@ -285,13 +245,11 @@ class _Inserter:
                 self.constant(made.values, f"{weight.name}/int8"),
                 self.constant(made.scale, f"{weight.name}/scale"),
             ]
-            up = self.node("DequantizeLinear", inputs, weight, ir.DataType.FLOAT, {"axis": layer.axis})
+            up = self.node("DequantizeLinear", inputs, "dequantized", weight)
+            up.attributes["axis"] = ir.AttrInt64("axis", layer.axis)
             up.outputs[0].shape = ir.Shape(layer.shape)
             self.graph.insert_before(self.graph[0], up)
             found = up.outputs[0]
             if codes is None:
                 self.weights[key] = found
         node.replace_input_with(1, found)
-
-
-_SUFFIXES = {"QuantizeLinear": "quantized", "DequantizeLinear": "dequantized"}

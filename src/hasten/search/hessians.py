@@ -1,0 +1,96 @@
+"""Sums over data of the outer products of layers' inputs, which rounding by GPTQ needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from hasten.passes.facts import integers
+from hasten.passes.quantize import Layer
+from hasten.search.calibration import Feeds, run_values
+
+Array = NDArray[Any]
+
+LIMIT = 256 << 20
+"""Bytes of matrices that are summed at once; one alone may be larger. More take more passes over the data."""
+
+_PLACES = 4096  # windows of a convolution that count, evenly spread over those of one feed
+
+
+def hessians(
+    model: ir.Model,
+    feeds: Sequence[Feeds],
+    layers: Sequence[Layer],
+    *,
+    limit: int = LIMIT,
+    threads: int | None = None,
+    cache: Path | None = None,
+) -> Iterator[tuple[Layer, NDArray[np.float64]]]:
+    """For each layer the matrix of its inputs, of as many rows and columns as products are summed.
+
+    Convolutions in groups have none, and neither have those that leave their padding to `auto_pad`.
+
+    Args:
+        model: after `optimize_graph`.
+        feeds: calibration data, read once for each `limit` bytes of matrices.
+        layers: some of `passes.quantize.products`.
+        limit: bytes of matrices in memory at once.
+        threads: threads to use; None for all cores.
+        cache: folder of compiled objects, or None.
+
+    Raises:
+        CalibrationError: the data gives NaN or infinity.
+    """
+    nodes = {node.name: node for node in model.graph}
+    wanted = [layer for layer in layers if _has_inputs(nodes[layer.name], layer)]
+    while wanted:
+        part, total = [wanted.pop(0)], 0
+        total = 8 * part[0].depth ** 2
+        while wanted and total + 8 * wanted[0].depth ** 2 <= limit:
+            part.append(wanted.pop(0))
+            total += 8 * part[-1].depth ** 2
+        sums = {layer.name: np.zeros((layer.depth, layer.depth)) for layer in part}
+        values = {layer.activation: _axis(layer) for layer in part}
+        for found in run_values(model, feeds, values, threads=threads, cache=cache):
+            for layer in part:
+                rows = _inputs(found[layer.activation], nodes[layer.name], layer)
+                sums[layer.name] += (rows.T @ rows).astype(np.float64)
+        for layer in part:
+            yield layer, sums.pop(layer.name)
+
+
+def _axis(layer: Layer) -> int:
+    return 1 - len(layer.shape) if layer.op_type == "Conv" else -1
+
+
+def _has_inputs(node: ir.Node, layer: Layer) -> bool:
+    pad = node.attributes.get("auto_pad")
+    return layer.groups == 1 and (pad is None or pad.as_string() == "NOTSET")
+
+
+def _inputs(array: Array, node: ir.Node, layer: Layer) -> NDArray[np.float32]:
+    """[positions, inputs]: what the weights of an output are multiplied by, at each position."""
+    if layer.op_type != "Conv":
+        return np.ascontiguousarray(array.reshape(-1, array.shape[-1]))
+    window = layer.shape[2:]
+    rank = len(window)
+    strides = integers(node, "strides") or (1,) * rank
+    dilations = integers(node, "dilations") or (1,) * rank
+    pads = integers(node, "pads") or (0,) * 2 * rank
+    padded = np.pad(array, [(0, 0), *zip(pads[:rank], pads[rank:], strict=True), (0, 0)])
+    reach = tuple((n - 1) * d + 1 for n, d in zip(window, dilations, strict=True))
+    axes = tuple(range(1, rank + 1))
+    view = sliding_window_view(padded, reach, axis=axes)  # [n, places..., channels, reach...]
+    for axis, (stride, dilation) in enumerate(zip(strides, dilations, strict=True)):
+        view = np.moveaxis(np.moveaxis(view, 1 + axis, 0)[::stride], 0, 1 + axis)
+        view = np.moveaxis(np.moveaxis(view, axis - rank, 0)[::dilation], 0, axis - rank)
+    places = view.shape[: rank + 1]
+    chosen = np.linspace(0, np.prod(places) - 1, min(_PLACES, int(np.prod(places)))).astype(int)
+    rows = view[np.unravel_index(chosen, places)]
+    return np.ascontiguousarray(rows.reshape(len(chosen), -1))
