@@ -215,14 +215,6 @@ def token_inputs(batch: int, tokens: int) -> Inputs:
     return _encoder_inputs(tokenizer.encode_batch(texts))
 
 
-def cut_inputs(texts: Sequence[str], tokens: int) -> Inputs:
-    """MiniLM's inputs for some texts, cut or padded to a number of tokens."""
-    tokenizer = _tokenizer()
-    tokenizer.enable_truncation(tokens)
-    tokenizer.enable_padding(length=tokens)
-    return _encoder_inputs(tokenizer.encode_batch(list(texts)))
-
-
 def padded_inputs(rows: int = 32, shortest: int = 8, longest: int = 128) -> Inputs:
     """MiniLM's inputs for rows of different lengths, evenly spread and in no order, padded to the longest."""
     lengths = np.linspace(shortest, longest, rows).round().astype(int)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from benchmarks.models import _export_encoder, _kept, minilm, package
+from benchmarks.models import _export_encoder, kept, minilm, package
 
 Array = NDArray[Any]
 LONGEST = 128
@@ -84,7 +84,7 @@ def model() -> Path:
         _train_head(network.head, features, torch.from_numpy(labels))
         _export_encoder(network, path, ["logits"])
 
-    return _kept("minilm-r8", write)
+    return kept("minilm-r8", write)
 
 
 def _train_head(head: Any, features: Any, labels: Any) -> None:
