@@ -1,6 +1,6 @@
 """Runs ONNX's own test suite over hasten and prints what passes, by operator.
 
-python tools/conformance.py [--only TEXT] [--failures FILE]
+python tools/conformance.py [--only TEXT] [--failures FILE] [--markdown FILE]
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import onnx
 from tests.onnx_suite.suite import KINDS, Outcome, load_cases, run_cases, skipped
 
 COLUMNS = ("native", "host", "refused", "wrong", "crashed")
@@ -23,6 +24,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="cases whose name has this text")
     parser.add_argument("--failures", type=Path, help="file for what does not pass or is not native")
+    parser.add_argument("--markdown", type=Path, help="file for the tables (docs/coverage.md)")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     start = time.monotonic()
@@ -34,9 +36,12 @@ def main() -> int:
     for o in outcomes:
         rows[by_key[o.case].operators][o.verdict] += 1
         totals[by_key[o.case].kind][o.verdict] += 1
-    table("operator", {k: v for k, v in sorted(rows.items()) if set(v) != {"native"}})
-    print(f"({sum(set(v) == {'native'} for v in rows.values())} more operators have every case native)\n")
-    table("kind", {k: totals[k] for k in KINDS if k in totals})
+    kinds = table("part of the suite", {k: totals[k] for k in KINDS if k in totals})
+    partly = table("operator", {k: v for k, v in sorted(rows.items()) if set(v) != {"native"}})
+    whole = [k for k, v in sorted(rows.items()) if set(v) == {"native"}]
+    print("\n".join([*partly, f"({len(whole)} more operators have every case native)", "", *kinds]))
+    if options.markdown:
+        options.markdown.write_text(document(kinds, partly, whole), "utf-8")
     if options.failures:
         lines = [f"{o.verdict}\t{o.case}\t{o.detail}" for o in outcomes if o.verdict != "native"]
         options.failures.write_text("\n".join(lines) + "\n", "utf-8")
@@ -44,13 +49,39 @@ def main() -> int:
     return judge(outcomes)
 
 
-def table(head: str, rows: dict[str, Counter[str]]) -> None:
-    """Prints how often each verdict was reached, in Markdown."""
-    print(f"| {head} | passed | " + " | ".join(COLUMNS) + " |")
-    print("|---|" + "---|" * (len(COLUMNS) + 1))
+def table(head: str, rows: dict[str, Counter[str]]) -> list[str]:
+    """How often each verdict was reached, in Markdown."""
+    lines = [f"| {head} | passed | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * (len(COLUMNS) + 1)]
     for name, counts in rows.items():
         passed = f"{counts['native'] + counts['host']} of {counts.total()}"
-        print(f"| {name} | {passed} | " + " | ".join(str(counts[c]) for c in COLUMNS) + " |")
+        lines.append(f"| {name} | {passed} | " + " | ".join(str(counts[c]) for c in COLUMNS) + " |")
+    return lines
+
+
+def document(kinds: list[str], partly: list[str], whole: list[str]) -> str:
+    """The page on what of ONNX's suite is compiled."""
+    return "\n".join(
+        [
+            "# What of ONNX is covered",
+            "",
+            "Written by `python tools/conformance.py --markdown docs/coverage.md`: the test cases of onnx",
+            f"{onnx.__version__} over `hasten.onnx_backend`. *Native* cases are compiled as a whole; *host* ones",
+            "give the right answer with some operators run by ONNX's reference evaluator, which",
+            "`hasten inspect` names with the reason; *refused* ones end in an error of ours, *wrong* ones in",
+            "another answer. The last two are listed with reasons in `tests/onnx_suite/skipped.txt`.",
+            "",
+            *kinds,
+            "",
+            "## Operators whose cases are not all native",
+            "",
+            *partly,
+            "",
+            "## Operators whose cases are all native",
+            "",
+            ", ".join(whole) + ".",
+            "",
+        ]
+    )
 
 
 def judge(outcomes: list[Outcome]) -> int:
