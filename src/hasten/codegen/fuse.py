@@ -320,7 +320,9 @@ def _absorb_epilogues(stages: list[Stage], kept: set[str]) -> list[Stage]:
     readers: Counter[str] = Counter(name for s in stages for name in s.reads())
     for s in stages:
         result = s
-        for name in [n for n in s.reads() if n in open_stages]:
+        # Of several, the one whose result would take the most memory.
+        candidates = [n for n in s.reads() if n in open_stages]
+        for name in sorted(candidates, key=lambda n: -open_stages[n].dtype.bytes):
             merged = _merge(open_stages[name], s)
             if merged is not None:
                 done.remove(open_stages.pop(name))
