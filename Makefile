@@ -31,6 +31,7 @@ format: $(STAMP)
 
 suite: $(STAMP)
 	@mkdir -p build
+	@$(PIP) -c constraints.txt -e '.[peers]'
 	$(BIN)/python benchmarks/suite.py --json build/suite.json \
 	    --markdown build/suite.md --picture build/suite.png
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 from benchmarks.report import CaseReport, Verdict
 
 # Blue and orange that people with any kind of colour blindness tell apart (Okabe and Ito's palette).
-_COLOURS = {"f32": "#0072B2", "bf16": "#E69F00"}
+_COLOURS = {"f32": "#0072B2", "bf16": "#E69F00", "int8": "#009E73"}
 _RATIOS = (0.4, 5.0)  # the axis; what lies beyond is cut there and has its figure beside it
 _TICKS = (0.5, 0.75, 1, 1.25, 1.5, 2, 3, 4)
 _LEFTMOST = 2.2  # of ratios whose label has no room on the right

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.cases import Figure, Goal
-from hasten.search.engines import HASTEN, HASTEN_BF16, Precision
+from hasten.search.engines import HASTEN, HASTEN_BF16, HASTEN_INT8, Precision
 from hasten.search.measure import Measurement, Result, Spread
 
-OWN = {"f32": HASTEN.name, "bf16": HASTEN_BF16.name}
+OWN = {"f32": HASTEN.name, "bf16": HASTEN_BF16.name, "int8": HASTEN_INT8.name}
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Verdict:
         precision: of hasten's arithmetic.
         goal: what was asked.
         problem: why hasten has no figures; None if it has.
-        peer: the best peer's name. In bf16 those that compute in f32 count too. None if no peer ran.
+        peer: the best peer's name, of those that compute in this precision or a wider one. None if no peer
+            ran.
         ratio: that peer's time divided by hasten's, of a run or of opening.
         gflops: 10**9 operations per second that hasten achieved; None if they could not be counted.
         share: of the machine's peak in this precision, in the same rounds; None if either is unknown.
@@ -100,12 +101,10 @@ def _judge(
 
 
 def best_peer(results: Iterable[Result], own: Result, figure: Figure) -> Result | None:
-    """The peer with the least time compared with hasten's, f32 only against hasten in f32."""
-    rivals = [
-        result
-        for result in results
-        if result.engine not in OWN.values() and result.precision in ("f32", own.precision)
-    ]
+    """The peer with the least time compared with hasten's, of those in its precision or a wider one."""
+    widest_first = list(OWN)
+    allowed = widest_first[: widest_first.index(own.precision) + 1]
+    rivals = [r for r in results if r.engine not in OWN.values() and r.precision in allowed]
     return min(rivals, key=lambda peer: _ratio(peer, own, figure).median, default=None)
 
 

@@ -5,7 +5,8 @@
 
 How engines are timed is described in `hasten.search.measure`. Compile seconds are those of an empty cache.
 
-The best peer of a case in f32 is the fastest of the engines that compute in f32; in bf16, the fastest of all.
+The best peer of a case is the fastest of the engines that compute in its precision or a wider one. In int8
+all layers are quantized, by each engine's own tools (`quantized_peers.py`), on the same inputs.
 All engines of a case are open at once: a case of BERT-base takes about 10 GB of memory with all of them.
 
 Some figures do not compare: torch loads a module that is not a Hugging Face folder by building it, and the
@@ -28,17 +29,18 @@ import onnx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import picture, report
+from benchmarks import picture, quantized_peers, report
 from benchmarks.cases import Entry, entries_named
 from hasten.api import compile_payload
 from hasten.errors import HastenError, ToolchainError
 from hasten.runtime.artifact import write_artifact
 from hasten.search.busy import busy_cores
-from hasten.search.engines import HASTEN, HASTEN_BF16, PEERS, Engine, Precision, peers_named
+from hasten.search.engines import HASTEN, HASTEN_BF16, HASTEN_INT8, PEERS, Engine, Precision, peers_named
 from hasten.search.measure import Contestant, Plan, Spread, measure
 from hasten.search.measure_case import files_of
 from hasten.search.measure_flops import count_flops
 from hasten.search.peak import Peak
+from hasten.search.quantization import Quantization
 from hasten.target import cores, describe_machine, processor_features
 
 _OPENINGS = 5  # at most, of each engine where opening is what is measured
@@ -65,7 +67,7 @@ class Setup:
     artifacts: dict[tuple[Path, Precision], Compiled] = dataclasses.field(default_factory=dict)
 
 
-def compiled(model: Path, precision: Precision, setup: Setup) -> Compiled:
+def compiled(model: Path, precision: Precision, entry: Entry, setup: Setup) -> Compiled:
     """The artifact of a model, compiled when it is first asked for."""
     key = (model, precision)
     if key not in setup.artifacts:
@@ -75,7 +77,16 @@ def compiled(model: Path, precision: Precision, setup: Setup) -> Compiled:
             start = time.perf_counter()
             try:
                 threads = setup.plan.threads
-                payload = compile_payload(model, precision=precision, threads=threads, cache=cache)
+                data = entry.calibration() if precision == "int8" and entry.calibration else None
+                rest = Quantization(rest="bf16" if HASTEN_BF16.precision in precisions_here() else "f32")
+                payload = compile_payload(
+                    model,
+                    precision=precision,
+                    data=data,
+                    quantization=None if data is None else rest,
+                    threads=threads,
+                    cache=cache,
+                )
                 write_artifact(path, payload.manifest, payload.members)
             except HastenError as error:
                 problem = str(error)
@@ -90,9 +101,9 @@ def run_case(entry: Entry, setup: Setup) -> report.CaseReport:
     model, feeds = entry.onnx(), entry.inputs()
     goals = {precision: goal for precision, goal in entry.goals.items() if precision in setup.precisions}
     contestants, failures, seconds = [], {}, {}
-    for engine in (HASTEN, HASTEN_BF16):
+    for engine in (HASTEN, HASTEN_BF16, HASTEN_INT8):
         if engine.precision in goals:
-            artifact = compiled(model, engine.precision, setup)
+            artifact = compiled(model, engine.precision, entry, setup)
             if artifact.problem is not None:
                 failures[engine.name] = artifact.problem
             else:
@@ -105,6 +116,10 @@ def run_case(entry: Entry, setup: Setup) -> report.CaseReport:
         else:
             files = files_of(source) if isinstance(source, Path) else []
             contestants.append(Contestant(engine, source, files))
+    if "int8" in goals and entry.calibration is not None:
+        made, missing = quantized_peers.contestants(model, entry.calibration(), feeds, setup.folder)
+        contestants += made
+        failures |= missing
     plan = setup.plan
     if entry.figure == "load":
         plan = dataclasses.replace(plan, rounds=1, openings=min(plan.rounds, _OPENINGS))
@@ -170,7 +185,9 @@ def main() -> None:
     parser.add_argument("--cases", default="", help="only those whose name contains this, in any case")
     installed = ",".join(peer.name for peer in PEERS if peer.version is not None)
     parser.add_argument("--engines", default=installed, help="peers, with commas between [all: %(default)s]")
-    parser.add_argument("--precision", default=precisions_here(), help="f32, bf16 [default: %(default)s]")
+    parser.add_argument(
+        "--precision", default=precisions_here(), help="f32, bf16, int8 [default: %(default)s]"
+    )
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--limit", type=float, default=60, help="seconds that the rounds of a case may take")
@@ -181,10 +198,12 @@ def main() -> None:
     chosen = entries_named(options.cases)
     if not chosen:
         parser.error(f"no case's name contains {options.cases!r}")
-    known: tuple[Precision, ...] = ("f32", "bf16")
+    known: tuple[Precision, ...] = ("f32", "bf16", "int8")
     precisions = [precision for precision in known if precision in options.precision.split(",")]
     if not precisions:
-        parser.error(f"--precision {options.precision!r}: give some of f32, bf16, with commas between")
+        parser.error(
+            f"--precision {options.precision!r}: give some of {', '.join(known)}, with commas between"
+        )
     try:
         peers = peers_named(options.engines)
     except HastenError as error:
@@ -202,7 +221,7 @@ def main() -> None:
 
 def precisions_here() -> str:
     """Those that are measured unless others are asked for."""
-    return "f32,bf16" if {"avx512_bf16", "bf16"} & processor_features() else "f32"
+    return "f32,bf16,int8" if {"avx512_bf16", "bf16"} & processor_features() else "f32,int8"
 
 
 def peak_of(threads: int) -> Peak | None:

@@ -18,7 +18,7 @@ from hasten.search.profile import Peaks, Profile, Recording, measure_peaks, merg
 from hasten.search.profile_record import Count
 from hasten.search.profile_timeline import divide
 
-PEAKS = Peaks(100.0, 200.0, 10.0)
+PEAKS = Peaks({"f32": 100.0, "bf16": 200.0}, 10.0)
 PERCEPTRON = (
     "(float[n, 64] x) => (float[n, 64] y) { a = MatMul(x, w) b = Relu(a) c = MatMul(b, w) d = Relu(c) "
     "e = MatMul(d, w) f = Relu(e) y = Softmax(f) }"
@@ -145,12 +145,12 @@ def test_the_roofline(count: Count, us: float, bound: str) -> None:
 
 
 def test_without_bf16_its_products_count_as_f32() -> None:
-    assert Peaks(100.0, None, 10.0).floor_us(Count(10**6, 10, 16)) == (pytest.approx(10), "compute")
+    assert Peaks({"f32": 100.0}, 10.0).floor_us(Count(10**6, 10, 16)) == (pytest.approx(10), "compute")
 
 
 def test_peaks_are_positive() -> None:
     found = measure_peaks(1)
-    assert found.f32_gflops > 0
+    assert found.gflops["f32"] > 0
     assert found.gigabytes_per_second > 0
 
 

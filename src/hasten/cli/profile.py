@@ -173,9 +173,9 @@ def _show_rest(found: Profile) -> None:
         waited = f"; waited {found.waiting:.1%} of it" if found.team > 1 else ""
         share = f"{found.peak_share:.0%} of peak"
         click.echo(f"{part('kernels', found.kernels_us)}: {number(rate)} GFLOP/s, {share}{waited}")
-    in_bf16 = "" if peaks.bf16_gflops is None else f", {number(peaks.bf16_gflops)} in bf16"
+    rates = ", ".join(f"{number(gflops)} in {precision}" for precision, gflops in peaks.gflops.items())
     click.echo(
-        f"peaks of {_threads(found)}: C {number(peaks.f32_gflops)} GFLOP/s{in_bf16}; "
+        f"peaks of {_threads(found)}: C {rates} (GFLOP/s); "
         f"M {number(peaks.gigabytes_per_second)} GB/s (memory; caches give more)"
     )
     lost = (

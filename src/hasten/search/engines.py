@@ -28,7 +28,7 @@ from hasten.search.engines_worker import save_npz
 
 Array = NDArray[Any]
 Form = Literal["artifact", "onnx", "module"]
-Precision = Literal["f32", "bf16"]
+Precision = Literal["f32", "bf16", "int8"]
 Mode = Literal["", "static", "compile", "autocast"]
 
 
@@ -45,7 +45,8 @@ class Engine:
         runs: the kind of model that it takes: an artifact, an ONNX file, or a torch module (a Hugging Face
             folder, or "path/to/file.py:function" of a function that makes the module).
         extra: the extra of hasten that installs it.
-        precision: of products and convolutions. An artifact has its own, and this names it only.
+        precision: of products and convolutions. A compiled or quantized model has its own, and this names
+            it only; what is not quantized an engine then computes in what it takes for fastest.
         mode: "static" fixes the shapes of the inputs before the engine compiles the model; "compile" is
             torch.compile; "autocast" leaves weights in f32 and lets torch convert at each product.
     """
@@ -70,6 +71,7 @@ class Engine:
 
 HASTEN = Engine("hasten", "hasten", "artifact", "")
 HASTEN_BF16 = Engine("hasten-bf16", "hasten", "artifact", "", "bf16")
+HASTEN_INT8 = Engine("hasten-int8", "hasten", "artifact", "", "int8")
 ONNXRUNTIME = Engine("onnxruntime", "onnxruntime", "onnx", "bench")
 OPENVINO = Engine("openvino", "openvino", "onnx", "bench")
 TORCH = Engine("torch", "torch", "module", "huggingface")

@@ -73,8 +73,9 @@ def openvino_engine(job: Job) -> Open:
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": job["threads"],
-            "INFERENCE_PRECISION_HINT": job["precision"],
         }
+        if job["precision"] != "int8":
+            settings["INFERENCE_PRECISION_HINT"] = job["precision"]
         core = openvino.Core()
         model = core.read_model(job["model"])
         if job["mode"] == "static":

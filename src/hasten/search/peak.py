@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from hasten.target import Target, caches, native, processor_features, runs_here
 
 _STEPS = 4  # of all accumulators in each turn of the loop
 _FLOPS_PER_ELEMENT = 2
-_BF16_FEATURE = "avx512_bf16"
-_BF16_BYTES = 64  # of the vectors of this instruction, whatever the target
+_SUM_BYTES = 4
+
 _TILES = Target.named("x86-64-v4-amx")
-_TILE_PRODUCTS = 16 * 16 * 32  # of one instruction on tiles of bf16
+_TILE_SUMS = 16 * 16
+_TILE_GROUPS = 16  # that one instruction multiplies for each sum
 _TILES_OF_SUMS = 4
 
 _LEAST_STREAM = 256 << 20  # bytes; some machines do not tell of their last level, or share it with others
@@ -29,6 +31,40 @@ _MOST_STREAM = 1 << 30
 _STREAM_PER_CACHE = 4  # of the last level
 _STREAM_PASSES = 3
 _STREAM_PIECES = 8  # of each thread's part, timed apart
+
+
+@dataclass(frozen=True)
+class Dot:
+    """An instruction that multiplies groups of narrow numbers and adds the products to sums of 32 bits.
+
+    Attributes:
+        precision: of the numbers: "bf16", or "int8" for bytes.
+        feature: what a processor that has it calls it.
+        vector_bytes: of its vectors, whatever the target.
+        code: in assembly; operand 0 are the sums, 1 both factors.
+    """
+
+    precision: str
+    feature: str
+    vector_bytes: int
+    code: str
+
+    @property
+    def group(self) -> int:
+        """Numbers that are multiplied for each sum."""
+        return {"bf16": 2, "int8": 4}[self.precision]
+
+
+DOTS = (
+    Dot("bf16", "avx512_bf16", 64, "vdpbf16ps %1, %1, %0"),
+    Dot("int8", "avx512_vnni", 64, "vpdpbusd %1, %1, %0"),
+    Dot("int8", "avx_vnni", 32, "%{vex%} vpdpbusd %1, %1, %0"),
+    Dot("int8", "asimddp", 16, ".arch_extension dotprod\\n sdot %0.4s, %1.16b, %1.16b"),
+)
+"""The instructions, of those for one type the fastest first."""
+
+TILE_DOTS = {"bf16": "tdpbf16ps", "int8": "tdpbusd"}
+"""Those on tiles of matrices (AMX)."""
 
 
 class Peak:
@@ -54,39 +90,42 @@ class Peak:
         target = native()
         compiler = find_compiler(target)
         folder = default_cache() if cache is None else cache
-        self._has_bf16, on_tiles = _BF16_FEATURE in processor_features(), runs_here(_TILES)
         sources = {"peak.c": peak_source(target)}
-        if self._has_bf16:
-            sources["peak_bf16.c"] = peak_tiles_source() if on_tiles else peak_bf16_source(target)
-        code = build(sources, target, compiler, cache=folder)
+        tiles = TILE_DOTS if runs_here(_TILES) else {}
+        vectors = {d.precision: d for d in reversed(DOTS) if d.feature in processor_features()}
+        for precision, dot in vectors.items():
+            name, code = f"peak_{precision}", tiles.get(precision)
+            sources[f"{name}.c"] = tile_source(name, code) if code else dot_source(name, dot, target)
+        built = build(sources, target, compiler, cache=folder)
         with tempfile.TemporaryDirectory(prefix="hasten-") as place:
             path = Path(place) / "peak.so"
-            path.write_bytes(code)
+            path.write_bytes(built)
             self._library = ctypes.CDLL(str(path))
         self.threads = threads
         self._shortest = seconds
         chains = accumulators(target) * _STEPS * _FLOPS_PER_ELEMENT
-        self._f32 = self._loop("peak", chains * target.vector_bytes // 4)
-        self._bf16 = None
-        if self._has_bf16:
-            tiles = _TILES_OF_SUMS * _STEPS * _TILE_PRODUCTS * _FLOPS_PER_ELEMENT
-            self._bf16 = self._loop("peak_bf16", tiles if on_tiles else chains * _BF16_BYTES // 2)
+        self._loops = {"f32": self._loop("peak", chains * target.vector_bytes // _SUM_BYTES)}
+        for precision, dot in vectors.items():
+            sums = chains * dot.vector_bytes // _SUM_BYTES
+            if precision in tiles:
+                sums = _TILES_OF_SUMS * _STEPS * _FLOPS_PER_ELEMENT * _TILE_SUMS * _TILE_GROUPS
+            self._loops[precision] = self._loop(f"peak_{precision}", sums * dot.group)
 
-    def gflops(self) -> float:
-        """10**9 operations in f32 per second of all threads together, now."""
-        return self._f32()
+    def gflops(self, precision: str = "f32") -> float | None:
+        """10**9 operations per second of all threads together, now; None if there is no instruction.
 
-    def bf16_gflops(self) -> float | None:
-        """The same for products of bf16 that are added in f32; None if the processor has no instruction."""
-        return None if self._bf16 is None else self._bf16()
+        Args:
+            precision: of what is multiplied: "f32", "bf16" (added in f32) or "int8" (added in i32).
+        """
+        loop = self._loops.get(precision)
+        return None if loop is None else loop()
 
     def by_precision(self, tries: int = 3) -> dict[str, float]:
-        """Both of these, as "f32" and "bf16"; the latter only where there is an instruction.
+        """All of these by precision, of those that there is an instruction for.
 
         The best of some measurements: what disturbs them makes them less, never more.
         """
-        loops = {"f32": self._f32} | ({} if self._bf16 is None else {"bf16": self._bf16})
-        return {name: max(loop() for _ in range(tries)) for name, loop in loops.items()}
+        return {name: max(loop() for _ in range(tries)) for name, loop in self._loops.items()}
 
     def gigabytes_per_second(self) -> float:
         """10**9 bytes per second that all threads together read from memory; takes about 0.3 s.
@@ -199,39 +238,37 @@ def peak_source(target: Target) -> str:
     return "\n".join(lines) + "\n"
 
 
-def peak_bf16_source(target: Target) -> str:
-    """C of the same chains of `vdpbf16ps`, which multiplies two pairs of bf16 in each lane and adds them."""
+def dot_source(name: str, dot: Dot, target: Target) -> str:
+    """C of a kernel of that name: chains of an instruction on vectors."""
     names = _names(target)
+    register = {64: "v", 32: "x", 16: "w"}[dot.vector_bytes]
+    step = [f'        __asm__("{dot.code}" : "+{register}"({n}) : "{register}"(factor));' for n in names]
     lines = [
-        "#include <immintrin.h>",
         '#include "hasten.h"',
+        f"typedef int32_t words __attribute__((vector_size({dot.vector_bytes})));",
         "",
-        "/* Values stay finite: the products, 2^-200, are below what an accumulator can take up. */",
-        '__attribute__((target("avx512f,avx512bf16")))',
-        "HASTEN_API float peak_bf16(int64_t turns) {",
-        "    __m512i bits = _mm512_set1_epi16(0x0d80);",
-        '    __asm__ volatile("" : "+v"(bits));',
-        "    const __m512bh factor = (__m512bh)bits;",
-        *(f"    __m512 {name} = _mm512_set1_ps({i + 1}.0f);" for i, name in enumerate(names)),
+        "/* As bf16 the products, 2^-200, are below what a sum can take up; sums of bytes wrap. */",
+        f"HASTEN_API float {name}(int64_t turns) {{",
+        "    words factor = (words){0} + 0x0d800d80;",
+        f'    __asm__ volatile("" : "+{register}"(factor));',
+        *(f"    words {n} = factor + {i};" for i, n in enumerate(names)),
         "    for (int64_t turn = 0; turn < turns; turn++) {",
-        *(
-            f"        {name} = _mm512_dpbf16_ps({name}, factor, factor);"
-            for _ in range(_STEPS)
-            for name in names
-        ),
+        *(step * _STEPS),
         "    }",
-        *_total("__m512", names, _BF16_BYTES // 4),
+        *_total("words", names, dot.vector_bytes // _SUM_BYTES),
     ]
     return "\n".join(lines) + "\n"
 
 
-def peak_tiles_source() -> str:
-    """C of chains of `tdpbf16ps`, which multiplies tiles of bf16 (AMX), under the same name."""
-    dots = [f'        __asm__ volatile("tdpbf16ps %tmm6, %tmm4, %tmm{t}");' for t in range(_TILES_OF_SUMS)]
+def tile_source(name: str, instruction: str) -> str:
+    """C of a kernel of that name: chains of an instruction on tiles of matrices (AMX)."""
+    dots = [
+        f'        __asm__ volatile("{instruction} %tmm6, %tmm4, %tmm{t}");' for t in range(_TILES_OF_SUMS)
+    ]
     lines = [
         '#include "hasten.h"',
         "",
-        "HASTEN_API float peak_bf16(int64_t turns) {",
+        f"HASTEN_API float {name}(int64_t turns) {{",
         "    struct { uint8_t palette, begin, unused[14]; uint16_t bytes[16]; uint8_t rows[16]; }",
         "    shape = {1};",
         "    for (int t = 0; t < 8; t++) shape.bytes[t] = 64, shape.rows[t] = 16;",

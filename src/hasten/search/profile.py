@@ -28,7 +28,7 @@ _WARM_UP = 5
 _SECONDS = 2.0  # of runs, where their number is not given
 _FEWEST, _MOST = 10, 200
 _PEAK_TRIES, _PEAK_SECONDS = 100, 0.002  # short, to fall between what other programs do
-_BF16_BITS = 16
+_PRECISIONS = {16: "bf16", 8: "int8"}  # by bits of what is multiplied
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,12 @@ class Peaks:
     """What this machine does at best with as many threads, at the time of the profile.
 
     Attributes:
-        f32_gflops: 10**9 operations per second in f32.
-        bf16_gflops: in bf16; None if the processor has no instruction for it.
+        gflops: 10**9 operations per second in "f32" and, where the processor has instructions for them, in
+            "bf16" and "int8".
         gigabytes_per_second: read from memory, beyond all caches.
     """
 
-    f32_gflops: float
-    bf16_gflops: float | None
+    gflops: Mapping[str, float]
     gigabytes_per_second: float
 
     def floor_us(self, count: Count) -> tuple[float, Literal["compute", "memory"]]:
@@ -51,8 +50,8 @@ class Peaks:
         Returns:
             Microseconds, and which of the two peaks asks for them.
         """
-        in_bf16 = self.bf16_gflops if count.bits == _BF16_BITS else None
-        compute = count.flops / (in_bf16 or self.f32_gflops) / 1e3
+        best = self.gflops.get(_PRECISIONS.get(count.bits, ""), self.gflops["f32"])
+        compute = count.flops / best / 1e3
         memory = count.bytes / self.gigabytes_per_second / 1e3
         return (compute, "compute") if compute > memory else (memory, "memory")
 
@@ -229,7 +228,7 @@ def measure_peaks(threads: int) -> Peaks:
     """
     peak = Peak(threads, seconds=_PEAK_SECONDS)
     best = peak.by_precision(_PEAK_TRIES)
-    return Peaks(best["f32"], best.get("bf16"), peak.gigabytes_per_second())
+    return Peaks(best, peak.gigabytes_per_second())
 
 
 def summarize(
