@@ -27,7 +27,6 @@ from hasten.passes.prune.units import UNITS
 from hasten.runtime.artifact import Artifact, read_artifact, write_artifact
 from hasten.runtime.manifest import TensorInfo
 from hasten.runtime.session import Session, open_session, start
-from hasten.search.calibration import calibration_feeds
 from hasten.search.candidates import LOSSLESS
 from hasten.search.clock import Clock
 from hasten.search.data import load_samples
@@ -71,8 +70,8 @@ def compile(  # noqa: A001, PLR0913 - the field's word; choices, each with a def
         precision: "f32", or "bf16": weights and what products read are stored in 16 bits, sums and
             all other arithmetic stay f32. Fast on processors with AVX512-BF16; others give the same
             results to rounding. "int8": products are computed in 8 bits, with scales found on `data`.
-        data: for "int8", examples of what the model will see: an iterable of dicts with an array for each
-            input, or the path of an .npz file. Positions that a mask hides do not count.
+        data: for "int8", examples of what the model will see, as `search.data.load_samples` takes them.
+            Positions that a mask hides do not count.
         quantization: for "int8", which layers and how; None for all of them and the usual way.
         padding: "skip" computes a padded batch at the positions that its attention mask shows only;
             outputs keep their shape, and are 0 at hidden positions of outputs that have one for each.
@@ -92,8 +91,8 @@ def compile(  # noqa: A001, PLR0913 - the field's word; choices, each with a def
     Raises:
         ModelError: the source cannot be read, or has operators that nothing can run.
         OptionError: an argument makes no sense.
-        CalibrationError: `data` is empty, or gives NaN or infinity somewhere in the model.
-        InputError: `data` does not fit the model.
+        DataError: `data` cannot be read or does not fit the model.
+        CalibrationError: `data` gives NaN or infinity somewhere in the model.
         TargetError: an unknown target, or none of them runs on this machine.
         ToolchainError: no C compiler was found.
         TuningError: the measurements on disk cannot be read or written.
@@ -174,8 +173,8 @@ def compile_payload(  # noqa: PLR0913 - the choices of `compile`, each with a de
     }
     folder, element = default_cache() if cache is None else Path(cache), DType(precision)
     if how is not None:
-        feeds = calibration_feeds(data, model.graph.inputs)
-        quantized = quantize(model, feeds, how, threads=threads, cache=folder, progress=progress)
+        samples = load_samples(data, _inputs(model), folder=_folder(given))
+        quantized = quantize(model, samples.feeds, how, threads=threads, cache=folder, progress=progress)
         model, noted["quantization"] = quantized.model, quantized.report
     factors = ({"bf16"} if precision == "bf16" else set()) | ({"u8"} if is_quantized(model) else set())
     targets = tuple(dict.fromkeys(t for target in named for t in with_factors(target, factors)))
@@ -249,10 +248,14 @@ def prune(  # noqa: PLR0913 - choices, each with a default
     model = frontends.load(given, example=example, dynamic=dynamic)
     samples = None
     if data is not None:
-        folder = Path(given) if isinstance(given, str | os.PathLike) and Path(given).is_dir() else None
-        samples = load_samples(data, _inputs(model), folder=folder)
+        samples = load_samples(data, _inputs(model), folder=_folder(given))
     optimize_graph(model)
     return prune_model(model, plan, samples, progress)
+
+
+def _folder(source: object) -> Path | None:
+    """A source's folder, which may bring what reads raw texts and pictures."""
+    return Path(source) if isinstance(source, str | os.PathLike) and Path(source).is_dir() else None
 
 
 def _inputs(model: ir.Model) -> list[TensorInfo]:

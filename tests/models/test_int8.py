@@ -41,7 +41,7 @@ def test_efficientnet_answers_as_in_f32(cache: Path) -> None:
     pictures, _ = models.labelled_pictures()
     path = models.efficientnet_lite0_onnx()
     answers = []
-    for options in ({}, {"precision": "int8", "data": {"pixels": pictures}}):
+    for options in ({}, {"precision": "int8", "data": [{"pixels": pictures}]}):
         session = hasten.compile(path, cache=cache, **options)
         (found,) = session.run({"pixels": pictures}).values()
         answers.append(found)

@@ -10,8 +10,7 @@ import onnx
 import pytest
 
 import hasten
-from hasten.errors import CalibrationError, InputError, OptionError
-from hasten.search.calibration import BATCH, calibration_feeds
+from hasten.errors import CalibrationError, DataError, OptionError
 
 Arrays = dict[str, np.ndarray]
 
@@ -61,7 +60,7 @@ def test_choices(cache: Path) -> None:
     x = {"x": samples(seed=3)[0]["x"]}
     many = {"x": np.random.default_rng(4).normal(0, 1, (8000, 6)).astype(np.float32)}
     answers = [
-        compile_int8(perceptron(), cache, data=many, quantization=how).run(x)["y"]
+        compile_int8(perceptron(), cache, data=[many], quantization=how).run(x)["y"]
         for how in (
             None,
             hasten.Quantization(layers=["MatMul2"]),
@@ -96,31 +95,14 @@ def test_forms_of_data(cache: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(answers[0], other)
 
 
-def test_long_arrays_are_cut_where_all_inputs_share_their_rows() -> None:
-    import onnx_ir as ir
-
-    def value(name: str, *dims: int | str) -> ir.Value:
-        return ir.Value(name=name, shape=ir.Shape(dims))
-
-    long = {"a": np.zeros((2 * BATCH + 1, 3)), "b": np.zeros(2 * BATCH + 1)}
-    cut = calibration_feeds(long, [value("a", "n", 3), value("b", "n")])
-    assert [len(f["a"]) for f in cut] == [len(f["b"]) for f in cut] == [BATCH, BATCH, 1]
-    assert len(calibration_feeds(long, [value("a", "n", 3), value("b", "m")])) == 1
-    assert len(calibration_feeds(long, [value("a", 2 * BATCH + 1, 3), value("b", 2 * BATCH + 1)])) == 1
-
-
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
         ({"data": None}, OptionError, "needs data="),
-        ({"data": []}, CalibrationError, "no calibration data"),
-        ({"data": 3}, OptionError, "data=3"),
-        ({"data": [3]}, OptionError, "type int"),
-        ({"data": "nowhere.npz"}, OptionError, "nowhere.npz"),
-        ({"data": "nowhere.parquet"}, OptionError, "nowhere.parquet"),
-        ({"data": [{"z": np.zeros((1, 6), np.float32)}]}, InputError, "x"),
-        ({"data": [{"x": np.zeros((1, 7), np.float32)}]}, InputError, "x"),
-        ({"data": [{"x": np.full((1, 6), np.nan, np.float32)}]}, CalibrationError, "NaN"),
+        ({"data": []}, DataError, "sample"),
+        ({"data": "nowhere.npz"}, DataError, "nowhere.npz"),
+        ({"data": [{"z": np.zeros((1, 6), np.float32)}]}, DataError, "x"),
+        ({"data": [{"x": np.full((1, 6), 3e38, np.float32)}]}, CalibrationError, "infinity|NaN"),
         ({"quantization": hasten.Quantization(layers=["other"])}, OptionError, "'other'"),
         ({"precision": "f32"}, OptionError, "data= is for"),
         (

@@ -57,9 +57,9 @@ Examples:
 )
 @click.option(
     "--data",
-    metavar="D.npz",
+    metavar="D",
     type=click.Path(path_type=Path),
-    help="For int8: examples of what the model will see, an array for each input.",
+    help="For int8: what the model will see, in an .npz file, a folder of such, Parquet or JSON lines.",
 )
 @click.option(
     "--padding",

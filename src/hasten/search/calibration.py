@@ -7,9 +7,7 @@ time. Positions that a mask hides do not count.
 
 from __future__ import annotations
 
-import os
 import tempfile
-import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from hasten.backends.native import Options, compile_graph
-from hasten.errors import CalibrationError, OptionError
+from hasten.errors import CalibrationError
 from hasten.loops.dtypes import DType
 from hasten.passes.quantize import Range, Scheme, observed_values
 from hasten.runtime.artifact import write_artifact
@@ -228,59 +226,6 @@ def _shown(array: Array, hidden: tuple[Array, tuple[int, int]] | None, axis: int
         if first.shape[:2] == mask.shape and place % array.ndim in places:
             return np.moveaxis(first[~mask], 1 + places.index(place % array.ndim), -1)
     return np.moveaxis(array, place, -1)
-
-
-BATCH = 8
-"""Rows of one array that run at once: so many values of the graph are in memory together."""
-
-
-def calibration_feeds(data: object, inputs: Iterable[ir.Value]) -> list[dict[str, Array]]:
-    """Calibration data in the forms that users give it.
-
-    Args:
-        data: an iterable of arrays by input name; one such mapping; or the path of an .npz file with an array
-            for each input. Arrays with many rows, along a first dimension that all inputs share, are cut.
-        inputs: of the model.
-
-    Raises:
-        OptionError: it is in none of these forms, or the file cannot be read.
-    """
-    dims = [value.shape[0] if value.shape else None for value in inputs]
-    batched = bool(dims) and isinstance(dims[0], ir.SymbolicDim) and all(d == dims[0] for d in dims)
-    items: list[Any]
-    if isinstance(data, str | os.PathLike):
-        items = [_read_arrays(Path(data))]
-    elif isinstance(data, Mapping):
-        items = [data]
-    elif isinstance(data, Iterable):
-        items = list(data)
-    else:
-        raise OptionError(f"data={data!r}: {_FORMS}")
-    feeds: list[dict[str, Array]] = []
-    for item in items:
-        if not isinstance(item, Mapping):
-            raise OptionError(f"data has an item of type {type(item).__name__}: {_FORMS}")
-        arrays = {str(name): np.asarray(array) for name, array in item.items()}
-        rows = {len(a) if a.ndim else None for a in arrays.values()}
-        count = rows.pop() if len(rows) == 1 and batched else None
-        if count is None:
-            feeds.append(arrays)
-        else:
-            feeds += [{n: a[i : i + BATCH] for n, a in arrays.items()} for i in range(0, count, BATCH)]
-    return feeds
-
-
-_FORMS = "give an iterable of dicts with an array for each input, or the path of an .npz file"
-
-
-def _read_arrays(path: Path) -> dict[str, Array]:
-    if path.suffix != ".npz":
-        raise OptionError(f"data={str(path)!r}: {_FORMS}")
-    try:
-        with np.load(path, allow_pickle=False) as loaded:
-            return dict(loaded)
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise OptionError(f"{path} cannot be read as an .npz file of arrays ({error})") from None
 
 
 class _Sums:
