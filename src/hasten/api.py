@@ -34,6 +34,7 @@ from hasten.search.measure_inputs import check_names
 from hasten.search.metrics import UserMetric, metric_named
 from hasten.search.prune.report import Pruned
 from hasten.search.prune.run import Plan, Progress, check_plan, prune_model
+from hasten.search.prune.training import Training
 from hasten.search.quantization import Quantization, quantize
 from hasten.search.record import SearchRecord
 from hasten.search.report import to_html, to_json
@@ -205,6 +206,7 @@ def prune(  # noqa: PLR0913 - choices, each with a default
     unit: str | Sequence[str] = UNITS,
     criterion: str | None = None,
     repair: str | None = None,
+    training: Training | None = None,
     seed: int = 0,
     example: Example | None = None,
     dynamic: Dynamic | None = None,
@@ -222,7 +224,9 @@ def prune(  # noqa: PLR0913 - choices, each with a default
         unit: "neurons", "heads", "channels", or several of them; or "layers" alone.
         criterion: "magnitude" or "magnitude-l1", "activation", "gradient", "fisher", "random"; by default
             fisher with data and magnitude without.
-        repair: "least-squares" or "none"; by default least-squares with data.
+        repair: "none"; "least-squares", the default with data; or "distill", which trains after that.
+        training: for "distill": epochs, time limit, rate and checkpoint (`search.prune.training`); None for
+            3 epochs, 5 minutes at most.
         seed: of random numbers.
         example: inputs to trace a torch.nn.Module with.
         dynamic: for torch.nn.Module, the symbolic dims: input name -> {dim: name}.
@@ -241,7 +245,8 @@ def prune(  # noqa: PLR0913 - choices, each with a default
     """
     units = (unit,) if isinstance(unit, str) else tuple(unit)
     chosen = criterion or ("magnitude" if data is None else "fisher")
-    plan = Plan(units, chosen, flops, repair or ("none" if data is None else "least-squares"), seed)
+    repaired = repair or ("none" if data is None else "least-squares")
+    plan = Plan(units, chosen, flops, repaired, training or Training(), seed)
     check_plan(plan, with_data=data is not None)
     progress("reading the model")
     given = source.model if isinstance(source, Pruned) else source

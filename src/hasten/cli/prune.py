@@ -14,6 +14,7 @@ from hasten.errors import OptionError
 from hasten.search.prune.criteria import CRITERIA
 from hasten.search.prune.report import PruneReport
 from hasten.search.prune.run import ALL_UNITS, REPAIRS
+from hasten.search.prune.training import Training
 
 _EXAMPLES = """\b
 Examples:
@@ -65,6 +66,22 @@ Examples:
     metavar="HOW",
     help=f"What to do afterwards: {', '.join(REPAIRS)}. [default: least-squares with --data]",
 )
+@click.option(
+    "--epochs", metavar="N", default=3, show_default=True, help="For distill: passes over the data."
+)
+@click.option(
+    "--seconds",
+    metavar="S",
+    default=300.0,
+    show_default=True,
+    help="For distill: time limit of the training.",
+)
+@click.option(
+    "--checkpoint",
+    metavar="F",
+    type=click.Path(path_type=Path),
+    help="For distill: a file from which the same command goes on when it was cut off.",
+)
 @click.option("--seed", default=0, show_default=True, help="Of random numbers.")
 @json_option
 def prune_(  # noqa: PLR0913, PLR0917 - one for each option
@@ -76,6 +93,9 @@ def prune_(  # noqa: PLR0913, PLR0917 - one for each option
     units: str,
     criterion: str | None,
     repair: str | None,
+    epochs: int,
+    seconds: float,
+    checkpoint: Path | None,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -84,6 +104,7 @@ def prune_(  # noqa: PLR0913, PLR0917 - one for each option
     What is left is plain ONNX with fewer weights, which every engine runs faster.
     """
     share = parse_share(flops)
+    training = Training(epochs, seconds, checkpoint=checkpoint)
     if is_artifact(model):
         raise OptionError(f"{model} is compiled already: give the ONNX file or folder that it came from")
     check_place(output)
@@ -97,6 +118,7 @@ def prune_(  # noqa: PLR0913, PLR0917 - one for each option
             unit=[unit.strip() for unit in units.split(",")],
             criterion=criterion,
             repair=repair,
+            training=training,
             seed=seed,
             progress=steps,
         )

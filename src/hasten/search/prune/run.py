@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -22,11 +22,12 @@ from hasten.search.prune.criteria import (
     score_units,
 )
 from hasten.search.prune.report import Cut, Pruned, PruneReport
+from hasten.search.prune.training import Training
 from hasten.search.samples import Samples
 
 LAYERS = "layers"
 ALL_UNITS = (*UNITS, LAYERS)
-REPAIRS = ("none", "least-squares")
+REPAIRS = ("none", "least-squares", "distill")
 Progress = Callable[[str], None]
 """Is told what begins: a few words, such as "reading the model"."""
 
@@ -40,7 +41,8 @@ class Plan:
         criterion: one of `criteria.CRITERIA`.
         flops: the share of the arithmetic of products, convolutions and attention that may be left, at the
             median shape of the samples.
-        repair: "least-squares" or "none".
+        repair: "none", "least-squares", or "distill", which trains after least squares.
+        training: for "distill".
         seed: of random numbers.
     """
 
@@ -48,6 +50,7 @@ class Plan:
     criterion: str
     flops: float
     repair: str
+    training: Training = field(default_factory=Training)
     seed: int = 0
 
 
@@ -126,8 +129,25 @@ def prune_model(
         }
         skipped = reconstruct(model, small, consumers, samples, progress=progress)
         notes += [f"not repaired: {reason}" for reason in skipped]
+    notes += _distilled(model, small, plan, samples, progress)
     cuts = tuple(Cut(g.name, g.unit, g.count, g.count - len(removed.get(g, ()))) for g in groups)
     return Pruned(small, _report(model, small, plan, sizes, cuts, left, notes))
+
+
+def _distilled(
+    model: ir.Model, small: ir.Model, plan: Plan, samples: Sequence[Feeds], progress: Progress
+) -> list[str]:
+    """Trains what is left, if that is wanted; what is to be said of it."""
+    if plan.repair != "distill":
+        return []
+    from hasten.search.prune.distill import distill
+
+    progress("training")
+    done = distill(model, small, samples, plan.training, seed=plan.seed, progress=progress)
+    return [
+        f"{done.epochs} epochs in {done.seconds:.0f} s: distance to the original {done.after:.3g} on samples "
+        f"held out, {done.before:.3g} before"
+    ]
 
 
 def _classes(model: ir.Model, data: Samples | None) -> tuple[Sequence[int] | None, tuple[str, ...]]:
@@ -188,11 +208,11 @@ def _without_layers(
         small = remove_layers(model, gone)
         now = graph_flops(small, sizes)
     cuts = tuple(Cut(layer.name, LAYERS, 1, 0 if layer in gone else 1) for layer in layers)
-    notes = (
-        list(noted)
-        if plan.repair == "none"
-        else [*noted, "layers leave nothing that least squares could repair"]
-    )
+    notes = list(noted)
+    if plan.repair == "least-squares":
+        notes.append("layers leave nothing that least squares could repair")
+    if gone:
+        notes += _distilled(model, small, plan, samples, progress)
     return Pruned(small, _report(model, small, plan, sizes, cuts, (), notes))
 
 

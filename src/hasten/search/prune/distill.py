@@ -1,0 +1,218 @@
+"""Repair with training: the pruned model learns to answer as the original does, on the user's data.
+
+The loss of a sample is the squared distance to the original's outputs, and to its values between layers
+where the pruned graph has them too, each in units of its squared norm (Hinton et al. 2015, "Distilling the
+Knowledge in a Neural Network"; values in between: Romero et al. 2015, "FitNets"). No labels are needed.
+AdamW, with a rate that rises over the first steps and then falls to zero over the steps, or over the time
+if that ends first.
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from hasten.backends.torch_graph import TorchGraph
+from hasten.errors import OptionError
+from hasten.passes.prune.layers import find_layers
+from hasten.search.prune.cost import Feeds
+from hasten.search.prune.training import Training
+
+_HELD = 10  # one sample in so many is not trained on, but says whether training helped
+_WARM = 0.05  # share of the steps over which the rate rises
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training did.
+
+    Attributes:
+        before: mean loss of the samples held out, before.
+        after: the same afterwards; weights of the best epoch are kept, those from before if none was better.
+        epochs: that were begun, those before a resumption included.
+        seconds: of this training.
+    """
+
+    before: float
+    after: float
+    epochs: int
+    seconds: float
+
+
+def distill(
+    original: ir.Model,
+    pruned: ir.Model,
+    samples: Sequence[Feeds],
+    training: Training,
+    *,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Trained:
+    """Train the weights of a pruned graph, in place.
+
+    Args:
+        original: the graph before.
+        pruned: the graph after; values that both have are called alike.
+        samples: inputs by name, ten at least.
+        training: how long, how fast, and where checkpoints are kept.
+        seed: of the order of samples.
+        progress: is told of each epoch.
+
+    Raises:
+        OptionError: there are too few samples, or the checkpoint is of something else.
+        UnsupportedModelError: a gradient cannot pass through an operator.
+    """
+    if len(samples) < _HELD:
+        raise OptionError(f"distillation needs {_HELD} samples at least, got {len(samples)}")
+    start = time.monotonic()
+    held, rest = list(samples[::_HELD]), [s for k, s in enumerate(samples) if k % _HELD]
+    pair = _Pair(original, pruned)
+    names = _trainable(pair.student)
+    weights = [pair.student.weights[name].requires_grad_() for name in names]
+    state = _State(names, weights, training, -(-len(rest) // training.batch) * training.epochs)
+    state.resume()
+    before = pair.mean(held)
+    best, kept = before, [w.detach().clone() for w in weights]
+    epoch = state.epoch
+    while state.epoch < training.epochs and not state.over(start):
+        epoch = state.epoch + 1
+        order = np.random.default_rng([seed, epoch]).permutation(len(rest))
+        for first in range(0, len(order), training.batch):
+            if state.over(start):
+                break
+            state.rate(start)
+            for k in order[first : first + training.batch]:
+                loss = pair.loss(rest[int(k)]) / training.batch
+                loss.backward()  # type: ignore[no-untyped-call]
+            state.step()
+        else:
+            state.epoch = epoch
+        found = pair.mean(held)
+        progress(f"epoch {epoch} of {training.epochs}: loss {found:.4g}, {before:.4g} at first")
+        if found < best:
+            best, kept = found, [w.detach().clone() for w in weights]
+        state.save()
+    for name, array in zip(names, kept, strict=True):
+        value = pruned.graph.initializers[name]
+        value.const_value = ir.tensor(array.numpy(), name=name)
+    return Trained(before, best, epoch, time.monotonic() - start)
+
+
+class _Pair:
+    """The original and the pruned graph, and the distance between their values."""
+
+    def __init__(self, original: ir.Model, pruned: ir.Model) -> None:
+        self.teacher, self.student = TorchGraph(original), TorchGraph(pruned)
+        there = {v.name for node in pruned.graph for v in node.outputs}
+        between = [layer.exit for layer in find_layers(original) if layer.exit in there]
+        self._names = tuple(dict.fromkeys([*self.teacher.outputs, *between]))
+
+    def loss(self, feeds: Feeds) -> Tensor:
+        """The loss of one sample."""
+        with torch.no_grad():
+            right = self.teacher.run(feeds, keep=self._names)
+        found = self.student.run(feeds, keep=self._names)
+        total = torch.zeros(())
+        for name in self._names:
+            if right[name].is_floating_point() and right[name].shape == found[name].shape:
+                distance = (found[name] - right[name]).square().sum()
+                total = total + distance / right[name].square().sum().clamp_min(1e-12)
+        return total
+
+    def mean(self, samples: Sequence[Feeds]) -> float:
+        """The mean loss of some samples."""
+        with torch.no_grad():
+            return float(np.mean([float(self.loss(feeds)) for feeds in samples]))
+
+
+def _trainable(graph: TorchGraph) -> list[str]:
+    """Weights that are trained: those of floats, but for scalars and tables that are looked up."""
+    tables = {
+        node.inputs[0].name for node in graph.nodes if node.op_type == "Gather" and node.inputs[0] is not None
+    }
+    used = {v.name for node in graph.nodes for v in node.inputs if v is not None}
+    return [
+        name
+        for name, w in graph.weights.items()
+        if w.is_floating_point() and w.numel() > 1 and name in used and name not in tables
+    ]
+
+
+class _State:
+    """Optimizer, steps and epochs, and their checkpoint."""
+
+    def __init__(self, names: Sequence[str], weights: list[Tensor], training: Training, steps: int) -> None:
+        self._names, self._weights, self._training, self._steps = names, weights, training, steps
+        self._optimizer = torch.optim.AdamW(weights, lr=training.rate, weight_decay=0.0)
+        self._done = 0
+        self.epoch = 0
+
+    def over(self, start: float) -> bool:
+        """Whether the time is up."""
+        limit = self._training.seconds
+        return limit is not None and time.monotonic() - start >= limit
+
+    def rate(self, start: float) -> None:
+        """Sets the rate of the next step."""
+        share = self._done / max(1, self._steps)
+        if self._training.seconds is not None:
+            share = max(share, (time.monotonic() - start) / self._training.seconds)
+        factor = min(1.0, (self._done + 1) / max(1.0, _WARM * self._steps)) * max(0.0, 1 - share)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._training.rate * factor
+
+    def step(self) -> None:
+        """Changes the weights by the gradients gathered."""
+        torch.nn.utils.clip_grad_norm_(self._weights, 1.0)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._done += 1
+
+    def save(self) -> None:
+        """Writes the checkpoint, if one is wanted; a run that is cut off leaves the one before."""
+        path = self._training.checkpoint
+        if path is None:
+            return
+        data = {
+            "weights": dict(zip(self._names, [w.detach() for w in self._weights], strict=True)),
+            "optimizer": self._optimizer.state_dict(),
+            "steps": self._done,
+            "epoch": self.epoch,
+        }
+        temporary = path.with_name(f".{path.name}.tmp")
+        torch.save(data, temporary)
+        temporary.replace(path)
+
+    def resume(self) -> None:
+        """Takes up what a checkpoint has, if there is one."""
+        path = self._training.checkpoint
+        if path is None or not path.exists():
+            return
+        data = _loaded(path)
+        shapes = {name: tuple(w.shape) for name, w in zip(self._names, self._weights, strict=True)}
+        if {name: tuple(w.shape) for name, w in data["weights"].items()} != shapes:
+            raise OptionError(f"{path} is the checkpoint of another pruning: give another name, or delete it")
+        with torch.no_grad():
+            for name, weight in zip(self._names, self._weights, strict=True):
+                weight.copy_(data["weights"][name])
+        self._optimizer.load_state_dict(data["optimizer"])
+        self._done, self.epoch = int(data["steps"]), int(data["epoch"])
+
+
+def _loaded(path: Path) -> Mapping[str, Any]:
+    try:
+        found = torch.load(path, weights_only=True)
+        if isinstance(found, dict) and {"weights", "optimizer", "steps", "epoch"} <= set(found):
+            return found
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+        pass
+    raise OptionError(f"{path} is no checkpoint of a distillation: give another name, or delete it")

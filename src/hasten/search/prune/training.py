@@ -1,0 +1,37 @@
+"""How a pruned model is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hasten.errors import OptionError
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long and how fast a pruned model learns from the original.
+
+    Attributes:
+        epochs: passes over the samples, at most.
+        seconds: time limit; None for none.
+        rate: the largest step of AdamW.
+        batch: samples to a step.
+        checkpoint: a file written after each epoch, from which the same pruning goes on; None for none.
+    """
+
+    epochs: int = 3
+    seconds: float | None = 300
+    rate: float = 1e-4
+    batch: int = 8
+    checkpoint: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch < 1 or self.rate <= 0:
+            raise OptionError(
+                f"epochs={self.epochs}, batch={self.batch}, rate={self.rate}: give numbers above zero"
+            )
+        if self.seconds is not None and self.seconds <= 0:
+            raise OptionError(f"seconds={self.seconds}: give a time above zero, or None for no limit")
+        if self.checkpoint is not None and not self.checkpoint.parent.is_dir():
+            raise OptionError(f"checkpoint={self.checkpoint}: there is no folder {self.checkpoint.parent}")

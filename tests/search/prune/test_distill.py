@@ -1,0 +1,107 @@
+"""Distillation brings a pruned model nearer to the original, within its limits, and can be taken up again."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from hasten.errors import OptionError
+from hasten.passes.prune.remove import remove_units
+from hasten.passes.prune.units import find_units
+from hasten.search.prune.distill import distill
+from hasten.search.prune.run import Plan, prune_model
+from hasten.search.prune.training import Training
+from hasten.search.samples import Samples
+
+TRAINING = Training(epochs=6, seconds=None, rate=1e-2)
+
+
+def halved(network: ir.Model) -> ir.Model:
+    analysis = find_units(network)
+    return remove_units(network, analysis, {analysis.groups[0]: range(0, 64, 2)})
+
+
+def arrays(model: ir.Model) -> dict[str, np.ndarray]:
+    return {
+        name: v.const_value.numpy()
+        for name, v in model.graph.initializers.items()
+        if v.const_value is not None
+    }
+
+
+def test_the_distance_shrinks(network: ir.Model, samples: Samples) -> None:
+    small = halved(network)
+    done = distill(network, small, samples.feeds[:80], TRAINING)
+    assert done.after < 0.2 * done.before
+    assert done.epochs == 6
+    again = distill(network, small, samples.feeds[:80], dataclasses.replace(TRAINING, epochs=1, rate=1e-12))
+    assert again.before == pytest.approx(done.after, rel=1e-5)
+
+
+def test_what_training_cannot_mend_stays(network: ir.Model, samples: Samples) -> None:
+    """Steps far too large: the weights from before come back."""
+    small = halved(network)
+    before = arrays(small)
+    done = distill(network, small, samples.feeds[:80], dataclasses.replace(TRAINING, rate=100.0, epochs=1))
+    assert done.after == done.before
+    for name, array in arrays(small).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_a_checkpoint_is_taken_up(network: ir.Model, samples: Samples, tmp_path: Path) -> None:
+    """Cut off after two epochs of four and taken up, it trains the other two."""
+    path = tmp_path / "training.pt"
+    whole = dataclasses.replace(TRAINING, epochs=4, checkpoint=path)
+    told: list[str] = []
+
+    class Cut(Exception):  # noqa: N818
+        pass
+
+    def cut(text: str) -> None:
+        told.append(text)
+        if len(told) == 3:
+            raise Cut
+
+    with pytest.raises(Cut):
+        distill(network, halved(network), samples.feeds[:80], whole, progress=cut)
+    told.clear()
+    small = halved(network)
+    done = distill(network, small, samples.feeds[:80], whole, progress=told.append)
+    assert [text.split(":")[0] for text in told] == ["epoch 3 of 4", "epoch 4 of 4"]
+    straight = halved(network)
+    distill(network, straight, samples.feeds[:80], dataclasses.replace(whole, checkpoint=None))
+    for name, array in arrays(straight).items():
+        np.testing.assert_allclose(arrays(small)[name], array, rtol=1e-4, atol=1e-5)
+    assert done.epochs == 4
+
+
+def test_a_checkpoint_of_something_else(network: ir.Model, samples: Samples, tmp_path: Path) -> None:
+    path = tmp_path / "training.pt"
+    path.write_text("no checkpoint")
+    training = dataclasses.replace(TRAINING, checkpoint=path)
+    with pytest.raises(OptionError, match="is no checkpoint"):
+        distill(network, halved(network), samples.feeds[:80], training)
+    path.unlink()
+    distill(network, halved(network), samples.feeds[:80], dataclasses.replace(training, epochs=1))
+    with pytest.raises(OptionError, match="of another pruning"):
+        distill(network, network.clone(), samples.feeds[:80], training)
+
+
+def test_limits(network: ir.Model, samples: Samples, tmp_path: Path) -> None:
+    done = distill(network, halved(network), samples.feeds[:80], Training(epochs=10**6, seconds=0.3))
+    assert done.epochs < 10**6
+    with pytest.raises(OptionError, match="10 samples at least"):
+        distill(network, halved(network), samples.feeds[:9], TRAINING)
+    for wrong in ({"epochs": 0}, {"seconds": 0.0}, {"checkpoint": tmp_path / "none" / "f.pt"}):
+        with pytest.raises(OptionError):
+            Training(**wrong)  # type: ignore[arg-type]
+
+
+def test_as_a_repair(network: ir.Model, samples: Samples) -> None:
+    plan = Plan(("neurons",), "random", 0.6, "distill", TRAINING)
+    small = prune_model(network, plan, Samples(samples.feeds[:80]))
+    assert "6 epochs" in small.report.notes[-1]
