@@ -84,7 +84,7 @@ def model() -> Path:
         _train_head(network.head, features, torch.from_numpy(labels))
         _export_encoder(network, path, ["logits"])
 
-    return kept("minilm-r8", write)
+    return kept(f"minilm-r8-{_HEAD_TEXTS}", write)
 
 
 def _train_head(head: Any, features: Any, labels: Any) -> None:
