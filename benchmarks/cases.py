@@ -86,7 +86,7 @@ def _goals(f32: float, bf16: float, int8: float | None = None) -> dict[Precision
 
 
 def _some_tokens() -> Sequence[models.Inputs]:
-    return [models.cut_inputs([text], 128) for text in models.news(_CALIBRATION)]
+    return [models.sentence_inputs([text]) for text in models.news(_CALIBRATION)]
 
 
 def _some_pictures() -> Sequence[models.Inputs]:
