@@ -1,13 +1,15 @@
 # Two commands do everything on a machine with Python 3.11+ and make:
 #   make demo    sets up, then compiles, verifies and times a real model
 #   make test    sets up, then runs every check and test
-# and one more examines: make conformance runs all of ONNX's own test suite (minutes)
+# and two examine it for minutes:
+#   make conformance   all of ONNX's own test suite
+#   make fuzz          20,000 damaged models
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test conformance check lint format suite clean
+.PHONY: demo test conformance fuzz check lint format suite clean
 
 demo: $(STAMP)
 	@$(BIN)/python examples/demo.py
@@ -18,6 +20,9 @@ test: check
 conformance: $(STAMP)
 	@mkdir -p build
 	$(BIN)/python tools/conformance.py --failures build/conformance.tsv
+
+fuzz: $(STAMP)
+	$(BIN)/python tools/fuzz.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -45,7 +45,7 @@ def infer_shapes(model: ir.Model) -> None:
         inferred = ir.from_proto(
             onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
         )
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError) as error:
         raise ModelError(
             f"The model contradicts itself: {one_line(error)}. Export it again, or repair it."
         ) from error

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -64,9 +64,13 @@ class Tensor:
         return len(self.shape)
 
     def at(self, *index: Expr | int) -> Expr:
-        """The element at an index with one entry for each dimension."""
+        """The element at an index with one entry for each dimension.
+
+        Raises:
+            Declined: there are more or fewer, as in a model that contradicts itself where ONNX does not look.
+        """
         if len(index) != len(self.shape):
-            raise ValueError(f"{self.name} has rank {self.rank}, indexed with {len(index)} entries")
+            raise Declined(f"'{self.name}' has rank {self.rank} and is indexed as if it had {len(index)}")
         return load(self.name, index, self.dtype)
 
     def broadcast(self, *index: Expr) -> Expr:
@@ -389,28 +393,43 @@ def symbolic_ints(ctx: Lowering, t: Tensor, what: str) -> list[Expr]:
     return [as_expr(v) for v in values.reshape(-1)]
 
 
+_T = TypeVar("_T")
+
+
+def _of_its_type(node: ir.Node, name: str, read: Callable[[], _T]) -> _T:
+    """What reading an attribute gives.
+
+    Raises:
+        Declined: it has another type than the operator's definition says.
+    """
+    try:
+        return read()
+    except TypeError as error:
+        raise Declined(f"the attribute {name} of {node.op_type} cannot be read: {error}") from error
+
+
 def attribute_int(node: ir.Node, name: str, default: int) -> int:
     """An integer attribute, or its default."""
     a = node.attributes.get(name)
-    return default if a is None else a.as_int()
+    return default if a is None else _of_its_type(node, name, a.as_int)
 
 
 def attribute_ints(node: ir.Node, name: str, default: Sequence[int]) -> list[int]:
     """An attribute that is a list of integers, or its default."""
     a = node.attributes.get(name)
-    return list(default) if a is None else [int(v) for v in a.as_ints()]
+    return list(default) if a is None else [int(v) for v in _of_its_type(node, name, a.as_ints)]
 
 
 def attribute_float(node: ir.Node, name: str, default: float) -> float:
     """A float attribute, or its default."""
     a = node.attributes.get(name)
-    return default if a is None else a.as_float()
+    return default if a is None else _of_its_type(node, name, a.as_float)
 
 
 def attribute_str(node: ir.Node, name: str, default: str) -> str:
     """A string attribute, or its default."""
     a = node.attributes.get(name)
-    return default if a is None else a.as_string()
+    return default if a is None else _of_its_type(node, name, a.as_string)
 
 
 def product(extents: Sequence[Expr]) -> Expr:

@@ -323,6 +323,8 @@ def _host_can_run(model: ir.Model, node: ir.Node) -> bool:
         return True  # an implementation that depends on types, which the run knows
     except (NotImplementedError, RuntimeImplementationError):
         return False
+    except (TypeError, ValueError):
+        return False  # it refuses an attribute
     return True
 
 

@@ -146,6 +146,8 @@ def lower_transpose(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor
     """Dimensions in another order, by default reversed."""
     x = required(inputs, 0)
     perm = attribute_ints(node, "perm", range(x.rank)[::-1])
+    if sorted(perm) != list(range(x.rank)):
+        raise Declined(f"perm {perm} is no order of {x.rank} dimensions")
     order = [perm.index(d) for d in range(x.rank)]
     return moved(ctx, x, [x.shape[p] for p in perm], lambda i: [i[d] for d in order])
 

@@ -109,3 +109,5 @@ def _evaluated(node: ir.Node, facts: Facts) -> np.ndarray | None:
         return np.asarray(evaluate_node(node, arrays)[0])
     except UnsupportedModelError:
         return None  # it stays for whoever can run it
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
+        return None  # ONNX's evaluator refuses the node, as a run that gets there will be told
