@@ -34,7 +34,7 @@ from hasten.search.status import Status, Watch, nobody
 
 _PATIENCE = 120.0  # seconds until an answer of any worker
 _BATCH = 32
-_ROUNDS, _TURN = 11, 0.15
+_ROUNDS, _FEWEST_ROUNDS, _TURN = 11, 3, 0.15
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,7 @@ class Trials:
         self.reference: str = LOSSLESS
         self.best: str = LOSSLESS
         self._first_looks: set[str] = set()
+        self._timed_now: set[str] = set()
         self._models: dict[str, Path] = {}
         self._graphs: dict[tuple[tuple[str, ...], str | None], Path] = {}
         self._parts: dict[str, Part] = {}
@@ -292,8 +293,10 @@ class Trials:
             contestants.append(
                 Contestant(engine, model, files_of(model) if model.suffix != ".hasten" else [model])
             )
-        budget = None if self.clock.limit is None else max(1.0, self.clock.left)
-        plan = Plan(self.problem.threads, rounds, _TURN, 1, limit=budget, limits=self.limits())
+        # All take part in all rounds, the original too, however slow it is: ratios need both.
+        fitting = max(0.0, min(self.clock.left, 1e6)) / (2 * _TURN * len(timed))
+        rounds = max(_FEWEST_ROUNDS, min(rounds, int(fitting)))
+        plan = Plan(self.problem.threads, rounds, _TURN, 1, limits=self.limits())
         found = measure(contestants, self.typical_sample(), plan, progress=self.say)
         for name, reason in found.failures.items():
             self.note(name, outcome=Outcome.FAILED, reason=reason)
@@ -367,6 +370,7 @@ class Trials:
             self.note(name, **times, memory=memory)
             if not keep:
                 continue
+            self._timed_now.add(name)
             kept = {key: None if s is None else asdict(s) for key, s in times.items()}
             self.memory.put("timed", {**kept, "memory": memory}, **self._identity(self.candidates[name]))
 
@@ -377,7 +381,7 @@ class Trials:
         spreads = {k: None if known[k] is None else Spread(**known[k]) for k in known if k != "memory"}
         self.note(name, **spreads, memory=known["memory"])
         self._first_looks -= {name}
-        self.reused += 1
+        self.reused += name not in self._timed_now
         return True
 
     def _identity(self, candidate: Candidate) -> dict[str, Any]:
