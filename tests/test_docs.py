@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,11 @@ DOCUMENTS = [
 BASES = (ROOT, ROOT / "src/hasten")
 
 
-def python_of(readme: str) -> str:
+def python_of(readme: str) -> list[str]:
+    """Its blocks of Python: the quickstart, and the search."""
     blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / readme).read_text("utf-8"), re.M | re.S)
-    assert len(blocks) == 1
-    return str(blocks[0])
+    assert len(blocks) == 2
+    return [str(block) for block in blocks]
 
 
 def without_comments(code: str) -> str:
@@ -34,7 +36,7 @@ def headings(readme: str) -> list[int]:
 
 def test_the_readme_s_example_is_the_quickstart_and_runs(tmp_path: Path) -> None:
     script = ROOT / "examples/quickstart.py"
-    assert python_of("README.md") in script.read_text("utf-8")
+    assert python_of("README.md")[0] in script.read_text("utf-8")
     command = [sys.executable, "-W", "error::DeprecationWarning:__main__", str(script)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -44,9 +46,21 @@ def test_the_readme_s_example_is_the_quickstart_and_runs(tmp_path: Path) -> None
     assert (tmp_path / "mlp.hasten").is_file()
 
 
+def test_the_readme_s_search_is_an_example_that_runs(tmp_path: Path) -> None:
+    script = ROOT / "examples/optimize.py"
+    assert python_of("README.md")[1] in textwrap.dedent(script.read_text("utf-8").partition("# README\n")[2])
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "95% confidence" in done.stdout or "lossless" in done.stdout
+    assert (tmp_path / "report.html").stat().st_size > 1000
+
+
 def test_both_readmes_have_the_same_parts() -> None:
     assert headings("README.md") == headings("README.zh-CN.md")
-    assert without_comments(python_of("README.md")) == without_comments(python_of("README.zh-CN.md"))
+    for one, other in zip(python_of("README.md"), python_of("README.zh-CN.md"), strict=True):
+        assert without_comments(one) == without_comments(other)
     for one, other in (("README.md", "README.zh-CN.md"), ("README.zh-CN.md", "README.md")):
         assert f"]({other})" in (ROOT / one).read_text("utf-8")
 
