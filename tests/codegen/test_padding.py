@@ -215,6 +215,21 @@ def test_what_depends_on_padding_is_computed_with_it(outputs: str, nodes: str) -
     assert skip_padding(p) == (p, None)
 
 
+def test_products_of_an_input_read_its_rows_at_the_tokens() -> None:
+    """An input stays padded: products of it look up where the row of each token is."""
+    rng = np.random.default_rng(0)
+    constants = {n: (0.4 * rng.standard_normal((8, 8))).astype(np.float32) for n in ("qw", "kw", "vw", "ow")}
+    text = "(float[b, s, 8] x, int64[b, s] mask) => (float[b, s, 8] y) { m = Cast<to = 9>(mask) "
+    text += "mk = Unsqueeze(m, middle) q = MatMul(x, qw) k = MatMul(x, kw) v = MatMul(x, vw) "
+    text += "a = Attention<q_num_heads = 2, kv_num_heads = 2>(q, k, v, mk) y = MatMul(a, ow) }"
+    packed = skipped(program(text, constants | {"middle": np.array([1, 2])}))
+    (engine,) = compile_programs([packed], native())
+    for name in ("right", "holes", "an empty entry"):
+        pattern = PATTERNS[name]
+        x = rng.standard_normal((*pattern.shape, 8)).astype(np.float32)
+        agree(engine, {"x": x, "mask": pattern.astype(np.int64)}, (1, 3), tolerance=1e-5)
+
+
 def test_an_unknown_choice_is_refused() -> None:
     with pytest.raises(OptionError, match="padding='maybe': give one of skip, compute"):
         hasten.compile("nowhere.onnx", padding="maybe")

@@ -16,7 +16,7 @@ import numpy as np
 
 from hasten.codegen.kernel import THREADS, Kernel
 from hasten.codegen.layout import Layouts, flatten
-from hasten.codegen.maps import OUTPUT, Domain, finish_kernel, inner_loop, name_buffers, share
+from hasten.codegen.maps import OUTPUT, Domain, finish_kernel, inner_loop, renamed_buffers, share
 from hasten.codegen.reductions import Names
 from hasten.codegen.schedule import Order, Schedule, Split
 from hasten.codegen.stage import ACCUMULATOR, Stage
@@ -525,8 +525,14 @@ def write_row(
 def _share_names(
     pointer: tuple[Expr | None, Load], finish: Expr
 ) -> tuple[tuple[tuple[Expr | None, Load], Expr], dict[str, str]]:
-    """Renames buffers in the operand and the epilogue: `a`, and x0, x1, ... for what the epilogue reads."""
+    """Renames buffers in the operand and the epilogue: `a`, and x0, x1, ... for what else is read.
+
+    Where a row of the operand lies may be read from a tensor as well, such as an index of tokens.
+    """
     condition, load = pointer
-    finish, names = name_buffers(finish)
-    buffers = {"a": load.buffer, **names}
-    return ((condition, Load(load.dtype, "a", load.index)), finish), buffers
+    found: dict[str, str] = {}
+    finish = renamed_buffers(finish, found)
+    index = tuple(renamed_buffers(i, found) for i in load.index)
+    condition = None if condition is None else renamed_buffers(condition, found)
+    buffers = {"a": load.buffer, **{param: tensor for tensor, param in found.items()}}
+    return ((condition, Load(load.dtype, "a", index)), finish), buffers

@@ -16,8 +16,6 @@ from hasten.passes.rule import Builder, commit
 
 _KEPT = frozenset(
     {
-        # quantization stays visible to the passes and backends that look for it
-        *QUANTIZATION,
         # ONNX's reference evaluator gets it wrong where data and indices have different lengths
         "GatherElements",
         # a different answer each time
@@ -34,6 +32,7 @@ _KEPT = frozenset(
         "Optional",
     }
 )
+_BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
 _GROWTH_LIMIT = 64 * 1024  # bytes that a folded result may have beyond the size of its inputs
 
 
@@ -42,14 +41,14 @@ def fold_constants(graph: ir.Graph, facts: Facts) -> int:
 
     A node is folded when all its inputs are constants and its results are no larger than those
     inputs plus 64 KiB, so that an `Expand` or `Range` does not blow up the file; or when it computes
-    a shape whose elements are all known integers. Quantization of weights is not folded.
+    a shape whose elements are all known integers. DequantizeLinear of weights is not folded.
 
     Returns:
         The number of nodes folded.
     """
     folded = 0
     for node in list(graph):
-        if node.domain or node.op_type in _KEPT or len(node.outputs) != 1:
+        if node.domain or _is_kept(node) or len(node.outputs) != 1:
             continue
         if any(v.type in _GRAPH_ATTRIBUTES for v in node.attributes.values()):
             continue
@@ -63,6 +62,20 @@ def fold_constants(graph: ir.Graph, facts: Facts) -> int:
         commit(graph, node, value, build, facts)
         folded += 1
     return folded
+
+
+def _is_kept(node: ir.Node) -> bool:
+    """Whether a node stays even if its inputs are constants.
+
+    Weights stay bytes and what they stand for, which passes and backends look for. Codes of a constant are
+    constants, and sums of 32 bits, which biases are stored as, are not looked for.
+    """
+    if node.op_type not in QUANTIZATION:
+        return node.op_type in _KEPT
+    first = node.inputs[0]
+    if node.op_type == "DequantizeLinear":
+        return first is None or first.dtype is not ir.DataType.INT32
+    return node.op_type != "QuantizeLinear" or node.outputs[0].dtype not in _BYTES
 
 
 _GRAPH_ATTRIBUTES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)

@@ -19,6 +19,7 @@ from hasten.passes.fuse_qkv import QKV, QKV_SLICES
 from hasten.passes.fuse_rms_norm import RMS_NORM
 from hasten.passes.move_parts import PART_RULES
 from hasten.passes.no_ops import NO_OP_RULES
+from hasten.passes.normalize_qdq import normalize_qdq
 from hasten.passes.rule import DeclinedMatch, Fused, PassReport, Rule, sweep
 
 _SMALL_BYTES = 4096  # constants compared in each round; weights are compared once at either end
@@ -49,6 +50,7 @@ def optimize_graph(model: ir.Model) -> PassReport:
     before = graph.num_nodes()
     lift_constants(model)
     counts: Counter[str] = Counter()
+    counts["normalize quantized operators"] += normalize_qdq(graph)
     counts["merge equal constants"] += merge_equal_constants(graph)
     fused: list[Fused] = []
     declined: list[DeclinedMatch] = []
