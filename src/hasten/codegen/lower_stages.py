@@ -38,9 +38,9 @@ from hasten.codegen.tiles import PANEL, factor_of, tiles_for
 from hasten.codegen.winograd import winograd_kernel
 from hasten.codegen.winograd_transforms import transform_weights
 from hasten.loops.dtypes import INDEX, DType
-from hasten.loops.evaluate import evaluate
 from hasten.loops.expr import Expr, Load, Var, binary, const, constant_int, round_up, select, substitute, walk
-from hasten.loops.program import Attention, Contraction, Definition, Gemm, Program, RankSelect, Recurrence
+from hasten.loops.program import Attention, Contraction, Gemm, Program, RankSelect, Recurrence
+from hasten.loops.tabulate import tabulate
 from hasten.target import Target
 
 
@@ -229,9 +229,7 @@ def _pack(
 def _weight(g: Gemm, constants: Mapping[str, np.ndarray]) -> np.ndarray:
     """The second operand as an array [batch, column, tap, depth]."""
     variables = (*g.batch, g.column, *g.taps, g.depth)
-    body = Definition("weight", g.b.dtype, variables, g.b)
-    program = Program(constants=dict(constants), definitions={"weight": body}, outputs=["weight"])
-    array = evaluate(program, {})["weight"]
+    array = tabulate(g.b, variables, constants)
     counts = [constant_int(extent(v)) or 1 for v in (g.batch, (g.column,), g.taps, (g.depth,))]
     return array.reshape(counts)
 

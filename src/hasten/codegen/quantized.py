@@ -15,7 +15,6 @@ Quantizing multiplies by the reciprocal of a constant scale: a division takes as
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +22,6 @@ import numpy as np
 from hasten.codegen.fuse import is_movement
 from hasten.codegen.tiles import group
 from hasten.loops.dtypes import BYTES, INDEX, DType
-from hasten.loops.evaluate import evaluate
 from hasten.loops.expr import (
     Const,
     Expr,
@@ -40,6 +38,7 @@ from hasten.loops.expr import (
     walk,
 )
 from hasten.loops.program import Definition, Gemm, Program
+from hasten.loops.tabulate import tabulate
 
 F32, I32 = DType.F32, DType.I32
 UNSIGNED, SIGNED = BYTES
@@ -254,7 +253,7 @@ class _Rewriter:
 
     def constant(self, name: str, dtype: DType, variables: tuple[Var, ...], e: Expr) -> Load:
         """A new constant that holds an expression's values, and its load."""
-        self.constants[name] = _evaluated(self.constants, dtype, variables, e)
+        self.constants[name] = tabulate(e, variables, self.constants)
         return Load(dtype, name, variables)
 
     def window(self, r: Reduce) -> Expr | None:
@@ -293,12 +292,3 @@ def _dequantizes(e: Expr) -> bool:
     if isinstance(difference, Op) and difference.op == "sub":
         difference = difference.args[0]
     return isinstance(difference, Op) and difference.op == "cast" and difference.args[0].dtype in BYTES
-
-
-def _evaluated(
-    constants: Mapping[str, np.ndarray], dtype: DType, variables: Collection[Var], e: Expr
-) -> np.ndarray:
-    """An expression of constants at all values of some variables."""
-    body = Definition("value", dtype, tuple(variables), e)
-    program = Program(constants=dict(constants), definitions={"value": body}, outputs=["value"])
-    return evaluate(program, {})["value"]

@@ -16,7 +16,6 @@ import numpy as np
 
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.loops.dtypes import DType
-from hasten.loops.evaluate import evaluate
 from hasten.loops.expr import (
     Const,
     Expr,
@@ -24,7 +23,6 @@ from hasten.loops.expr import (
     Op,
     Reduce,
     Size,
-    Var,
     cast,
     children,
     const,
@@ -32,7 +30,7 @@ from hasten.loops.expr import (
     rebuild,
     walk,
 )
-from hasten.loops.program import Definition, Program
+from hasten.loops.tabulate import tabulate
 
 F32 = DType.F32
 
@@ -191,14 +189,14 @@ class _Rewriter:
 
     def scalar(self, e: Expr) -> float | None:
         """The value of a known expression that has one, else None."""
-        return None if free_vars(e) else float(_evaluated(self.constants, (), e))
+        return None if free_vars(e) else float(tabulate(e, (), self.constants))
 
     def constant(self, e: Expr) -> Expr:
         """The value of a known expression: a literal for the neutral ones, else a load of a new constant."""
         if isinstance(e, Const | Load):
             return e
         variables = tuple(free_vars(e))
-        array = _evaluated(self.constants, variables, e)
+        array = tabulate(e, variables, self.constants)
         for neutral in (0.0, 1.0):
             if (array == neutral).all():
                 return const(neutral, F32)
@@ -260,11 +258,3 @@ def _mul(a: Expr, b: Expr) -> Expr:
     if _is(a, 1.0) or _is(b, 0.0):
         return b
     return a if _is(b, 1.0) or _is(a, 0.0) else Op(F32, "mul", (a, b))
-
-
-def _evaluated(constants: Mapping[str, np.ndarray], variables: tuple[Var, ...], e: Expr) -> np.ndarray:
-    """A known expression at all values of its variables, as f32."""
-    used = {n.buffer: constants[n.buffer] for n in walk(e) if isinstance(n, Load)}
-    value = Definition("value", F32, variables, e)
-    program = Program(constants=used, definitions={"value": value}, outputs=["value"])
-    return evaluate(program, {})["value"]
