@@ -156,19 +156,62 @@ def test_what_cannot_be_summed_as_bytes_stays():
     rng = np.random.default_rng(0)
     arrays = constants(rng, (64, 32), 32, zero=120)
     head = f"(float[m, 64] x) => (float[m, 32] y) {{ {BEFORE}"
-    tails = {
-        "zero points of weights": (
-            "wd = DequantizeLinear<axis = 1>(w, ws, wz)",
-            {"wz": np.full(32, 3, np.int8)},
-        ),
-        "scales along the depth": ("wd = DequantizeLinear<axis = 0>(w, wk)", {"wk": np.ones(64, np.float32)}),
-    }
-    for why, (text, more) in tails.items():
-        p = program(f"{head} {text} y = MatMul(xd, wd) }}", arrays | more)
-        bodies = [d.body for d in quantize_products(p).definitions.values()]
-        assert [b.a.dtype for b in bodies if isinstance(b, Gemm)] == [DType.F32], why
-        (engine,) = compile_programs([p], native())
-        agree(engine, feeds_of(p, rng))
+    p = program(
+        f"{head} wd = DequantizeLinear<axis = 0>(w, wk) y = MatMul(xd, wd) }}",
+        arrays | {"wk": np.ones(64, np.float32)},  # scales along the depth
+    )
+    bodies = [d.body for d in quantize_products(p).definitions.values()]
+    assert [b.a.dtype for b in bodies if isinstance(b, Gemm)] == [DType.F32]
+    (engine,) = compile_programs([p], native())
+    agree(engine, feeds_of(p, rng))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+@pytest.mark.parametrize("single", [True, False])
+def test_weights_have_zero_points(dtype, single):
+    """One for all or one for each column, with and without sign, and at the ends of their range."""
+    rng = np.random.default_rng(0)
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    made = []
+    for groups, window, pad in ((0, 1, 0), (1, 3, 1), (2, 1, 0), (16, 3, 1)):
+        arrays = constants(rng, (70, 45) if not groups else (32, 16 // groups, window, window), 1, zero=97)
+        columns = 45 if not groups else 32
+        arrays["w"] = rng.integers(low, high + 1, arrays["w"].shape).astype(dtype)
+        arrays["wz"] = rng.integers(low, high + 1, columns).astype(dtype)
+        arrays["wz"][:2] = low, high
+        arrays["ws"] = rng.uniform(0.001, 0.01, columns).astype(np.float32)
+        if single:
+            arrays |= {"wz": dtype(low + 17), "ws": np.float32(0.01)}
+        if groups:
+            text = f"(float[b, 16, h, v] x) => (float[b, 32, h, v] y) {{ {BEFORE}"
+            text += "wd = DequantizeLinear<axis = 0>(w, ws, wz) "
+            text += f"y = Conv<group = {groups}, pads = {[pad] * 4}>(xd, wd) }}"
+        else:
+            text = f"(float[m, 70] x) => (float[m, 45] y) {{ {BEFORE}"
+            text += "wd = DequantizeLinear<axis = 1>(w, ws, wz) y = MatMul(xd, wd) }"
+        made.append(program(text, arrays))
+    for p in made:
+        rewritten = quantize_products(p)
+        products = [d.body.a.dtype for d in rewritten.definitions.values() if isinstance(d.body, Gemm)]
+        whole = [n for n in rewritten.constants if n.endswith("_whole")]
+        assert (products, len(whole)) in (([DType.U8], 0), ([], 1))
+    for target in HERE:
+        for engine in compile_programs(made, target, parallel=True):
+            agree(engine, feeds_of(engine.program, rng), THREADS, tolerance=2e-5)
+
+
+def test_borders_of_a_computed_zero_point():
+    """What convolutions of integers pad with where scales are computed at run time."""
+    rng = np.random.default_rng(0)
+    arrays = constants(rng, (24, 16, 3, 3), 24, zero=0) | {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}
+    text = "(float[b, 16, h, v] x) => (float[b, 24, h, v] y) { xq, s0, z0 = DynamicQuantizeLinear(x) "
+    text += "xp = Pad(xq, pads, z0) xd = DequantizeLinear(xp, s0, z0) "
+    p = program(text + "wd = DequantizeLinear<axis = 0>(w, ws) y = Conv(xd, wd, bias) }", arrays)
+    products = [d.body.a.dtype for d in quantize_products(p).definitions.values() if isinstance(d.body, Gemm)]
+    assert products == [DType.U8]
+    for target in HERE:
+        (engine,) = compile_programs([p], target)
+        agree(engine, feeds_of(p, rng), THREADS, tolerance=2e-5)
 
 
 def test_epilogues_are_a_multiply_add_and_a_rounding():

@@ -5,7 +5,11 @@ A quantized operand is (x - zero) * scale of bytes x. Where both operands of a p
     sum (x - zero) * scale_x * w * scale_w  =  (sum x * w  -  zero * sum w) * scale_x * scale_w
 
 so that what is summed are bytes, and the rest happens once for each element of the result, in the
-epilogue. It is a rewriting of tensor programs, before fusion and without knowing operators: where zero
+epilogue. Weights with zero points of their own take the sums of the rows as well:
+
+    sum (x - zero) * (w - offset)  =  sum x * w  -  zero * sum (w - offset)  -  offset * sum x
+
+ It is a rewriting of tensor programs, before fusion and without knowing operators: where zero
 points and scales lie (one for all, one for each row or column) follows from the variables that they
 depend on. Sums over the window of a depthwise convolution, which no register tile computes, become sums of
 whole numbers in f32, which are exact as well.
@@ -49,6 +53,9 @@ SHIFT = 128
 LARGEST = 255 * 128
 """Most that one product of bytes adds to a sum."""
 
+LARGEST_SHIFTED = 255 * 255
+"""The same where weights have zero points."""
+
 EXACT_IN_F32 = 1 << 24
 """Whole numbers up to which f32 holds every one."""
 
@@ -73,8 +80,8 @@ class Quantized:
 def quantize_products(program: Program) -> Program:
     """The program with products of quantized operands as products of bytes.
 
-    Products stay as they are whose second operand is computed, has zero points other than 0 or scales along
-    the depth, or whose sums could leave i32.
+    Products stay as they are whose second operand is computed or has scales along the depth, or whose sums
+    could leave i32.
     """
     if not any(d.dtype in BYTES for d in program.definitions.values()):
         return program
@@ -139,32 +146,50 @@ class _Rewriter:
                 return None  # what is outside must be a number
             inner = Op(UNSIGNED, "select", (a.inside, x, const(wide.value, UNSIGNED)))
         sums = Definition(f"{d.name}_sums", I32, d.vars, replace(g, a=inner, b=w.x), d.origin)
+        made.append(sums)
         columns = (*g.batch, g.column)
-        total = Load(I32, sums.name, d.vars)
+        value: Expr = Load(I32, sums.name, d.vars)
         scale = self.scale(d.name, columns, a.scale, w.scale)
-        if isinstance(wide, Const) and not wide.value:
-            value: Expr = total
-        else:
-            value = Op(I32, "sub", (total, self.correction(d.name, g, columns, w, wide)))
-        return [*made, sums, replace(d, body=Op(F32, "mul", (cast(value, F32), scale)))]
+        if not isinstance(wide, Const) or wide.value:
+            value = Op(I32, "sub", (value, self.correction(d.name, g, columns, w, wide)))
+        if w.zero is not None:
+            by_row = Reduce(I32, "sum", (*g.taps, g.depth), cast(inner, I32))
+            rows = Definition(f"{d.name}_row_sums", I32, (*g.batch, *g.rows), by_row, d.origin)
+            made.append(rows)
+            value = Op(I32, "sub", (value, Op(I32, "mul", (w.zero, Load(I32, rows.name, rows.vars)))))
+        return [*made, replace(d, body=Op(F32, "mul", (cast(value, F32), scale)))]
 
     def operands(self, g: Gemm) -> tuple[Quantized, Quantized] | None:
         """Both operands of a product, if sums of bytes can compute it."""
-        a, w = self.quantized(g.a), self.quantized(g.b)
+        a, w = self.quantized(g.a), self.signed(self.quantized(g.b))
         extents = [constant_int(v.extent) for v in (*g.taps, g.depth, g.column, *g.batch)]
         if a is None or w is None or None in extents:
             return None
         summed = {*g.taps, g.depth}
-        outside = [e for e in (a.zero, a.scale, w.scale) if e is not None]
-        if w.zero is not None or w.inside is not None or any(free_vars(e) & summed for e in outside):
+        outside = [e for e in (a.zero, a.scale, w.scale, w.zero) if e is not None]
+        if w.inside is not None or any(free_vars(e) & summed for e in outside):
             return None
-        known = {n.buffer for e in (w.x, w.scale) for n in walk(e) if isinstance(n, Load)}
-        if w.x.dtype is not SIGNED or not known <= self.constants.keys():
+        if not all(self.known(e) for e in (w.x, w.scale)):
             return None
         depth = int(np.prod([n or 1 for n in extents[: len(g.taps) + 1]]))
         # Whole groups are read, beyond the last element too: of memory that is ours.
         foreign = a.x.buffer in self.source.inputs and (extents[len(g.taps)] or 1) % group(UNSIGNED)
-        return None if depth * LARGEST >= 1 << 31 or foreign else (a, w)
+        most = LARGEST if w.zero is None else LARGEST_SHIFTED
+        return None if depth * most >= 1 << 31 or foreign else (a, w)
+
+    def signed(self, w: Quantized | None) -> Quantized | None:
+        """Constant weights in signed bytes with constant zero points, or None where they are not constant."""
+        if w is None or w.x.buffer not in self.constants or not self.known(_as_i32(w.zero)):
+            return None
+        if w.x.dtype is SIGNED:
+            return w
+        name = f"{w.x.buffer}_signed"
+        self.constants[name] = (self.constants[w.x.buffer].astype(np.int16) - SHIFT).astype(np.int8)
+        x, zero = Load(SIGNED, name, w.x.index), _as_i32(w.zero)
+        if isinstance(zero, Const):
+            moved = int(zero.value) - SHIFT
+            return replace(w, x=x, zero=const(moved, I32) if moved else None)
+        return replace(w, x=x, zero=Op(I32, "sub", (zero, const(SHIFT, I32))))
 
     def quantized(self, e: Expr) -> Quantized | None:
         """An operand as a quantized one, seen through movement."""
@@ -207,7 +232,7 @@ class _Rewriter:
             if not isinstance(node, Load) or node.buffer not in self.source.definitions:
                 return None
             d = self.source.definitions[node.buffer]
-            if not isinstance(d.body, Expr) or not (is_movement(d.body) or _dequantizes(d.body)):
+            if not isinstance(d.body, Expr) or not (_is_plain_movement(d.body) or _dequantizes(d.body)):
                 return None
             index = [self.expanded(i) for i in node.index]
             return self.expanded(substitute(d.body, dict(zip(d.vars, index, strict=True))))
@@ -241,8 +266,11 @@ class _Rewriter:
         return self.constant(f"{name}_scales", F32, columns, both)
 
     def correction(self, name: str, g: Gemm, columns: tuple[Var, ...], w: Quantized, zero: Expr) -> Expr:
-        """Zero point times the sum of a column's weights."""
-        weights = Reduce(I32, "sum", (*g.taps, g.depth), cast(w.x, I32))
+        """Zero point times the sum of what a column's weights stand for, in steps."""
+        weight = cast(w.x, I32)
+        if w.zero is not None:
+            weight = Op(I32, "sub", (weight, w.zero))
+        weights = Reduce(I32, "sum", (*g.taps, g.depth), weight)
         if isinstance(zero, Const):
             return self.constant(f"{name}_offsets", I32, columns, Op(I32, "mul", (weights, zero)))
         return Op(I32, "mul", (self.constant(f"{name}_column_sums", I32, columns, weights), zero))
@@ -262,26 +290,58 @@ class _Rewriter:
             return None
         a, w = (self.quantized(e) for e in r.body.args)
         count = [constant_int(v.extent) for v in r.vars]
-        if a is None or w is None or None in count or w.zero is not None or w.inside is not None:
+        if a is None or w is None or None in count or w.inside is not None:
             return None
+        whole = self.whole(w)
         summed = set(r.vars)
         if any(e is not None and free_vars(e) & summed for e in (a.zero, a.scale, w.scale)):
             return None
-        if not self.known(w.x) or int(np.prod([n or 1 for n in count])) * LARGEST >= EXACT_IN_F32:
+        most = LARGEST if w.zero is None else LARGEST_SHIFTED
+        if whole is None or int(np.prod([n or 1 for n in count])) * most >= EXACT_IN_F32:
             return None
         x: Expr = cast(a.x, F32)
         if a.zero is not None:
             x = Op(F32, "sub", (x, cast(a.zero, F32)))
         if a.inside is not None:
             x = Op(F32, "select", (a.inside, x, const(0.0, F32)))
-        name = f"{w.x.buffer}_whole"
-        self.constants[name] = self.constants[w.x.buffer].astype(np.float32)
-        product = Op(F32, "mul", (x, replace(w.x, dtype=F32, buffer=name)))
+        product = Op(F32, "mul", (x, whole))
         return Op(F32, "mul", (replace(r, body=product), Op(F32, "mul", (a.scale, w.scale))))
+
+    def whole(self, w: Quantized) -> Load | None:
+        """Constant weights less their zero points as whole numbers in f32."""
+        if w.x.buffer not in self.constants:
+            return None
+        codes = self.constants[w.x.buffer].astype(np.float32)
+        name, zero = f"{w.x.buffer}_whole", _as_i32(w.zero)
+        if isinstance(zero, Const):
+            codes -= np.float32(zero.value)
+            name = f"{w.x.buffer}_less_{zero.value}_whole" if zero.value else name
+        else:
+            stored = zero.args[0] if isinstance(zero, Op) and zero.op == "cast" else None
+            if not isinstance(stored, Load) or not self.known(stored) or len(stored.index) != 1:
+                return None
+            if w.x.index.count(stored.index[0]) != 1:
+                return None
+            axis = w.x.index.index(stored.index[0])
+            offsets = self.constants[stored.buffer].astype(np.float32)
+            codes -= offsets.reshape([-1 if d == axis else 1 for d in range(codes.ndim)])
+            name = f"{w.x.buffer}_less_{stored.buffer}_whole"
+        self.constants[name] = codes
+        return replace(w.x, dtype=F32, buffer=name)
 
 
 def _as_i32(zero: Expr | None) -> Expr:
     return const(0, I32) if zero is None else zero
+
+
+def _is_plain_movement(e: Expr) -> bool:
+    """Whether an element is only fetched, or a number elsewhere.
+
+    A border of computed elements, such as a zero point known at run time, is written to memory: row pointers
+    of products cannot choose between two tensors.
+    """
+    chosen = [n for n in walk(e) if isinstance(n, Op) and n.op == "select"]
+    return is_movement(e) and all(isinstance(n.args[2], Const) for n in chosen if n.dtype is not INDEX)
 
 
 def _dequantizes(e: Expr) -> bool:
