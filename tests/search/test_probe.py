@@ -14,10 +14,10 @@ from hasten import frontends
 from hasten.backends.native import Options, compile_graph
 from hasten.loops.dtypes import DType
 from hasten.passes.pipeline import optimize_graph
-from hasten.passes.quantize import Range, insert_qdq, observed_values, products
+from hasten.passes.quantize import Range, products
 from hasten.runtime.artifact import write_artifact
-from hasten.search.calibration import observe
 from hasten.search.probe import SETTINGS, with_switches
+from hasten.search.quantization import Quantization, prepare
 from hasten.target import native
 
 
@@ -77,15 +77,16 @@ def test_a_probe_is_the_graph_and_the_quantized_graph(opened) -> None:
     assert [layer.name for layer in layers] == ["conv", "grouped", "gemm", "scores"]
     x = {"x": np.random.default_rng(1).standard_normal((4, 3, 12, 12)).astype(np.float32)}
     names = [layer.name for layer in layers]
-    ranges = observe(model, [x], observed_values(model, names)).ranges("minmax")
-    probe = with_switches(model, layers)
+    prepared = prepare(model, [x], Quantization(smoothing=None))
+    ranges = prepared.seen.ranges("minmax")
+    probe = with_switches(model, layers, prepared.corrections(names))
     session = opened(probe.model)
     plain = opened(model).run(x)
     off = session.run({**x, SETTINGS: probe.settings({}, ())})
     for name in ("g", "y"):
         np.testing.assert_allclose(off[name], plain[name], rtol=1e-5, atol=1e-6)
     for quantized in ([], ["conv"], ["grouped", "scores"], names):
-        wanted = opened(insert_qdq(model, ranges, quantized)).run(x) if quantized else plain
+        wanted = opened(prepared.quantized(quantized, ranges)).run(x) if quantized else plain
         got = session.run({**x, SETTINGS: probe.settings(ranges, quantized)})
         for name in ("g", "y"):
             # Another order of sums may round a value to the next step of the grid.

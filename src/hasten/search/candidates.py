@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hasten.search.engines import HASTEN, HASTEN_BF16, Engine, Precision
 from hasten.search.histogram import Method
+from hasten.search.quantization import Quantization
 
 ORIGINAL, LOSSLESS, BF16 = "original", "lossless", "bf16"
 
@@ -18,15 +19,18 @@ class Candidate:
         name: unique within a search.
         description: for people.
         engine: what runs it, with its settings.
-        quantized: names of the layers that are int8.
-        calibration: how their ranges follow from the data; None where no layer is quantized.
+        how: which layers are int8, and how they are quantized; None where none is.
     """
 
     name: str
     description: str
     engine: Engine
-    quantized: tuple[str, ...] = ()
-    calibration: Method | None = None
+    how: Quantization | None = None
+
+    @property
+    def quantized(self) -> tuple[str, ...]:
+        """Names of the layers that are int8."""
+        return () if self.how is None else tuple(self.how.layers or ())
 
     @property
     def precision(self) -> Precision:
@@ -54,29 +58,35 @@ def narrow() -> Candidate:
     return Candidate(BF16, "compiled, all layers bf16", HASTEN_BF16)
 
 
-def everywhere(layers: tuple[str, ...], calibration: Method, engine: Engine) -> Candidate:
-    """All layers that can be quantized in int8."""
-    rest = "" if engine.precision == "f32" else f", {engine.precision}"
+def everywhere(how: Quantization, ranges: Method, engine: Engine) -> Candidate:
+    """All layers that can be quantized in int8.
+
+    Args:
+        how: to quantize; its layers are all of them.
+        ranges: the method for the activations'.
+        engine: what runs it.
+    """
     where = "" if engine.runs == "artifact" else f", {engine.name}"
-    return Candidate(
-        f"int8 ({calibration}{rest}{where})",
-        f"all {len(layers)} layers int8, ranges by {calibration}, the rest {engine.precision}",
-        engine,
-        layers,
-        calibration,
-    )
+    count = len(how.layers or ())
+    return _int8(f"int8 ({ranges}{_rest(engine)}{where})", f"all {count} layers", how, ranges, engine)
 
 
-def mixed(layers: tuple[str, ...], of: int, calibration: Method, engine: Engine) -> Candidate:
+def mixed(layers: tuple[str, ...], how: Quantization, ranges: Method, engine: Engine) -> Candidate:
     """Some layers in int8."""
-    rest = "" if engine.precision == "f32" else f", {engine.precision}"
-    return Candidate(
-        f"int8 {len(layers)}/{of} ({calibration}{rest})",
-        f"{len(layers)} of {of} layers int8, ranges by {calibration}, the rest {engine.precision}",
-        engine,
-        layers,
-        calibration,
-    )
+    count, of = len(layers), len(how.layers or ())
+    name = f"int8 {count}/{of} ({ranges}{_rest(engine)})"
+    return _int8(name, f"{count} of {of} layers", replace(how, layers=layers), ranges, engine)
+
+
+def _rest(engine: Engine) -> str:
+    return "" if engine.precision == "f32" else f", {engine.precision}"
+
+
+def _int8(name: str, which: str, how: Quantization, ranges: Method, engine: Engine) -> Candidate:
+    smoothed = "" if how.smoothing is None else f", smoothed by {how.smoothing:g}"
+    corrected = ", biases corrected" if how.correct_bias else ""
+    described = f"{which} int8, ranges by {ranges}{smoothed}{corrected}, the rest {engine.precision}"
+    return Candidate(name, described, engine, replace(how, ranges=ranges, rest=engine.precision))
 
 
 def foreign(engine: Engine) -> Candidate:

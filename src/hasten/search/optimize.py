@@ -4,9 +4,10 @@ Phases:
 
 1. The lossless compilation and the original answer the calibration part.
 2. All layers in bf16, where the processor multiplies it. If that is within the budget and faster it is
-   certified at once, so that there is something to keep from then on.
-3. Ranges of activations are observed; a probe (`probe.py`) gives the loss of each method of calibration and
-   of each layer alone.
+   certified at once, so that there is something to keep from then on; but not where the time for int8 would
+   be short then.
+3. The graph is smoothed for int8, and ranges of its activations are observed; a probe (`probe.py`) gives the
+   loss of each method of calibration and of each layer alone.
 4. All layers in int8; from its kernels' times and the losses the curve of time against loss, and from it
    mixtures.
 5. Other engines on the same graphs.
@@ -24,9 +25,8 @@ from pathlib import Path
 from typing import get_args
 
 from hasten.errors import HastenError
-from hasten.passes.quantize import Layer, observed_values, products
+from hasten.passes.quantize import Layer, products
 from hasten.search import candidates as made
-from hasten.search.calibration import observe
 from hasten.search.candidates import BF16, LOSSLESS, ORIGINAL
 from hasten.search.certify import least_samples, samples_needed, sequence_bound
 from hasten.search.choice import Choice, LayerCost, curve
@@ -34,6 +34,7 @@ from hasten.search.engines import ONNXRUNTIME, OPENVINO, Engine, Precision
 from hasten.search.histogram import Method
 from hasten.search.layer_times import gains, layer_times
 from hasten.search.measure import Spread
+from hasten.search.quantization import Quantization, prepare
 from hasten.search.record import CandidateRecord, CurvePoint, LayerRecord, Outcome
 from hasten.search.sensitivity import Sensitivity, probe_layers
 from hasten.search.trials import Trials
@@ -45,6 +46,7 @@ _FEW_ROUNDS = 5  # of a first look at times, from which nothing but the choice o
 _ORIGINAL_SHARE = 0.15  # of the time limit that the original's answers to the held-out part may take
 _TIMING_SECONDS = 20.0  # that timing all candidates in turns takes, about
 _MOST_RESERVE = 0.5  # of the time limit that is kept for timing and certificates
+_PREPARING = 6.0  # times the lossless compilation's time: smoothing, ranges and the probe
 _BUILDS = 1.5  # a quantized model takes this many times the lossless compilation's time to build, and more
 
 
@@ -189,50 +191,52 @@ class Search:
             return
         if not self.trials.add(made.narrow()):
             return
-        if self._within_budget(BF16) and not self._quantizable:
-            return  # nothing else will come: it is timed with the rest
-        if self._within_budget(BF16):
-            self.trials.say("bf16: timing")
-            self.trials.time([BF16])
-            if self._faster(BF16, LOSSLESS) and self._held_out_fits():
-                self._certify(BF16)
+        if not self._within_budget(BF16) or not self._quantizable:
+            return  # if nothing else will come, it is timed with the rest
+        if not self._int8_fits_after(1):
+            self.notes.append("bf16 was not certified early: the time for int8 would have been short")
+            return
+        self.trials.say("bf16: timing")
+        self.trials.time([BF16])
+        if self._faster(BF16, LOSSLESS):
+            self._certify(BF16)
 
     def _calibrate(self) -> None:
-        if not self._quantizable or not self._has_time(1):
+        if not self._quantizable or not self._has_time(2):
             return
         trials = self.trials
-        names = [layer.name for layer in self.layers]
-        feeds = trials.problem.calibration.feeds[:_OBSERVED]
-        trials.say("observing the ranges of activations")
-        build = trials.problem.build
-        seen = observe(
-            trials.problem.graph,
-            feeds,
-            observed_values(trials.problem.graph, names),
-            threads=trials.problem.threads,
-            cache=Path(build.cache),
+        problem = trials.problem
+        trials.say("smoothing, and observing the ranges of activations")
+        prepared = prepare(
+            problem.graph,
+            problem.calibration.feeds[:_OBSERVED],
+            Quantization(tuple(layer.name for layer in self.layers)),
+            threads=problem.threads,
+            cache=Path(problem.build.cache),
         )
-        trials.ranges = {method: seen.ranges(method) for method in get_args(Method)}
+        trials.ranges = {method: prepared.seen.ranges(method) for method in get_args(Method)}
+        trials.prepared = prepared
 
     def _probe(self) -> None:
-        if not self.trials.ranges or not self._has_time(3):
+        prepared = self.trials.prepared
+        if prepared is None or not self._has_time(3):
             return
         self.trials.say("probing how much each layer matters")
-        self.sensitivity = probe_layers(self.trials, self.layers)
+        self.sensitivity = probe_layers(self.trials, prepared)
 
     def _everywhere(self) -> None:
         trials = self.trials
-        if not trials.ranges:
+        if trials.prepared is None:
             return
-        names = tuple(layer.name for layer in self.layers)
+        how = trials.prepared.how
         methods = self.sensitivity.methods
         ordered = sorted(trials.ranges, key=lambda m: methods.get(m, 0.0))
         for precision in self._rests():
-            candidate = made.everywhere(names, ordered[0], made.own_engine(precision))
+            candidate = made.everywhere(how, ordered[0], made.own_engine(precision))
             if self._has_time(_BUILDS):
                 trials.add(candidate)
         for method in ordered[1:]:
-            candidate = made.everywhere(names, method, made.own_engine("f32"))
+            candidate = made.everywhere(how, method, made.own_engine("f32"))
             if methods:
                 trials.register(candidate)
                 reason = f"{ordered[0]} changes the outputs less, by the probe"
@@ -264,13 +268,13 @@ class Search:
         whole = sum(cost.loss for cost in costs)
         before = self._latency(first) * 1e3
         base = self._latency(plain) * 1e3
-        method = fastest.calibration
-        assert method is not None
+        assert trials.prepared is not None and fastest.how is not None
+        how, method = trials.prepared.how, fastest.how.ranges
         for share in _SHARES:
             choice = next((c for c in self.curve if c.loss <= share * whole), None)
             if choice is None or not choice.layers or not self._has_time(_BUILDS):
                 continue
-            candidate = made.mixed(choice.layers, len(self.layers), method, fastest.engine)
+            candidate = made.mixed(choice.layers, how, method, fastest.engine)
             predicted = base - choice.gain
             if candidate.name in trials.candidates or choice.gain < _WORTH * base:
                 continue
@@ -283,19 +287,18 @@ class Search:
         trials = self.trials
         if not trials.problem.foreign:
             return
-        names = tuple(layer.name for layer in self.layers)
         engines: list[tuple[Engine, bool]] = [(OPENVINO, False)]
         if trials.problem.original is None or trials.problem.original.engine.package != ONNXRUNTIME.package:
             engines.append((ONNXRUNTIME, False))
-        if trials.ranges:
+        if trials.prepared is not None:
             engines += [(ONNXRUNTIME, True), (OPENVINO, True)]
         methods = self.sensitivity.methods
         best = min(trials.ranges, key=lambda m: methods.get(m, 0.0), default=None)
         for engine, quantized in engines:
             if engine.version is None or not self._has_time(0.5):
                 continue
-            if quantized and best is not None:
-                trials.add(made.everywhere(names, best, engine))
+            if quantized and best is not None and trials.prepared is not None:
+                trials.add(made.everywhere(trials.prepared.how, best, engine))
             elif not quantized:
                 trials.add(made.foreign(engine))
 
@@ -441,6 +444,16 @@ class Search:
             self.notes.append("the time was short: some candidates were left out")
         self.interrupted = True
         return False
+
+    def _int8_fits_after(self, certificates: int) -> bool:
+        """Whether int8 everywhere and mixtures still get their turn after so many certificates.
+
+        The reference's answers to the held-out part and those of two more candidates are in the reserve.
+        """
+        builds = _PREPARING + _BUILDS * (len(self._rests()) + len(_SHARES))
+        judged = 1 + len(self._rests()) + len(_SHARES) + certificates * self._share
+        seconds = builds * self._build_seconds + judged * self._judge_seconds
+        return self.trials.clock.has(seconds + _TIMING_SECONDS)
 
     @property
     def _share(self) -> float:

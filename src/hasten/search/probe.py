@@ -2,11 +2,11 @@
 
 A layer `y = f(x, W) + b` becomes
 
-    y = f(x + s (q(x) - x), W) + b + s f(x + s (q(x) - x), Q(W) - W)
+    y = f(x + s (q(x) - x), W) + b + s (f(x + s (q(x) - x), Q(W) - W) + c)
 
 for a switch `s` of 0 or 1: with 0 it is what it was, with 1 it is the quantized layer, computed in float32.
 `q` quantizes and de-quantizes with a scale and a zero point that are inputs too. The second product is linear
-in its weight and has no bias.
+in its weight and has no bias. `c` is what corrects the bias, if that is done.
 """
 
 from __future__ import annotations
@@ -51,12 +51,16 @@ class Probe:
         return rows
 
 
-def with_switches(model: ir.Model, layers: Sequence[Layer]) -> Probe:
+def with_switches(
+    model: ir.Model, layers: Sequence[Layer], corrections: Mapping[str, NDArray[np.float32]] | None = None
+) -> Probe:
     """A model whose layers can be quantized one by one.
 
     Args:
         model: after `optimize_graph`; it is left as it is, and shares its tensors with the result.
         layers: some of `passes.quantize.products(model)`.
+        corrections: what is added to the results of layers when they are quantized, by their names, one
+            number for each output channel.
     """
     result = model.clone()
     graph = result.graph
@@ -64,11 +68,19 @@ def with_switches(model: ir.Model, layers: Sequence[Layer]) -> Probe:
     graph.inputs.append(settings)
     nodes = {node.name: node for node in graph}
     for number, layer in enumerate(layers):
-        _switch(graph, nodes[layer.name], layer, settings, number)
+        correction = (corrections or {}).get(layer.name)
+        _switch(graph, nodes[layer.name], layer, settings, number, correction)
     return Probe(result, tuple(layers))
 
 
-def _switch(graph: ir.Graph, node: ir.Node, layer: Layer, settings: ir.Value, number: int) -> None:
+def _switch(
+    graph: ir.Graph,
+    node: ir.Node,
+    layer: Layer,
+    settings: ir.Value,
+    number: int,
+    correction: NDArray[np.float32] | None,
+) -> None:
     source, weight = node.inputs[0], node.inputs[1]
     array = constant_value(weight)
     if source is None or array is None:
@@ -116,6 +128,9 @@ def _switch(graph: ir.Graph, node: ir.Node, layer: Layer, settings: ir.Value, nu
     attributes = list(node.attributes.values())
     extra = op(layer.op_type, taken, constant(difference, "difference"), attributes=attributes, like=output)
     first = [n for n in made if n.outputs[0] is not extra]
+    if correction is not None:
+        places = (-1, *(1 for _ in layer.shape[2:])) if layer.op_type == "Conv" else (-1,)
+        extra = op("Add", extra, constant(correction.reshape(places), "correction"), like=output)
     for added in first:
         graph.insert_before(node, added)
     node.replace_input_with(0, taken)

@@ -16,10 +16,10 @@ from hasten.graph.constants import constant_value
 from hasten.passes.correct_bias import add_biases, mean_error
 from hasten.passes.facts import is_quantized
 from hasten.passes.gptq import gptq
-from hasten.passes.quantize import Layer, Scheme, insert_qdq, observed_values, products
+from hasten.passes.quantize import Layer, Range, Scheme, insert_qdq, observed_values, products
 from hasten.passes.quantize_weights import Codes, quantize_weight
 from hasten.passes.smooth import smooth
-from hasten.search.calibration import Channels, Feeds, Observations, observe
+from hasten.search.calibration import Feeds, Observations, observe
 from hasten.search.hessians import hessians
 from hasten.search.histogram import METHODS, Method
 
@@ -97,28 +97,94 @@ def quantize(
         CalibrationError: the data is empty, or gives NaN or infinity.
         InputError: the data does not fit the model.
     """
-    layers = _chosen_layers(model, how.layers)
-    run = _Run(feeds, threads, cache)
     progress(f"calibrating on {len(feeds)} samples")
-    if how.smoothing is not None:
-        model = run.smoothed(model, layers, how.smoothing)
-    seen = run.observe(model, observed_values(model, layers, how.scheme))
-    progress(f"quantizing {len(layers)} layers")
-    codes = run.codes(model, layers, how)
-    if how.correct_bias:
-        model = add_biases(model, _corrections(model, codes, seen.channels))
-    result = insert_qdq(model, seen.ranges(how.ranges), layers, scheme=how.scheme, codes=codes)
+    ready = prepare(model, feeds, how, threads=threads, cache=cache)
+    progress(f"quantizing {len(ready.layers)} layers")
+    result = ready.quantized(ready.layers, ready.seen.ranges(how.ranges))
     report = {
-        "layers": layers,
+        "layers": list(ready.layers),
         "ranges": how.ranges,
         "weights": how.scheme.weights,
         "smoothing": how.smoothing,
         "rounding": how.rounding,
         "correct_bias": how.correct_bias,
-        "samples": seen.samples,
+        "samples": ready.seen.samples,
         "rest": how.rest,
     }
     return Quantized(result, report)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model that is ready for int8: any of its layers can be quantized without the data.
+
+    Attributes:
+        model: smoothed; computes the same as the model that it was made from.
+        layers: names of the layers that may be quantized, in order.
+        seen: of the smoothed model's values.
+        careful: weights that were rounded by what they do, by layer.
+        how: the choices.
+    """
+
+    model: ir.Model
+    layers: tuple[str, ...]
+    seen: Observations
+    careful: Mapping[str, Codes]
+    how: Quantization
+
+    def corrections(self, layers: Collection[str]) -> dict[str, NDArray[np.float32]]:
+        """What to add to the results of some layers so that their mean is as before; nothing if not asked."""
+        return self._corrections(self._codes(layers)) if self.how.correct_bias else {}
+
+    def quantized(self, layers: Collection[str], ranges: Mapping[str, Range]) -> ir.Model:
+        """The model with some layers in int8.
+
+        Args:
+            layers: some of `layers`.
+            ranges: of what `seen` has seen, by any method.
+        """
+        model, codes = self.model, {n: c for n, c in self.careful.items() if n in layers}
+        if self.how.correct_bias:
+            codes = self._codes(layers)
+            model = add_biases(model, self._corrections(codes))
+        return insert_qdq(model, ranges, layers, scheme=self.how.scheme, codes=codes)
+
+    def _codes(self, layers: Collection[str]) -> dict[str, Codes]:
+        scale = self.how.scheme.weights
+        return {
+            i.name: self.careful.get(i.name) or quantize_weight(_weight(self.model, i), i.axis, scale)
+            for i in products(self.model)
+            if i.name in layers
+        }
+
+    def _corrections(self, codes: Mapping[str, Codes]) -> dict[str, NDArray[np.float32]]:
+        channels = self.seen.channels
+        return {
+            i.name: mean_error(i, _weight(self.model, i), codes[i.name], channels[i.activation].mean)
+            for i in products(self.model)
+            if i.name in codes
+        }
+
+
+def prepare(
+    model: ir.Model,
+    feeds: Sequence[Feeds],
+    how: Quantization,
+    *,
+    threads: int | None = None,
+    cache: Path | None = None,
+) -> Prepared:
+    """Everything about int8 that needs the data: smoothing, observing, rounding with care.
+
+    Arguments and errors are those of `quantize`.
+    """
+    layers = _chosen_layers(model, how.layers)
+    run = _Run(feeds, threads, cache)
+    if how.smoothing is not None:
+        model = run.smoothed(model, layers, how.smoothing)
+    seen = run.observe(model, observed_values(model, layers, how.scheme))
+    careful = run.rounded(model, layers, how.scheme) if how.rounding == "gptq" else {}
+    return Prepared(model, tuple(layers), seen, careful, how)
 
 
 @dataclass(frozen=True)
@@ -140,31 +206,11 @@ class _Run:
         channels = self.observe(model, observed_values(model, matrices, Scheme(residuals=()))).channels
         return smooth(model, {name: seen.largest for name, seen in channels.items()}, matrices, alpha)
 
-    def codes(self, model: ir.Model, layers: Collection[str], how: Quantization) -> dict[str, Codes]:
-        """The weights of layers that are rounded with care; all of them if biases are corrected."""
+    def rounded(self, model: ir.Model, layers: Collection[str], scheme: Scheme) -> dict[str, Codes]:
+        """The weights of layers, rounded by what they do to the results."""
         chosen = [layer for layer in products(model) if layer.name in layers]
-        made: dict[str, Codes] = {}
-        scale = how.scheme.weights
-        if how.rounding == "gptq":
-            found = hessians(model, self.feeds, chosen, threads=self.threads, cache=self.cache)
-            made = {i.name: gptq(_weight(model, i), i.axis, matrix, scale) for i, matrix in found}
-        if how.correct_bias:
-            rest = [layer for layer in chosen if layer.name not in made]
-            made |= {i.name: quantize_weight(_weight(model, i), i.axis, scale) for i in rest}
-        return made
-
-
-def _corrections(
-    model: ir.Model, codes: Mapping[str, Codes], channels: Mapping[str, Channels]
-) -> dict[str, NDArray[np.float32]]:
-    """What to add to the results of layers so that their mean is as before."""
-    return {
-        layer.name: mean_error(
-            layer, _weight(model, layer), codes[layer.name], channels[layer.activation].mean
-        )
-        for layer in products(model)
-        if layer.name in codes
-    }
+        found = hessians(model, self.feeds, chosen, threads=self.threads, cache=self.cache)
+        return {i.name: gptq(_weight(model, i), i.axis, matrix, scheme.weights) for i, matrix in found}
 
 
 def _weight(model: ir.Model, layer: Layer) -> NDArray[np.float32]:

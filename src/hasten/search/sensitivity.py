@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hasten.passes.quantize import Layer, Range
+from hasten.passes.quantize import Layer, Range, products
 from hasten.search.answers import Outputs, Part, answers_to, relative_change, write_part
 from hasten.search.build import build
 from hasten.search.data import Samples
@@ -15,7 +15,8 @@ from hasten.search.engines import HASTEN, Worker
 from hasten.search.engines_worker import read_feeds, save_npz
 from hasten.search.histogram import Method
 from hasten.search.probe import SETTINGS, Probe, with_switches
-from hasten.search.trials import Trials, save_graph
+from hasten.search.quantization import Prepared
+from hasten.search.trials import Trials, described, save_graph
 
 _FOR_METHODS, _FOR_LAYERS = 128, 16  # samples that the probe answers each time
 _SHARE = 0.15  # of the time limit that it may take
@@ -87,8 +88,8 @@ def alone(
     return found
 
 
-def probe_layers(trials: Trials, layers: Sequence[Layer]) -> Sensitivity:
-    """The sensitivity of a problem's layers, by a probe in a process of its own.
+def probe_layers(trials: Trials, prepared: Prepared) -> Sensitivity:
+    """The sensitivity of a problem's layers, by a probe of the prepared graph in a process of its own.
 
     What an earlier search measured is not measured again.
 
@@ -96,11 +97,13 @@ def probe_layers(trials: Trials, layers: Sequence[Layer]) -> Sensitivity:
         EngineError: the probe cannot be compiled or run.
     """
     problem, clock = trials.problem, trials.clock
-    known = trials.memory.get("sensitivity", seed=problem.seed)
+    about = {"seed": problem.seed, "how": described(prepared.how)}
+    known = trials.memory.get("sensitivity", **about)
     if known is not None:
         trials.reused += 1
         return Sensitivity(known["methods"], known["layers"])
-    probe = with_switches(problem.graph, layers)
+    layers = [layer for layer in products(prepared.model) if layer.name in prepared.layers]
+    probe = with_switches(prepared.model, layers, prepared.corrections(prepared.layers))
     graph, artifact = problem.folder / "probe.onnx", problem.folder / "probe.hasten"
     save_graph(probe.model, graph)
     build(graph, artifact, problem.build, "f32", trials.limits(clock.left), {})
@@ -117,7 +120,7 @@ def probe_layers(trials: Trials, layers: Sequence[Layer]) -> Sensitivity:
         board = Switchboard(worker, probe, few, problem.outputs)
         single = alone(board, layers, trials.ranges[best], lambda: clock.elapsed < end)
     if len(single) == len(layers):
-        trials.memory.put("sensitivity", {"methods": methods, "layers": single}, seed=problem.seed)
+        trials.memory.put("sensitivity", {"methods": methods, "layers": single}, **about)
     return Sensitivity(methods, single)
 
 

@@ -205,7 +205,7 @@ def pack(
 ) -> Path:
     """The artifact of the candidate that was chosen, with its graph and the record of the search."""
     problem = trials.problem
-    graph = ir.load(trials.graph(chosen.quantized, chosen.calibration))
+    graph = ir.load(trials.graph(chosen))
     noted = {**report, "search": asdict(record)}
     path = problem.folder / "chosen.hasten"
     if not chosen.ours:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from hasten.errors import HastenError
-from hasten.passes.quantize import Range, insert_qdq
+from hasten.passes.quantize import Range
 from hasten.search.answers import Outputs, Part, answers_to, relative_change, write_part
 from hasten.search.build import Build, build
 from hasten.search.candidates import LOSSLESS, ORIGINAL, Candidate
@@ -29,6 +29,7 @@ from hasten.search.measure_case import files_of
 from hasten.search.memory import Memory
 from hasten.search.metrics import Metric, drop, evaluate
 from hasten.search.original import Original
+from hasten.search.quantization import Prepared, Quantization
 from hasten.search.record import CandidateRecord, Outcome
 from hasten.search.status import Status, Watch, nobody
 
@@ -96,7 +97,9 @@ class Trials:
         memory: what earlier searches measured.
         records: by name, in the order in which they were added.
         candidates: by name.
-        ranges: of the activations, by the method that they were found with.
+        prepared: the graph of int8 candidates before any layer is quantized; None until it is made. All
+            others are made from the problem's graph, which is not smoothed.
+        ranges: of that graph's activations, by the method that they were found with.
         reused: how many measurements came from earlier searches.
         reference: name of the candidate whose answers the others are compared with.
         best: name of the fastest candidate that is certified; the lossless compilation at first.
@@ -111,6 +114,7 @@ class Trials:
     def __post_init__(self) -> None:
         self.records: dict[str, CandidateRecord] = {}
         self.candidates: dict[str, Candidate] = {}
+        self.prepared: Prepared | None = None
         self.ranges: dict[Method, Mapping[str, Range]] = {}
         self.reused = 0
         self.reference: str = LOSSLESS
@@ -118,7 +122,7 @@ class Trials:
         self._first_looks: set[str] = set()
         self._timed_now: set[str] = set()
         self._models: dict[str, Path] = {}
-        self._graphs: dict[tuple[tuple[str, ...], str | None], Path] = {}
+        self._graphs: dict[tuple[tuple[str, ...], str], Path] = {}
         self._parts: dict[str, Part] = {}
         self._answers: dict[tuple[str, str], Outputs] = {}
 
@@ -160,6 +164,7 @@ class Trials:
 
     def register(self, candidate: Candidate) -> None:
         """Makes a candidate known."""
+        how = candidate.how
         self.candidates[candidate.name] = candidate
         self.records[candidate.name] = CandidateRecord(
             name=candidate.name,
@@ -167,18 +172,22 @@ class Trials:
             engine=candidate.engine.package,
             precision=candidate.precision,
             quantized=candidate.quantized,
-            calibration=candidate.calibration,
+            calibration=None if how is None else how.ranges,
+            smoothing=None if how is None else how.smoothing,
+            correct_bias=how is not None and how.correct_bias,
         )
 
     # Models and data
 
-    def graph(self, quantized: tuple[str, ...], calibration: Method | None) -> Path:
-        """The file of the graph with some layers quantized."""
-        key = (quantized, calibration)
+    def graph(self, candidate: Candidate) -> Path:
+        """The file of a candidate's graph."""
+        how = candidate.how
+        key = (candidate.quantized, "" if how is None else how.ranges)
         if key not in self._graphs:
             graph = self.problem.graph
-            if quantized and calibration is not None:
-                graph = insert_qdq(graph, self.ranges[calibration], quantized)
+            if how is not None:
+                assert self.prepared is not None
+                graph = self.prepared.quantized(candidate.quantized, self.ranges[how.ranges])
             path = self.problem.folder / f"graph{len(self._graphs)}.onnx"
             save_graph(graph, path)
             self._graphs[key] = path
@@ -195,7 +204,7 @@ class Trials:
             if candidate.name == ORIGINAL and original is not None:
                 self._models[ORIGINAL] = original.model
                 return original.model
-            graph = self.graph(candidate.quantized, candidate.calibration)
+            graph = self.graph(candidate)
             path = graph
             if candidate.ours:
                 path = self.problem.folder / f"candidate{len(self._models)}.hasten"
@@ -386,10 +395,9 @@ class Trials:
 
     def _identity(self, candidate: Candidate) -> dict[str, Any]:
         """What tells a candidate from all others of any search with the same `Memory.about`."""
-        ranges: Mapping[str, Range] = (
-            {} if candidate.calibration is None else self.ranges[candidate.calibration]
-        )
-        known = [[k, r.low, r.high] for k, r in sorted(ranges.items())] if candidate.quantized else []
+        how = candidate.how
+        ranges: Mapping[str, Range] = {} if how is None else self.ranges[how.ranges]
+        known = [[k, r.low, r.high] for k, r in sorted(ranges.items())]
         return {
             "engine": candidate.engine.package,
             "engine version": candidate.engine.version,
@@ -397,6 +405,7 @@ class Trials:
             "original": candidate.name == ORIGINAL,
             "precision": candidate.precision,
             "quantized": sorted(candidate.quantized),
+            "how": described(how),
             "ranges": hashlib.sha256(repr(known).encode()).hexdigest(),
         }
 
@@ -414,6 +423,11 @@ class Trials:
 
 def _ratio(other: Result | None, own: Result) -> Spread | None:
     return None if other is None else other.ratio_to(own)
+
+
+def described(how: Quantization | None) -> str:
+    """What distinguishes one way to quantize from another, the layers and the ranges' method aside."""
+    return "" if how is None else repr((how.scheme, how.smoothing, how.rounding, how.correct_bias))
 
 
 def save_graph(model: ir.Model, path: Path) -> None:
