@@ -1,7 +1,12 @@
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from tests.ops.conformance import case
+
+from hasten.loops.evaluate import evaluate
+from hasten.loops.verify import verify
+from hasten.ops.lowering import lower_graph
 
 TYPES = ["bool", "uint8", "int8", "int32", "int64", "float32", "float64"]
 
@@ -50,3 +55,21 @@ def test_comparisons_of_booleans_and_nan():
     values = np.array([np.nan, 1, np.inf], np.float32)
     for name in ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal"):
         case(name, [("float32", ["n"])] * 2).check(values, values)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("float32", "int32"), ("uint32", "float32"), ("float64", "uint64"), ("int8", "uint8")],
+)
+def test_bit_cast(source, target):
+    before, after = (onnx.helper.np_dtype_to_tensor_dtype(np.dtype(t)) for t in (source, target))
+    value = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node("BitCast", ["x"], ["y"], to=after)
+    graph = onnx.helper.make_graph([node], "g", [value("x", before, ["n"])], [value("y", after, ["n"])])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 26)])
+    program = lower_graph(ir.from_proto(model)).program
+    verify(program)
+    x = np.random.default_rng(5).integers(0, 256, 6 * np.dtype(source).itemsize, np.uint8).view(source)
+    found = evaluate(program, {"x": x})["y"]
+    assert found.dtype == target
+    assert found.tobytes() == x.tobytes()

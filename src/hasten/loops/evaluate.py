@@ -290,6 +290,9 @@ class _Scope:
             case Op(op="cast"):
                 inner = self.value(e.args[0])
                 return _Value(inner.array.astype(e.dtype.numpy), inner.fault)
+            case Op(op="bitcast"):
+                inner = self.value(e.args[0])
+                return _Value(inner.array.view(e.dtype.numpy), inner.fault)
             case Op():
                 args = [self.value(a) for a in e.args]
                 array = np.asarray(OPERATIONS[e.op].apply(*(a.array for a in args)))

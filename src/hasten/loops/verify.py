@@ -237,6 +237,9 @@ class _Checker:
         types = [a.dtype for a in e.args]
         if e.op == "cast":
             self.require(len(types) == 1, e, f"has {len(types)} operands")
+        elif e.op == "bitcast":
+            self.require(len(types) == 1, e, f"has {len(types)} operands")
+            self.require(types[0].bytes == e.dtype.bytes, e, f"reads {types[0]} as {e.dtype}")
         elif e.op == "select":
             self.require(len(types) == 3, e, f"has {len(types)} operands")
             self.require(types[0] is DType.BOOL, e, f"has a condition of type {types[0]}")

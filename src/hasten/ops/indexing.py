@@ -16,10 +16,8 @@ from hasten.loops.expr import (
     cast,
     const,
     constant_int,
-    reduce,
     select,
     unary,
-    var,
 )
 from hasten.ops.base import (
     Declined,
@@ -28,7 +26,6 @@ from hasten.ops.base import (
     Op,
     Tensor,
     attribute_int,
-    constant_ints,
     normalize_axis,
     optional,
     product,
@@ -259,22 +256,6 @@ def lower_eye_like(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]
     return [ctx.define(x.shape, body, dtype)]
 
 
-def lower_cum_sum(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
-    """The sum of the elements up to each one, from the front or from the back."""
-    x = required(inputs, 0)
-    axis = normalize_axis(constant_ints(ctx, required(inputs, 1), "the axis")[0], x.rank)
-    op = "lt" if attribute_int(node, "exclusive", 0) == 1 else "le"
-    backward = attribute_int(node, "reverse", 0) == 1
-
-    def body(*index: Expr) -> Expr:
-        j = var("j", x.shape[axis])
-        counted = binary(op, index[axis], j) if backward else binary(op, j, index[axis])
-        term = select(counted, x.at(*index[:axis], j, *index[axis + 1 :]), const(0, x.dtype))
-        return reduce("sum", (j,), term)
-
-    return [ctx.define(x.shape, body, x.dtype)]
-
-
 OPS: tuple[Op, ...] = (
     Op(name="Constant", lower=lower_constant),
     Op(name="Shape", lower=lower_shape, pruning=SHAPE),
@@ -288,5 +269,4 @@ OPS: tuple[Op, ...] = (
     Op(name="OneHot", lower=lower_one_hot),
     Op(name="Trilu", lower=lower_trilu),
     Op(name="EyeLike", lower=lower_eye_like),
-    Op(name="CumSum", lower=lower_cum_sum),
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, binary, cast, const, select, unary
+from hasten.loops.expr import Op as Op_
 from hasten.ops.base import Declined, Inputs, Lower, Lowering, Op, Tensor, attribute_int, required
-from hasten.ops.element_types import element_type
+from hasten.ops.element_types import COMPUTED, element_type
 from hasten.ops.elementwise import binary_lower, elementwise, unary_lower
 from hasten.ops.pruning import ELEMENTWISE, alike
 
@@ -65,6 +67,29 @@ def lower_cast(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     return elementwise(ctx, [x], lambda a: cast(a, dtype), dtype)
 
 
+def lower_bit_cast(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """The same bits as another element type of the same size."""
+    x, target = required(inputs, 0), ir.DataType(attribute_int(node, "to", 0))
+    dtype = None if target in COMPUTED else element_type(target)
+    given = node.inputs[0]
+    if dtype is None or given is None or given.dtype in COMPUTED or dtype.bytes != x.dtype.bytes:
+        raise Declined(f"the bits of {x.dtype.numpy} are not read as {target.name}")
+    if dtype is DType.BOOL or x.dtype is DType.BOOL:
+        raise Declined("the bits of booleans are not read as numbers")
+    if dtype.is_float == x.dtype.is_float:
+        return elementwise(ctx, [x], lambda a: cast(a, dtype), dtype)  # keeps the bits of integers
+    # A float goes to the signed integer of its size, and comes from it; to the unsigned one by a cast.
+    signed = DType.of(np.dtype(f"int{8 * dtype.bytes}"))
+    assert signed is not None
+
+    def body(a: Expr) -> Expr:
+        if x.dtype.is_float:
+            return cast(Op_(signed, "bitcast", (a,)), dtype)
+        return Op_(dtype, "bitcast", (cast(a, signed),))
+
+    return elementwise(ctx, [x], body, dtype)
+
+
 def lower_cast_like(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     """Conversion to the element type of the second input."""
     x, like = required(inputs, 0), required(inputs, 1)
@@ -85,6 +110,7 @@ _ALL: tuple[Op, ...] = (
     Op(name="IsInf", lower=lower_is_inf),
     Op(name="Where", lower=lower_where),
     Op(name="Cast", lower=lower_cast),
+    Op(name="BitCast", lower=lower_bit_cast),
     Op(name="CastLike", lower=lower_cast_like),
 )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
-from hasten.loops.dtypes import INDEX
+from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Expr, binary, cast, const, constant_int, select
 from hasten.loops.simplify import divide, is_nonnegative, to_poly
 from hasten.ops import movement_pruning as pruning
@@ -61,6 +61,18 @@ def lower_identity(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]
     """The input."""
     x = required(inputs, 0)
     return moved(ctx, x, x.shape, lambda i: i)
+
+
+def lower_dropout(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """The input, and a mask that keeps all of it: nothing is dropped when a model is only run."""
+    x, training = required(inputs, 0), optional(inputs, 2)
+    flag = None if training is None else ctx.constant_of(training)
+    if training is not None and (flag is None or bool(flag)):
+        raise Declined("the Dropout may run in training mode")
+    same = moved(ctx, x, x.shape, lambda i: i)
+    if len(node.outputs) < 2:
+        return same
+    return [*same, ctx.define(x.shape, lambda *_: const(True, DType.BOOL), DType.BOOL)]
 
 
 def reshaped(ctx: Lowering, x: Tensor, shape: Sequence[Expr]) -> list[Tensor]:
@@ -352,6 +364,7 @@ def lower_space_to_depth(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[T
 
 
 OPS: tuple[Op, ...] = (
+    Op(name="Dropout", lower=lower_dropout),
     Op(name="Identity", lower=lower_identity, pruning=pruning.UNMOVED),
     Op(name="Reshape", lower=lower_reshape, pruning=pruning.RESHAPE),
     Op(name="Flatten", lower=lower_flatten, pruning=pruning.RESHAPED),

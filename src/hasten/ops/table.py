@@ -21,6 +21,9 @@ from hasten.ops import (
     recurrent,
     reductions,
     resize,
+    sampling,
+    scans,
+    scatter,
 )
 from hasten.ops.base import Op
 
@@ -31,7 +34,10 @@ _FAMILIES: tuple[tuple[Op, ...], ...] = (
     movement.OPS,
     padding.OPS,
     indexing.OPS,
+    scatter.OPS,
+    scans.OPS,
     resize.OPS,
+    sampling.OPS,
     reductions.OPS,
     normalization.OPS,
     contraction.OPS,
