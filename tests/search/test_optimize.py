@@ -21,6 +21,7 @@ from hasten.search import optimize, trials
 from hasten.search.engines import Limits
 from hasten.search.measure import Contestant, Measurement, Plan, Result, Spread
 from hasten.search.record import Outcome
+from hasten.search.start import Asked
 from hasten.search.status import Status
 
 WIDTH, CLASSES = 32, 5
@@ -201,6 +202,24 @@ def test_a_short_time_gives_the_lossless_compilation(search: Search) -> None:
     assert told.chosen == "lossless"
     assert told.interrupted
     assert [c.name for c in told.candidates] == ["lossless"]
+
+
+@pytest.mark.parametrize("enough_time", [True, False])
+def test_bf16_is_certified_early_only_where_int8_keeps_its_turn(
+    search: Search, clockwork: list[str], monkeypatch: pytest.MonkeyPatch, enough_time: bool
+) -> None:
+    monkeypatch.setattr(Asked, "precisions", lambda _: frozenset({"f32", "bf16", "int8"}))
+    monkeypatch.setattr(optimize.Search, "_int8_fits_after", lambda *_: enough_time)
+    bounds_before_int8: list[str] = []
+
+    def watch(status: Status) -> None:
+        if status.phase == "calibration":
+            bounds_before_int8.extend(c.name for c in status.candidates if c.bound is not None)
+
+    told = record(search(precision="auto", watch=watch))
+    assert bounds_before_int8 == (["bf16"] if enough_time else [])
+    assert len(told.candidate(told.chosen).quantized) == len(LAYERS)
+    assert any("bf16 was not certified early" in note for note in told.notes) is not enough_time
 
 
 def test_an_interrupt_keeps_what_is_certified(search: Search, clockwork: list[str]) -> None:
