@@ -1,4 +1,4 @@
-"""Resize: nearest and linear interpolation.
+"""Resize: nearest, linear and cubic interpolation.
 
 Where an output position lies in the input is a fraction of integers, and stays one: it is split into
 whole and remainder by integer arithmetic, so that ties round as the model says on every machine.
@@ -23,6 +23,7 @@ from hasten.ops.base import (
     Lowering,
     Op,
     Tensor,
+    attribute_float,
     attribute_int,
     attribute_ints,
     attribute_str,
@@ -31,6 +32,7 @@ from hasten.ops.base import (
     optional,
     required,
 )
+from hasten.ops.interpolation import cubic_weights, linear_weights, weighted
 from hasten.ops.movement import index_values, moved
 from hasten.ops.movement_pruning import RESIZE
 
@@ -100,12 +102,14 @@ def lower_resize(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     """X at another resolution, given as scales or as sizes."""
     x = required(inputs, 0)
     mode = attribute_str(node, "mode", "nearest")
-    if mode not in ("nearest", "linear"):
-        raise Declined(f"mode '{mode}' is not supported, only nearest and linear")
+    if mode not in ("nearest", "linear", "cubic"):
+        raise Declined(f"mode '{mode}' is not supported, only nearest, linear and cubic")
+    if mode == "cubic" and attribute_int(node, "exclude_outside", 0) == 1:
+        raise Declined("exclude_outside is not supported")
     if attribute_int(node, "antialias", 0) == 1:
         raise Declined("antialias is not supported")
-    if mode == "linear" and not x.dtype.is_float:
-        raise Declined(f"linear interpolation of {x.dtype.numpy} is not supported, only of floats")
+    if mode != "nearest" and not x.dtype.is_float:
+        raise Declined(f"{mode} interpolation of {x.dtype.numpy} is not supported, only of floats")
     where = _choice(node, "coordinate_transformation_mode", "half_pixel", _POSITIONS)
     rounding = _choice(node, "nearest_mode", "round_prefer_floor", _ROUNDING)
     axes = _resized_axes(ctx, node, x, optional(inputs, 2), optional(inputs, 3))
@@ -120,9 +124,11 @@ def lower_resize(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
 
         return moved(ctx, x, shape, source)
 
+    a = attribute_float(node, "cubic_coeff_a", -0.75) if mode == "cubic" else None
+
     def body(*index: Expr) -> Expr:
         positions = {d: where(axis, index[d]) for d, axis in axes.items()}
-        return _interpolated(x, index, axes, positions)
+        return _interpolated(x, index, axes, positions, a)
 
     return [ctx.define(shape, body, x.dtype)]
 
@@ -136,9 +142,16 @@ def _choice(node: ir.Node, name: str, default: str, choices: Sequence[tuple[str,
 
 
 def _interpolated(
-    x: Tensor, index: Sequence[Expr], axes: dict[int, _Axis], positions: dict[int, _Position]
+    x: Tensor,
+    index: Sequence[Expr],
+    axes: dict[int, _Axis],
+    positions: dict[int, _Position],
+    a: float | None,
 ) -> Expr:
-    """Linear interpolation along the axes that have a position; the edge continues outside."""
+    """Interpolation along the axes that have a position; the edge continues outside.
+
+    It is linear, or cubic where the parameter `a` of its kernel is given.
+    """
     if not positions:
         return x.at(*index)
     d, (numerator, denominator) = next(iter(positions.items()))
@@ -146,12 +159,13 @@ def _interpolated(
     low, last = numerator // denominator, axes[d].old - 1
     fraction = binary("div", cast(numerator % denominator, x.dtype), cast(denominator, x.dtype))
 
-    def side(at: Expr) -> Expr:
-        at = clamp(at, const(0), last)
-        return _interpolated(x, [*index[:d], at, *index[d + 1 :]], axes, rest)
+    def tap(offset: int) -> Expr:
+        at = clamp(low + offset, const(0), last)
+        return _interpolated(x, [*index[:d], at, *index[d + 1 :]], axes, rest, a)
 
-    left = binary("mul", side(low), binary("sub", const(1, x.dtype), fraction))
-    return binary("add", left, binary("mul", side(low + 1), fraction))
+    if a is None:
+        return weighted([tap(0), tap(1)], linear_weights(fraction))
+    return weighted([tap(k) for k in (-1, 0, 1, 2)], cubic_weights(fraction, a))
 
 
 def _resized_axes(
