@@ -103,8 +103,6 @@ class CandidateRecord:
         precision: of the layers that are not in `quantized`.
         quantized: names of the layers that are int8.
         calibration: the method of the activations' ranges; None where there are none.
-        smoothing: how much of the activations' outliers was moved into weights, 0 to 1; None for not at all.
-        correct_bias: whether the mean error of int8 weights was taken back in biases.
         latency_ms: of a run of one sample, quartiles; None where it was not timed.
         to_original: the original's time divided by its time, in the same rounds: above 1, it is faster.
         to_lossless: the same with the lossless compilation's time.
@@ -115,6 +113,8 @@ class CandidateRecord:
         reason: why, in words.
         bytes: size of its artifact or model files.
         memory: the most bytes of a process that opened it and ran it once.
+        smoothing: how much of the activations' outliers was moved into weights, 0 to 1; None for not at all.
+        correct_bias: whether the mean error of int8 weights was taken back in biases.
     """
 
     name: str
@@ -123,8 +123,6 @@ class CandidateRecord:
     precision: str
     quantized: tuple[str, ...] = ()
     calibration: str | None = None
-    smoothing: float | None = None
-    correct_bias: bool = False
     latency_ms: Spread | None = None
     to_original: Spread | None = None
     to_lossless: Spread | None = None
@@ -135,6 +133,8 @@ class CandidateRecord:
     reason: str = ""
     bytes: int | None = None
     memory: int | None = None
+    smoothing: float | None = None
+    correct_bias: bool = False
 
 
 @dataclass(frozen=True)
