@@ -48,7 +48,7 @@ def test_the_readme_s_example_is_the_quickstart_and_runs(tmp_path: Path) -> None
 
 def test_the_readme_s_search_is_an_example_that_runs(tmp_path: Path) -> None:
     script = ROOT / "examples/optimize.py"
-    assert python_of("README.md")[1] in textwrap.dedent(script.read_text("utf-8").partition("# README\n")[2])
+    assert textwrap.indent(python_of("README.md")[1], "    ") in script.read_text("utf-8")
     done = subprocess.run(
         [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=False
     )
