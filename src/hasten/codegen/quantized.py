@@ -4,21 +4,22 @@ A quantized operand is (x - zero) * scale of bytes x. Where both operands of a p
 
     sum (x - zero) * scale_x * w * scale_w  =  (sum x * w  -  zero * sum w) * scale_x * scale_w
 
-so that what is summed are bytes, and the rest happens once for each element of the result, in the
-epilogue. Weights with zero points of their own take the sums of the rows as well:
+so that what is summed are bytes, and the rest happens once for each element of the result, in the epilogue.
+Weights with zero points of their own take the sums of the rows as well:
 
     sum (x - zero) * (w - offset)  =  sum x * w  -  zero * sum (w - offset)  -  offset * sum x
 
- It is a rewriting of tensor programs, before fusion and without knowing operators: where zero
-points and scales lie (one for all, one for each row or column) follows from the variables that they
-depend on. Sums over the window of a depthwise convolution, which no register tile computes, become sums of
-whole numbers in f32, which are exact as well.
+It is a rewriting of tensor programs, before fusion and without knowing operators: where zero points and
+scales lie (one for all, one for each row or column) follows from the variables that they depend on. Sums
+over the window of a depthwise convolution, which no register tile computes, become sums of whole numbers in
+f32, which are exact as well.
 
 Quantizing multiplies by the reciprocal of a constant scale: a division takes as long as ten products.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -95,7 +96,6 @@ class _Rewriter:
         self.source = program
         self.constants = dict(program.constants)
         self.definitions: dict[str, Definition] = {}
-        self.seen: dict[Expr, Expr] = {}
 
     def program(self) -> Program:
         """The rewritten program."""
@@ -171,7 +171,7 @@ class _Rewriter:
             return None
         if not all(self.known(e) for e in (w.x, w.scale)):
             return None
-        depth = int(np.prod([n or 1 for n in extents[: len(g.taps) + 1]]))
+        depth = math.prod(n or 1 for n in extents[: len(g.taps) + 1])
         # Whole groups are read, beyond the last element too: of memory that is ours.
         foreign = a.x.buffer in self.source.inputs and (extents[len(g.taps)] or 1) % group(UNSIGNED)
         most = LARGEST if w.zero is None else LARGEST_SHIFTED
@@ -185,11 +185,7 @@ class _Rewriter:
             return w
         name = f"{w.x.buffer}_signed"
         self.constants[name] = (self.constants[w.x.buffer].astype(np.int16) - SHIFT).astype(np.int8)
-        x, zero = Load(SIGNED, name, w.x.index), _as_i32(w.zero)
-        if isinstance(zero, Const):
-            moved = int(zero.value) - SHIFT
-            return replace(w, x=x, zero=const(moved, I32) if moved else None)
-        return replace(w, x=x, zero=Op(I32, "sub", (zero, const(SHIFT, I32))))
+        return replace(w, x=Load(SIGNED, name, w.x.index), zero=_moved(w.zero, -SHIFT))
 
     def quantized(self, e: Expr) -> Quantized | None:
         """An operand as a quantized one, seen through movement."""
@@ -251,12 +247,7 @@ class _Rewriter:
             wide = cast(Load(SIGNED, a.x.buffer, variables), I32)
             body = cast(Op(I32, "add", (wide, const(SHIFT, I32))), UNSIGNED)
             made.append(Definition(name, UNSIGNED, variables, body, "bytes without sign"))
-        wide_zero = _as_i32(a.zero)
-        if isinstance(wide_zero, Const):
-            zero: Expr = const(int(wide_zero.value) + SHIFT, I32)
-        else:
-            zero = Op(I32, "add", (wide_zero, const(SHIFT, I32)))
-        return made, Load(UNSIGNED, name, a.x.index), zero
+        return made, Load(UNSIGNED, name, a.x.index), _moved(a.zero, SHIFT)
 
     def scale(self, name: str, columns: tuple[Var, ...], a: Expr, w: Expr) -> Expr:
         """The product of both scales: a constant where it is known."""
@@ -297,7 +288,7 @@ class _Rewriter:
         if any(e is not None and free_vars(e) & summed for e in (a.zero, a.scale, w.scale)):
             return None
         most = LARGEST if w.zero is None else LARGEST_SHIFTED
-        if whole is None or int(np.prod([n or 1 for n in count])) * most >= EXACT_IN_F32:
+        if whole is None or math.prod(n or 1 for n in count) * most >= EXACT_IN_F32:
             return None
         x: Expr = cast(a.x, F32)
         if a.zero is not None:
@@ -332,6 +323,15 @@ class _Rewriter:
 
 def _as_i32(zero: Expr | None) -> Expr:
     return const(0, I32) if zero is None else zero
+
+
+def _moved(zero: Expr | None, by: int) -> Expr | None:
+    """The zero point of bytes that were all moved by a number; None for 0."""
+    wide = _as_i32(zero)
+    if isinstance(wide, Const):
+        moved = int(wide.value) + by
+        return const(moved, I32) if moved else None
+    return Op(I32, "add", (wide, const(by, I32)))
 
 
 def _is_plain_movement(e: Expr) -> bool:
