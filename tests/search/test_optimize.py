@@ -17,7 +17,7 @@ import hasten
 from hasten.backends.graph_members import whole_graph
 from hasten.errors import DataError, EngineError, MetricError, ModelError, OptionError
 from hasten.runtime.artifact import read_artifact
-from hasten.search import optimize, trials
+from hasten.search import int8, trials
 from hasten.search.engines import Limits
 from hasten.search.measure import Contestant, Measurement, Plan, Result, Spread
 from hasten.search.record import Outcome
@@ -94,7 +94,7 @@ def clockwork(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return {layer.name: 1000.0 if quantized else 2000.0 for layer in layers}
 
     monkeypatch.setattr(trials, "measure", measure)
-    monkeypatch.setattr(optimize, "layer_times", layer_times)
+    monkeypatch.setattr(int8, "layer_times", layer_times)
     return timed
 
 
@@ -209,7 +209,7 @@ def test_bf16_is_certified_early_only_where_int8_keeps_its_turn(
     search: Search, clockwork: list[str], monkeypatch: pytest.MonkeyPatch, enough_time: bool
 ) -> None:
     monkeypatch.setattr(Asked, "precisions", lambda _: frozenset({"f32", "bf16", "int8"}))
-    monkeypatch.setattr(optimize.Search, "_int8_fits_after", lambda *_: enough_time)
+    monkeypatch.setattr(int8.Int8, "fits_after", lambda *_: enough_time)
     bounds_before_int8: list[str] = []
 
     def watch(status: Status) -> None:

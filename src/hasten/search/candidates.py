@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from hasten.search.engines import HASTEN, HASTEN_BF16, Engine, Precision
 from hasten.search.histogram import Method
 from hasten.search.quantization import Quantization
+from hasten.search.variants import WHOLE
 
 ORIGINAL, LOSSLESS, BF16 = "original", "lossless", "bf16"
 
@@ -20,12 +21,14 @@ class Candidate:
         description: for people.
         engine: what runs it, with its settings.
         how: which layers are int8, and how they are quantized; None where none is.
+        variant: the graph that it is made from (`variants`).
     """
 
     name: str
     description: str
     engine: Engine
     how: Quantization | None = None
+    variant: str = WHOLE
 
     @property
     def quantized(self) -> tuple[str, ...]:

@@ -1,22 +1,15 @@
-"""Which layers to quantize: the fastest choice for each loss, by an integer program.
+"""Which layers to quantize: a curve of time against loss.
 
-Losses of layers add up (they are small and nearly independent), and so do times. For a limit on the loss the
-fastest set of layers is a knapsack; its solutions for falling limits are a curve of time against loss.
+Losses of layers add up (they are small and nearly independent), and so do times. Layers are taken in order
+of loss for the time that they save. Each set on the way is the best of all sets that lose no more: the
+relaxed knapsack's solution, which is whole at these points (Dantzig 1957, "Discrete-Variable Extremum
+Problems").
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-
-from hasten.errors import MissingDependencyError
-
-_STEPS = 24  # limits that are tried
-_FINEST = 1e-4  # the least limit, as a share of the loss of all layers
 
 
 @dataclass(frozen=True)
@@ -50,50 +43,13 @@ class Choice:
 
 
 def curve(costs: Sequence[LayerCost]) -> list[Choice]:
-    """The choices that no other beats in both loss and time, by falling loss; the empty one is the last.
-
-    Raises:
-        MissingDependencyError: scipy is not installed.
-    """
-    useful = [c for c in costs if c.gain > 0]
-    found = {choice.layers: choice for choice in (best_within(useful, limit) for limit in _limits(useful))}
-    found[()] = Choice((), 0.0, 0.0)
-    ordered = sorted(found.values(), key=lambda choice: (-choice.gain, choice.loss))
-    kept: list[Choice] = []
-    for choice in ordered:
-        if not kept or choice.loss < kept[-1].loss:
-            kept.append(choice)
-    return kept
-
-
-def best_within(costs: Sequence[LayerCost], limit: float) -> Choice:
-    """The layers that gain the most while their losses add up to a limit at most.
-
-    Raises:
-        MissingDependencyError: scipy is not installed.
-    """
-    try:
-        optimize: Any = importlib.import_module("scipy.optimize")
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            "the search chooses layers by scipy, which is not installed: pip install 'hasten[compile]'"
-        ) from error
-    fitting = [c for c in costs if c.gain > 0 and c.loss <= limit]
-    if not fitting:
-        return Choice((), 0.0, 0.0)
-    # In units of the limit and of the greatest gain: the solver's tolerances are absolute.
-    losses = np.array([c.loss for c in fitting]) / (limit or 1.0)
-    gains = np.array([c.gain for c in fitting])
-    solution = optimize.milp(
-        -gains / gains.max(),
-        constraints=optimize.LinearConstraint(losses[None, :], ub=1.0),
-        integrality=np.ones(len(fitting)),
-        bounds=optimize.Bounds(0, 1),
-    )
-    taken = [c for c, x in zip(fitting, solution.x, strict=True) if x > 0.5]
-    return Choice(tuple(c.name for c in taken), sum(c.loss for c in taken), sum(c.gain for c in taken))
-
-
-def _limits(costs: Sequence[LayerCost]) -> list[float]:
-    total = sum(c.loss for c in costs)
-    return [total, *(total * np.geomspace(1.0, _FINEST, _STEPS)[1:]), 0.0]
+    """The choices on the way from all layers that get faster to none, by falling loss."""
+    ranked = sorted((c for c in costs if c.gain > 0), key=lambda c: c.loss / c.gain)
+    found: list[Choice] = []
+    for count in range(len(ranked), -1, -1):
+        names = {c.name for c in ranked[:count]}
+        chosen = [c for c in costs if c.name in names]
+        loss = sum(c.loss for c in chosen)
+        if not found or loss < found[-1].loss:
+            found.append(Choice(tuple(c.name for c in chosen), loss, sum(c.gain for c in chosen)))
+    return found

@@ -15,8 +15,8 @@ from hasten.search.engines import HASTEN, Worker
 from hasten.search.engines_worker import read_feeds, save_npz
 from hasten.search.histogram import Method
 from hasten.search.probe import SETTINGS, Probe, with_switches
-from hasten.search.quantization import Prepared
 from hasten.search.trials import Trials, described, save_graph
+from hasten.search.variants import Variant
 
 _FOR_METHODS, _FOR_LAYERS = 128, 16  # samples that the probe answers each time
 _SHARE = 0.15  # of the time limit that it may take
@@ -88,15 +88,16 @@ def alone(
     return found
 
 
-def probe_layers(trials: Trials, prepared: Prepared) -> Sensitivity:
-    """The sensitivity of a problem's layers, by a probe of the prepared graph in a process of its own.
+def probe_layers(trials: Trials, variant: Variant) -> Sensitivity:
+    """The sensitivity of a graph's layers, by a probe in a process of its own.
 
     What an earlier search measured is not measured again.
 
     Raises:
         EngineError: the probe cannot be compiled or run.
     """
-    problem, clock = trials.problem, trials.clock
+    problem, clock, prepared = trials.problem, trials.clock, variant.prepared
+    assert prepared is not None
     about = {"seed": problem.seed, "how": described(prepared.how)}
     known = trials.memory.get("sensitivity", **about)
     if known is not None:
@@ -115,10 +116,10 @@ def probe_layers(trials: Trials, prepared: Prepared) -> Sensitivity:
     names = [layer.name for layer in layers]
     with Worker(HASTEN, artifact, first, problem.threads, trials.limits()) as worker:
         board = Switchboard(worker, probe, many, problem.outputs)
-        methods = {method: board.loss(ranges, names) for method, ranges in trials.ranges.items()}
+        methods = {method: board.loss(ranges, names) for method, ranges in variant.ranges.items()}
         best = min(methods, key=lambda method: methods[method])
         board = Switchboard(worker, probe, few, problem.outputs)
-        single = alone(board, layers, trials.ranges[best], lambda: clock.elapsed < end)
+        single = alone(board, layers, variant.ranges[best], lambda: clock.elapsed < end)
     if len(single) == len(layers):
         trials.memory.put("sensitivity", {"methods": methods, "layers": single}, **about)
     return Sensitivity(methods, single)

@@ -23,15 +23,15 @@ from hasten.search.certify import Bound, certify
 from hasten.search.clock import Clock
 from hasten.search.data import Feeds, Samples
 from hasten.search.engines import Limits, Worker
-from hasten.search.histogram import Method
 from hasten.search.measure import Contestant, Measurement, Plan, Result, Spread, measure
 from hasten.search.measure_case import files_of
 from hasten.search.memory import Memory
 from hasten.search.metrics import Metric, drop, evaluate
 from hasten.search.original import Original
-from hasten.search.quantization import Prepared, Quantization
+from hasten.search.quantization import Quantization
 from hasten.search.record import CandidateRecord, Outcome
 from hasten.search.status import Status, Watch, nobody
+from hasten.search.variants import WHOLE, Variant
 
 _PATIENCE = 120.0  # seconds until an answer of any worker
 _BATCH = 32
@@ -97,9 +97,7 @@ class Trials:
         memory: what earlier searches measured.
         records: by name, in the order in which they were added.
         candidates: by name.
-        prepared: the graph of int8 candidates before any layer is quantized; None until it is made. All
-            others are made from the problem's graph, which is not smoothed.
-        ranges: of that graph's activations, by the method that they were found with.
+        variants: the graphs that candidates are made from, by name; the problem's own is `WHOLE`.
         reused: how many measurements came from earlier searches.
         reference: name of the candidate whose answers the others are compared with.
         best: name of the fastest candidate that is certified; the lossless compilation at first.
@@ -114,15 +112,14 @@ class Trials:
     def __post_init__(self) -> None:
         self.records: dict[str, CandidateRecord] = {}
         self.candidates: dict[str, Candidate] = {}
-        self.prepared: Prepared | None = None
-        self.ranges: dict[Method, Mapping[str, Range]] = {}
+        self.variants: dict[str, Variant] = {WHOLE: Variant(self.problem.graph)}
         self.reused = 0
         self.reference: str = LOSSLESS
         self.best: str = LOSSLESS
         self._first_looks: set[str] = set()
         self._timed_now: set[str] = set()
         self._models: dict[str, Path] = {}
-        self._graphs: dict[tuple[tuple[str, ...], str], Path] = {}
+        self._graphs: dict[tuple[str, tuple[str, ...], str], Path] = {}
         self._parts: dict[str, Part] = {}
         self._answers: dict[tuple[str, str], Outputs] = {}
 
@@ -182,12 +179,13 @@ class Trials:
     def graph(self, candidate: Candidate) -> Path:
         """The file of a candidate's graph."""
         how = candidate.how
-        key = (candidate.quantized, "" if how is None else how.ranges)
+        key = (candidate.variant, candidate.quantized, "" if how is None else how.ranges)
         if key not in self._graphs:
-            graph = self.problem.graph
+            variant = self.variants[candidate.variant]
+            graph = variant.graph
             if how is not None:
-                assert self.prepared is not None
-                graph = self.prepared.quantized(candidate.quantized, self.ranges[how.ranges])
+                assert variant.prepared is not None
+                graph = variant.prepared.quantized(candidate.quantized, variant.ranges[how.ranges])
             path = self.problem.folder / f"graph{len(self._graphs)}.onnx"
             save_graph(graph, path)
             self._graphs[key] = path
@@ -396,7 +394,9 @@ class Trials:
     def _identity(self, candidate: Candidate) -> dict[str, Any]:
         """What tells a candidate from all others of any search with the same `Memory.about`."""
         how = candidate.how
-        ranges: Mapping[str, Range] = {} if how is None else self.ranges[how.ranges]
+        ranges: Mapping[str, Range] = {}
+        if how is not None:
+            ranges = self.variants[candidate.variant].ranges[how.ranges]
         known = [[k, r.low, r.high] for k, r in sorted(ranges.items())]
         return {
             "engine": candidate.engine.package,
@@ -404,6 +404,7 @@ class Trials:
             "mode": candidate.engine.mode,
             "original": candidate.name == ORIGINAL,
             "precision": candidate.precision,
+            "variant": candidate.variant,
             "quantized": sorted(candidate.quantized),
             "how": described(how),
             "ranges": hashlib.sha256(repr(known).encode()).hexdigest(),

@@ -1,9 +1,9 @@
-"""What a graph costs when some units are gone: its arithmetic, without changing it."""
+"""What a graph costs when some units are gone, without changing it: its arithmetic, or its time."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import onnx
@@ -79,21 +79,50 @@ def _flops(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
         return 0
 
 
+Price = Callable[[str, int], float]
+"""What a node costs, by its name (`name_of`) and the floating-point operations that it does."""
+
+
+def operations(_: str, flops: int) -> float:
+    """The price that is the operations themselves."""
+    return flops
+
+
+def name_of(node: ir.Node) -> str:
+    """What a node is called: by its name, or that of its first output."""
+    return node.name or node.outputs[0].name or ""
+
+
+def flops_by_node(model: ir.Model, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Floating-point operations of each node, by `name_of`, of those that do any."""
+    shapes = _shapes_at(model, sizes)
+    found = {name_of(node): _flops(ir.to_proto(node), shapes) for node in model.graph}
+    return {name: flops for name, flops in found.items() if flops}
+
+
 class Cost:
-    """Arithmetic of a graph as a function of how many units of each group are left.
+    """What a graph costs as a function of how many units of each group are left.
 
     Attributes:
-        total: of the whole graph, in floating-point operations.
+        total: of the whole graph: floating-point operations, or what the price is in.
     """
 
-    def __init__(self, model: ir.Model, analysis: Analysis, sizes: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        analysis: Analysis,
+        sizes: Mapping[str, int],
+        price: Price = operations,
+    ) -> None:
         """Counts a graph.
 
         Args:
             model: the graph that was analysed.
             analysis: what `find_units` says of it.
             sizes: values of the symbolic sizes.
+            price: of a node; by default its operations.
         """
+        self._price, self._names = price, [name_of(node) for node in model.graph]
         self._nodes = [ir.to_proto(node) for node in model.graph]
         self._shapes = _shapes_at(model, sizes)
         self._users: dict[str, list[int]] = {}
@@ -102,16 +131,14 @@ class Cost:
                 place = place_of(node, index, port)
                 if place is not None:
                     self._users.setdefault(place.value, []).append(index)
-        self._each = [_flops(node, self._shapes) for node in self._nodes]
+        self._each = [self._cost(index, self._shapes) for index in range(len(self._nodes))]
         self._removed: dict[Slot, dict[int, float]] = {}
         self.total = self.now = sum(self._each)
 
-    def without(self, group: Group, removed: int) -> int:
-        """The arithmetic if that many units of a group were gone, others staying as `remove` left them."""
+    def without(self, group: Group, removed: int) -> float:
+        """The cost if that many units of a group were gone, others staying as `remove` left them."""
         shapes = self._cut(group, removed)
-        return self.now + sum(
-            _flops(self._nodes[index], shapes) - self._each[index] for index in self._touched(group)
-        )
+        return self.now + sum(self._cost(index, shapes) - self._each[index] for index in self._touched(group))
 
     def remove(self, group: Group, removed: int) -> None:
         """Remembers that so many units of a group are gone."""
@@ -121,7 +148,10 @@ class Cost:
         self.now = self.without(group, removed)
         self._shapes = self._cut(group, removed)
         for index in self._touched(group):
-            self._each[index] = _flops(self._nodes[index], self._shapes)
+            self._each[index] = self._cost(index, self._shapes)
+
+    def _cost(self, index: int, shapes: Mapping[str, tuple[int, ...]]) -> float:
+        return self._price(self._names[index], _flops(self._nodes[index], shapes))
 
     def _touched(self, group: Group) -> list[int]:
         return sorted({i for place, _ in group.members for i in self._users.get(place.value, ())})

@@ -1,0 +1,54 @@
+"""Which candidates keep the budget on the calibration part, and which are faster than others."""
+
+from __future__ import annotations
+
+from hasten.search.candidates import LOSSLESS, ORIGINAL
+from hasten.search.measure import Spread
+from hasten.search.record import Outcome
+from hasten.search.trials import Trials
+
+
+def within_budget(trials: Trials, name: str) -> bool:
+    """Whether a candidate keeps the budget on the calibration part; notes it if not."""
+    found = trials.records[name]
+    if found.outcome is Outcome.BASELINE or found.drop is None or not trials.works(name):
+        return False
+    if found.drop > trials.problem.max_drop:
+        reason = f"the drop is {found.drop:.3g} on the calibration part"
+        trials.note(name, outcome=Outcome.OVER_BUDGET, reason=reason)
+        return False
+    return True
+
+
+def latency(trials: Trials, name: str) -> float:
+    """A candidate's median milliseconds, in the lossless compilation's of the same rounds."""
+    found = trials.records[name]
+    base = trials.records[LOSSLESS].latency_ms
+    if name == LOSSLESS and base is not None:
+        return base.median
+    if found.to_lossless is None or base is None:
+        return float("inf")
+    return base.median / found.to_lossless.median
+
+
+def faster(trials: Trials, name: str, other: str) -> bool:
+    """Whether three quarters of the rounds say that a candidate beats a baseline, or there is no such one."""
+    found = trials.records[name]
+    if not trials.works(other):
+        return True
+    ratio = found.to_lossless if other == LOSSLESS else found.to_original
+    return ratio is not None and ratio.low > 1.0
+
+
+def why_not_faster(trials: Trials, name: str) -> str:
+    """Which of the baselines a candidate does not beat, and by how much."""
+    found = trials.records[name]
+    return ", ".join(
+        f"{_times(ratio)} the speed of the {other}"
+        for other, ratio in ((LOSSLESS, found.to_lossless), (ORIGINAL, found.to_original))
+        if not faster(trials, name, other)
+    )
+
+
+def _times(ratio: Spread | None) -> str:
+    return "unknown" if ratio is None else f"{ratio.median:.2f} x [{ratio.low:.2f}, {ratio.high:.2f}]"

@@ -1,0 +1,66 @@
+"""What still fits into the time of a search, judged by what the lossless compilation took."""
+
+from __future__ import annotations
+
+from hasten.search.trials import Trials
+
+_TIMING_SECONDS = 20.0  # that timing all candidates in turns takes, about
+_MOST_RESERVE = 0.5  # of the time limit that is kept for timing and certificates
+
+
+class Pace:
+    """How long things take.
+
+    Attributes:
+        build_seconds: that compiling the lossless candidate took.
+        judge_seconds: that its answers to the calibration part took.
+        short: whether something was left out because the time was short.
+    """
+
+    def __init__(self, trials: Trials, notes: list[str]) -> None:
+        """Knows nothing yet; what is left out will be said in the notes."""
+        self.build_seconds = self.judge_seconds = 0.0
+        self.short = False
+        self._trials, self._notes = trials, notes
+
+    @property
+    def share(self) -> float:
+        """Held-out samples by calibration samples."""
+        problem = self._trials.problem
+        return len(problem.held_out) / max(1, len(problem.calibration))
+
+    def has_time(self, builds: float) -> bool:
+        """Whether so many builds, with answers to the calibration part, fit before the end."""
+        if self._trials.clock.has(builds * self.build_seconds + self.judge_seconds):
+            return True
+        if not self.short:
+            self._notes.append("the time was short: some candidates were left out")
+        self.short = True
+        return False
+
+    def fits(self, builds: float, candidates: int, certificates: int) -> bool:
+        """Whether work and what must come at the end fit.
+
+        Args:
+            builds: in units of the lossless compilation's.
+            candidates: that answer the calibration part.
+            certificates: candidates that answer the held-out part, beside those of the reserve.
+        """
+        judged = 1 + candidates + certificates * self.share
+        seconds = builds * self.build_seconds + judged * self.judge_seconds
+        return self._trials.clock.has(seconds + _TIMING_SECONDS)
+
+    def keep_reserve(self) -> None:
+        """Keeps time for what must come at the end: timing, and the certificates of two fast candidates."""
+        trials = self._trials
+        unanswered = 0 if trials.answered_held_out else 1
+        seconds = (unanswered + 1) * self.share * self.judge_seconds + _TIMING_SECONDS
+        trials.clock.reserve = min(seconds, _MOST_RESERVE * (trials.clock.limit or 0.0))
+
+    def held_out_fits(self) -> bool:
+        """Whether another candidate can answer the held-out part."""
+        if self._trials.clock.left > self.share * self.judge_seconds:
+            return True
+        self.short = True
+        self._notes.append("the time was over before all certificates")
+        return False
