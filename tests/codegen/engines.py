@@ -87,7 +87,7 @@ class Interpreted:
             for thread in range(threads):
                 given |= {"fault": np.zeros(1, np.uint8), "kernel": number}
                 given |= {"thread": thread, "threads": threads}
-                for dtype in TILE_DTYPES:
+                for dtype in (*TILE_DTYPES, DType.F64):
                     view = scratch_view(dtype).name
                     given[view] = uninitialized(dtype, scratch * 4 // dtype.bytes + GUARD)
                 fault = interpret(k.function, [given[p.name] for p in k.function.params], functions)

@@ -134,6 +134,8 @@ def _function(op: str, dtype: DType, lanes: int) -> str:
     if op == "bitcast":
         to = scalar_or_vector(_BIT_PARTNER[dtype], lanes)
         return f"{head}{to} {name}({t} x) {{ {to} y; memcpy(&y, &x, sizeof y); return y; }}"
+    if op == "apart":
+        return f'{head}{t} {name}({t} x) {{ __asm__("" : "+r"(x)); return x; }}'
     if op == "bounded":
         return (
             f"{head}int64_t {name}(int64_t index, int64_t limit, hasten_fault *fault, int32_t kernel) {{\n"

@@ -34,6 +34,7 @@ from hasten.loops.expr import (
 from hasten.loops.program import (
     Definition,
     Description,
+    Forest,
     Gemm,
     Program,
     RankSelect,
@@ -254,6 +255,8 @@ def _walkable(c: Description, name: str, e: Expr) -> bool:
     """Whether a microkernel can read an operand as it is (any expression does for what it packs)."""
     if isinstance(c, RankSelect):
         return isinstance(e, Load)
+    if isinstance(c, Forest):
+        return not any(isinstance(n, Reduce) for n in walk(e))
     if isinstance(c, Recurrence):
         return all(_along_last(n, c.unit) for n in walk(e) if isinstance(n, Load))
     if isinstance(c, Gemm):

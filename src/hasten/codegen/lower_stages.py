@@ -13,6 +13,7 @@ from hasten.codegen.attention import attention_kernel
 from hasten.codegen.bands import band_kernel, find_chain, passed_on
 from hasten.codegen.convolution import find_convolution
 from hasten.codegen.depthwise import depthwise_kernel
+from hasten.codegen.forest import PackedForest, forest_kernel, pack_forest
 from hasten.codegen.fuse import fuse
 from hasten.codegen.gemm import (
     PackedOperand,
@@ -39,7 +40,7 @@ from hasten.codegen.winograd import winograd_kernel
 from hasten.codegen.winograd_transforms import transform_weights
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Expr, Load, Var, binary, const, constant_int, round_up, select, substitute, walk
-from hasten.loops.program import Attention, Contraction, Gemm, Program, RankSelect, Recurrence
+from hasten.loops.program import Attention, Contraction, Forest, Gemm, Program, RankSelect, Recurrence
 from hasten.loops.tabulate import tabulate
 from hasten.target import Target
 
@@ -93,6 +94,11 @@ def lower_program(
         outside |= {n: program.info(n) for n in tables}
         stages = narrow_storage(stages, outside, program.constants.keys(), program.outputs)
     stages, constants, products = _pack(program, stages, target, schedules)
+    forests: dict[str, PackedForest] = {}
+    for s in stages:
+        if isinstance(s.body, Forest):
+            forests[s.name], tables = pack_forest(s, constants, target.vector_bytes // s.dtype.bytes)
+            constants |= tables
     fixed = dict(program.inputs)
     fixed |= {name: Program(constants={name: a}).info(name) for name, a in constants.items()}
     written, layouts = assign_layouts(stages, fixed, program.outputs)
@@ -101,7 +107,7 @@ def lower_program(
     for name, array in _paddings(written).items():
         constants[name] = array
         layouts[name] = row_major(Program(constants=constants).info(name))
-    kernels = _kernels(written, layouts, products, target, program.outputs)
+    kernels = _kernels(written, layouts, products, forests, target, program.outputs)
     read = {tensor for k in kernels for _, tensor in k.buffers}
     used = {n: a for n, a in constants.items() if n in read}
     return Lowered(tuple(kernels), layouts, used, dtypes)
@@ -120,6 +126,7 @@ def _kernels(
     stages: Sequence[Stage],
     layouts: Mapping[str, Layout],
     products: Mapping[str, _Packed],
+    forests: Mapping[str, PackedForest],
     target: Target,
     results: Sequence[str],
 ) -> list[Kernel]:
@@ -136,7 +143,7 @@ def _kernels(
     while at < len(stages):
         chain = find_chain(stages, at, layouts, passed)
         if chain is None:
-            kernels.append(_kernel(stages[at], at, layouts, products, target))
+            kernels.append(_kernel(stages[at], at, layouts, products, forests, target))
             at += 1
         else:
             kernels.append(band_kernel(chain, layouts, build, target, f"band_{at}"))
@@ -149,6 +156,7 @@ def _kernel(
     number: int,
     layouts: Mapping[str, Layout],
     products: Mapping[str, _Packed],
+    forests: Mapping[str, PackedForest],
     target: Target,
 ) -> Kernel:
     if isinstance(s.body, Gemm):
@@ -169,6 +177,8 @@ def _kernel(
         return attention_kernel(s, layouts, target, f"attention_{number}")
     if isinstance(s.body, RankSelect):
         return rank_kernel(s, layouts, f"rank_{number}")
+    if isinstance(s.body, Forest):
+        return forest_kernel(s, forests[s.name], layouts, target.vector_bytes, f"forest_{number}")
     if isinstance(s.body, Recurrence):
         return recurrence_kernel(s, layouts, target.vector_bytes, f"recurrence_{number}")
     window = depthwise_kernel(s, layouts, target, f"depthwise_{number}")

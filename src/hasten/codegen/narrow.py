@@ -37,8 +37,8 @@ from hasten.loops.program import (
     Description,
     Gemm,
     RankSelect,
-    Recurrence,
     TensorInfo,
+    Whole,
     map_operands,
     operands,
 )
@@ -186,7 +186,7 @@ class _Plan:
         if isinstance(s.body, Expr):
             return self.widened(s.body), []
         c = s.body
-        if isinstance(c, RankSelect | Recurrence) or not _takes_pairs(c, self.constants):
+        if isinstance(c, RankSelect | Whole) or not _takes_pairs(c, self.constants):
             return map_operands(c, {n: self.widened(e) for n, e in operands(c).items()}), []
         made: list[Stage] = []
         walked: dict[str, Expr] = {}

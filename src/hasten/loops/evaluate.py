@@ -22,7 +22,16 @@ from hasten.errors import InputError
 from hasten.loops.dtypes import BYTES, INDEX, DType
 from hasten.loops.expr import Bounded, Const, Expr, Load, Op, Reduce, Size, Var, free_vars
 from hasten.loops.operations import OPERATIONS, Array
-from hasten.loops.program import Attention, Definition, Gemm, Program, RankSelect, Recurrence, TensorInfo
+from hasten.loops.program import (
+    Attention,
+    Definition,
+    Forest,
+    Gemm,
+    Program,
+    RankSelect,
+    Recurrence,
+    TensorInfo,
+)
 from hasten.loops.simplify import spell
 
 BLOCK = 1 << 22
@@ -192,6 +201,8 @@ def _define(d: Definition, tensors: Mapping[str, Array], sizes: Mapping[str, int
                 value = _rank_select(d.body, scope, ranges)
             case Recurrence():
                 value = _recurrence(d.body, scope, ranges)
+            case Forest():
+                value = _forest(d.body, scope, ranges)
             case _:
                 value = scope.value(d.body)
         if value.fault is not None:
@@ -511,6 +522,30 @@ def _recurrence(c: Recurrence, scope: _Scope, block: Mapping[Var, _Range]) -> _V
                 result[(number, *lane, at[tuple(lane)])] = state[tuple(lane)]
     parts = tuple(slice(*block[v]) for v in (c.which, *c.lanes, c.position, c.unit))
     return _Value(result[parts], _join(*faults))
+
+
+def _forest(c: Forest, scope: _Scope, block: Mapping[Var, _Range]) -> _Value:
+    """All rows and trees step by step."""
+    faults: list[Array | None] = []
+
+    def table(e: Expr, *variables: Var) -> Array:
+        ranges = [r for _, r in _ranged(variables, scope, block)]
+        found = _Scope(scope.tensors, scope.sizes, _axes(variables, ranges)).value(e)
+        faults.append(found.fault)
+        return np.broadcast_to(found.array, [high - low for low, high in ranges])
+
+    x = table(c.x, c.row, c.feature)
+    x = np.concatenate([x, -x], axis=1)
+    split, limit, below, end = (table(e, c.node) for e in (c.split, c.limit, c.below, c.end))
+    rows = np.arange(len(x)).reshape(-1, 1)
+    roots = table(c.root, c.part, c.tree)[:, None]
+    node = np.broadcast_to(roots, (len(roots), len(x), roots.shape[-1]))
+    for _ in range(c.depth):
+        node = below[node] + ~(x[rows, split[node]] <= limit[node])
+    values = table(c.value, c.leaf, c.target)[end[node]]
+    total = _COMBINE[c.op].reduce(values, axis=2, dtype=np.float64, initial=_neutral(c.op, c.dtype))
+    fault = _join(*faults)
+    return _Value(total.astype(c.dtype.numpy), None if fault is None else np.max(fault))
 
 
 def _ranged(variables: Sequence[Var], scope: _Scope, block: Mapping[Var, _Range]) -> list[tuple[Var, _Range]]:

@@ -296,6 +296,8 @@ class _Frame:
             result = _total(e.op.removeprefix("total_"), a[0])
         elif e.op == "broadcast":
             result = np.full(e.lanes, a[0], e.dtype.numpy)
+        elif e.op == "apart":
+            result = np.asarray(a[0])
         elif e.op == "exp_nonpositive":
             result = np.exp(a[0])
         elif e.op == "repeat":

@@ -189,8 +189,57 @@ class Recurrence:
         return frozenset((*self.states, *self.values))
 
 
+@dataclass(frozen=True)
+class Forest:
+    """Decision trees that rows walk down, and what the leaves that they end at say together.
+
+    A row begins at a root and takes `depth` steps. A step goes to `below`, or to the node behind that where
+    not x <= limit, so for NaN too; `split` says which feature x is, from the number of features on their
+    negatives in the same order. A leaf has the limit NaN and is itself the node behind its `below`, so that
+    it is not left any more; node 0 is one that says nothing. With variables (part, row, target):
+    out[part, row, target] combines value[leaf, target] over the trees of that part.
+
+    Attributes:
+        part: trees are divided into parts of equal number.
+        row: a row of features.
+        target: a number of a leaf.
+        tree: counts the trees of a part.
+        node, leaf, feature: count nodes, leaves and features.
+        x: the features, in terms of row and feature.
+        root: first node, in terms of part and tree.
+        split, limit, below, end: of a node; `end` is its number as a leaf, if it is one.
+        value: in terms of leaf and target.
+        depth: steps after which every row is at a leaf.
+        op: "sum", "min" or "max".
+    """
+
+    part: Var
+    row: Var
+    target: Var
+    tree: Var
+    node: Var
+    leaf: Var
+    feature: Var
+    x: Expr
+    root: Expr
+    split: Expr
+    limit: Expr
+    below: Expr
+    end: Expr
+    value: Expr
+    depth: int
+    op: str = "sum"
+
+    @property
+    def dtype(self) -> DType:
+        """Element type of features, limits and values."""
+        return self.x.dtype
+
+
 Contraction = Gemm | Attention
-Description = Contraction | RankSelect | Recurrence
+Whole = Recurrence | Forest
+"""Descriptions that no expression stands for."""
+Description = Contraction | RankSelect | Whole
 
 
 @dataclass(frozen=True)
@@ -229,11 +278,13 @@ class Definition:
         """What the definition computes with all its loops, so that every size in it shows."""
         if isinstance(self.body, Recurrence):
             return (*self.expressions(), self.body.step)
+        if isinstance(self.body, Forest):
+            return self.expressions()
         return (self.expr,)
 
     @property
     def expr(self) -> Expr:
-        """The body as an expression, whatever it is but a recurrence, which none can say."""
+        """The body as an expression, whatever it is but a recurrence or a forest, which none can say."""
         return self.body if isinstance(self.body, Expr) else expression(self.body)
 
 
@@ -315,10 +366,10 @@ def expression(c: Description) -> Expr:
     """A description as a plain expression of its output variables.
 
     Raises:
-        TypeError: it is a recurrence.
+        TypeError: it is a recurrence or a forest.
     """
-    if isinstance(c, Recurrence):
-        raise TypeError("a recurrence is no expression")
+    if isinstance(c, Whole):
+        raise TypeError(f"a {type(c).__name__.lower()} is no expression")
     if isinstance(c, Gemm):
         a, b = (cast(e, DType.I32) if e.dtype in BYTES else e for e in (c.a, c.b))
         return reduce("sum", (*c.taps, c.depth), binary("mul", a, b))
@@ -390,4 +441,6 @@ def operands(c: Description) -> dict[str, Expr]:
         names = ("a", "b")
     elif isinstance(c, RankSelect):
         names = ("condition",)
+    elif isinstance(c, Forest):
+        names = ("x", "root", "split", "limit", "below", "end", "value")
     return {n: getattr(c, n) for n in names if getattr(c, n) is not None}

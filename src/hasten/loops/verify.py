@@ -40,6 +40,7 @@ from hasten.loops.operations import OPERATIONS
 from hasten.loops.program import (
     Attention,
     Definition,
+    Forest,
     Gemm,
     Measured,
     Program,
@@ -135,6 +136,9 @@ def _check_definition(d: Definition, tensors: Mapping[str, TensorInfo], sizes: s
     if isinstance(d.body, Recurrence):
         _check_recurrence(d.body, d, tensors, sizes, where)
         return
+    if isinstance(d.body, Forest):
+        _check_forest(d.body, d, tensors, sizes, where)
+        return
     checker = _Checker(tensors, sizes, where)
     checker.check(d.expr, frozenset(d.vars))
     _require(d.expr.dtype is d.dtype, f"{where}: the body is {d.expr.dtype}, the tensor {d.dtype}")
@@ -159,6 +163,26 @@ def _check_recurrence(
         checker.check(e, lanes | {c.step, c.unit})
         known[name] = TensorInfo(name, e.dtype, shape)
     _require(set(c.carried) <= set(c.values), f"{where}: a state becomes what no step computes")
+
+
+def _check_forest(
+    c: Forest, d: Definition, tensors: Mapping[str, TensorInfo], sizes: set[str], where: str
+) -> None:
+    _require(d.vars == (c.part, c.row, c.target), f"{where}: the variables of a forest are not its own")
+    _require(c.op in ("sum", "min", "max"), f"{where}: a forest combines by '{c.op}'")
+    checker = _Checker(tensors, sizes, where)
+    terms: tuple[tuple[Expr, set[Var], DType], ...] = (
+        (c.x, {c.row, c.feature}, d.dtype),
+        (c.root, {c.part, c.tree}, INDEX),
+        (c.split, {c.node}, INDEX),
+        (c.limit, {c.node}, d.dtype),
+        (c.below, {c.node}, INDEX),
+        (c.end, {c.node}, INDEX),
+        (c.value, {c.leaf, c.target}, d.dtype),
+    )
+    for e, variables, dtype in terms:
+        checker.check(e, frozenset(variables))
+        _require(e.dtype is dtype, f"{where}: {spell(e)} of a forest is {e.dtype}, not {dtype}")
 
 
 def _check_attention(a: Attention, d: Definition, where: str) -> None:
@@ -303,7 +327,7 @@ def verify_function(f: Function, callees: Iterable[Function] = ()) -> None:
 
 
 _UNARY_OF_NESTS = frozenset(
-    {"total_sum", "total_prod", "total_max", "total_min", "exp_nonpositive", "broadcast"}
+    {"total_sum", "total_prod", "total_max", "total_min", "exp_nonpositive", "broadcast", "apart"}
 )
 
 

@@ -432,6 +432,22 @@ def attribute_str(node: ir.Node, name: str, default: str) -> str:
     return default if a is None else _of_its_type(node, name, a.as_string)
 
 
+def attribute_values(node: ir.Node, name: str) -> np.ndarray | None:
+    """A vector of numbers: the attribute of that name, or the tensor of the same one with _as_tensor.
+
+    Floats are float32 in a list; a tensor has its own type.
+    """
+    tensor = node.attributes.get(f"{name}_as_tensor")
+    a = node.attributes.get(name) if tensor is None else tensor
+    if a is None:
+        return None
+    if a.type is ir.AttributeType.TENSOR:
+        return np.asarray(a.as_tensor().numpy()).reshape(-1)
+    if a.type is ir.AttributeType.INTS:
+        return np.array(a.as_ints(), np.int64)
+    return np.array(_of_its_type(node, name, a.as_floats), np.float32)
+
+
 def product(extents: Sequence[Expr]) -> Expr:
     """The number of elements of a shape."""
     result: Expr = const(1)

@@ -24,6 +24,7 @@ from hasten.ops import (
     sampling,
     scans,
     scatter,
+    tree_ensembles,
 )
 from hasten.ops.base import Op
 
@@ -46,6 +47,7 @@ _FAMILIES: tuple[tuple[Op, ...], ...] = (
     attention.OPS,
     quantization.OPS,
     recurrent.OPS,
+    tree_ensembles.OPS,
 )
 
 

@@ -37,7 +37,7 @@ class Facts:
     """
 
     def __init__(self, graph: ir.Graph) -> None:
-        self._opset = graph.opset_imports.get("", onnx.defs.onnx_opset_version())
+        self._imports = {"": onnx.defs.onnx_opset_version(), **graph.opset_imports}
         self._dims: dict[ir.Value, Dims] = {}
         self._contents: dict[ir.Value, Dims] = {}
         for node in graph:
@@ -107,13 +107,13 @@ class Facts:
             if array is not None:
                 data[value.name] = onnx.numpy_helper.from_array(array, value.name)
         try:
-            schema = onnx.defs.get_schema(node.op_type, self._opset, node.domain)
+            schema = onnx.defs.get_schema(node.op_type, self._imports.get(node.domain, 1), node.domain)
             result = onnx.shape_inference.infer_node_outputs(
                 schema,
                 ir.serde.serialize_node(node),
                 types,
                 data,
-                opset_imports=[onnx.helper.make_opsetid("", self._opset)],
+                opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in self._imports.items()],
             )
         except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError):
             return {}  # the declared shapes stand; the checker of the frontend judges models
