@@ -94,14 +94,14 @@ CASES: Mapping[str, Callable[[], Case]] = {
 }
 
 
-def crops(count: int) -> list[dict[str, Any]]:
-    """Random squares of pictures in colour, of a third of the shorter side at least."""
+def crops(count: int, of: slice = slice(None)) -> list[dict[str, Any]]:
+    """Random squares of pictures in colour, of all or some, of a third of the shorter side at least."""
     rng = np.random.default_rng(0)
     paths = [
         *sorted((models.package("skimage") / "data").glob("*.[jp][pn]g")),
         *sorted((models.package("foolbox") / "data").glob("imagenet_*.jpg")),
     ]
-    images = [image.convert("RGB") for image in map(Image.open, paths) if image.mode in ("RGB", "RGBA")]
+    images = [image.convert("RGB") for image in map(Image.open, paths) if image.mode in ("RGB", "RGBA")][of]
     found = []
     for number in range(count):
         image = images[number % len(images)]

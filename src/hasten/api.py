@@ -32,8 +32,9 @@ from hasten.search.clock import Clock
 from hasten.search.data import load_samples
 from hasten.search.measure_inputs import check_names
 from hasten.search.metrics import UserMetric, metric_named
+from hasten.search.prune.plan import Plan, Progress, check_plan, default_criterion
 from hasten.search.prune.report import Pruned
-from hasten.search.prune.run import Plan, Progress, check_plan, prune_model
+from hasten.search.prune.run import prune_model
 from hasten.search.prune.training import Training
 from hasten.search.quantization import Quantization, quantize
 from hasten.search.record import SearchRecord
@@ -207,6 +208,8 @@ def prune(  # noqa: PLR0913 - choices, each with a default
     criterion: str | None = None,
     repair: str | None = None,
     training: Training | None = None,
+    amounts: str = "global",
+    seconds: float | None = None,
     seed: int = 0,
     example: Example | None = None,
     dynamic: Dynamic | None = None,
@@ -221,12 +224,17 @@ def prune(  # noqa: PLR0913 - choices, each with a default
             tiles of 16 features and whole heads allow.
         data: examples of what the model will see, as `search.data.load_samples` takes them, with labels or
             without; some hundred are enough. Criteria but magnitude and random need them, and so does repair.
-        unit: "neurons", "heads", "channels", or several of them; or "layers" alone.
-        criterion: "magnitude" or "magnitude-l1", "activation", "gradient", "fisher", "random"; by default
-            fisher with data and magnitude without.
-        repair: "none"; "least-squares", the default with data; or "distill", which trains after that.
+        unit: "neurons", "heads", "channels", "layers", or several of them; layers together with others by
+            the criteria fisher and gradient only.
+        criterion: "magnitude" or "magnitude-l1", "activation", "gradient", "fisher", "obs", "random"; by
+            default magnitude without data and obs with data; fisher if layers are among the units or nothing
+            is repaired.
+        repair: "none"; "statistics" (means and variances); "least-squares", the default with data; or
+            "distill", which trains after that.
         training: for "distill": epochs, time limit, rate and checkpoint (`search.prune.training`); None for
             3 epochs, 5 minutes at most.
+        amounts: "global", by one ranking over all groups of units, or "uniform", the same share of each.
+        seconds: time limit of everything; None for none. What is left undone for want of time is noted.
         seed: of random numbers.
         example: inputs to trace a torch.nn.Module with.
         dynamic: for torch.nn.Module, the symbolic dims: input name -> {dim: name}.
@@ -244,9 +252,9 @@ def prune(  # noqa: PLR0913 - choices, each with a default
         UnsupportedModelError: a gradient is needed and cannot pass through an operator.
     """
     units = (unit,) if isinstance(unit, str) else tuple(unit)
-    chosen = criterion or ("magnitude" if data is None else "fisher")
     repaired = repair or ("none" if data is None else "least-squares")
-    plan = Plan(units, chosen, flops, repaired, training or Training(), seed)
+    chosen = criterion or default_criterion(units, repaired, with_data=data is not None)
+    plan = Plan(units, chosen, flops, repaired, training or Training(), seed, amounts, seconds)
     check_plan(plan, with_data=data is not None)
     progress("reading the model")
     given = source.model if isinstance(source, Pruned) else source

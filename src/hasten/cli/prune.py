@@ -12,10 +12,11 @@ from hasten.cli.options import json_option, model_argument
 from hasten.cli.sources import is_artifact
 from hasten.errors import OptionError
 from hasten.search.prune.criteria import CRITERIA
+from hasten.search.prune.plan import ALL_UNITS, AMOUNTS, REPAIRS
 from hasten.search.prune.report import PruneReport
-from hasten.search.prune.run import ALL_UNITS, REPAIRS
 from hasten.search.prune.training import Training
 
+_WIDE = 24  # characters of a bar
 _EXAMPLES = """\b
 Examples:
   hasten prune model.onnx --flops 70% -o small.onnx
@@ -54,12 +55,12 @@ Examples:
     metavar="KINDS",
     default="heads,neurons,channels",
     show_default=True,
-    help=f"What to remove, separated by commas: {', '.join(ALL_UNITS)} (the last only by itself).",
+    help=f"What to remove, separated by commas: {', '.join(ALL_UNITS)}.",
 )
 @click.option(
     "--criterion",
     metavar="NAME",
-    help=f"By what to rank: {', '.join(CRITERIA)}. [default: fisher with --data, magnitude without]",
+    help=f"By what to rank: {', '.join(CRITERIA)}. [default: obs with --data, magnitude without]",
 )
 @click.option(
     "--repair",
@@ -70,11 +71,17 @@ Examples:
     "--epochs", metavar="N", default=3, show_default=True, help="For distill: passes over the data."
 )
 @click.option(
+    "--amounts",
+    metavar="HOW",
+    default=AMOUNTS[0],
+    show_default=True,
+    help=f"How much goes where: {', '.join(AMOUNTS)} (one ranking over all, or the same share of each).",
+)
+@click.option(
     "--seconds",
     metavar="S",
-    default=300.0,
-    show_default=True,
-    help="For distill: time limit of the training.",
+    type=float,
+    help="Time limit of everything. [default: none; 300 for a training]",
 )
 @click.option(
     "--checkpoint",
@@ -94,7 +101,8 @@ def prune_(  # noqa: PLR0913, PLR0917 - one for each option
     criterion: str | None,
     repair: str | None,
     epochs: int,
-    seconds: float,
+    amounts: str,
+    seconds: float | None,
     checkpoint: Path | None,
     seed: int,
     as_json: bool,
@@ -104,7 +112,7 @@ def prune_(  # noqa: PLR0913, PLR0917 - one for each option
     What is left is plain ONNX with fewer weights, which every engine runs faster.
     """
     share = parse_share(flops)
-    training = Training(epochs, seconds, checkpoint=checkpoint)
+    training = Training(epochs, 300 if seconds is None else None, checkpoint=checkpoint)
     if is_artifact(model):
         raise OptionError(f"{model} is compiled already: give the ONNX file or folder that it came from")
     check_place(output)
@@ -119,6 +127,8 @@ def prune_(  # noqa: PLR0913, PLR0917 - one for each option
             criterion=criterion,
             repair=repair,
             training=training,
+            amounts=amounts,
+            seconds=seconds,
             seed=seed,
             progress=steps,
         )
@@ -137,16 +147,21 @@ def prune_(  # noqa: PLR0913, PLR0917 - one for each option
 def _show(report: PruneReport) -> None:
     for note in report.notes:
         click.echo(f"hasten: note: {note}", err=True)
-    shown = table("removed from", "unit", ">before", ">after")
+    shown = table("layer", "unit", ">before", ">after", "left")
     for cut in report.cuts:
-        if cut.after < cut.before:
-            row(shown, cut.name, cut.unit, number(cut.before), number(cut.after))
+        row(shown, cut.name, cut.unit, number(cut.before), number(cut.after), bar(cut.after / cut.before))
     stdout().print(shown)
     if report.left_alone:
         alone = table("left alone", "unit", ">units", "why")
         for left in report.left_alone:
             row(alone, left.name, left.unit, number(left.count), "; ".join(left.reasons[:2]))
         stdout().print(alone)
+
+
+def bar(share: float) -> str:
+    """A share as a picture of one line, full where something is left."""
+    full = round(_WIDE * share)
+    return "█" * full + "░" * (_WIDE - full)
 
 
 def parse_share(text: str) -> float:

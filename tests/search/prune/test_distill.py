@@ -13,7 +13,8 @@ from hasten.errors import OptionError
 from hasten.passes.prune.remove import remove_units
 from hasten.passes.prune.units import find_units
 from hasten.search.prune.distill import distill
-from hasten.search.prune.run import Plan, prune_model
+from hasten.search.prune.plan import Plan
+from hasten.search.prune.run import prune_model
 from hasten.search.prune.training import Training
 from hasten.search.samples import Samples
 

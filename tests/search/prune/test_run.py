@@ -19,7 +19,8 @@ from hasten.passes.pipeline import optimize_graph
 from hasten.passes.prune.units import find_units
 from hasten.search.prune.cost import Cost, graph_flops
 from hasten.search.prune.criteria import CRITERIA, score_units
-from hasten.search.prune.run import Plan, check_plan, prune_model
+from hasten.search.prune.plan import Plan, check_plan
+from hasten.search.prune.run import prune_model
 from hasten.search.samples import Samples
 
 NEURONS = ("neurons",)
@@ -36,7 +37,7 @@ def test_what_is_worth_nothing_ranks_last(
 ) -> None:
     (group,) = find_units(network).groups
     labels = samples.labels.tolist() if labelled and samples.labels is not None else None
-    scores = score_units(criterion, network, [group], samples.feeds, labels=labels)[group]
+    scores = score_units(criterion, network, [group], samples.feeds, labels=labels).values[group]
     assert scores.shape == (HIDDEN,)
     last = set(np.argsort(scores)[: HIDDEN - USELESS].tolist())
     if criterion == "random":
@@ -49,7 +50,7 @@ def test_fisher_is_the_curvature_of_the_distance(network: ir.Model, samples: Sam
     """Removing one neuron changes the outputs as much as its score says, to first order in the mean."""
     (group,) = find_units(network).groups
     several = Samples(samples.feeds * 10)
-    scores = score_units("fisher", network, [group], several.feeds)[group]
+    scores = score_units("fisher", network, [group], several.feeds).values[group]
     before = answers(network, samples)
     constants = {v.name: v for v in network.graph.initializers.values()}
     expected = []
@@ -152,7 +153,7 @@ def test_whole_layers_of_an_encoder() -> None:
     ("change", "message"),
     [
         ({"units": ("filters",)}, "unit=filters: give some of neurons, heads, channels, layers"),
-        ({"units": ("layers", "heads")}, "layers are pruned by themselves"),
+        ({"units": ("layers", "heads")}, "layers can be compared with other units by fisher"),
         ({"criterion": "luck"}, "criterion='luck': give one of magnitude, "),
         ({"flops": 60.0}, "between 0 and 1"),
         ({"repair": "prayer"}, "repair='prayer': give one of none"),

@@ -27,13 +27,10 @@ def remove_units(model: ir.Model, analysis: Analysis, removed: Mapping[Group, Co
     Raises:
         ValueError: nothing would be left of a group.
     """
-    gone = _gone(removed)
-    kept = {slot: np.flatnonzero(~mask) for slot, mask in gone.items()}
+    kept = {slot: np.flatnonzero(~mask) for slot, mask in _gone(removed).items()}
+    places = kept_indices(removed)
     copy = model.clone()
     nodes = list(copy.graph)
-    places: dict[Place, dict[int, Indices]] = {}
-    for (place, axis), stays in kept.items():
-        places.setdefault(place, {})[axis] = stays
     for place, axes in places.items():
         if place.is_constant:
             _cut(copy.graph, nodes[place.node], place, axes)
@@ -49,6 +46,14 @@ def remove_units(model: ir.Model, analysis: Analysis, removed: Mapping[Group, Co
         _tell(copy.graph, nodes[index], index, operands, kept)
     remove_dead_code(copy.graph)
     return copy
+
+
+def kept_indices(removed: Mapping[Group, Collection[int]]) -> dict[Place, dict[int, Indices]]:
+    """For each value and constant that loses something: the indices that stay, of each axis that does."""
+    places: dict[Place, dict[int, Indices]] = {}
+    for (place, axis), mask in _gone(removed).items():
+        places.setdefault(place, {})[axis] = np.flatnonzero(~mask)
+    return places
 
 
 def _gone(removed: Mapping[Group, Collection[int]]) -> dict[Slot, np.ndarray]:

@@ -6,6 +6,7 @@ Filters for Efficient ConvNets"): the L2 or L1 norm of a unit's weights. `activa
 its output is from its input. `gradient` (Molchanov et al. 2017, "Pruning Convolutional Neural Networks for
 Resource Efficient Inference"): |mask x gradient| of the loss, first order. `fisher` (Kwon et al. 2022, "A
 Fast Post-Training Pruning Framework for Transformers"): the diagonal of the Fisher information of masks.
+`obs`: what readers cannot make up for (`obs.py`).
 `random`: the control.
 
 A mask multiplies what a unit gives to its readers, and is 1. Without labels the loss is the distance to the
@@ -17,28 +18,38 @@ times the outputs stands for the loss.
 
 from __future__ import annotations
 
+import math
+import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from hasten.errors import MissingDependencyError, OptionError
+from hasten.passes.facts import Facts
 from hasten.passes.prune.layers import Layer
 from hasten.passes.prune.units import Group
 from hasten.search.prune.cost import Feeds, weights_of
+from hasten.search.prune.joined import Batch, batch_dim, join
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from hasten.backends.torch_graph import TorchGraph
 
-CRITERIA = ("magnitude", "magnitude-l1", "activation", "gradient", "fisher", "random")
-WITH_DATA = ("activation", "gradient", "fisher")
+CRITERIA = ("magnitude", "magnitude-l1", "activation", "gradient", "fisher", "obs", "random")
+WITH_DATA = ("activation", "gradient", "fisher", "obs")
 """Criteria that need samples, and PyTorch to run them."""
+OF_THE_LOSS = ("gradient", "fisher", "obs")
+"""Criteria whose numbers are changes of the loss, so that they can be compared between groups."""
+
+_TOGETHER = 16  # samples that are run at once
+_FEWEST = 16  # samples that are looked at even if time is up
 
 Values = NDArray[np.float64]
 
@@ -74,6 +85,22 @@ def need_torch(what: str) -> None:
         ) from error
 
 
+@dataclass(frozen=True)
+class Scores:
+    """How much units matter.
+
+    Attributes:
+        values: for each group a number for each unit. Those of criteria `OF_THE_LOSS` are changes of the
+            loss; the others are relative to the mean square of their group, since sizes in different layers
+            say nothing about each other.
+        gradients: derivatives of the loss by the masks of each group, [samples, units]; None where the
+            criterion has none.
+    """
+
+    values: Mapping[Group, Values]
+    gradients: Mapping[Group, Values] | None = None
+
+
 def score_units(
     criterion: str,
     model: ir.Model,
@@ -82,37 +109,49 @@ def score_units(
     *,
     labels: Sequence[int] | None = None,
     seed: int = 0,
-) -> dict[Group, Values]:
+    until: float = math.inf,
+) -> Scores:
     """How much each unit of some groups matters.
 
     Args:
         criterion: one of `CRITERIA`.
         model: the graph that was analysed.
         groups: of the analysis.
-        samples: inputs by name; each is run by itself.
-        labels: the class of each sample, for the loss of `gradient` and `fisher`: cross-entropy of the first
-            output. Without them the loss is the distance to the model's own outputs.
+        samples: inputs by name.
+        labels: the class of each sample, for the loss of `gradient`, `fisher` and `obs`: cross-entropy of the
+            first output. Without them the loss is the distance to the model's own outputs.
         seed: of random numbers.
-
-    Returns:
-        For each group a number for each unit. Those of `gradient` and `fisher` are changes of the loss;
-        the others are relative to the mean square of their group, since sizes in different layers say nothing
-        about each other.
+        until: a time by `time.monotonic` after which no more samples are looked at than a few.
     """
     rng = np.random.default_rng(seed)
     if criterion == "random":
-        return {group: rng.uniform(0.5, 1.5, group.count) for group in groups}
+        return Scores({group: rng.uniform(0.5, 1.5, group.count) for group in groups})
     if criterion.startswith("magnitude"):
         order = 1 if criterion.endswith("l1") else 2
-        return {group: relative(_magnitudes(model, group, order)) for group in groups}
+        return Scores({group: relative(_magnitudes(model, group, order)) for group in groups})
     from hasten.backends.torch_graph import TorchGraph
 
     graph = TorchGraph(model)
+    batches = _batches(model, groups, samples)
     if criterion == "activation":
-        return {group: relative(v) for group, v in _activations(graph, groups, samples).items()}
-    found = _gradients(graph, groups, samples, labels, rng)
-    reduce = np.abs if criterion == "gradient" else np.square
-    return {group: reduce(each).mean(0) for group, each in found.items()}
+        sizes = _activations(graph, groups, batches, until)
+        return Scores({group: relative(v) for group, v in sizes.items()})
+
+    def loss(outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        return loss_of(outputs, graph.outputs, labels, batch, rng)
+
+    if criterion == "obs":
+        from hasten.search.prune.obs import obs_scores
+
+        found = obs_scores(model, groups, in_time(batches, until), loss)
+        rest = [group for group in groups if group not in found]
+        gradients = _gradients(graph, rest, batches, loss, until) if rest else {}
+        others = {group: np.square(each).mean(0) for group, each in gradients.items()}
+        return Scores({group: {**found, **others}[group] for group in groups})
+    gradients = _gradients(graph, groups, batches, loss, until)
+    if criterion == "gradient":
+        return Scores({group: np.abs(each).mean(0) for group, each in gradients.items()}, gradients)
+    return Scores({group: np.square(each).mean(0) for group, each in gradients.items()}, gradients)
 
 
 def score_layers(
@@ -163,35 +202,61 @@ def _layer_magnitude(model: ir.Model, layer: Layer, order: int) -> float:
     return float(total ** (1 / order))
 
 
-def _positions(graph: TorchGraph, group: Group) -> list[tuple[int, int, int, NDArray[np.int64]]]:
+@dataclass(frozen=True)
+class _Reading:
     """Where a group is read: node, input, axis, and the unit of each index."""
+
+    node: int
+    position: int
+    axis: int
+    members: NDArray[np.int64]
+
+
+def _readings(graph: TorchGraph, group: Group) -> list[_Reading]:
     found = []
     for consumer in group.consumers:
         place, axis = consumer.value
         names = [None if v is None else v.name for v in graph.nodes[consumer.node].inputs]
-        found.append((consumer.node, names.index(place.value), axis, group.members[consumer.value]))
+        found.append(_Reading(consumer.node, names.index(place.value), axis, group.members[consumer.value]))
     return found
 
 
-def _masked(mask: Tensor, axis: int, members: NDArray[np.int64], x: Tensor) -> Tensor:
-    """A tensor times the mask of the unit that each index along an axis belongs to."""
+def _batches(model: ir.Model, groups: Sequence[Group], samples: Sequence[Feeds]) -> list[Batch]:
+    """Samples that run together, if all that is read has a batch axis, so that each has masks of its own."""
+    name, facts = batch_dim(model), Facts(model.graph)
+    nodes = list(model.graph)
+    for group in groups:
+        for consumer in group.consumers:
+            place, axis = consumer.value
+            value = next(v for v in nodes[consumer.node].inputs if v is not None and v.name == place.value)
+            dims = facts.dims(value)
+            if name is None or axis == 0 or dims is None or dims[0] != name:
+                return join(model, samples, 1)
+    return join(model, samples, _TOGETHER)
+
+
+def _masked(masks: Tensor, reading: _Reading, x: Tensor) -> Tensor:
+    """A tensor times the mask, a row for each sample, of the unit that each index of an axis belongs to."""
     import torch
 
     shape = [1] * x.dim()
-    shape[axis] = -1
-    return x * mask[torch.from_numpy(members)].reshape(shape)
+    shape[0] = len(masks)
+    shape[reading.axis] = len(reading.members)
+    return x * masks[:, torch.from_numpy(reading.members)].reshape(shape)
 
 
-def _watched(totals: Values, counts: Values, axis: int, members: NDArray[np.int64], x: Tensor) -> Tensor:
+def _watched(totals: Values, counts: Values, reading: _Reading, x: Tensor) -> Tensor:
     """The tensor itself; the squares of its elements are added up by unit."""
-    squares = x.double().square().movedim(axis, 0).reshape(x.shape[axis], -1)
-    tied = members >= 0
-    np.add.at(totals, members[tied], squares.sum(1).numpy()[tied])
-    np.add.at(counts, members[tied], squares.shape[1])
+    squares = x.double().square().movedim(reading.axis, 0).reshape(x.shape[reading.axis], -1)
+    tied = reading.members >= 0
+    np.add.at(totals, reading.members[tied], squares.sum(1).numpy()[tied])
+    np.add.at(counts, reading.members[tied], squares.shape[1])
     return x
 
 
-def _activations(graph: TorchGraph, groups: Sequence[Group], samples: Sequence[Feeds]) -> dict[Group, Values]:
+def _activations(
+    graph: TorchGraph, groups: Sequence[Group], batches: Sequence[Batch], until: float
+) -> dict[Group, Values]:
     """Root of the mean square of what each unit gives to its readers."""
     import torch
 
@@ -199,58 +264,72 @@ def _activations(graph: TorchGraph, groups: Sequence[Group], samples: Sequence[F
     counts = {group: np.zeros(group.count) for group in groups}
     taps: dict[tuple[int, int], list[Callable[[Tensor], Tensor]]] = defaultdict(list)
     for group in groups:
-        for node, position, axis, members in _positions(graph, group):
-            taps[node, position].append(partial(_watched, totals[group], counts[group], axis, members))
+        for reading in _readings(graph, group):
+            tap = partial(_watched, totals[group], counts[group], reading)
+            taps[reading.node, reading.position].append(tap)
     with torch.no_grad():
-        for feeds in samples:
-            graph.run(feeds, taps=taps)
+        for batch in in_time(batches, until):
+            graph.run(batch.feeds, taps=taps)
     return {group: np.sqrt(totals[group] / np.maximum(counts[group], 1)) for group in groups}
 
 
+def in_time(batches: Sequence[Batch], until: float) -> Iterator[Batch]:
+    """Batches in turn, until a time; a few samples at least."""
+    seen = 0
+    for batch in batches:
+        if seen >= _FEWEST and time.monotonic() >= until:
+            return
+        yield batch
+        seen += len(batch)
+
+
 def loss_of(
-    outputs: Mapping[str, Tensor], names: Sequence[str], label: int | None, rng: np.random.Generator
+    outputs: Mapping[str, Tensor],
+    names: Sequence[str],
+    labels: Sequence[int] | None,
+    batch: Batch,
+    rng: np.random.Generator,
 ) -> Tensor:
-    """What is differentiated: cross-entropy with a label, or outputs times random numbers (see above)."""
+    """What is differentiated: cross-entropy with labels, or outputs times random numbers (see above)."""
     import torch
 
-    first = outputs[names[0]]
-    if label is not None:
-        return torch.nn.functional.cross_entropy(first.reshape(1, -1), torch.tensor([label]))
+    if labels is not None:
+        right = torch.tensor([labels[k] for k in batch.members])
+        first = outputs[names[0]].reshape(len(batch), -1)
+        return torch.nn.functional.cross_entropy(first, right, reduction="sum")
     total = torch.zeros(())
     for name in names:
-        value = outputs[name]
-        if value.is_floating_point():
+        if outputs[name].is_floating_point():
+            value = outputs[name].reshape(len(batch) if len(batch) > 1 else 1, -1)
             v = torch.from_numpy(rng.standard_normal(tuple(value.shape))).to(value.dtype)
-            total = total + (v * value).sum() / value.detach().norm().clamp_min(1e-12)
+            total = total + ((v * value).sum(1) / value.detach().norm(dim=1).clamp_min(1e-12)).sum()
     return total
 
 
 def _gradients(
     graph: TorchGraph,
     groups: Sequence[Group],
-    samples: Sequence[Feeds],
-    labels: Sequence[int] | None,
-    rng: np.random.Generator,
+    batches: Sequence[Batch],
+    loss: Callable[[Mapping[str, Tensor], Batch], Tensor],
+    until: float,
 ) -> dict[Group, Values]:
     """For each group the derivatives of the loss by its masks, [samples, units]."""
     import torch
 
-    found: dict[Group, list[Any]] = {group: [] for group in groups}
-    for number, feeds in enumerate(samples):
+    found: dict[Group, list[Values]] = {group: [] for group in groups}
+    for batch in in_time(batches, until):
         # The last entry of a mask is for indices of no unit, which are numbered -1.
-        masks = {group: torch.ones(group.count + 1, requires_grad=True) for group in groups}
+        masks = {group: torch.ones(len(batch), group.count + 1, requires_grad=True) for group in groups}
         taps: dict[tuple[int, int], list[Callable[[Tensor], Tensor]]] = defaultdict(list)
         for group, mask in masks.items():
-            for node, position, axis, members in _positions(graph, group):
-                taps[node, position].append(partial(_masked, mask, axis, members))
-        outputs = graph.run(feeds, taps=taps)
-        label = None if labels is None else int(labels[number])
-        loss = loss_of(outputs, graph.outputs, label, rng)
-        gradients = torch.autograd.grad(loss, list(masks.values()), allow_unused=True)
+            for reading in _readings(graph, group):
+                taps[reading.node, reading.position].append(partial(_masked, mask, reading))
+        outputs = graph.run(batch.feeds, taps=taps)
+        gradients = torch.autograd.grad(loss(outputs, batch), list(masks.values()), allow_unused=True)
         for group, gradient in zip(masks, gradients, strict=True):
-            by_unit = torch.zeros(group.count) if gradient is None else gradient[:-1]
+            by_unit = torch.zeros(len(batch), group.count) if gradient is None else gradient[:, :-1]
             found[group].append(by_unit.double().numpy())
-    return {group: np.stack(each) for group, each in found.items()}
+    return {group: np.concatenate(each) for group, each in found.items()}
 
 
 def _layer_changes(
@@ -278,8 +357,7 @@ def _layer_changes(
             sizes = [values[layer.exit].norm() for layer in layers]
             total += [float(c.norm() / n) for c, n in zip(changes, sizes, strict=True)]
             continue
-        label = None if labels is None else int(labels[number])
-        loss = loss_of(values, graph.outputs, label, rng)
+        loss = loss_of(values, graph.outputs, labels, Batch(feeds, np.array([number])), rng)
         gradients = torch.autograd.grad(loss, [values[layer.exit] for layer in layers], allow_unused=True)
         for k, (change, gradient) in enumerate(zip(changes, gradients, strict=True)):
             first = 0.0 if gradient is None else float((change.detach() * gradient).sum())

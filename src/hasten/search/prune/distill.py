@@ -25,9 +25,11 @@ from hasten.backends.torch_graph import TorchGraph
 from hasten.errors import OptionError
 from hasten.passes.prune.layers import find_layers
 from hasten.search.prune.cost import Feeds
+from hasten.search.prune.joined import Batch, join
 from hasten.search.prune.training import Training
 
 _HELD = 10  # one sample in so many is not trained on, but says whether training helped
+_TOGETHER = 32  # samples that are run at once where nothing is trained
 _WARM = 0.05  # share of the steps over which the rate rises
 
 
@@ -85,16 +87,7 @@ def distill(
     epoch = state.epoch
     while state.epoch < training.epochs and not state.over(start):
         epoch = state.epoch + 1
-        order = np.random.default_rng([seed, epoch]).permutation(len(rest))
-        for first in range(0, len(order), training.batch):
-            if state.over(start):
-                break
-            state.rate(start)
-            for k in order[first : first + training.batch]:
-                loss = pair.loss(rest[int(k)]) / training.batch
-                loss.backward()  # type: ignore[no-untyped-call]
-            state.step()
-        else:
+        if _epoch(pair, rest, training.batch, state, start, np.random.default_rng([seed, epoch])):
             state.epoch = epoch
         found = pair.mean(held)
         progress(f"epoch {epoch} of {training.epochs}: loss {found:.4g}, {before:.4g} at first")
@@ -107,31 +100,57 @@ def distill(
     return Trained(before, best, epoch, time.monotonic() - start)
 
 
+def _epoch(
+    pair: _Pair, samples: Sequence[Feeds], batch: int, state: _State, start: float, rng: np.random.Generator
+) -> bool:
+    """One pass over the samples; whether it came to its end before the time was up."""
+    parts = join(pair.model, samples, batch, rng.permutation(len(samples)).tolist())
+    gathered = 0
+    for place in rng.permutation(len(parts)):
+        if state.over(start):
+            return False
+        loss = pair.losses(parts[place]).sum() / batch
+        loss.backward()  # type: ignore[no-untyped-call]
+        gathered += len(parts[place])
+        if gathered >= batch:
+            state.step(start)
+            gathered = 0
+    if gathered:
+        state.step(start)
+    return True
+
+
 class _Pair:
     """The original and the pruned graph, and the distance between their values."""
 
     def __init__(self, original: ir.Model, pruned: ir.Model) -> None:
+        self.model = pruned
         self.teacher, self.student = TorchGraph(original), TorchGraph(pruned)
         there = {v.name for node in pruned.graph for v in node.outputs}
         between = [layer.exit for layer in find_layers(original) if layer.exit in there]
         self._names = tuple(dict.fromkeys([*self.teacher.outputs, *between]))
 
-    def loss(self, feeds: Feeds) -> Tensor:
-        """The loss of one sample."""
+    def losses(self, part: Batch) -> Tensor:
+        """The loss of each of some samples."""
         with torch.no_grad():
-            right = self.teacher.run(feeds, keep=self._names)
-        found = self.student.run(feeds, keep=self._names)
-        total = torch.zeros(())
+            right = self.teacher.run(part.feeds, keep=self._names)
+        found = self.student.run(part.feeds, keep=self._names)
+        count = len(part)
+        total = torch.zeros(count)
         for name in self._names:
-            if right[name].is_floating_point() and right[name].shape == found[name].shape:
-                distance = (found[name] - right[name]).square().sum()
-                total = total + distance / right[name].square().sum().clamp_min(1e-12)
+            goal, got = right[name], found[name]
+            if goal.is_floating_point() and goal.shape == got.shape:
+                apart = goal.dim() > 0 and len(goal) == count
+                rows = (count, -1) if apart else (1, -1)
+                distance = (got - goal).reshape(rows).square().sum(1)
+                total = total + distance / goal.reshape(rows).square().sum(1).clamp_min(1e-12)
         return total
 
     def mean(self, samples: Sequence[Feeds]) -> float:
         """The mean loss of some samples."""
         with torch.no_grad():
-            return float(np.mean([float(self.loss(feeds)) for feeds in samples]))
+            losses = [self.losses(part) for part in join(self.model, samples, _TOGETHER)]
+        return float(torch.cat(losses).mean())
 
 
 def _trainable(graph: TorchGraph) -> list[str]:
@@ -161,7 +180,7 @@ class _State:
         limit = self._training.seconds
         return limit is not None and time.monotonic() - start >= limit
 
-    def rate(self, start: float) -> None:
+    def _rate(self, start: float) -> None:
         """Sets the rate of the next step."""
         share = self._done / max(1, self._steps)
         if self._training.seconds is not None:
@@ -170,8 +189,9 @@ class _State:
         for group in self._optimizer.param_groups:
             group["lr"] = self._training.rate * factor
 
-    def step(self) -> None:
+    def step(self, start: float) -> None:
         """Changes the weights by the gradients gathered."""
+        self._rate(start)
         torch.nn.utils.clip_grad_norm_(self._weights, 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad()

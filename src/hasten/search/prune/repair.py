@@ -1,7 +1,8 @@
-"""Repair without training: those who read pruned features get new weights, by least squares.
+"""Repair without training: products get new weights from the user's samples.
 
 The original and the pruned graph run side by side, node by node, over all samples. At each product that has
-lost features its weights W are chosen anew so that it gives what the original gave, from what now arrives:
+lost features, or reads what has changed, its weights W are chosen anew so that it gives what the original
+gave, from what now arrives:
 
     minimize |X W + b - Y|^2 + ridge * mean(diag X'X) * |W - W0|^2
 
@@ -9,12 +10,17 @@ with W0 the weights that were left. Products further down then see the repaired 
 up. Where the product is the end of a residual branch, Y also makes up for what its shortcut has lost. He et
 al. 2017, "Channel Pruning for Accelerating Very Deep Neural Networks", section 3.1, does this for
 convolutions.
+
+The method "statistics" only gives each output of a product the mean and the variance that it had: what
+estimating batch normalization anew does, where that is folded into the weights, and the correction of biases.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,14 +30,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hasten.backends.torch_graph import TorchGraph
-from hasten.backends.torch_operators import conv_padded
 from hasten.graph.constants import constant_value
 from hasten.passes.prune.remove import set_constant
 from hasten.search.prune.cost import Feeds
+from hasten.search.prune.joined import join
+from hasten.search.prune.products import LARGEST_SYSTEM, bias_of, product_of, shortcut_of
 
 RIDGE = 1e-3
-_LARGEST_SYSTEM = 4096  # unknowns of one output; beyond that the weights stay
-_ROWS = 4096  # most positions of one sample that equations are made from
+_TOGETHER = 16  # samples that are run at once
+_ROWS = 32768  # most positions of a run that equations are made from
+_ENOUGH = 4  # equations to an unknown, below which a product that lost nothing stays as it is
+_SCALES = (0.2, 5.0)  # by how much "statistics" changes weights, at most
+_AXES = {
+    "Conv": (1, 0),
+    "MatMul": (-1, -1),
+    "Gemm": (-1, 1),
+}  # axis of the outputs: of the value, of the weights
 
 
 @dataclass
@@ -58,11 +72,11 @@ class _Equations:
     def add(self, x: Tensor, y: Tensor) -> None:
         """Takes rows of x and y in."""
         every = -(-len(x) // _ROWS)
-        x, y = x[::every].double(), y[::every].double()
-        self.inner += x.T @ x
-        self.cross += x.T @ y
-        self.sum_x += x.sum(0)
-        self.sum_y += y.sum(0)
+        x, y = x[::every], y[::every]
+        self.inner += (x.T @ x).double()
+        self.cross += (x.T @ y).double()
+        self.sum_x += x.sum(0).double()
+        self.sum_y += y.sum(0).double()
         self.count += len(x)
 
     def solve(self, before: Tensor, ridge: float, *, centered: bool) -> tuple[Tensor, Tensor]:
@@ -78,30 +92,19 @@ class _Equations:
         return weights, (self.sum_y - self.sum_x @ weights) / self.count
 
 
-@dataclass(frozen=True)
-class _Product:
-    """How a product's operands become rows of equations.
-
-    Attributes:
-        rows: [positions, unknowns] from what the node reads.
-        outputs: [positions, outputs] from what it gives.
-        matrix: [unknowns, outputs] from its weights.
-        weights: its weights from such a matrix.
-    """
-
-    rows: Callable[[Tensor], Tensor]
-    outputs: Callable[[Tensor], Tensor]
-    matrix: Callable[[Tensor], Tensor]
-    weights: Callable[[Tensor], Tensor]
+Kept = Mapping[str, Mapping[int, NDArray[np.int64]]]
+"""By value: the indices that stay, of each axis that has lost some."""
 
 
 def reconstruct(
     original: ir.Model,
     pruned: ir.Model,
-    consumers: Collection[str],
+    kept: Kept,
     samples: Sequence[Feeds],
     *,
+    method: str = "least-squares",
     ridge: float = RIDGE,
+    until: float = math.inf,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[str]:
     """Give products of a pruned graph new weights, in place.
@@ -109,145 +112,195 @@ def reconstruct(
     Args:
         original: the graph before.
         pruned: the graph after; values that both have are called alike.
-        consumers: names of the outputs of the products that have lost features.
+        kept: what has stayed of values that have lost something.
         samples: inputs by name.
+        method: "least-squares" or "statistics".
         ridge: how strongly weights stay what they were, in units of the mean square of what is read.
+        until: a time by `time.monotonic` after which products stay as they are.
         progress: is told which product is being repaired.
 
     Returns:
-        The consumers that were left as they are, with reasons.
+        The products that have lost features and were left as they are, with reasons.
     """
     before, after = TorchGraph(original), TorchGraph(pruned)
     places = {node.outputs[0].name: index for index, node in enumerate(after.nodes)}
-    old, new = [before.start(f) for f in samples], [after.start(f) for f in samples]
-    left = [(Counter(before.readers()), Counter(after.readers())) for _ in samples]
-    skipped = []
+    parts = [part.feeds for part in join(pruned, samples, _TOGETHER)]
+    old, new = [before.start(f) for f in parts], [after.start(f) for f in parts]
+    left = [(Counter(before.readers()), Counter(after.readers())) for _ in parts]
+    changed, skipped = set[str](), list[str]()
+    repair = _match if method == "statistics" else _repair
     with torch.no_grad():
         for index, node in enumerate(before.nodes):
+            if time.monotonic() >= until:
+                return [*skipped, f"what comes after '{node.name or node.outputs[0].name}', for want of time"]
             for known in old:
                 before.step(index, known)
             name = node.outputs[0].name or ""
             place = places.get(name)
             if place is not None:
-                if name in consumers:
+                lost = _lost(before.nodes[index], after.nodes[place])
+                if lost or any(v is not None and v.name in changed for v in after.nodes[place].inputs):
+                    changed.update(v.name or "" for v in node.outputs)
                     progress(f"repairing {node.name or name}")
-                    reason = _repair(pruned, after, place, old, new, ridge)
-                    skipped += [f"'{node.name or name}' {reason}"] if reason else []
+                    reason = repair(_Repair(pruned, after, place, old, new, kept, ridge, lost))
+                    skipped += [f"'{node.name or name}' {reason}"] if reason and lost else []
                 for known in new:
                     after.step(place, known)
-            for k in range(len(samples)):
+            for k in range(len(parts)):
                 before.forget(node, old[k], left[k][0], before.outputs)
                 if place is not None:
                     after.forget(after.nodes[place], new[k], left[k][1], after.outputs)
     return skipped
 
 
-def _repair(
-    model: ir.Model,
-    graph: TorchGraph,
-    place: int,
-    old: Sequence[dict[str, Tensor]],
-    new: Sequence[dict[str, Tensor]],
-    ridge: float,
-) -> str:
-    """Repairs one product; the reason if it is left as it is."""
-    node = graph.nodes[place]
-    source, weight, output = node.inputs[0], node.inputs[1], node.outputs[0]
+@dataclass(frozen=True)
+class _Repair:
+    """A node of the pruned graph, and all values of both graphs there.
+
+    Attributes:
+        model: the pruned graph.
+        graph: what runs it.
+        place: the index of the node.
+        old: values of the original for each run.
+        new: values of the pruned graph.
+        kept: what has stayed of values.
+        ridge: see `reconstruct`.
+        lost: whether the node has lost features or its weights some of their rows.
+    """
+
+    model: ir.Model
+    graph: TorchGraph
+    place: int
+    old: Sequence[dict[str, Tensor]]
+    new: Sequence[dict[str, Tensor]]
+    kept: Kept
+    ridge: float
+    lost: bool
+
+    @property
+    def node(self) -> ir.Node:
+        """The node."""
+        return self.graph.nodes[self.place]
+
+    def right(self, known: Mapping[str, Tensor], name: str) -> Tensor:
+        """What the original has for a value, as far as the pruned graph has it too."""
+        found = known[name]
+        for axis, stays in self.kept.get(name, {}).items():
+            found = found.index_select(axis, torch.from_numpy(stays))
+        return found
+
+    def targets(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """For each run the values of the pruned graph, and what the node should give."""
+        bias = bias_of(self.node)
+        shortcut = shortcut_of(self.node if bias is None else bias[0])
+        name = self.node.outputs[0].name or ""
+        for then, now in zip(self.old, self.new, strict=True):
+            target = self.right(then, name)
+            if shortcut is not None and shortcut in then and shortcut in now:
+                lost = self.right(then, shortcut)
+                if lost.shape == target.shape == now[shortcut].shape:
+                    target = target + (lost - now[shortcut])
+            yield now, target
+
+    def put(self, node: ir.Node, position: int, array: NDArray[np.generic]) -> None:
+        """Replaces a constant in the model and in what runs it."""
+        _put(self.model, self.graph, node, position, array, self.new)
+
+
+def _lost(before: ir.Node, after: ir.Node) -> bool:
+    """Whether a node reads something else than before, or weights of another shape."""
+    if [None if v is None else v.name for v in before.inputs[:1]] != [
+        None if v is None else v.name for v in after.inputs[:1]
+    ]:
+        return True
+    shapes = [
+        [tuple(v.const_value.shape) for v in node.inputs if v is not None and v.const_value is not None]
+        for node in (before, after)
+    ]
+    return shapes[0] != shapes[1]
+
+
+def _repair(at: _Repair) -> str:
+    """Solves for one product's weights; the reason if it is left as it is."""
+    node, graph = at.node, at.graph
+    source, weight = node.inputs[0], node.inputs[1] if len(node.inputs) > 1 else None
     if source is None or weight is None or weight.name not in graph.weights:
         return "has no constant weights on its right"
-    product = _product(node, graph.weights[weight.name])
+    product = product_of(node, graph.weights[weight.name])
     if product is None:
         return "is of a form whose weights are not solved for"
     matrix = product.matrix(graph.weights[weight.name])
-    if len(matrix) > _LARGEST_SYSTEM:
-        return f"reads more than {_LARGEST_SYSTEM} values for each result"
-    bias = _bias(node)
-    shortcut = _shortcut(node if bias is None else bias[0])
+    if len(matrix) > LARGEST_SYSTEM:
+        return f"reads more than {LARGEST_SYSTEM} values for each result"
+    bias = bias_of(node)
     equations = _Equations.of(*matrix.shape)
-    for then, now in zip(old, new, strict=True):
-        target = then[output.name or ""]
-        if shortcut in then and shortcut in now and then[shortcut].shape == target.shape:
-            target = target + (then[shortcut] - now[shortcut])
+    for now, target in at.targets():
         equations.add(product.rows(now[source.name or ""]), product.outputs(target))
-    weights, shift = equations.solve(matrix, ridge, centered=bias is not None)
-    _put(model, graph, node, 1, product.weights(weights).float().numpy(), new)
+    if not at.lost and equations.count < _ENOUGH * len(matrix):
+        return "has lost nothing, and samples are too few"
+    weights, shift = equations.solve(matrix, at.ridge, centered=bias is not None)
+    at.put(node, 1, product.weights(weights).float().numpy())
     if bias is not None:
         holder, position = bias
         value = constant_value(holder.inputs[position])
         assert value is not None
         array = shift.float().numpy() + (0 if holder is node else value)  # a MatMul gives Y without bias
-        _put(model, graph, holder, position, array.astype(value.dtype).reshape(value.shape), new)
+        at.put(holder, position, array.astype(value.dtype).reshape(value.shape))
     return ""
 
 
-def _product(node: ir.Node, weight: Tensor) -> _Product | None:
-    if node.op_type == "MatMul" and weight.dim() == 2:
-
-        def flat(x: Tensor) -> Tensor:
-            return x.reshape(-1, x.shape[-1])
-
-        return _Product(flat, flat, lambda w: w, lambda m: m)
-    if node.op_type == "Gemm":
-        numbers = {name: a.value for name, a in node.attributes.items()}
-        if numbers.get("transA", 0) or numbers.get("alpha", 1.0) != 1.0 or numbers.get("beta", 1.0) != 1.0:
-            return None
-        turned = bool(numbers.get("transB", 0))
-
-        def turn(w: Tensor) -> Tensor:
-            return w.T if turned else w
-
-        return _Product(lambda x: x, lambda y: y, turn, turn)
-    if node.op_type == "Conv" and weight.dim() == 4 and _groups(node) == 1:
-        shape = weight.shape
-
-        def patches(x: Tensor) -> Tensor:
-            padded, strides, dilations = conv_padded(node, x, shape[2:])
-            unfolded = torch.nn.functional.unfold(
-                padded, tuple(shape[2:]), tuple(dilations), stride=tuple(strides)
-            )
-            return unfolded.transpose(1, 2).reshape(-1, unfolded.shape[1])
-
-        return _Product(
-            patches,
-            lambda y: y.movedim(1, -1).reshape(-1, y.shape[1]),
-            lambda w: w.reshape(shape[0], -1).T,
-            lambda m: m.T.reshape(shape),
-        )
-    return None
+def _match(at: _Repair) -> str:
+    """Gives a product's outputs the mean and the variance that they had; the reason if that is not done."""
+    node, graph = at.node, at.graph
+    weight, bias = node.inputs[1] if len(node.inputs) > 1 else None, bias_of(node)
+    if node.op_type not in _AXES or weight is None or weight.name not in graph.weights:
+        return "is no product with constant weights"
+    if bias is None:
+        return "has no bias"
+    channel, rows = _AXES[node.op_type]
+    if node.op_type == "Gemm" and "transB" in node.attributes and node.attributes["transB"].as_int():
+        rows = 0
+    goal, found = _Spread(), _Spread()
+    for now, target in at.targets():
+        graph.step(at.place, now)
+        goal.add(target.movedim(channel, -1))
+        found.add(now[node.outputs[0].name or ""].movedim(channel, -1))
+    scale = (goal.variance / found.variance.clamp_min(1e-12)).sqrt().clamp(*_SCALES)
+    shape = [1] * graph.weights[weight.name].dim()
+    shape[rows] = -1
+    at.put(node, 1, (graph.weights[weight.name] * scale.float().reshape(shape)).numpy())
+    holder, position = bias
+    value = constant_value(holder.inputs[position])
+    assert value is not None
+    inside = torch.tensor(value).double() if holder is node else 0.0
+    outside = 0.0 if holder is node else torch.tensor(value).double()
+    shift = goal.mean - scale * (found.mean - inside) + outside
+    at.put(holder, position, shift.numpy().astype(value.dtype).reshape(value.shape))
+    return ""
 
 
-def _groups(node: ir.Node) -> int:
-    found = node.attributes.get("group")
-    return 1 if found is None else found.as_int()
+class _Spread:
+    """Mean and variance of the last axis of tensors."""
 
+    def __init__(self) -> None:
+        self._count, self._sum, self._squares = 0, torch.zeros(1), torch.zeros(1)
 
-def _bias(node: ir.Node) -> tuple[ir.Node, int] | None:
-    """The node and input that add a constant to each output of a product: itself, or the Add behind it."""
-    if node.op_type in ("Conv", "Gemm"):
-        constant = constant_value(node.inputs[2]) if len(node.inputs) > 2 else None
-        return (node, 2) if constant is not None and constant.ndim == 1 else None
-    reader = _only_reader(node)
-    if reader is None or reader.op_type != "Add":
-        return None
-    for position, value in enumerate(reader.inputs):
-        constant = constant_value(value)
-        if constant is not None and constant.ndim == 1:
-            return reader, position
-    return None
+    def add(self, x: Tensor) -> None:
+        """Takes all positions of a tensor in."""
+        rows = x.reshape(-1, x.shape[-1]).double()
+        self._count += len(rows)
+        self._sum = self._sum + rows.sum(0)
+        self._squares = self._squares + rows.square().sum(0)
 
+    @property
+    def mean(self) -> Tensor:
+        """By index of the last axis."""
+        return self._sum / self._count
 
-def _shortcut(node: ir.Node) -> str | None:
-    """The other operand of the addition that alone reads a node's result."""
-    reader = _only_reader(node)
-    if reader is None or reader.op_type != "Add":
-        return None
-    others = [v for v in reader.inputs if v is not None and v.producer() is not node]
-    return others[0].name if len(others) == 1 and not others[0].is_initializer() else None
-
-
-def _only_reader(node: ir.Node) -> ir.Node | None:
-    uses = list(node.outputs[0].uses())
-    return uses[0].node if len(uses) == 1 and not node.outputs[0].is_graph_output() else None
+    @property
+    def variance(self) -> Tensor:
+        """By index of the last axis."""
+        return self._squares / self._count - self.mean.square()
 
 
 def _put(

@@ -1,0 +1,205 @@
+"""The criterion `obs`: what the loss would lose if a unit went and all who read its group made up for it.
+
+The optimal brain surgeon (Hassibi and Stork 1993) for whole units, as in Kurtic et al. 2023, "ZipLM:
+Inference-Aware Structured Pruning of Language Models". A product Y = X W that reads units knows from the
+second moments H of X how well what is left can stand for a unit u: with the best new weights the error is
+
+    trace(W_u' ((H^-1)_uu)^-1 W_u)
+
+so the unit of the least error goes, W and H^-1 become those of what is left, and so on. What a unit is worth
+is what its turn adds to the error. Errors of columns of Y count by the mean square of the loss's gradient
+there, which makes products in different places of the graph comparable.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hasten.backends.torch_graph import TorchGraph
+from hasten.passes.prune.units import Group
+from hasten.search.prune.joined import Batch
+from hasten.search.prune.products import LARGEST_SYSTEM, Product, bias_of, product_of
+from hasten.search.prune.repair import RIDGE
+
+Values = NDArray[np.float64]
+Loss = Callable[[Mapping[str, Tensor], Batch], Tensor]
+_STEPS = 128  # a group of more units loses several at a time
+
+
+@dataclass
+class _Reader:
+    """A product that reads a group, and what is known of it.
+
+    Attributes:
+        node: its index.
+        output: the name of its output.
+        product: how it is a linear equation.
+        matrix: its weights, [unknowns, outputs].
+        units: the unit of each unknown, or -1.
+        centered: whether a bias behind it can make up for means.
+        moments: sum of x' x over all positions.
+        means: sum of x over all positions.
+        count: positions.
+        slopes: sum of squared gradients of the loss by each output, over all positions.
+    """
+
+    node: int
+    output: str
+    product: Product
+    matrix: Tensor
+    units: NDArray[np.int64]
+    centered: bool
+    moments: Tensor
+    means: Tensor
+    count: int = 0
+    slopes: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    def take(self, x: Tensor) -> Tensor:
+        """Adds what is read to the moments."""
+        with torch.no_grad():
+            rows = self.product.rows(x.detach())
+            self.moments += (rows.T @ rows).double()
+            self.means += rows.sum(0).double()
+            self.count += len(rows)
+        return x
+
+    def second_moments(self) -> Tensor:
+        """Sums of squares and products of what is read, about the mean if a bias can make up for that."""
+        if not self.centered:
+            return self.moments
+        return self.moments - torch.outer(self.means, self.means) / max(1, self.count)
+
+
+def obs_scores(
+    model: ir.Model, groups: Sequence[Group], batches: Iterable[Batch], loss: Loss
+) -> dict[Group, Values]:
+    """What each unit is worth; groups that no product with constant weights reads are left out.
+
+    Args:
+        model: the graph that was analysed.
+        groups: of the analysis.
+        batches: samples.
+        loss: the loss of some samples, added up, from the outputs.
+    """
+    graph = TorchGraph(model)
+    readers = {group: found for group in groups if (found := _readers(graph, group))}
+    every = [reader for found in readers.values() for reader in found]
+    samples = 0
+    for batch in batches:
+        taps: dict[tuple[int, int], list[Callable[[Tensor], Tensor]]] = defaultdict(list)
+        for reader in every:
+            one = torch.ones((), requires_grad=True)
+            taps[reader.node, 0] += [reader.take, partial(torch.mul, one)]
+        values = graph.run(batch.feeds, taps=taps, keep=[reader.output for reader in every])
+        outputs = [values[reader.output] for reader in every]
+        slopes = torch.autograd.grad(loss(values, batch), outputs, allow_unused=True)
+        for reader, slope in zip(every, slopes, strict=True):
+            if slope is not None:
+                reader.slopes = reader.slopes + reader.product.outputs(slope).double().square().sum(0)
+        samples += len(batch)
+    return {group: _eliminated(found, group.count, samples) for group, found in readers.items()}
+
+
+def _readers(graph: TorchGraph, group: Group) -> list[_Reader]:
+    found = []
+    for consumer in group.consumers:
+        node = graph.nodes[consumer.node]
+        weight = node.inputs[1] if len(node.inputs) > 1 else None
+        tensor = None if weight is None else graph.weights.get(weight.name or "")
+        product = None if tensor is None else product_of(node, tensor)
+        if product is None or tensor is None or node.inputs[0] is None:
+            return []
+        place, _ = consumer.value
+        if node.inputs[0].name != place.value:
+            return []
+        matrix = product.matrix(tensor).double()
+        if len(matrix) > LARGEST_SYSTEM:
+            return []
+        members = group.members[consumer.value]
+        units = np.repeat(members, len(matrix) // len(members))
+        moments = torch.zeros((len(matrix), len(matrix)), dtype=torch.float64)
+        means = torch.zeros(len(matrix), dtype=torch.float64)
+        slopes = torch.zeros(matrix.shape[1], dtype=torch.float64)
+        centered = bias_of(node) is not None
+        output = node.outputs[0].name or ""
+        found.append(
+            _Reader(consumer.node, output, product, matrix, units, centered, moments, means, slopes=slopes)
+        )
+    return found
+
+
+@dataclass
+class _System:
+    """A reader while units go: its weights, the inverse of its moments, and where each unit lies."""
+
+    weights: Tensor
+    inverse: Tensor
+    rows: list[NDArray[np.int64]]
+
+    @staticmethod
+    def of(reader: _Reader, count: int, samples: int) -> _System:
+        """Before anything went."""
+        moments = reader.second_moments() / max(1, samples)
+        damping = RIDGE * float(moments.diagonal().mean()) + 1e-12
+        inverse = torch.linalg.inv(moments + damping * torch.eye(len(moments), dtype=torch.float64))
+        columns = (reader.slopes / max(1, reader.count)).sqrt()
+        order = np.argsort(reader.units, kind="stable")
+        first = np.searchsorted(reader.units[order], np.arange(count + 1))
+        return _System(reader.matrix * columns, inverse, [order[a:b] for a, b in pairwise(first)])
+
+    def errors(self, units: NDArray[np.int64]) -> Values:
+        """What would be lost with each of some units."""
+        sizes = {len(self.rows[unit]) for unit in units}
+        if len(sizes) > 1:
+            return np.concatenate([self.errors(np.array([unit])) for unit in units])
+        rows = torch.from_numpy(np.stack([self.rows[unit] for unit in units]))
+        if rows.shape[1] == 1:
+            flat = rows[:, 0]
+            single: Values = (self.weights[flat].square().sum(1) / self.inverse.diagonal()[flat]).numpy()
+            return single
+        blocks, parts = self.inverse[rows[:, :, None], rows[:, None, :]], self.weights[rows]
+        found: Values = (parts * torch.linalg.solve(blocks, parts)).sum((1, 2)).numpy()
+        return found
+
+    def remove(self, units: NDArray[np.int64]) -> float:
+        """Takes units out; what that loses."""
+        rows = torch.from_numpy(np.concatenate([self.rows[unit] for unit in units]))
+        if not len(rows):
+            return 0.0
+        block = self.inverse[rows][:, rows]
+        moved = torch.linalg.solve(block, torch.cat([self.weights[rows], self.inverse[rows]], 1))
+        width = self.weights.shape[1]
+        lost = float((self.weights[rows] * moved[:, :width]).sum())
+        column = self.inverse[:, rows]
+        self.weights = self.weights - column @ moved[:, :width]
+        self.inverse = self.inverse - column @ moved[:, width:]
+        return lost
+
+
+def _eliminated(readers: Sequence[_Reader], count: int, samples: int) -> Values:
+    """What each unit adds to the error in its turn."""
+    systems = [_System.of(reader, count, samples) for reader in readers]
+    worth = np.zeros(count)
+    left = np.arange(count)
+    together = max(1, count // _STEPS)
+    reached = 0.0
+    for _ in range(count):
+        errors = np.sum([system.errors(left) for system in systems], axis=0)
+        chosen = left[np.argsort(errors, kind="stable")[:together]]
+        lost = sum(system.remove(chosen) for system in systems) / len(chosen)
+        reached = max(reached * (1 + 1e-9), lost)
+        worth[chosen] = reached
+        left = np.setdiff1d(left, chosen)
+        if not len(left):
+            break
+    return worth

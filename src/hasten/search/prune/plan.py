@@ -1,0 +1,85 @@
+"""What to prune, how and how much, and what of that makes no sense."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from hasten.errors import OptionError
+from hasten.passes.prune.units import UNITS
+from hasten.search.prune.criteria import check_criterion, need_torch
+from hasten.search.prune.training import Training
+
+LAYERS = "layers"
+ALL_UNITS = (*UNITS, LAYERS)
+REPAIRS = ("none", "statistics", "least-squares", "distill")
+AMOUNTS = ("global", "uniform")
+Progress = Callable[[str], None]
+"""Is told what begins: a few words, such as "reading the model"."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to prune, how, and how much.
+
+    Attributes:
+        units: kinds of units, of `ALL_UNITS`.
+        criterion: one of `criteria.CRITERIA`.
+        flops: the share of the arithmetic of products, convolutions and attention that may be left, at the
+            median shape of the samples.
+        repair: "none"; "statistics", which gives each output of a product that lost features the mean and the
+            variance that it had; "least-squares"; or "distill", which trains after least squares.
+        training: for "distill".
+        seed: of random numbers.
+        amounts: "global", by one ranking over all groups, or "uniform", the same share of each.
+        seconds: time limit of everything; None for none. Ranking may take two fifths, repair without
+            training up to seven tenths if there is training; what comes too late is left out, and noted.
+        looked_at: samples that ranking and repair without training look at, at most; distillation takes all.
+    """
+
+    units: tuple[str, ...]
+    criterion: str
+    flops: float
+    repair: str
+    training: Training = field(default_factory=Training)
+    seed: int = 0
+    amounts: str = "global"
+    seconds: float | None = None
+    looked_at: int = 512
+
+
+def default_criterion(units: Collection[str], repair: str, *, with_data: bool) -> str:
+    """What units are ranked by if nobody says: `obs` ranks by what is left after repair."""
+    if not with_data:
+        return "magnitude"
+    return "fisher" if LAYERS in units or repair in ("none", "statistics") else "obs"
+
+
+def check_plan(plan: Plan, *, with_data: bool) -> None:
+    """Refuses a plan that makes no sense.
+
+    Raises:
+        OptionError: a unit, criterion, repair or target is none, or needs samples that there are not.
+        MissingDependencyError: PyTorch is needed and not installed.
+    """
+    unknown = [unit for unit in plan.units if unit not in ALL_UNITS]
+    if unknown or not plan.units:
+        raise OptionError(f"unit={', '.join(unknown) or '()'}: give some of {', '.join(ALL_UNITS)}")
+    if LAYERS in plan.units and len(plan.units) > 1 and plan.criterion not in ("fisher", "gradient"):
+        raise OptionError(
+            f"unit={', '.join(plan.units)}: layers can be compared with other units by fisher or gradient, "
+            f"not by {plan.criterion}; or give layers alone"
+        )
+    if not 0 < plan.flops < 1:
+        raise OptionError(f"flops={plan.flops}: give the share to keep, between 0 and 1, such as 0.6")
+    if plan.repair not in REPAIRS:
+        raise OptionError(f"repair={plan.repair!r}: give one of {', '.join(REPAIRS)}")
+    if plan.amounts not in AMOUNTS:
+        raise OptionError(f"amounts={plan.amounts!r}: give one of {', '.join(AMOUNTS)}")
+    if plan.seconds is not None and plan.seconds <= 0:
+        raise OptionError(f"seconds={plan.seconds}: give a time above zero, or None for no limit")
+    check_criterion(plan.criterion, with_data=with_data)
+    if plan.repair != "none":
+        if not with_data:
+            raise OptionError(f"repair={plan.repair!r} needs samples: give data, or repair='none'")
+        need_torch(f"repair={plan.repair!r}")

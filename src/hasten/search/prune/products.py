@@ -1,0 +1,104 @@
+"""Products with constant weights, as linear equations: what they read and give as rows of matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from hasten.backends.torch_operators import conv_padded
+from hasten.graph.constants import constant_value
+
+LARGEST_SYSTEM = 4096
+"""Unknowns of one output, beyond which equations are not solved."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """How a product's operands become rows of equations.
+
+    Attributes:
+        rows: [positions, unknowns] from what the node reads.
+        outputs: [positions, outputs] from what it gives.
+        matrix: [unknowns, outputs] from its weights.
+        weights: its weights from such a matrix.
+    """
+
+    rows: Callable[[Tensor], Tensor]
+    outputs: Callable[[Tensor], Tensor]
+    matrix: Callable[[Tensor], Tensor]
+    weights: Callable[[Tensor], Tensor]
+
+
+def product_of(node: ir.Node, weight: Tensor) -> Product | None:
+    """The equations of a node, or None if it is of a form whose weights are not solved for."""
+    if node.op_type == "MatMul" and weight.dim() == 2:
+
+        def flat(x: Tensor) -> Tensor:
+            return x.reshape(-1, x.shape[-1])
+
+        return Product(flat, flat, lambda w: w, lambda m: m)
+    if node.op_type == "Gemm":
+        numbers = {name: a.value for name, a in node.attributes.items()}
+        if numbers.get("transA", 0) or numbers.get("alpha", 1.0) != 1.0 or numbers.get("beta", 1.0) != 1.0:
+            return None
+        turned = bool(numbers.get("transB", 0))
+
+        def turn(w: Tensor) -> Tensor:
+            return w.T if turned else w
+
+        return Product(lambda x: x, lambda y: y, turn, turn)
+    if node.op_type == "Conv" and weight.dim() == 4 and _groups(node) == 1:
+        shape = weight.shape
+
+        def patches(x: Tensor) -> Tensor:
+            padded, strides, dilations = conv_padded(node, x, shape[2:])
+            unfolded = torch.nn.functional.unfold(
+                padded, tuple(shape[2:]), tuple(dilations), stride=tuple(strides)
+            )
+            return unfolded.transpose(1, 2).reshape(-1, unfolded.shape[1])
+
+        return Product(
+            patches,
+            lambda y: y.movedim(1, -1).reshape(-1, y.shape[1]),
+            lambda w: w.reshape(shape[0], -1).T,
+            lambda m: m.T.reshape(shape),
+        )
+    return None
+
+
+def _groups(node: ir.Node) -> int:
+    found = node.attributes.get("group")
+    return 1 if found is None else found.as_int()
+
+
+def bias_of(node: ir.Node) -> tuple[ir.Node, int] | None:
+    """The node and input that add a constant to each output of a product: itself, or the Add behind it."""
+    if node.op_type in ("Conv", "Gemm"):
+        constant = constant_value(node.inputs[2]) if len(node.inputs) > 2 else None
+        return (node, 2) if constant is not None and constant.ndim == 1 else None
+    reader = _only_reader(node)
+    if reader is None or reader.op_type != "Add":
+        return None
+    for position, value in enumerate(reader.inputs):
+        constant = constant_value(value)
+        if constant is not None and constant.ndim == 1:
+            return reader, position
+    return None
+
+
+def shortcut_of(node: ir.Node) -> str | None:
+    """The other operand of the addition that alone reads a node's result."""
+    reader = _only_reader(node)
+    if reader is None or reader.op_type != "Add":
+        return None
+    others = [v for v in reader.inputs if v is not None and v.producer() is not node]
+    return others[0].name if len(others) == 1 and not others[0].is_initializer() else None
+
+
+def _only_reader(node: ir.Node) -> ir.Node | None:
+    uses = list(node.outputs[0].uses())
+    return uses[0].node if len(uses) == 1 and not node.outputs[0].is_graph_output() else None

@@ -1,0 +1,226 @@
+"""What can be removed from a graph and what it is worth: all that does not depend on how much is to go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from hasten.errors import OptionError
+from hasten.passes.prune.layers import Layer, find_layers, remove_layers
+from hasten.passes.prune.units import Analysis, Group, LeftAlone, find_units
+from hasten.search.prune.amounts import choose_amounts
+from hasten.search.prune.cost import Cost, Feeds, graph_flops, typical_sizes
+from hasten.search.prune.criteria import OF_THE_LOSS, Scores, relative, score_layers, score_units
+from hasten.search.prune.plan import LAYERS, Plan, Progress
+from hasten.search.prune.rearrange import rearranged
+from hasten.search.samples import Samples
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Units and layers of a graph with what they are worth.
+
+    Attributes:
+        model: the graph.
+        plan: by whose criterion they were ranked.
+        samples: all that there are.
+        sizes: the symbolic sizes at which arithmetic is counted.
+        analysis: what can be removed.
+        groups: those of the kinds that are wanted.
+        left: what cannot be removed, of the kinds that are wanted.
+        scores: of the groups' units.
+        layers: that can be left out, if they are wanted.
+        worth: of the layers.
+        notes: what the user should know.
+    """
+
+    model: ir.Model
+    plan: Plan
+    samples: Sequence[Feeds]
+    sizes: Mapping[str, int]
+    analysis: Analysis
+    groups: tuple[Group, ...]
+    left: tuple[LeftAlone, ...]
+    scores: Scores
+    layers: tuple[Layer, ...]
+    worth: NDArray[np.float64]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What goes.
+
+    Attributes:
+        model: the graph without the layers that go.
+        analysis: of that graph.
+        layers: that go.
+        removed: units of the groups of the analysis.
+    """
+
+    model: ir.Model
+    analysis: Analysis
+    layers: tuple[Layer, ...]
+    removed: Mapping[Group, NDArray[np.int64]]
+
+
+def rank(
+    model: ir.Model,
+    plan: Plan,
+    data: Samples | None,
+    *,
+    until: float = math.inf,
+    progress: Progress = lambda _: None,
+) -> Ranking:
+    """Finds what can be removed and how much it matters.
+
+    Args:
+        model: as `optimize_graph` leaves it; it is not changed.
+        plan: what may go and by which criterion.
+        data: samples.
+        until: a time by `time.monotonic` after which no more samples are looked at than a few.
+        progress: is told what begins.
+
+    Raises:
+        OptionError: there is nothing to prune.
+        UnsupportedModelError: gradients are needed and cannot pass through an operator.
+    """
+    samples = () if data is None else data.feeds[: plan.looked_at]
+    labels, notes = _classes(model, data)
+    progress("finding what hangs together")
+    analysis = find_units(model)
+    groups = tuple(group for group in analysis.groups if group.unit in plan.units)
+    layers = find_layers(model) if LAYERS in plan.units else ()
+    left = tuple(each for each in analysis.left_alone if each.unit in plan.units)
+    if not groups and not layers:
+        raise OptionError(_nothing(plan, analysis, left))
+    scores, worth = Scores({}), np.zeros(0)
+    if groups:
+        progress(f"ranking {sum(g.count for g in groups)} units by {plan.criterion}")
+        scores = score_units(
+            plan.criterion, model, groups, samples, labels=labels, seed=plan.seed, until=until
+        )
+    if layers:
+        progress(f"ranking {len(layers)} layers by {plan.criterion}")
+        worth = score_layers(plan.criterion, model, layers, samples, labels=labels, seed=plan.seed)
+    sizes = typical_sizes(model, samples)
+    if plan.criterion not in OF_THE_LOSS:
+        # A group's units together matter as much as the arithmetic that they are.
+        values = _by_arithmetic(model, analysis, sizes, scores.values)
+        scores, worth = Scores(values), relative(worth) if layers else worth
+    return Ranking(
+        model,
+        plan,
+        () if data is None else data.feeds,
+        sizes,
+        analysis,
+        groups,
+        left,
+        scores,
+        tuple(layers),
+        worth,
+        tuple(notes),
+    )
+
+
+def decide(ranking: Ranking, flops: float) -> Decision:
+    """What goes so that no more than a share of the arithmetic is left, if that can be.
+
+    Layers go by what they are worth for the arithmetic that they are. If other units may go too, so many
+    layers go that the sum of what all that goes is worth is the least.
+    """
+    target = flops * graph_flops(ranking.model, ranking.sizes)
+    order = _order_of_layers(ranking)
+    if not ranking.groups:
+        gone: list[Layer] = []
+        model = ranking.model
+        while graph_flops(model, ranking.sizes) > target and len(gone) < len(order):
+            gone.append(ranking.layers[order[len(gone)]])
+            model = remove_layers(ranking.model, gone)
+        return Decision(model, find_units(model) if gone else ranking.analysis, tuple(gone), {})
+    best: tuple[tuple[bool, float], Decision] | None = None
+    for count in range(len(order) + 1):
+        chosen = tuple(ranking.layers[k] for k in order[:count])
+        lost, found = _with_layers(ranking, chosen, target)
+        worth = (lost[0], lost[1] + float(ranking.worth[order[:count]].sum()))
+        if best is None or worth < best[0]:
+            best = worth, found
+        if best is not None and count and lost[1] == 0:
+            break  # layers alone are enough
+    assert best is not None
+    return _rearranged(ranking, best[1])
+
+
+def _with_layers(
+    ranking: Ranking, layers: tuple[Layer, ...], target: float
+) -> tuple[tuple[bool, float], Decision]:
+    """Whether the target is missed, and what the units that go are worth, if some layers go."""
+    model = remove_layers(ranking.model, layers) if layers else ranking.model
+    analysis = find_units(model) if layers else ranking.analysis
+    known = {(g.name, g.unit, g.count): g for g in ranking.groups}
+    values = {
+        group: ranking.scores.values[known[group.name, group.unit, group.count]]
+        for group in analysis.groups
+        if (group.name, group.unit, group.count) in known
+    }
+    uniform = ranking.plan.amounts == "uniform"
+    choice = choose_amounts(values, Cost(model, analysis, ranking.sizes), target, uniform=uniform)
+    return (not choice.reached, choice.loss), Decision(model, analysis, layers, choice.removed)
+
+
+def _rearranged(ranking: Ranking, decision: Decision) -> Decision:
+    """The same amounts, with each group's units chosen for what they are worth together."""
+    if ranking.plan.criterion != "fisher" or ranking.scores.gradients is None:
+        return decision
+    known = {(g.name, g.unit, g.count): g for g in ranking.groups}
+    removed = {
+        group: rearranged(ranking.scores.gradients[known[group.name, group.unit, group.count]], units)
+        for group, units in decision.removed.items()
+    }
+    return Decision(decision.model, decision.analysis, decision.layers, removed)
+
+
+def _order_of_layers(ranking: Ranking) -> list[int]:
+    total = graph_flops(ranking.model, ranking.sizes)
+    saved = [
+        total - graph_flops(remove_layers(ranking.model, [layer]), ranking.sizes) for layer in ranking.layers
+    ]
+    return sorted(range(len(ranking.layers)), key=lambda k: ranking.worth[k] / max(1, saved[k]))
+
+
+def _classes(model: ir.Model, data: Samples | None) -> tuple[Sequence[int] | None, tuple[str, ...]]:
+    """Labels, if they are numbers of classes of the first output; and what is to be said of that."""
+    if data is None or data.labels is None:
+        return None, ()
+    shape, labels = model.graph.outputs[0].shape, np.asarray(data.labels)
+    classes = shape[-1] if shape is not None and len(shape) == 2 else None
+    whole = labels.ndim == 1 and labels.dtype.kind in "iu"
+    if whole and isinstance(classes, int) and labels.min() >= 0 and labels.max() < classes:
+        return [int(label) for label in labels], ()
+    return None, (
+        "the labels are no classes of the first output, so the loss is the distance to the outputs",
+    )
+
+
+def _nothing(plan: Plan, analysis: Analysis, left: Collection[LeftAlone]) -> str:
+    if plan.units == (LAYERS,):
+        return "nothing to prune: the model has no residual layers that can be left out"
+    there = sorted({group.unit for group in analysis.groups})
+    reasons = [f"{each.name}: {each.reasons[0]}" for each in left][:3]
+    why = f" ({'; '.join(reasons)})" if reasons else ""
+    other = f"; it has {', '.join(there)}" if there else ""
+    return f"nothing to prune: the model has no {' or '.join(plan.units)} that can be removed{why}{other}"
+
+
+def _by_arithmetic(
+    model: ir.Model, analysis: Analysis, sizes: Mapping[str, int], scores: Mapping[Group, np.ndarray]
+) -> dict[Group, np.ndarray]:
+    """Scores times the arithmetic of a unit of each group, so that equal scores give equal shares."""
+    cost = Cost(model, analysis, sizes)
+    each = {g: (cost.total - cost.without(g, g.count // 2)) / max(1, g.count // 2) for g in scores}
+    return {group: values * each[group] for group, values in scores.items()}
