@@ -7,7 +7,8 @@ pictures: EfficientNet-lite0 on unlabelled crops of the pictures of scikit-image
 agreement.
 fashion: a small convolutional network, Fashion-MNIST: 0.5 points of accuracy, certified on the test part.
 
-Confidence is 95%, the time limit ten minutes, threads are all cores. Ratios are those of the search itself,
+Budget, precision and pruning can be asked for otherwise. Confidence is 95%, the time limit ten minutes unless
+another is given, threads are all cores. Ratios are those of the search itself,
 in turns with ONNX Runtime on the sample of median size; for r8 there is a second one after it, of what was
 chosen to ONNX Runtime in float32 at 1 x 128 tokens, without padding. `--fresh` measures again what earlier
 searches measured.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 import sys
 import tempfile
 import time
@@ -143,18 +145,21 @@ def ratio_to_onnxruntime(session: hasten.Session, model: Path, feeds: models.Inp
     return ratio
 
 
-def run(name: str, database: Path, reports: Path | None) -> dict[str, Any]:
+def run(name: str, database: Path, options: argparse.Namespace) -> dict[str, Any]:
     """A case's record with the seconds it took."""
-    case = CASES[name]()
+    case, reports = CASES[name](), options.reports
     begin = time.perf_counter()
     session = hasten.optimize(
         case.model,
         data=case.data,
         calibration=case.calibration,
         metric=case.metric,
-        max_drop=case.max_drop,
+        max_drop=case.max_drop if options.max_drop is None else options.max_drop,
+        precision=options.precision,
+        prune=options.prune,
+        time_limit=options.time_limit,
         database=database,
-        command=f"python benchmarks/optimize.py {name}",
+        command=shlex.join(["python", "benchmarks/optimize.py", *sys.argv[1:]]),
         watch=lambda status: print(f"{name} {status.elapsed:6.1f} s: {status}", file=sys.stderr),
     )
     seconds = time.perf_counter() - begin
@@ -209,6 +214,12 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="measure again what is known")
     parser.add_argument("--json", type=Path, help="write the records to this file")
     parser.add_argument("--reports", type=Path, help="write an HTML report for each case to this folder")
+    parser.add_argument("--max-drop", type=float, help="the budget, instead of the case's own")
+    parser.add_argument(
+        "--precision", default="auto", help="f32, bf16 or int8: what layers may have beside f32"
+    )
+    parser.add_argument("--prune", action="store_true", help="remove units too")
+    parser.add_argument("--time-limit", type=float, default=600.0, help="seconds")
     options = parser.parse_args()
     names: list[str] = options.cases or list(CASES)
     unknown = [name for name in names if name not in CASES]
@@ -216,7 +227,7 @@ def main() -> None:
         parser.error(f"unknown case {unknown[0]}: give some of {', '.join(CASES)}")
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "results.sqlite" if options.fresh else default_database()
-        results = [run(name, database, options.reports) for name in names]
+        results = [run(name, database, options) for name in names]
     if options.json is not None:
         options.json.write_text(json.dumps(results, indent=1, default=str) + "\n", "utf-8")
     print(markdown(results))

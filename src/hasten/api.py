@@ -365,6 +365,7 @@ def optimize(  # noqa: PLR0913 - choices, each with a default
     larger_is_better: bool | None = None,
     output: str | None = None,
     precision: str = "auto",
+    prune: bool = False,
     engines: bool = True,
     padding: str = "skip",
     threads: int | None = None,
@@ -396,6 +397,7 @@ def optimize(  # noqa: PLR0913 - choices, each with a default
         larger_is_better: the direction of a metric that is a function.
         output: the output that a named metric looks at; None for the first.
         precision: "auto" for all; "f32", "bf16" or "int8" for what layers may have beside f32.
+        prune: whether heads, neurons and channels may be removed, as far as the budget allows; needs PyTorch.
         engines: whether other engines that are installed are candidates.
         padding: as for `compile`.
         threads: of a run; None for all cores.
@@ -418,6 +420,7 @@ def optimize(  # noqa: PLR0913 - choices, each with a default
         DataError: the data cannot be read or do not fit the model.
         MetricError: the metric has no value on the original's answers.
         OptionError: an argument makes no sense.
+        MissingDependencyError: `prune` is asked for and PyTorch is not installed.
         ToolchainError: no C compiler was found.
         TuningError: the measurements on disk cannot be read or written.
     """
@@ -429,6 +432,7 @@ def optimize(  # noqa: PLR0913 - choices, each with a default
         calibration=calibration,
         precision=precision,
         engines=engines,
+        prune=prune,
         padding=padding,
         threads=threads or cores(),
         memory=memory_limit,

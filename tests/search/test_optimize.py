@@ -30,17 +30,21 @@ LAYERS = ("first", "hostile", "last")
 Search = Callable[..., hasten.Session]
 
 
-def network(outlier: float = 1.0, seed: int = 0) -> onnx.ModelProto:
+def network(outlier: float = 1.0, seed: int = 0, *, useless: bool = False) -> onnx.ModelProto:
     """Three layers; what the second one reads has a channel that is `outlier` times as large as it should be.
 
     Its weights undo it together with those of a copy of it, so that only quantization sees the difference.
-    Moving the outlier into such weights does not help: they are as large as all others.
+    Moving the outlier into such weights does not help: they are as large as all others. With `useless`, half
+    of the neurons hardly reach the scores.
     """
     rng = np.random.default_rng(seed)
     first, hostile, last = (rng.standard_normal((WIDTH, n)) / np.sqrt(WIDTH) for n in (WIDTH, WIDTH, CLASSES))
     first[:, 3] *= outlier
     first[:, 4] = first[:, 3]
     hostile[3] = hostile[3] / outlier - hostile[4]
+    if useless:
+        hostile[WIDTH // 2 :] *= 1e-3
+        last[WIDTH // 2 :] *= 1e-3
     nodes = [
         helper.make_node("MatMul", ["x", "w1"], ["m1"], "first"),
         helper.make_node("Relu", ["m1"], ["r1"], "relu1"),
@@ -73,8 +77,11 @@ def clockwork(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def milliseconds(name: str) -> float:
         mixed = re.match(r"int8 (\d+)/", name)
-        saved = int(mixed[1]) if mixed else len(LAYERS) if name.startswith("int8") else 0
-        return {"original": 12.0, "bf16": 9.5}.get(name, 10.0 - saved)
+        saved = int(mixed[1]) if mixed else len(LAYERS) if "int8" in name else 0
+        pruned = re.match(r"(\d+)% of FLOPs", name)
+        return {"original": 12.0, "bf16": 9.5}.get(
+            name, (10.0 - saved) * (int(pruned[1]) / 100 if pruned else 1)
+        )
 
     def measure(contestants: Sequence[Contestant], feeds: Any, plan: Plan, **_: Any) -> Measurement:
         names = [c.engine.name for c in contestants]
@@ -155,6 +162,34 @@ def test_a_hostile_layer_is_kept_in_higher_precision(
     with hasten.open(tmp_path / "found.hasten") as again:
         assert again.report["search"]["chosen"] == chosen.name
         assert json.loads(json.dumps(again.report["search"]))["headline"] == told.headline
+
+
+def test_what_is_worth_nothing_is_removed_together_with_int8(
+    search: Search, clockwork: list[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("torch", reason="pruning needs gradients")
+    model = network(useless=True)
+    found = search(model, prune=True)
+    told = record(found)
+    chosen = told.candidate(told.chosen)
+    assert chosen.quantized == LAYERS
+    assert chosen.flops < 0.75
+    assert {(cut.before, cut.after) for cut in chosen.cuts} == {(WIDTH, WIDTH // 2)}
+    assert told.stated <= 0.05
+    shares = [point.share for point in told.prune_curve]
+    assert shares == sorted(shares, reverse=True)
+    assert [p.loss for p in told.prune_curve] == sorted(p.loss for p in told.prune_curve)
+    x = {"x": np.concatenate([s["x"] for s in samples(200, seed=9)])}
+    right = hasten.compile(model).run(x)["scores"].argmax(axis=1)
+    assert (found.run(x)["scores"].argmax(axis=1) == right).mean() > 0.93
+    found.save(tmp_path / "found.hasten")
+    exported = whole_graph(read_artifact(tmp_path / "found.hasten"))
+    sizes = {tuple(tensor.dims) for tensor in exported.graph.initializer if len(tensor.dims) == 2}
+    assert (WIDTH // 2, WIDTH // 2) in sizes
+    count = len(clockwork)
+    again = record(search(model, prune=True))
+    assert clockwork[count:] == []
+    assert again.candidate(again.chosen) == chosen
 
 
 def test_a_repeated_search_measures_nothing_and_chooses_the_same(

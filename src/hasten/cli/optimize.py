@@ -69,6 +69,9 @@ Examples:
 @click.option("--confidence", metavar="SHARE", default="95%", show_default=True)
 @click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True)
 @click.option(
+    "--prune", is_flag=True, help="Remove heads, neurons and channels too, as far as the budget allows."
+)
+@click.option(
     "--engines/--no-engines",
     default=True,
     show_default=True,
@@ -100,6 +103,7 @@ def optimize_(  # noqa: PLR0913, PLR0917 - one for each option
     max_drop: str,
     confidence: str,
     precision: str,
+    prune: bool,
     engines: bool,
     time_limit: str,
     memory_limit: str | None,
@@ -138,6 +142,7 @@ def optimize_(  # noqa: PLR0913, PLR0917 - one for each option
             confidence=limits[1],
             calibration=_calibration(calibration),
             precision=precision,
+            prune=prune,
             engines=engines,
             threads=threads,
             time_limit=limits[2],

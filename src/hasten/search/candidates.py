@@ -81,6 +81,20 @@ def mixed(layers: tuple[str, ...], how: Quantization, ranges: Method, engine: En
     return _int8(name, f"{count} of {of} layers", replace(how, layers=layers), ranges, engine)
 
 
+def pruned(of: Candidate, variant: str, flops: float) -> Candidate:
+    """A candidate in the precision of another, of a graph that units were removed from.
+
+    Args:
+        of: the other one.
+        variant: the graph.
+        flops: the share of the arithmetic that is left.
+    """
+    left = f"{flops:.0%} of FLOPs"
+    name = left if of.name == LOSSLESS else f"{left}, {of.name}"
+    described = f"pruned to {flops:.1%} of the arithmetic, {of.description}"
+    return replace(of, name=name, description=described, variant=variant)
+
+
 def _rest(engine: Engine) -> str:
     return "" if engine.precision == "f32" else f", {engine.precision}"
 

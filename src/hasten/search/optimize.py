@@ -10,9 +10,10 @@ Phases:
    loss of each method of calibration and of each layer alone.
 4. All layers in int8; from its kernels' times and the losses the curve of time against loss, and from it
    mixtures.
-5. Other engines on the same graphs.
-6. All that is within the budget on the calibration part is timed in turns with the original and the lossless.
-7. Certificates: in the order of rising loss, each faster than all before it. The order follows from the
+5. If that is asked for, units are removed, and what is left is compiled in the fastest precision so far.
+6. Other engines on the same graphs.
+7. All that is within the budget on the calibration part is timed in turns with the original and the lossless.
+8. Certificates: in the order of rising loss, each faster than all before it. The order follows from the
    calibration part alone, and the first that is not certified ends it. Such a fixed sequence needs no
    correction for the number of tests (Maurer, Hothorn and Lehmacher 1995): an error is made only if the first
    of them that truly exceeds the budget passes its own test.
@@ -28,6 +29,7 @@ from hasten.search.comparison import faster, latency, why_not_faster, within_bud
 from hasten.search.engines import ONNXRUNTIME, OPENVINO, Engine
 from hasten.search.int8 import Int8
 from hasten.search.pace import Pace
+from hasten.search.pruning import Pruning
 from hasten.search.record import CandidateRecord, Outcome
 from hasten.search.trials import Trials
 from hasten.search.variants import WHOLE
@@ -42,6 +44,7 @@ class Search:
         trials: the candidates.
         pace: what still fits into the time.
         int8: how layers are quantized.
+        pruning: what units are removed.
         notes: for the user.
         samples_needed: how many would do, where there are too few.
     """
@@ -52,6 +55,7 @@ class Search:
         self.notes: list[str] = []
         self.pace = Pace(trials, self.notes)
         self.int8 = Int8(trials, self.pace, self.notes)
+        self.pruning = Pruning(trials, self.pace, self.int8, self.notes)
         self.samples_needed: int | None = None
         self._ended = False
         self._sequence_ended = False
@@ -80,6 +84,7 @@ class Search:
                 ("sensitivity", self.int8.probe),
                 ("int8", self.int8.everywhere),
                 ("mixed precision", self.int8.mixtures),
+                ("pruning", self.pruning.try_amounts),
                 ("other engines", self._foreign),
                 ("timing", self._time_all),
                 ("certificates", self._certify_all),

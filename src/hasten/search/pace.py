@@ -31,11 +31,13 @@ class Pace:
 
     def has_time(self, builds: float) -> bool:
         """Whether so many builds, with answers to the calibration part, fit before the end."""
-        if self._trials.clock.has(builds * self.build_seconds + self.judge_seconds):
+        return self.has_seconds(builds * self.build_seconds + self.judge_seconds)
+
+    def has_seconds(self, seconds: float) -> bool:
+        """Whether something that takes so long fits before the end."""
+        if self._trials.clock.has(seconds):
             return True
-        if not self.short:
-            self._notes.append("the time was short: some candidates were left out")
-        self.short = True
+        self._say_short()
         return False
 
     def fits(self, builds: float, candidates: int, certificates: int) -> bool:
@@ -64,3 +66,8 @@ class Pace:
         self.short = True
         self._notes.append("the time was over before all certificates")
         return False
+
+    def _say_short(self) -> None:
+        if not self.short:
+            self._notes.append("the time was short: some candidates were left out")
+        self.short = True

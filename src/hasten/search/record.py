@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from hasten.search.certify import Bound
 from hasten.search.measure import Spread
+from hasten.search.prune.report import Cut
 
 FORMAT = 1
 
@@ -115,6 +116,8 @@ class CandidateRecord:
         memory: the most bytes of a process that opened it and ran it once.
         smoothing: how much of the activations' outliers was moved into weights, 0 to 1; None for not at all.
         correct_bias: whether the mean error of int8 weights was taken back in biases.
+        flops: of a pruned one, the share of the arithmetic that is left; None for the whole model.
+        cuts: of a pruned one, what each group of units has lost, in the order of the model.
     """
 
     name: str
@@ -135,6 +138,8 @@ class CandidateRecord:
     memory: int | None = None
     smoothing: float | None = None
     correct_bias: bool = False
+    flops: float | None = None
+    cuts: tuple[Cut, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,21 @@ class CurvePoint:
     loss: float
     us: float
     quantized: int
+
+
+@dataclass(frozen=True)
+class PrunePoint:
+    """A point of the curve of predicted time against what pruning loses.
+
+    Attributes:
+        loss: predicted, by the criterion; comparable within the curve alone.
+        us: predicted microseconds of a run.
+        share: of the time of the layers that is left.
+    """
+
+    loss: float
+    us: float
+    share: float
 
 
 @dataclass(frozen=True)
@@ -191,6 +211,8 @@ class SearchRecord:
         phases: how long each took, in order.
         interrupted: whether the user ended it, or the time did.
         samples_needed: how many held-out samples would certify the budget, where too few prevented it.
+        prune_curve: predicted time for falling amounts of units that stay; empty where nothing was pruned.
+        left_alone: units that could not be removed, and why, in words.
     """
 
     model: str
@@ -218,6 +240,8 @@ class SearchRecord:
     interrupted: bool
     samples_needed: int | None
     format: int = FORMAT
+    prune_curve: tuple[PrunePoint, ...] = ()
+    left_alone: tuple[str, ...] = ()
 
     def candidate(self, name: str) -> CandidateRecord:
         """The candidate of a name.

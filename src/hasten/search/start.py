@@ -30,6 +30,7 @@ from hasten.search.memory import Memory
 from hasten.search.metrics import Metric
 from hasten.search.optimize import Search
 from hasten.search.original import original_of
+from hasten.search.prune.criteria import need_torch
 from hasten.search.record import SearchRecord
 from hasten.search.results import Results
 from hasten.search.status import Watch
@@ -52,6 +53,7 @@ class Asked:
         calibration: how many samples choices may look at, or data of their own for that; None for a share.
         precision: "auto", or the one that layers may have beside f32.
         engines: whether other engines are candidates.
+        prune: whether units may be removed.
         padding: "skip" or "compute".
         threads: of a run.
         memory: bytes that a candidate's process may allocate.
@@ -67,6 +69,7 @@ class Asked:
     calibration: object
     precision: str
     engines: bool
+    prune: bool
     padding: str
     threads: int
     memory: int | None
@@ -91,6 +94,8 @@ class Asked:
             raise OptionError(f"threads={self.threads}: give 1 or more")
         if self.memory is not None and self.memory <= 0:
             raise OptionError(f"memory_limit={self.memory}: give a number of bytes above 0")
+        if self.prune:
+            need_torch("prune=True")
 
     def precisions(self) -> frozenset[str]:
         """What layers may have. bf16 only where the processor multiplies it."""
@@ -147,6 +152,7 @@ def pose(model: ir.Model, source: object, data: object, asked: Asked, folder: Pa
         confidence=asked.confidence,
         seed=asked.seed,
         precisions=asked.precisions(),
+        prune=asked.prune,
         foreign=asked.engines,
         build=Build(("native",), asked.threads, asked.padding, str(asked.cache), version),
         threads=asked.threads,

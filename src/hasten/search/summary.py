@@ -77,6 +77,8 @@ def summarize(search: Search, *, version: str, command: str, started: str) -> Se
         phases=tuple(PhaseRecord(name, seconds) for name, seconds in clock.phases),
         interrupted=search.interrupted,
         samples_needed=search.samples_needed,
+        prune_curve=tuple(search.pruning.curve),
+        left_alone=tuple(search.pruning.left_alone),
     )
 
 

@@ -57,6 +57,7 @@ class Problem:
         confidence: of the certificate.
         seed: of what is random.
         precisions: that layers may have, of f32, bf16 and int8.
+        prune: whether candidates may lose units.
         foreign: whether other engines are candidates.
         build: how candidates are compiled.
         threads: of a run.
@@ -79,6 +80,7 @@ class Problem:
     confidence: float
     seed: int
     precisions: frozenset[str]
+    prune: bool
     foreign: bool
     build: Build
     threads: int

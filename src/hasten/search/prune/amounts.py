@@ -26,13 +26,13 @@ class Choice:
     Attributes:
         removed: units of each group.
         loss: the sum of their scores.
-        flops: the arithmetic that is left, in floating-point operations.
+        cost: of what is left.
         reached: whether that is no more than the target.
     """
 
     removed: Mapping[Group, NDArray[np.int64]]
     loss: float
-    flops: int
+    cost: float
     reached: bool
 
 
@@ -44,15 +44,15 @@ def tile_of(group: Group) -> int:
 
 
 def choose_amounts(scores: Scores, cost: Cost, target: float, *, uniform: bool = False) -> Choice:
-    """Choose what goes by one ranking over all groups, of loss for arithmetic saved.
+    """Choose what goes by one ranking over all groups, of loss for cost saved.
 
     The loss of removing units is taken to be the sum of their scores, so within a group the lowest go first,
     and from step to step the group is chosen whose next units cost the least for what they save.
 
     Args:
         scores: how much each unit matters, comparable between groups.
-        cost: the arithmetic of the graph; it is left as after the removal.
-        target: the arithmetic that may be left, in floating-point operations.
+        cost: of the graph; it is left as after the removal.
+        target: the cost that may be left.
         uniform: whether all groups lose the same share, as far as whole tiles allow.
 
     Returns:

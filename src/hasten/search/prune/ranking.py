@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +14,7 @@ from hasten.errors import OptionError
 from hasten.passes.prune.layers import Layer, find_layers, remove_layers
 from hasten.passes.prune.units import Analysis, Group, LeftAlone, find_units
 from hasten.search.prune.amounts import choose_amounts
-from hasten.search.prune.cost import Cost, Feeds, graph_flops, typical_sizes
+from hasten.search.prune.cost import Cost, Feeds, Price, graph_flops, operations, typical_sizes
 from hasten.search.prune.criteria import OF_THE_LOSS, Scores, relative, score_layers, score_units
 from hasten.search.prune.plan import LAYERS, Plan, Progress
 from hasten.search.prune.rearrange import rearranged
@@ -37,6 +37,7 @@ class Ranking:
         layers: that can be left out, if they are wanted.
         worth: of the layers.
         notes: what the user should know.
+        price: of a node: what amounts are chosen by.
     """
 
     model: ir.Model
@@ -50,6 +51,11 @@ class Ranking:
     layers: tuple[Layer, ...]
     worth: NDArray[np.float64]
     notes: tuple[str, ...]
+    price: Price = operations
+
+    def cost(self, model: ir.Model, analysis: Analysis) -> Cost:
+        """What the graph, or what layers have left of it, costs."""
+        return Cost(model, analysis, self.sizes, self.price)
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,16 @@ class Decision:
         analysis: of that graph.
         layers: that go.
         removed: units of the groups of the analysis.
+        loss: what all that goes is worth.
+        left: what is left costs, as a share of what the whole graph does.
     """
 
     model: ir.Model
     analysis: Analysis
     layers: tuple[Layer, ...]
     removed: Mapping[Group, NDArray[np.int64]]
+    loss: float = 0.0
+    left: float = 1.0
 
 
 def rank(
@@ -128,25 +138,25 @@ def rank(
     )
 
 
-def decide(ranking: Ranking, flops: float) -> Decision:
-    """What goes so that no more than a share of the arithmetic is left, if that can be.
+def decide(ranking: Ranking, share: float) -> Decision:
+    """What goes so that no more than a share of the cost is left, if that can be.
 
     Layers go by what they are worth for the arithmetic that they are. If other units may go too, so many
     layers go that the sum of what all that goes is worth is the least.
     """
-    target = flops * graph_flops(ranking.model, ranking.sizes)
+    whole = ranking.cost(ranking.model, ranking.analysis).total
     order = _order_of_layers(ranking)
     if not ranking.groups:
         gone: list[Layer] = []
         model = ranking.model
-        while graph_flops(model, ranking.sizes) > target and len(gone) < len(order):
+        while graph_flops(model, ranking.sizes) > share * whole and len(gone) < len(order):
             gone.append(ranking.layers[order[len(gone)]])
             model = remove_layers(ranking.model, gone)
         return Decision(model, find_units(model) if gone else ranking.analysis, tuple(gone), {})
     best: tuple[tuple[bool, float], Decision] | None = None
     for count in range(len(order) + 1):
         chosen = tuple(ranking.layers[k] for k in order[:count])
-        lost, found = _with_layers(ranking, chosen, target)
+        lost, found = _with_layers(ranking, chosen, share * whole)
         worth = (lost[0], lost[1] + float(ranking.worth[order[:count]].sum()))
         if best is None or worth < best[0]:
             best = worth, found
@@ -169,8 +179,10 @@ def _with_layers(
         if (group.name, group.unit, group.count) in known
     }
     uniform = ranking.plan.amounts == "uniform"
-    choice = choose_amounts(values, Cost(model, analysis, ranking.sizes), target, uniform=uniform)
-    return (not choice.reached, choice.loss), Decision(model, analysis, layers, choice.removed)
+    choice = choose_amounts(values, ranking.cost(model, analysis), target, uniform=uniform)
+    left = choice.cost / ranking.cost(ranking.model, ranking.analysis).total
+    found = Decision(model, analysis, layers, choice.removed, choice.loss, left)
+    return (not choice.reached, choice.loss), found
 
 
 def _rearranged(ranking: Ranking, decision: Decision) -> Decision:
@@ -182,7 +194,7 @@ def _rearranged(ranking: Ranking, decision: Decision) -> Decision:
         group: rearranged(ranking.scores.gradients[known[group.name, group.unit, group.count]], units)
         for group, units in decision.removed.items()
     }
-    return Decision(decision.model, decision.analysis, decision.layers, removed)
+    return replace(decision, removed=removed)
 
 
 def _order_of_layers(ranking: Ranking) -> list[int]:

@@ -58,9 +58,20 @@ def prune_ranked(
         start: when the time limit began, by `time.monotonic`; None for now.
         progress: is told what begins.
     """
+    return carry_out(ranking, decide(ranking, plan.flops), plan, start=start, progress=progress)
+
+
+def carry_out(
+    ranking: Ranking,
+    decision: Decision,
+    plan: Plan,
+    *,
+    start: float | None = None,
+    progress: Progress = lambda _: None,
+) -> Pruned:
+    """Removes what was decided, and repairs; the arguments are those of `prune_ranked`."""
     begin = time.monotonic() if start is None else start
     progress("removing units")
-    decision = decide(ranking, plan.flops)
     removed = {group: units.tolist() for group, units in decision.removed.items()}
     small = remove_units(decision.model, decision.analysis, removed)
     notes = list(ranking.notes)

@@ -1,0 +1,184 @@
+"""Candidates that units were removed from: how much of each layer, and with which precision.
+
+Units are ranked once. How much of each group goes follows from their losses and from the time that it
+saves, measured at several sizes (`size_times.py`), so that for each share of the time that is left there is
+a set of least loss. Each set that is tried is removed, repaired by least squares, and compiled in the
+precision that is fastest for the whole graph. Shares fall in steps while candidates keep the budget on the
+calibration part; the last step is halved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from hasten.errors import HastenError
+from hasten.passes.prune.units import UNITS
+from hasten.passes.quantize import insert_qdq, products
+from hasten.search import candidates as made
+from hasten.search.build import build
+from hasten.search.candidates import LOSSLESS, Candidate
+from hasten.search.comparison import latency, within_budget
+from hasten.search.int8 import BUILDS, Int8
+from hasten.search.pace import Pace
+from hasten.search.prune.amounts import choose_amounts
+from hasten.search.prune.plan import Plan
+from hasten.search.prune.ranking import Decision, Ranking, decide, rank
+from hasten.search.prune.run import carry_out
+from hasten.search.record import PrunePoint
+from hasten.search.size_times import SHARES, Point, node_times, price_from, thinned
+from hasten.search.trials import Trials, save_graph
+from hasten.search.variants import WHOLE, Variant
+
+CRITERION, REPAIR = "fisher", "least-squares"
+
+_FIRST, _STEP, _FINEST = 0.75, 0.15, 0.04  # shares of the time: the first tried, the steps, the least step
+_LEAST = 0.1
+_MOST = 6  # candidates
+_CURVE = tuple(np.linspace(0.95, 0.25, 15).tolist())
+
+
+class Pruning:
+    """The phase that makes pruned candidates, and what it found.
+
+    Attributes:
+        curve: predicted time and loss for falling shares.
+        left_alone: what could not be removed, and why, in words.
+    """
+
+    def __init__(self, trials: Trials, pace: Pace, int8: Int8, notes: list[str]) -> None:
+        """Nothing is known yet."""
+        self.curve: list[PrunePoint] = []
+        self.left_alone: list[str] = []
+        self._trials, self._pace, self._int8, self._notes = trials, pace, int8, notes
+
+    def try_amounts(self) -> None:
+        """Tries pruned candidates, from much that is left to little, as long as they keep the budget.
+
+        Raises:
+            HastenError: the graph has nothing to prune, or cannot be run where gradients are.
+        """
+        trials, clock = self._trials, self._trials.clock
+        if not trials.problem.prune or not self._pace.has_time(3 * BUILDS):
+            return
+        plan = Plan(UNITS, CRITERION, 0.5, REPAIR, seed=trials.problem.seed)
+        ranking = rank(trials.problem.graph, plan, trials.problem.calibration, progress=trials.say)
+        self.left_alone = [f"{u.count} {u.unit} of {u.name}: {u.reasons[0]}" for u in ranking.left]
+        fastest = self._fastest()
+        ranking = replace(ranking, price=price_from(self._times(ranking, fastest)))
+        self._predict(ranking, fastest)
+        good, bad = [1.0], [0.0]
+        took = 0.0
+        while (share := next_share(good, bad)) is not None and len(good) + len(bad) < _MOST + 2:
+            if not self._pace.has_seconds(took):
+                break
+            begin = clock.elapsed
+            name = self._try(ranking, decide(ranking, share), fastest)
+            took = clock.elapsed - begin
+            (good if name is not None and within_budget(trials, name) else bad).append(share)
+
+    def _fastest(self) -> Candidate:
+        """The candidate of the whole graph whose precision pruned ones take over."""
+        trials = self._trials
+        good = [n for n, c in trials.candidates.items() if c.ours and within_budget(trials, n)]
+        trials.time(good)
+        return trials.candidates[min([LOSSLESS, *good], key=lambda n: latency(trials, n))]
+
+    def _times(self, ranking: Ranking, fastest: Candidate) -> list[dict[str, Point]]:
+        """Times of nodes at several sizes; those of an earlier search if there was one."""
+        trials = self._trials
+        known = trials.memory.get("node times", candidate=fastest.name, quantized=sorted(fastest.quantized))
+        if known is not None:
+            trials.reused += 1
+            return [{name: Point(*point) for name, point in nodes.items()} for nodes in known]
+        found = [self._node_times(ranking, ranking.model, trials.model(fastest))]
+        for share in SHARES:
+            trials.say(f"timing kernels with {share:.0%} of the units")
+            model = thinned(ranking.model, ranking.analysis, ranking.groups, share)
+            found.append(self._node_times(ranking, model, self._built(model, fastest, share)))
+        kept = [{name: (p.flops, p.us) for name, p in nodes.items()} for nodes in found]
+        trials.memory.put("node times", kept, candidate=fastest.name, quantized=sorted(fastest.quantized))
+        return found
+
+    def _node_times(self, ranking: Ranking, model: ir.Model, artifact: Path) -> dict[str, Point]:
+        problem, feeds = self._trials.problem, self._trials.typical_sample()
+        cache = Path(problem.build.cache)
+        return node_times(artifact, model, ranking.sizes, feeds, problem.threads, cache)
+
+    def _built(self, model: ir.Model, like: Candidate, share: float) -> Path:
+        """A thinned graph in the precision of a candidate; what it computes means nothing."""
+        trials, folder = self._trials, self._trials.problem.folder
+        graph = model
+        if like.how is not None:
+            there = {layer.name for layer in products(model)}
+            layers = [name for name in like.quantized if name in there]
+            ranges = trials.variants[WHOLE].ranges[like.how.ranges]
+            graph = insert_qdq(model, ranges, layers, scheme=like.how.scheme)
+        path, artifact = (folder / f"thinned{share:g}.{end}" for end in ("onnx", "hasten"))
+        save_graph(graph, path)
+        build(path, artifact, trials.problem.build, like.precision, trials.limits(trials.clock.left), {})
+        return artifact
+
+    def _predict(self, ranking: Ranking, fastest: Candidate) -> None:
+        """The curve: the rest of a run takes as long as before."""
+        whole = ranking.cost(ranking.model, ranking.analysis).total
+        rest = max(0.0, latency(self._trials, fastest.name) * 1e3 - whole)
+        points = [PrunePoint(0.0, rest + whole, 1.0)]
+        for share in _CURVE:
+            cost = ranking.cost(ranking.model, ranking.analysis)
+            found = choose_amounts(ranking.scores.values, cost, share * whole)
+            if found.cost < points[-1].share * whole:
+                points.append(PrunePoint(found.loss, rest + found.cost, found.cost / whole))
+        self.curve = points
+
+    def _try(self, ranking: Ranking, decision: Decision, fastest: Candidate) -> str | None:
+        """Makes a candidate of what is decided; its name, or None if it could not be made."""
+        trials, problem = self._trials, self._trials.problem
+        variant = _digest(ranking, decision)
+        if variant in trials.variants or not decision.removed:
+            return None
+        trials.say(f"pruning to {decision.left:.0%} of the time of the layers")
+        try:
+            pruned = carry_out(ranking, decision, ranking.plan, progress=trials.say)
+            path = problem.folder / f"pruned{len(trials.variants)}.onnx"
+            save_graph(pruned.model, path)
+            graph = ir.load(path)  # its weights are mapped
+            trials.variants[variant] = Variant(graph)
+            if fastest.how is not None:
+                trials.say("smoothing and observing what is left")
+                layers = tuple(layer.name for layer in products(graph))
+                trials.variants[variant] = self._int8.prepared(graph, layers)
+        except HastenError as error:
+            self._notes.append(f"pruning to {decision.left:.0%} of the time failed: {error}")
+            return None
+        candidate = made.pruned(fastest, variant, pruned.report.flops)
+        trials.add(candidate)
+        cuts = tuple(cut for cut in pruned.report.cuts if cut.before > 1)
+        trials.note(candidate.name, flops=pruned.report.flops, cuts=cuts)
+        return candidate.name
+
+
+def next_share(good: Sequence[float], bad: Sequence[float]) -> float | None:
+    """The share of the time to try next; None if the next is too near to one that was tried.
+
+    Args:
+        good: shares whose candidates kept the budget; 1.0 at least.
+        bad: those whose candidates did not; 0.0 at least.
+    """
+    least, most = min(good), max(bad)
+    if most > 0:
+        return (least + most) / 2 if least - most > 2 * _FINEST else None
+    following = _FIRST if least == 1.0 else least - _STEP
+    return following if following >= _LEAST else None
+
+
+def _digest(ranking: Ranking, decision: Decision) -> str:
+    """What tells a pruned graph from all others of the same model and data."""
+    removed = [[g.name, g.unit, units.tolist()] for g, units in decision.removed.items()]
+    plan = {k: v for k, v in asdict(ranking.plan).items() if k not in ("flops", "training")}
+    return hashlib.sha256(repr((plan, removed)).encode()).hexdigest()[:16]
