@@ -10,11 +10,12 @@ import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import pytest
-from tests.search.records import found, refused
+from tests.search.records import found, pruned, refused
 
 from hasten.search.record import Outcome, SearchRecord
 from hasten.search.report import to_html, to_json
 from hasten.search.report_chart import Axis, Point, pareto
+from hasten.search.report_curve import amounts, predicted
 
 _VOID = {"meta", "br", "link", "img", "input"}
 
@@ -45,7 +46,7 @@ class Page(HTMLParser):
             self.text += data + " "
 
 
-@pytest.mark.parametrize("record", [found(), refused()], ids=["found", "refused"])
+@pytest.mark.parametrize("record", [found(), pruned(), refused()], ids=["found", "pruned", "refused"])
 def test_a_page_has_everything_and_loads_nothing(record: SearchRecord) -> None:
     html = to_html(record)
     page = Page(html)
@@ -77,6 +78,32 @@ def test_many_layers_are_folded_away() -> None:
     assert "<summary>All 48 layers</summary>" in to_html(
         dataclasses.replace(record, layers=record.layers * 2)
     )
+
+
+def test_what_was_removed_has_a_bar_for_each_group_and_candidate() -> None:
+    record = pruned()
+    html = to_html(record)
+    section = html[html.index("What was removed where") : html.index("<h2>Layers")]
+    assert section.count('class="bar"') == 3 * 12
+    assert section.count('td class="is-chosen"') == 12
+    assert [int(p) for p in re.findall(r"<small>(\d+)% of FLOPs", section)] == [74, 62, 50]
+    assert record.left_alone[0].split(":")[0] in section
+    assert "What was removed where" not in to_html(found())
+
+
+def test_predicted_curves_are_in_the_units_of_what_was_measured() -> None:
+    record = pruned()
+    line = amounts(record)
+    assert [ms for ms, _ in line] == sorted(ms for ms, _ in line)
+    base = record.candidates[3].loss
+    assert base is not None
+    assert line[-1][1] == pytest.approx(base)  # nothing removed
+    svg = ET.fromstring(predicted(record, 800, 300))
+    assert [x.attrib["class"] for x in svg.iter("polyline")] == ["curve int8", "curve pruned"]
+    for circle in svg.iter("circle"):
+        assert 0 <= float(circle.attrib["cx"]) <= 800
+        assert 0 <= float(circle.attrib["cy"]) <= 300
+    assert predicted(dataclasses.replace(found(), curve=()), 800, 300) == ""
 
 
 def picture(record: SearchRecord, budget: float) -> ET.Element:

@@ -13,6 +13,8 @@ from string import Template
 from hasten.search.measure import Spread
 from hasten.search.record import CandidateRecord, LayerRecord, Outcome, SearchRecord
 from hasten.search.report_chart import Point, pareto, tone_of
+from hasten.search.report_curve import amounts, predicted
+from hasten.search.report_pruning import removed
 
 _MANY = 40  # layers: more are folded away at first
 _IN_POINTS = frozenset({"accuracy", "top5", "f1", "mcc", "spearman", "agreement"})
@@ -67,8 +69,10 @@ def to_html(record: SearchRecord) -> str:
         _header(record),
         _tiles(record, unit),
         _picture(record, unit),
+        _predicted(record),
         _notes(record),
         _candidates(record, unit),
+        removed(record),
         _layers(record),
         _origin(record, unit),
     )
@@ -168,6 +172,28 @@ def _picture(record: SearchRecord, unit: Unit) -> str:
         + "".join(f'<li><i class="{tone}">{sign}</i>{text}</li>' for tone, sign, text in key)
         + "</ul>"
         "</section>"
+    )
+
+
+def _predicted(record: SearchRecord) -> str:
+    wide, narrow = predicted(record, 1060, 300), predicted(record, 390, 280)
+    if not wide:
+        return ""
+    wide, narrow = (
+        svg.replace("<svg", f'<svg class="{kind}"', 1) for svg, kind in ((wide, "wide"), (narrow, "narrow"))
+    )
+    keys = [("good", "layers in int8, chosen by loss for time")]
+    if amounts(record):
+        keys.append(("chosen", "units removed, in losses that fit the measured ones"))
+    return (
+        "<section><h2>What was predicted</h2>"
+        '<p class="lead">Curves are what the search expected from the losses and times of single layers; '
+        "marks are what was measured of whole candidates. Loss is the mean squared change of the outputs by "
+        "their variance, on a logarithmic scale.</p>"
+        f"{wide}{narrow}"
+        '<ul class="key">'
+        + "".join(f'<li><i class="{tone}">—</i>{text}</li>' for tone, text in keys)
+        + "</ul></section>"
     )
 
 
