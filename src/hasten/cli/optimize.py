@@ -31,6 +31,7 @@ from hasten.search.measure import Spread
 from hasten.search.record import CandidateRecord, SearchRecord
 from hasten.search.report import to_html, to_json
 from hasten.search.start import PRECISIONS
+from hasten.search.status import Status, Watch
 
 _EXAMPLES = """\b
 Examples:
@@ -125,14 +126,20 @@ def optimize_(  # noqa: PLR0913, PLR0917 - one for each option
     for place in (output, report):
         if place is not None:
             check_place(place)
-    writers = [log_to(place) for place in logs]
     limits = (
         parse_share(max_drop, "--max-drop"),
         parse_share(confidence, "--confidence"),
         parse_seconds(time_limit, "--time-limit"),
         None if memory_limit is None else parse_bytes(memory_limit, "--memory-limit"),
     )
-    with live(stderr(), metric) as watch:
+    written = [log_to(place) for place in logs]
+    with live(stderr(), metric) as shown:
+        watches: list[Watch] = [shown, *written]
+
+        def watch(status: Status) -> None:
+            for told in watches:
+                told(status)
+
         found = optimize(
             str(model),
             data=data,
@@ -153,9 +160,9 @@ def optimize_(  # noqa: PLR0913, PLR0917 - one for each option
             watch=watch,
         )
         found.save(output)
-    for write in writers:
-        write(found.report.record)
     _write(found, output, report, as_json=as_json)
+    for log in written:
+        log.close(found.report.record)
 
 
 def _write(found: Optimized, output: Path, report: Path | None, *, as_json: bool) -> None:

@@ -1,19 +1,73 @@
-"""Candidates of a search as records of TensorBoard or Weights & Biases."""
+"""Candidates of a search as records of TensorBoard or Weights & Biases, written as soon as they are known."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hasten.errors import MissingDependencyError, OptionError
-from hasten.search.record import CandidateRecord, SearchRecord
-
-Log = Callable[[SearchRecord], None]
-"""Writes a search: each candidate is a step, numbered from 1 as in the report."""
+from hasten.search.record import CandidateRecord, Outcome, SearchRecord
+from hasten.search.status import Status
 
 _FORMS = "write tensorboard:FOLDER, or wandb, or wandb:PROJECT"
+
+
+class Writer(Protocol):
+    """A library's way to record candidates. Each is a step, numbered from 1 as they came."""
+
+    def write(self, step: int, candidate: CandidateRecord, changed: Mapping[str, float]) -> None:
+        """Records what is new about a candidate."""
+
+    def close(self, record: SearchRecord) -> None:
+        """Records what the search found, and ends."""
+
+
+class Log:
+    """Tells a writer what changes while a search runs: a `Watch`."""
+
+    def __init__(self, writer: Writer, place: str) -> None:
+        """Nothing is written yet."""
+        self._writer, self._place = writer, place
+        self._known: dict[str, CandidateRecord] = {}
+        self._failed: OSError | None = None
+
+    def __call__(self, status: Status) -> None:
+        """Writes what is new. A log that cannot be written ends no search: `close` says so."""
+        if self._failed is None:
+            try:
+                self._write(status.candidates)
+            except OSError as error:
+                self._failed = error
+
+    def close(self, record: SearchRecord) -> None:
+        """Writes what is new since, and what the search found.
+
+        Raises:
+            OptionError: it could not be written.
+        """
+        try:
+            if self._failed is None:
+                self._write(record.candidates)
+                self._writer.close(record)
+        except OSError as error:
+            self._failed = error
+        if self._failed is not None:
+            why = self._failed.strerror or self._failed
+            raise OptionError(f"--log {self._place}: cannot write: {why}; choose another place")
+
+    def _write(self, candidates: tuple[CandidateRecord, ...]) -> None:
+        for candidate in candidates:
+            before = self._known.get(candidate.name)
+            if candidate == before:
+                continue
+            self._known[candidate.name] = candidate
+            earlier = {} if before is None else numbers(before)
+            changed = {k: v for k, v in numbers(candidate).items() if earlier.get(k) != v}
+            ended = candidate.outcome is not Outcome.NOT_TRIED
+            if changed or (ended and (before is None or before.outcome is not candidate.outcome)):
+                self._writer.write(list(self._known).index(candidate.name) + 1, candidate, changed)
 
 
 def log_to(place: str) -> Log:
@@ -23,14 +77,14 @@ def log_to(place: str) -> Log:
         place: "tensorboard:FOLDER", "wandb" or "wandb:PROJECT".
 
     Raises:
-        OptionError: it is none of these.
+        OptionError: it is none of these, or cannot be written.
         MissingDependencyError: the package is not installed.
     """
     kind, _, where = place.partition(":")
     if kind == "tensorboard" and where:
-        return _tensorboard(Path(where))
+        return Log(_TensorBoard(Path(where)), place)
     if kind == "wandb":
-        return _wandb(where or "hasten")
+        return Log(_Wandb(where or "hasten"), place)
     raise OptionError(f"--log {place!r}: {_FORMS}")
 
 
@@ -52,62 +106,55 @@ def numbers(candidate: CandidateRecord) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
 
 
-def _tensorboard(folder: Path) -> Log:
-    try:
-        from tensorboardX.writer import SummaryWriter
-    except ImportError:
-        raise _missing("tensorboard", "tensorboardX") from None
-
-    def write(record: SearchRecord) -> None:
+class _TensorBoard:
+    def __init__(self, folder: Path) -> None:
         try:
-            writer: Any = SummaryWriter(str(folder))
-            writer.add_text("search", f"{record.headline}\n\n    {record.command}", 0)
-            for step, candidate in enumerate(record.candidates, 1):
-                writer.add_text("candidate", _described(candidate), step)
-                for name, value in numbers(candidate).items():
-                    writer.add_scalar(name, value, step)
-            writer.close()
+            from tensorboardX.writer import SummaryWriter
+        except ImportError:
+            raise _missing("tensorboard", "tensorboardX") from None
+        try:
+            self._writer: Any = SummaryWriter(str(folder))
         except OSError as error:
             raise OptionError(f"--log: cannot write to {folder}: {error.strerror or error}") from None
 
-    return write
+    def write(self, step: int, candidate: CandidateRecord, changed: Mapping[str, float]) -> None:
+        self._writer.add_text("candidate", _described(candidate), step)
+        for name, value in changed.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self, record: SearchRecord) -> None:
+        self._writer.add_text("search", f"{record.headline}\n\n    {record.command}", 0)
+        self._writer.close()
 
 
-def _wandb(project: str) -> Log:
-    try:
-        import wandb
-    except ImportError:
-        raise _missing("wandb", "wandb") from None
-
-    def write(record: SearchRecord) -> None:
-        config = {
-            "model": record.model,
-            "metric": record.metric,
-            "max_drop": record.max_drop,
-            "confidence": record.confidence,
-            "seed": record.seed,
-            "command": record.command,
-            "processor": record.machine.processor,
-            "versions": dict(record.versions),
-        }
+class _Wandb:
+    def __init__(self, project: str) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise _missing("wandb", "wandb") from None
         # Where it goes is the user's choice: WANDB_MODE=offline keeps it in a folder.
         try:
-            run: Any = wandb.init(project=project, config=config, settings=wandb.Settings(silent=True))
+            self._run: Any = wandb.init(project=project, settings=wandb.Settings(silent=True))
         except wandb.errors.Error as error:
             raise OptionError(
                 f"--log wandb: {str(error).splitlines()[0]}; WANDB_MODE=offline keeps the log on this machine"
             ) from None
-        for step, candidate in enumerate(record.candidates, 1):
-            about = {
-                "candidate": candidate.name,
-                "outcome": candidate.outcome.value,
-                "reason": candidate.reason,
-            }
-            run.log({**numbers(candidate), **about}, step=step)
-        run.summary.update({"chosen": record.chosen, "headline": record.headline, "stated": record.stated})
-        run.finish()
 
-    return write
+    def write(self, step: int, candidate: CandidateRecord, changed: Mapping[str, float]) -> None:
+        about = {"candidate": candidate.name, "outcome": candidate.outcome.value, "reason": candidate.reason}
+        self._run.log({**changed, **about, "number": step})
+
+    def close(self, record: SearchRecord) -> None:
+        about = ("model", "metric", "max_drop", "confidence", "seed", "command")
+        self._run.config.update(
+            {name: getattr(record, name) for name in about}
+            | {"processor": record.machine.processor, "versions": dict(record.versions)}
+        )
+        found = {"chosen": record.chosen, "headline": record.headline, "stated": record.stated}
+        self._run.summary.update(found)
+        self._run.finish()
 
 
 def _described(candidate: CandidateRecord) -> str:
