@@ -11,8 +11,8 @@ Each message says what was wrong, what was received and what to do about it.
     ├── ToolchainError              no C compiler, or the compiler failed
     ├── MissingDependencyError      an optional package is needed and not installed
     ├── TuningError                 the results of tuning are damaged or cannot be kept
-    ├── CalibrationError            data to quantize with is empty, or gives what is no number
     ├── DataError                   samples for calibration and accuracy are unreadable or do not fit
+    │   └── CalibrationError        they fit, but give what is no number somewhere in the model
     ├── MetricError                 a metric has no value on some answers
     ├── EngineError                 another engine, run to compare with, failed
     └── OptionError                 an argument or command-line option has no meaning here
@@ -57,12 +57,12 @@ class TuningError(HastenError):
     """The results of tuning are damaged, of a newer hasten, or cannot be kept."""
 
 
-class CalibrationError(HastenError):
-    """The data to quantize with is empty, or makes some value of the model NaN or infinite."""
-
-
 class DataError(HastenError):
     """Samples for calibration and accuracy are unreadable, too few, or do not fit the model."""
+
+
+class CalibrationError(DataError):
+    """Samples fit the model, but make one of its values NaN or infinite."""
 
 
 class MetricError(HastenError):

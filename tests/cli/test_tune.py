@@ -83,7 +83,9 @@ def test_results_go_from_one_database_to_another(invoke: Invoke, database: Path,
     assert (done.exit_code, done.stdout) == (0, "2 results added\n")
     data = json.loads(invoke("tune", "list", "--database", other, "--json").stdout)
     assert [r["kernel"] for r in data["results"]] == ["a", "b"]
-    assert invoke("tune", "clear", "--database", other).stdout == f"2 results deleted from {other}\n"
+    assert invoke("tune", "clear", "--database", other).stdout == (
+        f"2 results and 0 measurements of searches deleted from {other}\n"
+    )
     assert Results(other).rows() == []
     assert len(Results(database).rows()) == 2
 

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from hasten.errors import CalibrationError, InputError
+from hasten.errors import CalibrationError, DataError, InputError
 from hasten.frontends import load
 from hasten.passes.pipeline import optimize_graph
 from hasten.passes.quantize import observed_values, products
@@ -101,7 +101,7 @@ def test_hidden_positions_do_not_count(cache: Path) -> None:
 def test_no_data(cache: Path) -> None:
     model, _ = perceptron(np.random.default_rng(0))
     layers = [layer.name for layer in products(model)]
-    with pytest.raises(CalibrationError, match="no calibration data"):
+    with pytest.raises(DataError, match="no calibration data"):
         calibrate(model, [], layers, "minmax", cache=cache)
 
 

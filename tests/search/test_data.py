@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from hasten.errors import DataError, OptionError
 from hasten.runtime.manifest import TensorInfo
 from hasten.search import data_files
-from hasten.search.data import Samples, batches, load_samples, split
+from hasten.search.data import Samples, apart, batches, load_samples, split
 
 X = TensorInfo("x", "float32", ("batch", 3))
 IDS = TensorInfo("input_ids", "int64", ("batch", "sequence"))
@@ -171,7 +171,7 @@ NAN[7, 1] = np.nan
         ([{"x": [[1.0, 2.0, 3.0], [1.0]]}], "cannot be made an array"),
         ({"x": NAN}, r"NaN at \[7, 1\]"),
         ([({"x": ROWS[0]}, 1), {"x": ROWS[1]}], "sample 1 has no label, and 1 others have"),
-        ([({"x": ROWS[0]}, "positive")], "give numbers"),
+        ([({"x": ROWS[0]}, "positive")], "give the class's number"),
         ({"x": ROWS, "labels": LABELS[:5]}, r"12 samples from 0 on have labels of shape \[5\]"),
         ([(ROWS[0], 1, 2, 3)], "4 parts"),
         (["a raw text"], "does not come with a tokenizer"),
@@ -287,3 +287,33 @@ def test_pictures_through_the_image_processor(tmp_path: Path) -> None:
     dark, light = (f["pixels"] for f in samples.feeds)
     np.testing.assert_allclose(dark, -1, atol=1e-6)
     np.testing.assert_allclose(light, 1, atol=1e-6)
+
+
+def test_labels_may_be_the_names_of_classes(tmp_path: Path) -> None:
+    folder = tokenizer(tmp_path)
+    (folder / "config.json").write_text(json.dumps({"id2label": {"0": "bad", "1": "good"}}))
+    items = [("good film", "good"), {"text": "bad", "label": "bad"}, ({"text": "film"}, "good")]
+    samples = load_samples(items, [IDS, MASK], folder=folder)
+    assert samples.labels is not None
+    assert samples.labels.tolist() == [1, 0, 1]
+    assert samples.labels.dtype == np.int64
+    assert load_samples([("good", "film")], [IDS, MASK], folder=folder).labels is None  # a pair of texts
+    with pytest.raises(DataError, match="'fine': the model's classes are bad, good"):
+        load_samples([({"text": "film"}, "fine")], [IDS, MASK], folder=folder)
+    with pytest.raises(DataError, match=r"whose config\.json names its classes"):
+        load_samples([({"x": np.zeros((1, 3), np.float32)}, "good")], [X])
+
+
+def test_no_choice_looks_at_what_is_held_out() -> None:
+    rows = [{"x": np.full((1, 3), i, np.float32)} for i in range(6)]
+    calibration, held_out = apart(
+        Samples(tuple(rows[:4]), np.arange(4)), Samples((*rows[2:], rows[5]), np.arange(2, 7))
+    )
+    assert [float(f["x"][0, 0]) for f in calibration.feeds] == [0, 1]
+    assert calibration.labels is not None
+    assert calibration.labels.tolist() == [0, 1]
+    assert len(held_out) == 5
+    assert held_out.notes[0].startswith("2 samples to calibrate with were left out")
+    assert held_out.notes[1].startswith("1 held-out samples repeat others")
+    with pytest.raises(DataError, match="all 2 samples to calibrate with are held out too"):
+        apart(Samples(tuple(rows[:2])), Samples(tuple(rows)))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hasten.errors import TuningError
-from hasten.search.memory import Memory
+from hasten.search.memory import Memory, forget
 from hasten.search.results import Results
 
 
@@ -40,3 +40,13 @@ def test_a_damaged_file_is_told(tmp_path: Path) -> None:
     path.write_bytes(b"no database at all, and long enough to be looked at" * 100)
     with pytest.raises(TuningError, match="damaged or no database"):
         Memory(Results(path), {}, "1").get("drop")
+
+
+def test_everything_is_forgotten_at_once(tmp_path: Path) -> None:
+    results = Results(tmp_path / "results.sqlite")
+    assert forget(results) == 0
+    assert not results.path.exists()
+    for candidate in ("x", "y"):
+        Memory(results, {}, "1").put("time", 1.0, candidate=candidate)
+    assert forget(results) == 2
+    assert Memory(results, {}, "1").get("time", candidate="x") is None

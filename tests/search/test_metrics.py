@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from hasten.errors import MetricError, OptionError
 from hasten.search import metrics
-from hasten.search.metrics import metric_named
+from hasten.search.lone_score import Lone
+from hasten.search.metrics import evaluate, metric_named
 
 RNG = np.random.default_rng(1)
 SCORES = RNG.standard_normal((200, 7)).astype(np.float32)
@@ -118,7 +119,7 @@ def broken(outputs: metrics.Outputs, labels: object) -> float:
     [
         ("accuracy", SCORES, None, "needs labels"),
         ("accuracy", SCORES, LABELS[:9], "200 samples and labels of 9"),
-        ("accuracy", SCORES[:, :1], LABELS, "threshold"),
+        ("accuracy", SCORES[:, :1], LABELS, "one number for each answer"),
         ("accuracy", np.zeros((200, 4, 7), np.float32), LABELS, "name the output"),
         ("agreement", np.where(SCORES > 2, np.nan, SCORES), None, r"NaN \(first at"),
         (broken, SCORES, None, "broken.* raised ValueError: no such column"),
@@ -137,3 +138,29 @@ def test_names_and_outputs() -> None:
     with pytest.raises(MetricError, match="the model has y"):
         metrics.evaluate(metric_named("agreement", output="z"), {"y": SCORES}, None, {"y": SCORES})
     assert metrics.looked_at(metric_named("f1"), ["a", "b"]) == "f1 of output 'a', the first of 2"
+
+
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+@pytest.mark.parametrize("lone", ["logit", "probability"])
+def test_a_lone_score_counts_as_two_classes(shape: tuple[int, ...], lone: Lone) -> None:
+    logits = np.array([-2.0, 0.4, 1.5, -0.1, 3.0])
+    labels = np.array([0, 1, 0, 0, 1])
+    values = logits if lone == "logit" else 1 / (1 + np.exp(-logits))
+    outputs = {"y": values.reshape(shape).astype(np.float32)}
+    both = {"y": np.stack([np.zeros(5), logits], axis=1)}
+    moved = {"y": np.stack([np.zeros(5), logits + 0.2], axis=1)}
+    close = logits + 0.2 if lone == "logit" else 1 / (1 + np.exp(-logits - 0.2))
+    candidate = {"y": close.reshape(shape).astype(np.float32)}
+    for name in ("accuracy", "f1", "mcc", "agreement", "kl"):
+        single, double = metric_named(name, lone=lone), metric_named(name)
+        for found, right in ((outputs, both), (candidate, moved)):
+            expected = evaluate(double, right, labels, both)
+            assert evaluate(single, found, labels, outputs) == pytest.approx(expected, abs=1e-6)
+    assert evaluate(metric_named("agreement", lone=lone), candidate, None, outputs) == 0.8
+
+
+def test_metrics_that_a_lone_score_says_nothing_about() -> None:
+    outputs = {"y": np.ones((3, 1), np.float32)}
+    for name in ("cosine", "kl", "accuracy"):
+        with pytest.raises(MetricError, match=r"single numbers|several classes|one number for each answer"):
+            evaluate(metric_named(name), outputs, np.zeros(3, np.int64), outputs)

@@ -10,6 +10,7 @@ import click
 from hasten.cli.console import check_place, echo_json, number, row, stdout, table, write_file
 from hasten.cli.options import database_option, json_option
 from hasten.errors import OptionError
+from hasten.search.memory import forget
 from hasten.search.results import Result, Results, default_database, export_lines, import_lines
 
 _EXAMPLES = """\b
@@ -107,11 +108,18 @@ def import_(file: Path, database: Path | None) -> None:
 
 
 @tune.command("clear", short_help="Delete all results.")
+@click.option("--keep-searches", is_flag=True, help="Keep what `hasten optimize` measured.")
 @database_option
-def clear(database: Path | None) -> None:
-    """Delete all results. Artifacts that were compiled with them stay as they are."""
+def clear(keep_searches: bool, database: Path | None) -> None:
+    """Delete all results, and what `hasten optimize` measured, so that everything is measured again.
+
+    Artifacts that were compiled with them stay as they are.
+    """
     results = _results(database)
-    click.echo(f"{results.clear()} results deleted from {results.path}")
+    deleted = f"{results.clear()} results"
+    if not keep_searches:
+        deleted += f" and {forget(results)} measurements of searches"
+    click.echo(f"{deleted} deleted from {results.path}")
 
 
 def _results(database: Path | None) -> Results:

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from hasten.backends.native import Options, compile_graph
-from hasten.errors import CalibrationError
+from hasten.errors import CalibrationError, DataError
 from hasten.loops.dtypes import DType
 from hasten.passes.quantize import Range, Scheme, observed_values
 from hasten.runtime.artifact import write_artifact
@@ -91,7 +91,8 @@ def calibrate(
         cache: folder of compiled objects, or None.
 
     Raises:
-        CalibrationError: there is no data, or it gives NaN or infinity; the message names the value.
+        DataError: there is no data.
+        CalibrationError: it gives NaN or infinity; the message names the value.
         InputError: an array does not fit the model.
     """
     return observe(model, feeds, observed_values(model, layers, scheme), threads=threads, cache=cache).ranges(
@@ -118,7 +119,8 @@ def observe(
         cache: folder of compiled objects, or None.
 
     Raises:
-        CalibrationError: there is no data, or it gives NaN or infinity; the message names the value.
+        DataError: there is no data.
+        CalibrationError: it gives NaN or infinity; the message names the value.
         InputError: an array does not fit the model.
     """
     histograms = {name: Histogram() for name in values}
@@ -131,7 +133,7 @@ def observe(
                 sums[name].add(array)
         samples += 1
     if not samples:
-        raise CalibrationError("there is no calibration data: give at least one sample")
+        raise DataError("there is no calibration data: give at least one sample")
     channels = {name: total.channels() for name, total in sums.items() if total.count}
     return Observations(histograms, channels, samples)
 

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from hasten.errors import DataError
 from hasten.runtime.manifest import TensorInfo
 from hasten.search.data_files import items_of
+from hasten.search.data_labels import Names, class_names, numbers_of
 from hasten.search.data_raw import Raw
-from hasten.search.samples import Feeds, Samples, batches, split
+from hasten.search.samples import Feeds, Samples, apart, batches, split
 
-__all__ = ["Feeds", "Samples", "batches", "load_samples", "split"]
+__all__ = ["Feeds", "Samples", "apart", "batches", "load_samples", "split"]
 
 Array = NDArray[Any]
 
@@ -42,18 +43,20 @@ def load_samples(
             - a Parquet file (needs pyarrow) or one with a JSON object on each line (`.jsonl`), a column for
               each input;
             - raw texts, pairs of texts, or pictures (paths or PIL images) in place of arrays, or in columns
-              "text" and "text_pair", or "image"; a folder of pictures. They need `folder`.
+              "text" and "text_pair", or "image"; a folder of pictures, in folders named by their classes if
+              they have labels. They need `folder`.
         inputs: what the model takes.
         folder: the model's Hugging Face folder with its tokenizer or image processor, for raw texts and
-            pictures.
+            pictures, and with the names of its classes, for labels that are texts.
         most_bytes: of arrays in memory, at most.
 
     Raises:
         DataError: the data cannot be read, are empty or too large, or do not fit the model.
         MissingDependencyError: a package is needed to read them and not installed.
     """
-    collector = _Collector(inputs, Raw(folder, inputs), most_bytes)
-    for item in items_of(data):
+    names = class_names(folder)
+    collector = _Collector(inputs, Raw(folder, inputs), most_bytes, names)
+    for item in items_of(data, names):
         collector.add(item)
     return collector.samples()
 
@@ -65,9 +68,10 @@ class _Collector:
         inputs: what the model takes.
         raw: makes arrays of raw texts and pictures.
         most_bytes: of arrays in memory, at most.
+        names: of the classes.
     """
 
-    def __init__(self, inputs: Sequence[TensorInfo], raw: Raw, most_bytes: int) -> None:
+    def __init__(self, inputs: Sequence[TensorInfo], raw: Raw, most_bytes: int, names: Names) -> None:
         for info in inputs:
             if info.shape and isinstance(info.shape[0], int) and info.shape[0] != 1:
                 raise DataError(
@@ -75,7 +79,7 @@ class _Collector:
                     "needs single samples: export it with a batch axis that is free, or 1"
                 )
         self._inputs = tuple(inputs)
-        self._raw = raw
+        self._raw, self._names = raw, names
         self._most = most_bytes
         self._bytes = 0
         self._feeds: list[Feeds] = []
@@ -119,9 +123,11 @@ class _Collector:
             if not any(name in item for name in names) and self._raw.knows(item):
                 return self._raw.arrays(item), label
             return item, label
+        pair = isinstance(item, tuple | list) and len(item) == 2
+        if pair and isinstance(item[1], str) and item[1] in self._names and self._raw.knows(item[0]):
+            return self._raw.arrays(item[0]), item[1]
         if self._raw.knows(item):
             return self._raw.arrays(item), None
-        pair = isinstance(item, tuple | list) and len(item) == 2
         if pair and (isinstance(item[0], Mapping) or self._raw.knows(item[0])):
             given, inner = self._taken_apart(item[0])
             return given, item[1] if inner is None else inner
@@ -216,9 +222,9 @@ class _Collector:
             self._labels += [None] * count
             return
         where = f"the label of sample {len(self._feeds)}"
-        found = label if isinstance(label, str) else as_array(label, where)
-        if isinstance(found, str) or found.dtype.kind not in "iufb":
-            raise DataError(f"{where} is {found!r}: give numbers, such as the class's index")
+        found = as_array(label, where)
+        if found.dtype.kind in "SU":
+            found = numbers_of(found.astype(str), self._names, where)
         if count == 1 and not (batched and found.shape[:1] == (1,)):
             self._labels.append(found)
         elif found.ndim and len(found) == count:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,19 @@ _LINES = frozenset({".jsonl", ".ndjson", ".jsonlines"})
 _FORMS = "an .npz file, a folder of .npz files or pictures, a .parquet file or a .jsonl file"
 
 
-def items_of(data: object) -> Iterator[object]:
+def items_of(data: object, names: Container[str] = ()) -> Iterator[object]:
     """The items of data in any form: samples, or batches of them.
+
+    Args:
+        data: in any form.
+        names: of classes, by which folders of pictures may be called.
 
     Raises:
         DataError: the form is unknown, or a file cannot be read.
         MissingDependencyError: a package is needed to read it and not installed.
     """
     if isinstance(data, str | os.PathLike):
-        yield from _of_path(Path(data))
+        yield from _of_path(Path(data), names)
     elif isinstance(data, Mapping):
         yield data  # one batch of all samples
     elif isinstance(data, Iterable) and not isinstance(data, bytes):
@@ -38,11 +42,11 @@ def items_of(data: object) -> Iterator[object]:
         )
 
 
-def _of_path(path: Path) -> Iterator[object]:
+def _of_path(path: Path, names: Container[str]) -> Iterator[object]:
     kind = path.suffix.lower()
     try:
         if path.is_dir():
-            yield from _of_folder(path)
+            yield from _of_folder(path, names)
         elif not path.exists():
             raise DataError(f"there is no {path}: give the path of {_FORMS}")
         elif kind == ".npz":
@@ -57,7 +61,7 @@ def _of_path(path: Path) -> Iterator[object]:
         raise DataError(f"data in {path} cannot be read: {error.strerror or error}") from None
 
 
-def _of_folder(folder: Path) -> Iterator[object]:
+def _of_folder(folder: Path, names: Container[str]) -> Iterator[object]:
     files = sorted(folder.glob("*.npz"))
     if files:
         for file in files:
@@ -66,10 +70,13 @@ def _of_folder(folder: Path) -> Iterator[object]:
     pictures = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURES)
     if not pictures:
         raise DataError(f"the folder {folder} has no .npz files and no pictures")
-    # Folders named by numbers are classes.
-    numbered = all(file.parent.name.isdecimal() and file.parent != folder for file in pictures)
+    # Folders named by numbers or by classes are classes.
+    inside = all(file.parent != folder for file in pictures)
+    numbered = inside and all(file.parent.name.isdecimal() for file in pictures)
+    named = inside and all(file.parent.name in names for file in pictures)
     for file in pictures:
-        yield (file, int(file.parent.name)) if numbered else file
+        name = file.parent.name
+        yield (file, name) if named else (file, int(name)) if numbered else file
 
 
 def load_npz(path: Path) -> dict[str, NDArray[Any]]:

@@ -72,3 +72,20 @@ class Memory:
     def _key(self, kind: str, of: Mapping[str, Any]) -> str:
         text = json.dumps([kind, self.about, of], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def forget(results: Results) -> int:
+    """Deletes what all searches measured.
+
+    Returns:
+        How many values there were.
+
+    Raises:
+        TuningError: the file cannot be written.
+    """
+    if not results.path.exists():
+        return 0
+    with results.transaction(create=True) as connection:
+        assert connection is not None
+        connection.execute(_CREATE)
+        return connection.execute("DELETE FROM searches").rowcount

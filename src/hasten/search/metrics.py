@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.errors import MetricError, OptionError
+from hasten.search.lone_score import Lone, both_classes
 
 Array = NDArray[Any]
 Outputs = Mapping[str, Array]
@@ -58,7 +59,11 @@ class Metric:
 
 
 def metric_named(
-    metric: str | UserMetric, *, output: str | None = None, larger_is_better: bool | None = None
+    metric: str | UserMetric,
+    *,
+    output: str | None = None,
+    larger_is_better: bool | None = None,
+    lone: Lone | None = None,
 ) -> Metric:
     """A metric by its name, or made of a function.
 
@@ -77,11 +82,13 @@ def metric_named(
     Outputs of class metrics hold scores `[samples, classes]`, or integer classes `[samples]`. Of answers at
     several positions, `[samples, ..., classes]` (`[samples, classes, height, width]` for pictures), accuracy
     and agreement take the mean over the positions of a sample; positions with a negative label do not count.
+    A model of two classes may have a single score, `[samples]` or `[samples, 1]`; `lone` says what it is.
 
     Args:
         metric: a name of the table, or a function of all outputs by name and the labels.
         output: which output a named metric looks at; None for the model's first.
         larger_is_better: the direction of a function; a named metric knows its own.
+        lone: what the only score of an answer is; None where answers have several.
 
     Raises:
         OptionError: an unknown name; a function without its direction.
@@ -95,7 +102,7 @@ def metric_named(
         if larger_is_better not in (None, found.larger_is_better):
             better = "larger" if found.larger_is_better else "smaller"
             raise OptionError(f"metric {metric!r} knows its direction: {better} is better; leave it out")
-        return _of_kind(metric, found, output)
+        return _of_kind(metric, found, output, lone)
     if not callable(metric):
         raise OptionError(
             f"metric is {type(metric).__name__}: give a name or a function of (outputs, labels)"
@@ -219,7 +226,7 @@ def classes(scores: Array, *, like: Array | None = None) -> Array:
     if scores.ndim < 2 or scores.shape[axis] < 2:
         raise MetricError(
             f"scores of shape {list(scores.shape)} are one number for each answer: a class metric needs "
-            "one for each class; give a function that knows the threshold"
+            "one for each class, or one that is known to be a logit or a probability; give a function"
         )
     result: Array = np.argmax(scores, axis=axis)
     return result
@@ -273,12 +280,17 @@ class _Kind:
     zero_one: bool = False
     drops: tuple[float, float] | None = None
     classes_alone: bool = False
+    spread: bool = False  # over classes, also where there is a single score
 
 
-def _of_kind(name: str, kind: _Kind, output: str | None) -> Metric:
+def _of_kind(name: str, kind: _Kind, output: str | None, lone: Lone | None) -> Metric:
+    def chosen(outputs: Outputs) -> Array:
+        scores = _chosen(outputs, name, output)
+        return both_classes(scores, lone) if kind.spread and lone is not None else scores
+
     def per_sample(outputs: Outputs, labels: Array | None, original: Outputs) -> Array:
         assert kind.per_sample is not None
-        scores, before = _chosen(outputs, name, output), _chosen(original, name, output)
+        scores, before = chosen(outputs), chosen(original)
         _check_samples(scores, before, "the original's answers")
         if labels is not None:
             _check_samples(scores, labels, "labels")
@@ -288,7 +300,7 @@ def _of_kind(name: str, kind: _Kind, output: str | None) -> Metric:
         if kind.whole is None:
             return float(per_sample(outputs, labels, original).mean())
         assert labels is not None
-        scores = _chosen(outputs, name, output)
+        scores = chosen(outputs)
         _check_samples(scores, labels, "labels")
         if scores.dtype == object:
             raise MetricError(f"metric {name} needs one answer for each sample; these differ in shape")
@@ -362,6 +374,11 @@ def _agreement(scores: Array, labels: Array | None, before: Array) -> Array:
 
 
 def _cosine(scores: Array, labels: Array | None, before: Array) -> Array:
+    if scores.size == len(scores):
+        raise MetricError(
+            "the cosine of single numbers is their sign alone: choose mse, spearman or agreement, or name "
+            "another output"
+        )
     a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (scores, before))
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     both_zero = ~a.any(axis=1) & ~b.any(axis=1)
@@ -380,6 +397,11 @@ def _mse(scores: Array, labels: Array | None, before: Array) -> Array:
 
 
 def _kl(scores: Array, labels: Array | None, before: Array) -> Array:
+    if scores.ndim < 2 or scores.shape[-1] < 2:
+        raise MetricError(
+            f"scores of shape {list(scores.shape)} have no probabilities of several classes: choose mse, or "
+            "name another output"
+        )
     p, q = _log_probabilities(before), _log_probabilities(scores)
     # 0 * log(0 / q) is 0 by convention.
     terms = np.where(np.isneginf(p), 0.0, np.exp(p) * (np.where(np.isneginf(p), 0.0, p) - q))
@@ -456,13 +478,13 @@ def _check_shape(answers: Array, labels: Array) -> None:
 
 
 _NAMED: Mapping[str, _Kind] = {
-    "accuracy": _Kind(True, _accuracy, zero_one=True, drops=(-1, 1)),
+    "accuracy": _Kind(True, _accuracy, zero_one=True, drops=(-1, 1), spread=True),
     "top5": _Kind(True, _top5, zero_one=True, drops=(-1, 1)),
-    "f1": _Kind(True, whole=_f1, classes_alone=True),
-    "mcc": _Kind(True, whole=_mcc, classes_alone=True),
+    "f1": _Kind(True, whole=_f1, classes_alone=True, spread=True),
+    "mcc": _Kind(True, whole=_mcc, classes_alone=True, spread=True),
     "spearman": _Kind(True, whole=_spearman),
     "mse": _Kind(True, _mse, larger_is_better=False),
-    "agreement": _Kind(False, _agreement, zero_one=True, drops=(0, 1)),
+    "agreement": _Kind(False, _agreement, zero_one=True, drops=(0, 1), spread=True),
     "cosine": _Kind(False, _cosine, drops=(0, 2)),
-    "kl": _Kind(False, _kl, larger_is_better=False),
+    "kl": _Kind(False, _kl, larger_is_better=False, spread=True),
 }

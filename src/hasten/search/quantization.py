@@ -94,7 +94,8 @@ def quantize(
     Raises:
         OptionError: there is nothing to quantize, or no layer of a name that was given, or the model is
             quantized already.
-        CalibrationError: the data is empty, or gives NaN or infinity.
+        DataError: the data is empty.
+        CalibrationError: it gives NaN or infinity.
         InputError: the data does not fit the model.
     """
     progress(f"calibrating on {len(feeds)} samples")

@@ -5,8 +5,9 @@ A sample is an array for each input of the model, with a batch axis of length 1,
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,10 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.feeds)
+
+    def noted(self, *notes: str) -> Samples:
+        """The same with more notes."""
+        return replace(self, notes=(*self.notes, *notes))
 
 
 def split(
@@ -88,6 +93,47 @@ def split(
         "many"
     )
     return parts[0], Samples(parts[1].feeds, parts[1].labels, (*parts[1].notes, note))
+
+
+def apart(calibration: Samples, held_out: Samples) -> tuple[Samples, Samples]:
+    """Leaves samples out of the calibration part that are held out too, so that no choice has looked at them.
+
+    Returns:
+        Both parts, with notes of what was left out, and of samples that are held out more than once: a bound
+        takes them as independent.
+
+    Raises:
+        DataError: nothing would be left to calibrate with.
+    """
+    seen = [_digest(feeds) for feeds in held_out.feeds]
+    there = set(seen)
+    kept = [i for i, feeds in enumerate(calibration.feeds) if _digest(feeds) not in there]
+    shared, repeated = len(calibration) - len(kept), len(seen) - len(there)
+    if not kept:
+        raise DataError(
+            f"all {len(calibration)} samples to calibrate with are held out too: give others, or "
+            "calibration=N for a share of the data"
+        )
+    notes = []
+    if shared:
+        notes.append(f"{shared} samples to calibrate with were left out, since they are held out too")
+    if repeated:
+        notes.append(
+            f"{repeated} held-out samples repeat others: the certificate takes them as independent, which "
+            "holds where data like yours repeat as often"
+        )
+    if shared:
+        calibration = _select(calibration, np.array(kept))
+    return calibration, held_out.noted(*notes)
+
+
+def _digest(feeds: Feeds) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(feeds):
+        array = np.ascontiguousarray(feeds[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.digest()
 
 
 def batches(samples: Samples, size: int) -> Iterator[tuple[Feeds, slice]]:

@@ -25,9 +25,10 @@ from hasten.runtime.manifest import TensorInfo
 from hasten.search.build import Build
 from hasten.search.candidates import Candidate
 from hasten.search.clock import Clock
-from hasten.search.data import Samples, load_samples, split
+from hasten.search.data import Samples, apart, load_samples, split
+from hasten.search.lone_score import THRESHOLD, lone_score
 from hasten.search.memory import Memory
-from hasten.search.metrics import Metric
+from hasten.search.metrics import Metric, metric_named
 from hasten.search.optimize import Search
 from hasten.search.original import original_of
 from hasten.search.prune.criteria import need_torch
@@ -135,6 +136,12 @@ def pose(model: ir.Model, source: object, data: object, asked: Asked, folder: Pa
         calibration, held_out = split(samples, asked.seed, asked.calibration, confidence=asked.confidence)
     else:
         calibration, held_out = load_samples(asked.calibration, inputs, folder=folder_of_source), samples
+    calibration, held_out = apart(calibration, held_out)
+    metric, lone = asked.metric, lone_score(model, asked.metric.output)
+    if asked.named and lone is not None:
+        metric = metric_named(metric.name, output=metric.output, lone=lone)
+        if metric.classes_alone or metric.zero_one:
+            held_out = held_out.noted(f"the only score of an answer is taken as a {lone}: {THRESHOLD[lone]}")
     original = original_of(source, folder)
     looked_at = (asked.metric.output or outputs[0],) if asked.named else outputs
     return Problem(
@@ -145,7 +152,7 @@ def pose(model: ir.Model, source: object, data: object, asked: Asked, folder: Pa
         calibration=calibration,
         held_out=held_out,
         data_sha256=_data_hash(calibration, held_out),
-        metric=asked.metric,
+        metric=metric,
         reusable=asked.named,
         outputs=looked_at,
         max_drop=asked.max_drop,
