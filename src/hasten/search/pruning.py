@@ -35,7 +35,7 @@ from hasten.search.size_times import SHARES, Point, node_times, price_from, thin
 from hasten.search.trials import Trials, save_graph
 from hasten.search.variants import WHOLE, Variant
 
-CRITERION, REPAIR = "fisher", "least-squares"
+CRITERION, REPAIR = "obs", "least-squares"
 
 _FIRST, _STEP, _FINEST = 0.75, 0.15, 0.04  # shares of the time: the first tried, the steps, the least step
 _LEAST = 0.1
