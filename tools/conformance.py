@@ -1,6 +1,6 @@
 """Runs ONNX's own test suite over hasten and prints what passes, by operator.
 
-python tools/conformance.py [--only TEXT] [--failures FILE] [--markdown FILE]
+python tools/conformance.py [--only TEXT] [--failures FILE] [--markdown docs/coverage.md]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import onnx
 from tests.onnx_suite.suite import KINDS, Outcome, load_cases, run_cases, skipped
+from tools.pages import replace_part
 
 COLUMNS = ("native", "host", "refused", "wrong", "crashed")
 
@@ -24,7 +25,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="cases whose name has this text")
     parser.add_argument("--failures", type=Path, help="file for what does not pass or is not native")
-    parser.add_argument("--markdown", type=Path, help="file for the tables (docs/coverage.md)")
+    parser.add_argument("--markdown", type=Path, help="page whose part on the suite is replaced")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     start = time.monotonic()
@@ -41,7 +42,7 @@ def main() -> int:
     whole = [k for k, v in sorted(rows.items()) if set(v) == {"native"}]
     print("\n".join([*partly, f"({len(whole)} more operators have every case native)", "", *kinds]))
     if options.markdown:
-        options.markdown.write_text(document(kinds, partly, whole), "utf-8")
+        replace_part(options.markdown, "suite", document(kinds, partly, whole))
     if options.failures:
         lines = [f"{o.verdict}\t{o.case}\t{o.detail}" for o in outcomes if o.verdict != "native"]
         options.failures.write_text("\n".join(lines) + "\n", "utf-8")
@@ -59,27 +60,24 @@ def table(head: str, rows: dict[str, Counter[str]]) -> list[str]:
 
 
 def document(kinds: list[str], partly: list[str], whole: list[str]) -> str:
-    """The page on what of ONNX's suite is compiled."""
+    """The part of docs/coverage.md on ONNX's suite."""
     return "\n".join(
         [
-            "# What of ONNX is covered",
-            "",
-            "Written by `python tools/conformance.py --markdown docs/coverage.md`: the test cases of onnx",
-            f"{onnx.__version__} over `hasten.onnx_backend`. *Native* cases are compiled as a whole; *host*",
-            "ones give the right answer with some operators run by ONNX's reference evaluator, which",
-            "`hasten inspect` names with the reason; *refused* ones end in an error of ours, *wrong* ones in",
-            "another answer. The last two are listed with reasons in `tests/onnx_suite/skipped.txt`.",
+            f"The test cases of onnx {onnx.__version__} over `hasten.onnx_backend`. *Native* cases are",
+            "compiled as a whole; *host* ones give the right answer with some operators run by ONNX's",
+            "reference evaluator, which `hasten inspect` names with the reason; *refused* ones end in an",
+            "error of ours, *wrong* ones in another answer. The last two are listed with reasons in",
+            "`tests/onnx_suite/skipped.txt`.",
             "",
             *kinds,
             "",
-            "## Operators whose cases are not all native",
+            "### Operators whose cases are not all native",
             "",
             *partly,
             "",
-            "## Operators whose cases are all native",
+            "### Operators whose cases are all native",
             "",
             ", ".join(whole) + ".",
-            "",
         ]
     )
 
