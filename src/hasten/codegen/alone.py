@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from hasten.codegen.codes import kept_as_codes
 from hasten.codegen.layout import Layouts
 from hasten.codegen.partition import sizes_of
 from hasten.codegen.stage import ACCUMULATOR, Stage
@@ -51,7 +52,7 @@ def product_alone(stage: Stage, layouts: Layouts, constants: Mapping[str, np.nda
         return Load(node.dtype, node.buffer, tuple(index[d] for d in layout.order))
 
     a = transform(g.a, visit)
-    weights = _weights(g, constants)
+    weights = _weights(g, constants) if kept_as_codes(g, constants.keys()) is None else None
     if weights is None:
         b = transform(g.b, visit)
     else:

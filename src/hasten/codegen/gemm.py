@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from hasten.codegen.kernel import THREADS, Kernel
 from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.maps import OUTPUT, Domain, finish_kernel, inner_loop, renamed_buffers, share
@@ -109,36 +107,6 @@ def split_flat(flat: Expr, variables: Sequence[Var]) -> dict[Expr, Expr]:
     return values
 
 
-def pack_constant(weight: np.ndarray) -> np.ndarray:
-    """The second operand, given as [batch, column, tap, depth], in panels.
-
-    Returns:
-        A flat array: for each batch entry all panels, each `[tap * depth / group][columns][group]`, the last
-        one with `HALF_PANEL` columns where that is enough; missing columns, and what a depth lacks to whole
-        groups, are zero. A group is what shares 32 bits: one f32, two bf16, four bytes.
-    """
-    together = 4 // weight.dtype.itemsize
-    weight = np.pad(weight, ((0, 0), (0, 0), (0, 0), (0, -weight.shape[3] % together)))
-    batch, columns, taps, depth = weight.shape
-    steps = taps * depth // together
-    padded = np.zeros((batch, steps, packed_columns(columns), together), weight.dtype)
-    padded[:, :, :columns] = weight.reshape(batch, columns, steps, together).transpose(0, 2, 1, 3)
-    full = columns_in_full_panels(columns)
-    panels = padded[:, :, :full].reshape(batch, steps, -1, PANEL, together).transpose(0, 2, 1, 3, 4)
-    flat = [panels.reshape(batch, -1), padded[:, :, full:].reshape(batch, -1)]
-    return np.ascontiguousarray(np.concatenate(flat, axis=1)).reshape(-1)
-
-
-def packed_columns(columns: int) -> int:
-    """Columns after padding: whole panels, or whole panels and a half one."""
-    return -(-columns // HALF_PANEL) * HALF_PANEL
-
-
-def columns_in_full_panels(columns: int) -> int:
-    """Padded columns that lie in panels of full width."""
-    return packed_columns(columns) // PANEL * PANEL
-
-
 def padding_name(padding: Const) -> str:
     """Name of the constant whose elements are all what padding counts as."""
     return f"{PADDING}_{padding.dtype}" + (f"_{padding.value}" if padding.value else "")
@@ -209,6 +177,9 @@ class ProductBuilder:
         self.depth = whole_depth(g)
         self.dtype = g.a.dtype
         self.group = group(self.dtype)
+        # Of the packed operand: the type of its elements, those of a column in a step, and the steps.
+        self.factor, self.together = factor_of(self.dtype), self.group
+        self.steps = self.taps * (self.depth // self.group)
         self.panels = (self.columns + (PANEL - 1)) // PANEL
         self.single = constant_int(self.batch) == 1
         self.entry: Expr = const(0) if self.single else Var(INDEX, "entry", self.batch)
@@ -364,19 +335,23 @@ class ProductBuilder:
         r0, m = Var(INDEX, "r0", const(self.row_block)), Var(INDEX, "m", const(self.tallest + 1))
         tall = const(self.tallest)
         panel, columns = self.columns_of_panel(r0, height)
-        rows = Rows(Address(self.dtype, "table", (r0,)), const(self.row_block), self.taps, self.depth)
         count = Let(m, binary("min", height - r0, tall))
-        tile = (*multiply(self.tiles, m, rows, columns), *self.write(r0, m, columns.width))
-        finished = self.in_registers(r0, rows, columns)
-        if finished is not None:
-            whole = binary("and", binary("eq", m, tall), binary("eq", columns.width, PANEL))
-            tile = choose(whole, finished, tile)
-        tile = (*self.fetch_operands(r0, m), *tile)
+        tile = self.finished_tile(r0, m, columns)
         if self.schedule.order is Order.ROWS:
             inside = (count, For(self.panel, *panels, (*panel, *tile)))
             return (For(r0, const(0), height, inside, step=self.tallest),)
         over_rows = For(r0, const(0), height, (count, *tile), step=self.tallest)
         return (For(self.panel, *panels, (*panel, over_rows)),)
+
+    def finished_tile(self, r0: Var, m: Var, columns: Columns) -> tuple[Stmt, ...]:
+        """One tile: its sums, and its epilogue."""
+        rows = Rows(Address(self.dtype, "table", (r0,)), const(self.row_block), self.taps, self.depth)
+        tile = (*multiply(self.tiles, m, rows, columns), *self.write(r0, m, columns.width))
+        finished = self.in_registers(r0, rows, columns)
+        if finished is not None:
+            whole = binary("and", binary("eq", m, const(self.tallest)), binary("eq", columns.width, PANEL))
+            tile = choose(whole, finished, tile)
+        return (*self.fetch_operands(r0, m), *tile)
 
     def columns_of_panel(self, r0: Expr, height: Var) -> tuple[tuple[Stmt, ...], Columns]:
         """Statements at the beginning of a panel, and its columns."""
@@ -388,27 +363,29 @@ class ProductBuilder:
             lets.append(Let(Var(INDEX, "width"), width))
             width = Var(INDEX, "width")
         narrow = binary("le", left, HALF_PANEL) if self.packed.half else _NO
-        offset = self.entry * self.packed.batch_stride + self.panel * (self.taps * self.depth * PANEL)
-        wide, half = const(PANEL * self.group), const(HALF_PANEL * self.group)
+        wide, half = const(PANEL * self.together), const(HALF_PANEL * self.together)
+        offset = self.entry * self.packed.batch_stride + self.panel * (self.steps * wide)
         lets += [
             Let(stride, select(narrow, half, wide) if self.packed.half else wide),
             Let(packed, offset),
         ]
-        steps = self.taps * (self.depth // self.group)
-        next_part = packed + steps * wide
+        next_part = packed + self.steps * wide
         ahead_step: Expr = wide  # rows outside: one tile, and the next panel is needed
         if self.schedule.order is Order.PANELS:
             # While a panel is in use, each of its tiles asks for a part of the next one.
             tall = const(self.tallest)
             ahead_step = Var(INDEX, "ahead_step")
             pieces = (height + (tall - 1)) // tall
-            lets.append(Let(ahead_step, (pieces + (PANEL * self.group - 1)) // pieces))
-            next_part = next_part + r0 // tall * (steps * ahead_step)
+            lets.append(Let(ahead_step, (pieces + (PANEL * self.together - 1)) // pieces))
+            # Where one tile takes a panel, the next one would have left the cache before it is needed: the
+            # processor sees by itself that memory is read in order.
+            far = next_part + r0 // tall * (self.steps * ahead_step)
+            next_part = select(binary("eq", pieces, 1), packed, far)
         columns = Columns(
-            Address(factor_of(self.dtype), "b", (packed,)),
+            Address(self.factor, "b", (packed,)),
             stride,
             width,
-            Address(factor_of(self.dtype), "b", (next_part,)),
+            Address(self.factor, "b", (next_part,)),
             ahead_step,
         )
         return tuple(lets), columns
@@ -445,7 +422,7 @@ class ProductBuilder:
         For short sums, where the way through memory and a call are a good part of the time.
         """
         t, j = self.tiles[0], Var(INDEX, "j")
-        steps = constant_int(self.taps * (self.depth // self.group))
+        steps = constant_int(self.taps * (self.depth // self.group))  # of the tile, whatever is packed
         if steps is None or steps > SHORT or t.columns != PANEL:
             return None
         r, v = Var(INDEX, "r", const(t.rows)), Var(INDEX, "v", const(t.vectors))

@@ -11,6 +11,8 @@ from hasten.codegen.amx import joined_group
 from hasten.codegen.amx_gemm import product_kernel
 from hasten.codegen.attention import attention_kernel
 from hasten.codegen.bands import band_kernel, find_chain, passed_on
+from hasten.codegen.codes import find_codes
+from hasten.codegen.codes_gemm import CodesOperand, codes_kernel
 from hasten.codegen.convolution import find_convolution
 from hasten.codegen.depthwise import depthwise_kernel
 from hasten.codegen.forest import PackedForest, forest_kernel, pack_forest
@@ -18,8 +20,6 @@ from hasten.codegen.fuse import fuse
 from hasten.codegen.gemm import (
     PackedOperand,
     extent,
-    pack_constant,
-    packed_columns,
     padding_name,
     padding_of,
     whole_depth,
@@ -28,6 +28,7 @@ from hasten.codegen.kernel import Kernel
 from hasten.codegen.layout import Layout, arrange_constants, assign_layouts, row_major
 from hasten.codegen.maps import map_kernel
 from hasten.codegen.narrow import narrow_storage, narrow_tables
+from hasten.codegen.panels import pack_constant, packed_columns
 from hasten.codegen.quantized import quantize_products
 from hasten.codegen.rank import rank_kernel
 from hasten.codegen.recurrence import recurrence_kernel
@@ -49,7 +50,7 @@ from hasten.target import Target
 class _Packed:
     """A product or convolution whose second operand was packed."""
 
-    operand: PackedOperand
+    operand: PackedOperand | CodesOperand
     product: Product
 
 
@@ -134,8 +135,7 @@ def _kernels(
 
     def build(s: Stage, flat: Mapping[str, Layout], name: str) -> Kernel:
         assert isinstance(s.body, Gemm) and isinstance(s.body.b, Load)
-        packed = products[s.body.b.buffer]
-        return product_kernel(s, packed.operand, flat, target, packed.product.schedule, name)
+        return _product_kernel(s, products[s.body.b.buffer], flat, target, name)
 
     passed = passed_on(stages, results)
     kernels: list[Kernel] = []
@@ -164,13 +164,7 @@ def _kernel(
         packed = products[s.body.b.buffer]
         chosen = packed.product
         assert isinstance(chosen.stage.body, Gemm)
-        if chosen.schedule.algorithm is Algorithm.DIRECT:
-            name = f"product_{number}"
-            kernel = product_kernel(s, packed.operand, layouts, target, chosen.schedule, name)
-        else:
-            name = f"winograd_{number}"
-            tiles = tiles_for(target)
-            kernel = winograd_kernel(s, packed.operand, layouts, tiles, chosen.schedule, name)
+        kernel = _product_kernel(s, packed, layouts, target, f"product_{number}")
         plain = replace(s, body=replace(s.body, b=chosen.stage.body.b))
         return replace(kernel, product=replace(chosen, stage=plain))
     if isinstance(s.body, Attention):
@@ -183,6 +177,18 @@ def _kernel(
         return recurrence_kernel(s, layouts, target.vector_bytes, f"recurrence_{number}")
     window = depthwise_kernel(s, layouts, target, f"depthwise_{number}")
     return window or map_kernel(s, layouts, target.vector_bytes, f"map_{number}")
+
+
+def _product_kernel(
+    s: Stage, packed: _Packed, layouts: Mapping[str, Layout], target: Target, name: str
+) -> Kernel:
+    assert isinstance(s.body, Gemm)
+    operand, schedule = packed.operand, packed.product.schedule
+    if isinstance(operand, CodesOperand):
+        return codes_kernel(s, operand, layouts, tiles_for(target, s.body.a.dtype), schedule, name)
+    if schedule.algorithm is Algorithm.DIRECT:
+        return product_kernel(s, operand, layouts, target, schedule, name)
+    return winograd_kernel(s, operand, layouts, tiles_for(target), schedule, name)
 
 
 def _operand_type(c: Contraction) -> DType:
@@ -222,7 +228,14 @@ def _pack(
         constant = columns is not None and reads <= known
         if not constant or find_convolution(s) is None:
             schedule = replace(schedule, algorithm=Algorithm.DIRECT)
-        if columns is not None and constant:
+        codes = find_codes(g, program.constants)
+        packed: PackedOperand | CodesOperand
+        if codes is not None:
+            constants |= {name: codes.words, f"{name}_scales": codes.scales}
+            if codes.zeros is not None:
+                constants[f"{name}_zeros"] = codes.zeros
+            packed = CodesOperand.of(codes, name)
+        elif columns is not None and constant:
             weight = _weight(g, program.constants).astype(factor_of(g.a.dtype).numpy)
             if schedule.algorithm is not Algorithm.DIRECT:
                 weight = transform_weights(weight, schedule.algorithm)
@@ -232,7 +245,8 @@ def _pack(
             result.append(_packing_stage(s, name))
             packed = PackedOperand(name, size * _whole(g), half=False)
         products[name] = _Packed(packed, Product(s, shape, schedule))
-        result.append(replace(s, body=replace(g, b=Load(factor_of(g.a.dtype), name, ()))))
+        stored = factor_of(g.a.dtype) if codes is None else DType.I32
+        result.append(replace(s, body=replace(g, b=Load(stored, name, ()))))
     return result, constants, products
 
 

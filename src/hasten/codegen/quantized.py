@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hasten.codegen.codes import dequantized
 from hasten.codegen.fuse import is_movement
 from hasten.codegen.tiles import group
 from hasten.loops.dtypes import BYTES, INDEX, DType
@@ -84,7 +85,9 @@ def quantize_products(program: Program) -> Program:
     Products stay as they are whose second operand is computed or has scales along the depth, or whose sums
     could leave i32.
     """
-    if not any(d.dtype in BYTES for d in program.definitions.values()):
+    of_bytes = {DType.stored(a.dtype) for a in program.constants.values()}
+    of_bytes |= {d.dtype for d in program.definitions.values()}
+    if not of_bytes & set(BYTES):
         return program
     return _Rewriter(program).program()
 
@@ -107,7 +110,7 @@ class _Rewriter:
     def rewritten(self, d: Definition) -> list[Definition]:
         """The definitions that take the place of one."""
         if isinstance(d.body, Gemm) and d.dtype is F32:
-            return self.product(d, d.body) or [d]
+            return self.product(d, d.body) or [replace(d, body=self.with_codes(d.body))]
         if isinstance(d.body, Expr):
             body = transform(d.body, self.visit)
             return [d if body is d.body else replace(d, body=body)]
@@ -158,6 +161,11 @@ class _Rewriter:
             made.append(rows)
             value = Op(I32, "sub", (value, Op(I32, "mul", (w.zero, Load(I32, rows.name, rows.vars)))))
         return [*made, replace(d, body=Op(F32, "mul", (cast(value, F32), scale)))]
+
+    def with_codes(self, g: Gemm) -> Gemm:
+        """The product with constant weights said as what their codes stand for, in place of their tensor."""
+        b = self.expanded(g.b)
+        return replace(g, b=b) if b != g.b and self.known(b) and dequantized(b) else g
 
     def operands(self, g: Gemm) -> tuple[Quantized, Quantized] | None:
         """Both operands of a product, if sums of bytes can compute it."""
@@ -228,7 +236,7 @@ class _Rewriter:
             if not isinstance(node, Load) or node.buffer not in self.source.definitions:
                 return None
             d = self.source.definitions[node.buffer]
-            if not isinstance(d.body, Expr) or not (_is_plain_movement(d.body) or _dequantizes(d.body)):
+            if not isinstance(d.body, Expr) or not (_is_plain_movement(d.body) or dequantized(d.body)):
                 return None
             index = [self.expanded(i) for i in node.index]
             return self.expanded(substitute(d.body, dict(zip(d.vars, index, strict=True))))
@@ -342,13 +350,3 @@ def _is_plain_movement(e: Expr) -> bool:
     """
     chosen = [n for n in walk(e) if isinstance(n, Op) and n.op == "select"]
     return is_movement(e) and all(isinstance(n.args[2], Const) for n in chosen if n.dtype is not INDEX)
-
-
-def _dequantizes(e: Expr) -> bool:
-    """Whether an element is (a byte, perhaps less a zero point) times a scale."""
-    if not isinstance(e, Op) or e.op != "mul" or e.dtype is not F32:
-        return False
-    difference = e.args[0]
-    if isinstance(difference, Op) and difference.op == "sub":
-        difference = difference.args[0]
-    return isinstance(difference, Op) and difference.op == "cast" and difference.args[0].dtype in BYTES

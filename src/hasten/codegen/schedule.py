@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Any
 
 from hasten.codegen.amx import matrix_step
+from hasten.codegen.codes import kept_as_codes
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.tiles import HALF_PANEL, PANEL, tiles_for
 from hasten.codegen.vectorize import coefficient
@@ -196,6 +197,7 @@ class ProductShape:
         padded: whether the window reaches beyond the input.
         packs: whether the second operand is computed, and therefore packed at each call.
         operands: tensors that the epilogue reads.
+        codes: whether the second operand may be kept in 8 bits or less.
     """
 
     dtype: DType
@@ -209,6 +211,7 @@ class ProductShape:
     padded: bool
     packs: bool
     operands: int
+    codes: bool = False
 
     def __str__(self) -> str:
         """Such as "f32: 56x56 rows, 3x3 taps by 1x1 padded, depth 64, 64 columns, reads 2"."""
@@ -222,6 +225,8 @@ class ProductShape:
         parts += [f"depth {self.depth}", f"{self.columns} columns"]
         if self.packs:
             parts.append("packs")
+        if self.codes:
+            parts.append("codes")
         if self.operands:
             parts.append(f"reads {self.operands}")
         return ", ".join(parts)
@@ -439,6 +444,7 @@ def product_shape(stage: Stage, sizes: Mapping[str, int], constants: frozenset[s
         padded=load is not g.a,
         packs=not read <= constants,
         operands=len({n.buffer for n in epilogue} - {ACCUMULATOR}),
+        codes=kept_as_codes(g, constants) is not None,
     )
 
 

@@ -7,6 +7,7 @@ operator of floats, and QuantizeLinear of the result:
   writes in its format QOperator, which hold scales and zero points as inputs (`passes.qlinear`);
 - MatMulInteger and ConvInteger, whose sums are cast to float and scaled by nodes that follow, as ONNX
   Runtime's dynamic quantization writes them (`passes.integer_products`);
+- MatMulNBits of com.microsoft, weights in blocks of few bits (`passes.matmul_nbits`);
 - weights with a zero point: codes less their zero point where those are bytes too, with sign;
 - QuantizeLinear and DequantizeLinear in the domain com.microsoft.
 
@@ -21,6 +22,7 @@ import onnx_ir as ir
 from hasten.graph.constants import constant_value
 from hasten.passes.facts import QUANTIZATION, Facts
 from hasten.passes.integer_products import INTEGER_PRODUCTS, integer_product
+from hasten.passes.matmul_nbits import matmul_nbits
 from hasten.passes.qlinear import CONTRIB, QLINEAR
 from hasten.passes.quantized_operand import attributes_of, signed_codes
 from hasten.passes.rule import Builder, commit
@@ -58,6 +60,7 @@ def normalize_qdq(graph: ir.Graph) -> int:
 
 def _is_quantized(node: ir.Node) -> bool:
     known = QLINEAR.keys() | {("", kind) for kind in INTEGER_PRODUCTS | QUANTIZATION}
+    known = known | {(CONTRIB, "MatMulNBits")}
     return (node.domain, node.op_type) in known or (node.domain == CONTRIB and node.op_type in QUANTIZATION)
 
 
@@ -68,6 +71,8 @@ def _rewritten(node: ir.Node, build: Builder) -> tuple[ir.Node, ir.Value] | None
         result = build.op(node.op_type, list(node.inputs), attributes_of(node))
     elif (form := QLINEAR.get((node.domain, node.op_type))) is not None:
         result = form(node, build)
+    elif (node.domain, node.op_type) == (CONTRIB, "MatMulNBits"):
+        result = matmul_nbits(node, build)
     elif node.domain == "" and node.op_type in INTEGER_PRODUCTS:
         return integer_product(node, build)
     elif node.domain == "" and node.op_type == "DequantizeLinear":
