@@ -22,7 +22,12 @@ LEVEL = 1
 
 
 def compile_batch(
-    planned: Sequence[Planned], target: Target, version: str, *, cache: Path | None
+    planned: Sequence[Planned],
+    target: Target,
+    version: str,
+    *,
+    cache: Path | None,
+    precision: DType = DType.F32,
 ) -> list[Payload]:
     """Compiles some graphs; each payload holds the same code and runs its own parts of it.
 
@@ -31,6 +36,7 @@ def compile_batch(
         target: instruction set.
         version: hasten's version.
         cache: folder of compiled objects, or None.
+        precision: see `Options`.
 
     Returns:
         An artifact's content for each graph, for one thread.
@@ -42,7 +48,7 @@ def compile_batch(
     groups: list[list[Part]] = []
     count = 0
     for graph, constants in zip(planned, weights, strict=True):
-        groups.append(lower_parts(graph.native, target, DEFAULTS, DType.F32, constants, count))
+        groups.append(lower_parts(graph.native, target, DEFAULTS, precision, constants, count))
         count += len(groups[-1])
     parts = [p for group in groups for p in group]
     code: Members = {}

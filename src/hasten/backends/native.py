@@ -310,7 +310,10 @@ def _narrow(dtype: ir.DataType | None) -> str:
 
 
 def _guard_text(g: Guard, derived: Mapping[str, Expr]) -> str:
-    return f"{infix(g.left, derived)} == {infix(g.right, derived)} ({g.origin})"
+    left, right = infix(g.left, derived), infix(g.right, derived)
+    if g.kind == "equal":
+        return f"{left} == {right} ({g.origin})"
+    return f"{left} > 0" + ("" if right == "1" else f" or {right} == 0") + f" ({g.origin})"
 
 
 def _dim(n: Expr) -> int | str:

@@ -148,11 +148,12 @@ def _uses(program: Program, live: list[Definition]) -> Counter[str]:
 
 
 def _count_loads(e: Expr, domain: set[Var], count: Counter[str]) -> None:
+    inside = {n for r in walk(e) if isinstance(r, Reduce) for n in walk(r.body) if isinstance(n, Load)}
     for node in walk(e):
         if isinstance(node, Load):
             variables = {v for i in node.index for v in free_vars(i)}
             repeated = bool(variables - domain) or not variables >= {v for v in domain if _wide(v)}
-            count[node.buffer] += 2 if repeated else 1
+            count[node.buffer] += 2 if repeated or node in inside else 1
 
 
 def _wide(v: Var) -> bool:

@@ -298,7 +298,9 @@ class _Program:
             lines.append(f"    plan->{self.fields[name]} = max_int64_t(0, {self.expr(e)});")
         for i, g in enumerate(self.program.guards):
             code = 1 + part.first_guard + i
-            lines.append(f"    if ({self.expr(g.left)} != {self.expr(g.right)}) return {code};")
+            left, right = self.expr(g.left), self.expr(g.right)
+            broken = f"{left} != {right}" if g.kind == "equal" else f"({left}) == 0 && ({right}) != 0"
+            lines.append(f"    if ({broken}) return {code};")
         lines.append("    int64_t end = 0;")
         for i, slot in enumerate(self.slots):
             lines += [f"    plan->slot_{i} = end;", f"    end += {self.expr(slot.bytes)} + {STAGGER};"]

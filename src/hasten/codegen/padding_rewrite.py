@@ -118,6 +118,13 @@ class Outside:
     value: Expr
 
 
+def _gathers(c: Description) -> bool:
+    """Whether an operand that a microkernel walks is read at indices that are read themselves."""
+    walked = ("a",) if isinstance(c, Gemm) else ("q", "k", "v")
+    loads = (n for name, e in operands(c).items() if name in walked for n in walk(e) if isinstance(n, Load))
+    return any(isinstance(i, Load) for n in loads for index in n.index for i in walk(index))
+
+
 @dataclass
 class Rewrite:
     """One attempt to rewrite a program with some tensors packed; what cannot be packed is noted.
@@ -169,6 +176,9 @@ class Rewrite:
             case _:
                 self.blocked.add(d.name)
                 return d
+        if not isinstance(body, Expr) and _gathers(body):
+            self.blocked.add(d.name)  # microkernels walk their operands, and look nothing up
+            return d
         return replace(d, name=self.name_of(d.name), vars=variables, body=body)
 
     def attention(self, a: Attention, row: Place) -> Attention:

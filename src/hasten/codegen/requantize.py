@@ -4,7 +4,8 @@ What follows the sums of a quantized product is mostly linear: offsets, scales a
 residual that is de-quantized, the reciprocal of the next scale, its zero point. All that is known of it now
 becomes one factor for each operand and one summand, and what bounds a result that the range of bytes bounds
 anyway disappears. A number between 0 and 255 is rounded, to even, by adding 1.5 * 2**23: its bits then end in
-the byte. (Where the zero point is odd, results half way between two bytes go to the other one.)
+the byte. Where the zero point is odd, one less is added before rounding and one after, so that what lies half
+way between two steps goes to the even one, as ONNX says.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from hasten.loops.expr import (
     Op,
     Reduce,
     Size,
+    binary,
     cast,
     children,
     const,
@@ -110,7 +112,7 @@ class _Rewriter:
         touched = any(_from_integer(n) or _quantized(n) is not None for n in walk(e))
         return self.simplified(e) if touched else e
 
-    def byte(self, e: Expr, zero: Expr) -> Expr:
+    def byte(self, e: Expr, zero: float) -> Expr:
         """Round(e) + zero as a byte."""
         scaled = self.linear(e)
         if len(scaled.factors) == 1 and isinstance(next(iter(scaled.factors)), Op):
@@ -119,28 +121,30 @@ class _Rewriter:
             bounds = _bounds(atom)
             step = self.scalar(factor)
             if bounds is not None and step is not None and step > 0 and self.scalar(scaled.rest) == 0:
-                inner = self.linear(bounds.inner).times(factor)
-                return self.rounded(inner.plus(Linear({}, zero)), bounds, step, self.scalar(zero))
-        return self.rounded(scaled.plus(Linear({}, zero)), None, 1.0, None)
+                return self.rounded(self.linear(bounds.inner).times(factor), bounds, step, zero)
+        return self.rounded(scaled, None, 1.0, zero)
 
-    def rounded(self, value: Linear, bounds: Bounds | None, step: float, zero: float | None) -> Expr:
-        """The byte nearest to a value within bounds, which are given before scaling by `step`."""
+    def rounded(self, value: Linear, bounds: Bounds | None, step: float, zero: float) -> Expr:
+        """The byte nearest to a value within bounds, which are given before scaling by `step`; plus zero."""
         low, high = 0.0, float(LARGEST_BYTE)
-        if bounds is not None and zero is not None:
+        if bounds is not None:
             if bounds.low is not None and bounds.low * step + zero > NEARLY:
                 low = min(float(np.rint(bounds.low * step)) + zero, high)
             if bounds.high is not None and bounds.high * step + zero < high - NEARLY:
                 high = max(float(np.rint(bounds.high * step)) + zero, low)
-        y: Expr = self.built(value)
-        y = Op(F32, "min", (Op(F32, "max", (y, const(low, F32))), const(high, F32)))
-        bits = Op(DType.I32, "bitcast", (Op(F32, "add", (y, const(ROUNDING, F32))),))
-        return cast(bits, DType.U8)
+        odd = int(zero) % 2
+        y: Expr = self.built(value.plus(Linear({}, const(zero - odd, F32))))
+        y = Op(F32, "min", (Op(F32, "max", (y, const(low - odd, F32))), const(high - odd, F32)))
+        bits: Expr = Op(DType.I32, "bitcast", (Op(F32, "add", (y, const(ROUNDING, F32))),))
+        return cast(binary("add", bits, const(odd, DType.I32)) if odd else bits, DType.U8)
 
     def simplified(self, e: Expr) -> Expr:
         """The largest linear parts as sums of products with known factors, and bytes rounded."""
         quantized = _quantized(e)
         if quantized is not None and self.known(quantized[1]):
-            return self.byte(*quantized)
+            zero = self.scalar(quantized[1])
+            if zero is not None:
+                return self.byte(quantized[0], zero)
         if e.dtype is F32 and isinstance(e, Op) and e.op in ("add", "sub", "mul", "cast"):
             value = self.linear(e)
             if e not in value.factors:

@@ -121,10 +121,12 @@ def bind_sizes(program: Program, feeds: Mapping[str, np.ndarray]) -> dict[str, i
                 )
     for guard in program.guards:
         left, right = size_value(guard.left, sizes), size_value(guard.right, sizes)
-        if left != right:
+        if not guard.holds(left, right):
+            needs = f"{spell(guard.left)} == {spell(guard.right)}"
+            if guard.kind == "some":
+                needs = f"{spell(guard.left)} > 0 or {spell(guard.right)} == 0"
             raise InputError(
-                f"{guard.origin} needs {spell(guard.left)} == {spell(guard.right)}, "
-                f"which are {left} and {right} ({_listing(sizes)})"
+                f"{guard.origin} needs {needs}, which are {left} and {right} ({_listing(sizes)})"
             )
     return sizes
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 
@@ -299,11 +300,22 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Guard:
-    """An equality of two sizes that a call must satisfy, and the operator that needs it."""
+    """What the sizes of a call must satisfy, and the operator that needs it.
+
+    Attributes:
+        left, right: two sizes.
+        origin: the operator.
+        kind: "equal", or "some" where `left` must not be 0 unless `right` is: something is read.
+    """
 
     left: Expr
     right: Expr
     origin: str
+    kind: Literal["equal", "some"] = "equal"
+
+    def holds(self, left: int, right: int) -> bool:
+        """Whether values of both sides are as they must be."""
+        return left == right if self.kind == "equal" else left != 0 or right == 0
 
 
 @dataclass(frozen=True)

@@ -231,6 +231,15 @@ class Lowering:
     def _is_input_size(self, name: str) -> bool:
         return any(size(name) in info.shape for info in self.program.inputs.values())
 
+    def same_size(self, a: Expr, b: Expr) -> Expr:
+        """The size that two equal ones are: the literal, if one of them is.
+
+        Raises:
+            Declined: they are provably different.
+        """
+        self.require_equal(a, b)
+        return b if isinstance(b, Const) else a
+
     def require_equal(self, a: Expr, b: Expr) -> None:
         """States that two sizes are equal: checked now if possible, at each call otherwise.
 
@@ -244,6 +253,22 @@ class Lowering:
         if value is not None:
             raise Declined(f"sizes {spell(a)} and {spell(b)} must be equal")
         guard = Guard(a, b, self.origin)
+        if guard not in self.program.guards:
+            self.program.guards.append(guard)
+
+    def require_some(self, extent: Expr, reading: Sequence[Expr]) -> None:
+        """States that an axis is not empty where a tensor of shape `reading` has elements that read it.
+
+        Raises:
+            Declined: it is, and they do.
+        """
+        count = product([self.dim(n) for n in reading])
+        length, elements = constant_int(extent), constant_int(count)
+        if length == 0 and elements:
+            raise Declined("an empty axis is indexed")
+        if length or elements == 0:
+            return
+        guard = Guard(extent, count, self.origin, "some")
         if guard not in self.program.guards:
             self.program.guards.append(guard)
 

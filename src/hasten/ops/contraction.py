@@ -51,8 +51,7 @@ def lower_matmul(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
         raise Declined("MatMul of a scalar")
     a_shape = a.shape if a.rank > 1 else (const(1), *a.shape)
     b_shape = b.shape if b.rank > 1 else (*b.shape, const(1))
-    ctx.require_equal(a_shape[-1], b_shape[-2])
-    depth = var("k", a_shape[-1])
+    depth = var("k", ctx.same_size(a_shape[-1], b_shape[-2]))
     shared = len(b_shape) == 2
     # A matrix on the right: every leading dim of the left is a row of one large product.
     leading = a_shape[:-2] if shared else ctx.broadcast_shapes(a_shape[:-2], b_shape[:-2])
@@ -100,8 +99,7 @@ def lower_gemm(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     turn_a, turn_b = attribute_int(node, "transA", 0) != 0, attribute_int(node, "transB", 0) != 0
     rows, depth_a = a.shape[::-1] if turn_a else a.shape
     depth_b, columns = b.shape[::-1] if turn_b else b.shape
-    ctx.require_equal(depth_a, depth_b)
-    k = var("k", depth_a)
+    k = var("k", ctx.same_size(depth_a, depth_b))
 
     def body(i: Var, j: Var) -> Expr | Contraction:
         left = a.at(k, i) if turn_a else a.at(i, k)

@@ -122,6 +122,7 @@ def lower_gather(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     indices = _normalized(ctx, indices, x.shape[axis])
     safe = _within(ctx, indices, x.shape[axis])
     shape = [*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]]
+    ctx.require_some(x.shape[axis], shape)
     single = ctx.constant_of(indices) if constant_int(product(indices.shape)) == 1 else None
 
     def source(index: tuple[Expr, ...]) -> list[Expr]:
@@ -171,6 +172,8 @@ def lower_gather_elements(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[
         if d != axis and not fits:
             ctx.require_equal(x.shape[d], indices.shape[d])
 
+    ctx.require_some(x.shape[axis], indices.shape)
+
     def source(index: tuple[Expr, ...]) -> list[Expr]:
         chosen = bounded(cast(indices.at(*index), INDEX), x.shape[axis])
         return [*index[:axis], chosen, *index[axis + 1 :]]
@@ -188,6 +191,9 @@ def lower_gather_nd(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor
     for d in range(batch):
         ctx.require_equal(x.shape[d], indices.shape[d])
     outer = indices.rank - 1
+    shape = [*indices.shape[:-1], *x.shape[batch + depth :]]
+    for n in x.shape[batch : batch + depth]:
+        ctx.require_some(n, shape)
 
     def source(index: tuple[Expr, ...]) -> list[Expr]:
         chosen = [
@@ -196,7 +202,7 @@ def lower_gather_nd(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor
         ]
         return [*index[:batch], *chosen, *index[outer:]]
 
-    return moved(ctx, x, [*indices.shape[:-1], *x.shape[batch + depth :]], source)
+    return moved(ctx, x, shape, source)
 
 
 def lower_reverse_sequence(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:

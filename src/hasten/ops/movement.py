@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import onnx_ir as ir
 
 from hasten.loops.dtypes import INDEX, DType
-from hasten.loops.expr import Expr, binary, cast, const, constant_int, select
+from hasten.loops.expr import Expr, Size, binary, cast, const, constant_int, select, substitute, walk
 from hasten.loops.simplify import divide, is_nonnegative, to_poly
 from hasten.ops import movement_pruning as pruning
 from hasten.ops.base import (
@@ -288,6 +288,10 @@ def lower_slice(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
         if step == 0:
             raise Declined("the step of the slice is 0")
         first, length = _slice_range(x.shape[axis], start, end, step)
+        for n in (n for n in walk(x.shape[axis]) if isinstance(n, Size)):
+            # Sizes are taken to be 1 or more, so that a slice of none may look like one of some.
+            if constant_int(binary("max", substitute(length, {n: const(0)}), const(0))) != 0:
+                ctx.require_some(n, [])
         origin[axis] = (first, step)
         shape[axis] = length
 

@@ -48,7 +48,10 @@ def lower_grid_sample(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tens
             axes.append(_taps(given, x.shape[2 + d], x.dtype, mode, padding, aligned))
         return _sampled(x, (n, c), axes)
 
-    return [ctx.define([*x.shape[:2], *grid.shape[1:-1]], body, x.dtype)]
+    shape = [*x.shape[:2], *grid.shape[1:-1]]
+    for n in x.shape[2:]:
+        ctx.require_some(n, shape)
+    return [ctx.define(shape, body, x.dtype)]
 
 
 _Tap = tuple[Expr, Expr]

@@ -89,6 +89,7 @@ def lower_scatter_elements(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list
         raise Declined("the indices and updates have another rank than the data")
     for a, b in zip(indices.shape, updates.shape, strict=True):
         ctx.require_equal(a, b)
+    ctx.require_some(x.shape[axis], indices.shape)
     reduction = _reduction(node, x)
     extents = [indices.shape[axis]]
     _affordable(node, x.shape, extents)
@@ -150,6 +151,8 @@ def lower_scatter_nd(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tenso
         raise Declined(f"the updates have rank {updates.rank}, not {len(expected)}")
     for a, b in zip(updates.shape, expected, strict=True):
         ctx.require_equal(a, b)
+    for n in x.shape[:depth]:
+        ctx.require_some(n, updates.shape)
     reduction = _reduction(node, x)
 
     def named(index: Sequence[Expr], u: Sequence[Expr]) -> Expr:

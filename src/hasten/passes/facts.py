@@ -375,6 +375,8 @@ def _slice(elements: Dims, limits: Sequence[Dims]) -> Dims | None:
 def _arithmetic(op: str, left: Dims, right: Dims) -> Dims | None:
     if len(left) != len(right) and 1 not in (len(left), len(right)):
         return None
+    if not left or not right:
+        return ()
     count = max(len(left), len(right))
     result: list[Dim] = []
     for a, b in zip(left * (count // len(left)), right * (count // len(right)), strict=True):

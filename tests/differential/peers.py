@@ -1,0 +1,66 @@
+"""The two engines that hasten is compared with, and what they are known to get wrong."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx.reference import ReferenceEvaluator
+
+Feeds = Mapping[str, np.ndarray]
+Results = list[list[np.ndarray] | None]
+"""The outputs for each set of inputs; None where the engine cannot run it."""
+
+
+def by_onnxruntime(model: onnx.ModelProto, feeds: Sequence[Feeds]) -> Results:
+    """ONNX Runtime's answers, without its own rewriting of graphs."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception:  # noqa: BLE001 - it has exceptions of its own for each kind of failure
+        return [None] * len(feeds)
+    return [_run(lambda f=f: session.run(None, dict(f))) for f in feeds]
+
+
+def by_reference(model: onnx.ModelProto, feeds: Sequence[Feeds]) -> Results:
+    """The answers of ONNX's reference evaluator."""
+    try:
+        evaluator = ReferenceEvaluator(model)
+    except Exception:  # noqa: BLE001 - anything may come out of it
+        return [None] * len(feeds)
+    return [_run(lambda f=f: evaluator.run(None, dict(f))) for f in feeds]
+
+
+def _run(work: Callable[[], Sequence[np.ndarray]]) -> list[np.ndarray] | None:
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            return [np.asarray(a) for a in work()]
+    except Exception:  # noqa: BLE001 - as above
+        return None
+
+
+Known = tuple[str, Callable[[onnx.ModelProto], bool]]
+
+
+def _has(*operators: str) -> Callable[[onnx.ModelProto], bool]:
+    return lambda model: any(n.op_type in operators for n in model.graph.node)
+
+
+REFERENCE_ERRORS: tuple[Known, ...] = (
+    ("takes the axes of GlobalMaxPool from the wrong end", _has("GlobalMaxPool")),
+)
+ONNXRUNTIME_ERRORS: tuple[Known, ...] = ()
+
+
+def known(model: onnx.ModelProto, errors: Sequence[Known]) -> str:
+    """Why an engine's answers to a model are not counted; "" where they are."""
+    return next((reason for reason, found in errors if found(model)), "")

@@ -1,0 +1,296 @@
+"""Random graphs through hasten and its peers, in processes that may crash."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper
+from tests import processes
+from tests.codegen.engines import division_of_work
+from tests.differential.compare import Tolerance, judge
+from tests.differential.generate import random_graph
+from tests.differential.graph import Graph
+from tests.differential.peers import (
+    ONNXRUNTIME_ERRORS,
+    REFERENCE_ERRORS,
+    Feeds,
+    by_onnxruntime,
+    by_reference,
+    known,
+)
+
+from hasten import __version__, frontends
+from hasten.backends.batch import compile_batch
+from hasten.backends.native import Payload, Planned, lower_parts, plan_graph
+from hasten.codegen.elementary import expand_operation
+from hasten.codegen.module import part_code
+from hasten.codegen.schedule import DEFAULTS
+from hasten.codegen.toolchain import default_cache
+from hasten.codegen.weights import Weights
+from hasten.errors import HastenError, InputError, ToolchainError
+from hasten.loops.dtypes import DType
+from hasten.passes.pipeline import optimize_graph
+from hasten.runtime.artifact import write_artifact
+from hasten.runtime.session import Session, open_session
+from hasten.target import TARGETS, Target, runs_here
+
+BATCH = 64
+LIMITS = processes.Limits(seconds=60, first=480, bytes=12 << 30)
+PASSED = ("same", "unrun")
+
+
+@dataclass(frozen=True)
+class Config:
+    """How graphs are compiled and run.
+
+    Attributes:
+        target: name of the instruction set.
+        threads: of a run.
+        precision: "f32" or "bf16".
+    """
+
+    target: str = "native"
+    threads: int = 1
+    precision: str = "f32"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a graph.
+
+    Attributes:
+        seed: the graph.
+        verdict: "same", "unrun" (neither peer runs it), "wrong", "refused" (an error of ours where peers have
+            an answer), or "crashed".
+        detail: what differs, or the error.
+        host: operators that ran on the host.
+        nodes: the graph's nodes.
+        empty: runs in which an input was empty and an error said that something is taken from it.
+    """
+
+    seed: int
+    verdict: str
+    detail: str = ""
+    host: int = 0
+    nodes: int = 0
+    empty: int = 0
+
+    @property
+    def passed(self) -> bool:
+        return self.verdict in PASSED
+
+
+def configs() -> list[Config]:
+    """The ways that graphs are run on this machine, in turn."""
+    names = [t.name for t in TARGETS if runs_here(t)]
+    found = [Config(), Config(threads=2), *(Config(target=n) for n in names)]
+    return [*found, Config(threads=2, target=names[0]), Config(precision="bf16")]
+
+
+def run_seeds(seeds: Sequence[int], config: Config, workers: int = 1) -> Iterator[Outcome]:
+    """Makes the graphs of some seeds and runs them."""
+    batches = [seeds[i : i + BATCH] for i in range(0, len(seeds), BATCH)]
+    with ThreadPoolExecutor(workers) as pool:
+        for outcomes in pool.map(lambda s: run_batch([(seed, config) for seed in s]), batches):
+            yield from outcomes
+
+
+Item = tuple[int | Graph, Config]
+"""A graph, or the seed that it is made from, and how to run it."""
+
+
+def run_batch(items: Sequence[Item]) -> list[Outcome]:
+    """Runs graphs of one configuration in a process of their own."""
+    found = processes.run(work, items, LIMITS)
+    lost = "the process died or did not end"
+    seeds = [g if isinstance(g, int) else g.seed for g, _ in items]
+    return [o or Outcome(seed, "crashed", lost) for seed, o in zip(seeds, found, strict=True)]
+
+
+def work(items: Sequence[Item]) -> Iterator[Outcome]:
+    """What a process does: all items have the same configuration."""
+    yield from evaluate([random_graph(g) if isinstance(g, int) else g for g, _ in items], items[0][1])
+
+
+def evaluate(graphs: Sequence[Graph], config: Config) -> Iterator[Outcome]:
+    """Compiles graphs together, runs each, and compares."""
+    sessions = _prepare([g.model for g in graphs], config)
+    for graph, session in zip(graphs, sessions, strict=True):
+        expected = _expected(graph)
+        nodes = len(graph.model.graph.node)
+        ours = isinstance(session, HastenError) and not isinstance(session, ToolchainError)
+        if not any(expected) and (ours or not isinstance(session, Exception)):
+            yield Outcome(graph.seed, "unrun", nodes=nodes)
+        elif isinstance(session, Exception):
+            yield Outcome(graph.seed, "refused", _raised(session), nodes=nodes)
+        else:
+            host = len(session.report["host"])
+            verdict, detail, empty = _compare(graph, session, expected, config)
+            session.close()
+            yield Outcome(graph.seed, verdict, detail, host, nodes, empty)
+
+
+def _prepare(models: Sequence[onnx.ModelProto], config: Config) -> list[Session | Exception]:
+    """A session for each model, or what was raised."""
+    planned = [_planned(model, config) for model in models]
+    payloads = iter(_separately([p for p in planned if not isinstance(p, Exception)], config))
+    opened: list[Session | Exception] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for k, plan in enumerate(planned):
+            if isinstance(plan, Exception):
+                opened.append(plan)
+                continue
+            payload = next(payloads)
+            if isinstance(payload, Exception):
+                opened.append(payload)
+                continue
+            path = Path(folder) / f"{k}.hasten"
+            write_artifact(path, payload.manifest, payload.members)
+            opened.append(open_session(path, threads=config.threads))
+            path.unlink()
+    return opened
+
+
+def _planned(model: onnx.ModelProto, config: Config) -> Planned | Exception:
+    """A graph as far as C, which is made once more for the whole batch; or what was raised."""
+    target = Target.named(config.target)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = frontends.load(model)
+            optimize_graph(graph)
+            planned = plan_graph(graph, "skip")
+            for part in lower_parts(planned.native, target, DEFAULTS, DType(config.precision), Weights()):
+                part_code(part, target, expand_operation)
+    except Exception as error:  # noqa: BLE001 - any exception is a finding
+        return error
+    return planned
+
+
+def _compiled(planned: Sequence[Planned], config: Config) -> list[Payload]:
+    target, cache = Target.named(config.target), default_cache()
+    with division_of_work(config.threads > 1):
+        return compile_batch(planned, target, __version__, cache=cache, precision=DType(config.precision))
+
+
+def _separately(planned: Sequence[Planned], config: Config) -> list[Payload | Exception]:
+    """Compiles graphs of which one may be at fault: by halves, until it is alone."""
+    try:
+        return list(_compiled(planned, config))
+    except ToolchainError as error:
+        if len(planned) == 1:
+            return [error]
+        half = len(planned) // 2
+        return [*_separately(planned[:half], config), *_separately(planned[half:], config)]
+
+
+def _raised(error: Exception) -> str:
+    """What an error says, and where it came from if it is none of ours."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    if isinstance(error, HastenError):
+        return text
+    frames = traceback.extract_tb(error.__traceback__)[-3:]
+    return f"{text} at {' < '.join(f'{Path(f.filename).name}:{f.lineno}' for f in reversed(frames))}"
+
+
+def _expected(graph: Graph) -> list[list[list[np.ndarray]]]:
+    """For each set of inputs the answers of the peers that have one."""
+    answers = []
+    if not known(graph.model, ONNXRUNTIME_ERRORS):
+        answers.append(by_onnxruntime(graph.model, graph.feeds))
+    if not known(graph.model, REFERENCE_ERRORS):
+        answers.append(by_reference(graph.model, graph.feeds))
+    return [[a[k] for a in answers if a[k] is not None] for k in range(len(graph.feeds))]
+
+
+def _compare(
+    graph: Graph, session: Session, expected: Sequence[Sequence[Sequence[np.ndarray]]], config: Config
+) -> tuple[str, str, int]:
+    """Verdict, what differs, and how many runs ended in an error about empty inputs."""
+    empty = 0
+    names = [o.name for o in graph.model.graph.output]
+    for k, (feeds, peers) in enumerate(zip(graph.feeds, expected, strict=True)):
+        if not peers:
+            with contextlib.suppress(HastenError):
+                session.run(feeds)
+            continue
+        try:
+            found = list(session.run(feeds).values())
+            again = list(session.run(dict(reversed(feeds.items()))).values())
+        except Exception as error:  # noqa: BLE001 - any exception is a finding
+            if isinstance(error, InputError) and _nothing(feeds) and _declared(error):
+                empty += 1
+                continue
+            return "refused", f"binding {k}: {_raised(error)}", empty
+        narrow = _narrowed(graph, feeds) if config.precision == "bf16" else None
+        for i, name in enumerate(names):
+            if found[i].tobytes() != again[i].tobytes():
+                return "wrong", f"binding {k}: {name} differs between two runs", empty
+            tolerance = graph.tolerances[name]
+            others = [p[i] for p in peers]
+            if narrow is not None:
+                tolerance = Tolerance(False, max(tolerance.epsilon, 2.0**-8))
+                others += [narrow[i]]
+            text = judge(found[i], others, tolerance, lambda i=i, f=feeds: _sensitivity(graph, f, i))
+            if text:
+                return "wrong", f"binding {k}: {name} {text}", empty
+    return "same", "", empty
+
+
+def _nothing(feeds: Feeds) -> bool:
+    return any(a.size == 0 for a in feeds.values())
+
+
+def _declared(error: InputError) -> bool:
+    """Whether an error is one that empty inputs may get: where something is taken from what is empty."""
+    return " > 0 " in str(error) or "too small" in str(error)
+
+
+def _sensitivity(graph: Graph, feeds: Feeds, output: int) -> float:
+    """How much an output changes where float inputs change in their last bits."""
+    rng = np.random.default_rng(0)
+    sets = [feeds]
+    for _ in range(3):
+        sets.append(
+            {
+                n: (a * (1 + rng.uniform(-1, 1, a.shape) * 2.0**-22)).astype(a.dtype)
+                if a.dtype.kind == "f"
+                else a
+                for n, a in feeds.items()
+            }
+        )
+    for engine in (by_onnxruntime, by_reference):
+        results = [r[output].astype(np.float64) for r in engine(graph.model, sets) if r is not None]
+        if len(results) == len(sets) and len({r.shape for r in results}) == 1:
+            with np.errstate(all="ignore"):
+                return float(max(np.nan_to_num(np.abs(r - results[0])).max(initial=0.0) for r in results[1:]))
+    return 0.0
+
+
+def _narrowed(graph: Graph, feeds: Feeds) -> list[np.ndarray] | None:
+    """The answers where products read their operands in bf16."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    for number, node in enumerate(nodes):
+        if node.op_type in ("MatMul", "Gemm", "Conv", "ConvTranspose"):
+            for k in range(2):
+                made = [f"{n}_{number}_{k}" for n in ("narrow", "wide")]
+                model.graph.node.append(
+                    helper.make_node("Cast", [node.input[k]], made[:1], to=onnx.TensorProto.BFLOAT16)
+                )
+                model.graph.node.append(helper.make_node("CastLike", [made[0], node.input[k]], made[1:]))
+                node.input[k] = made[1]
+        model.graph.node.append(node)
+    (result,) = by_reference(model, [feeds])
+    return result

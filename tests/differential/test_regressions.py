@@ -1,0 +1,112 @@
+"""What random graphs once found, each made small: hasten must say what ONNX Runtime or the reference says."""
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from tests.differential.compare import Tolerance
+from tests.differential.graph import Graph
+from tests.differential.run import Config, evaluate
+
+ROUNDED = Tolerance(exact=False, epsilon=2.0**-24)
+EXACT = Tolerance(exact=True, epsilon=0.0)
+R = np.random.default_rng(0)
+
+
+def floats(*shape):
+    return (R.integers(-32, 33, shape) / 8).astype(np.float32)
+
+
+CASES = {
+    # A reduction went into another one, where nothing computes it.
+    "scatter of a softmax": (
+        """(float[6] x) => (float[6] y) <int64[3] i = {1, -5, 4}, float[3] u = {0.5, 0.125, -1}>
+        { s = Softmax <axis = 0> (x) y = ScatterElements <axis = 0, reduction = "max"> (s, i, u) }""",
+        {"x": floats(6)},
+        ROUNDED,
+    ),
+    # What lies half way between two steps went to the odd one where the zero point is odd.
+    "ties with an odd zero point": (
+        """(float[n] x) => (uint8[n] y) <float s = {0.25}, uint8 z = {149}>
+        { y = QuantizeLinear (x, s, z) }""",
+        {"x": np.arange(-200, 200, dtype=np.float32) / 8},
+        EXACT,
+    ),
+    "ties between the bounds of an activation": (
+        """(float[n] x) => (uint8[n] y) <float s = {0.25}, uint8 z = {3}, float a = {-0.375}, float b = {6}>
+        { c = Clip (x, a, b) y = QuantizeLinear (c, s, z) }""",
+        {"x": np.arange(-80, 80, dtype=np.float32) / 8},
+        EXACT,
+    ),
+    # The depth was the size of the variable operand, and that of the weight was known.
+    "depth that only the weight knows": (
+        """(float[2, n] x) => (float[2, 3] y) <float[2, 3] w = {1, 2, 3, 4, 5, 6}> { y = MatMul (x, w) }""",
+        {"x": floats(2, 2)},
+        EXACT,
+    ),
+    "a vector by a matrix that knows its length": (
+        """(float[n] x) => (float[3] y) <float[2, 3] w = {1, 2, 3, 4, 5, 6}> { y = MatMul (x, w) }""",
+        {"x": floats(2)},
+        EXACT,
+    ),
+    # Sizes were taken to be 1 or more: a slice of nothing had one element.
+    "the last of nothing": (
+        """(float[2, n] x) => (float[2, m] y) <int64[1] a = {-1}, int64[1] b = {9}, int64[1] d = {1}>
+        { y = Slice (x, a, b, d) }""",
+        {"x": floats(2, 0)},
+        EXACT,
+    ),
+    "arithmetic of empty shapes": (
+        """(float16 x) => (int64[0] y) { s = Shape <start = 0, end = 0> (x) y = Add (s, s) }""",
+        {"x": np.array(1, np.float16)},
+        EXACT,
+    ),
+    # Keys that no token has were looked up by a kernel that looks nothing up.
+    "keys that are an output too, with padding": (
+        """(float[4, 4] x, float[3, 1, 1, 4] m) => (float[3, 4, 4] y, float[3, 1, 4, 4] k) <
+            int64[3] e = {3, 1, 1}, float c = {2}, int64[4] heads = {0, -1, 1, 4},
+            int64[3] joined = {0, -1, 4},
+            float[4, 4] w = {0.25, -0.5, 1, 2, 0, 0.5, 0.25, 1, -1, 0.5, 0.25, 0, 1, 1, -0.5, 0.25}>
+        {
+            t = Expand (x, e)
+            qa = MatMul (t, w)
+            qb = Reshape (qa, heads)
+            q = Transpose <perm = [0, 2, 1, 3]> (qb)
+            kb = Reshape (t, heads)
+            k = Transpose <perm = [0, 2, 1, 3]> (kb)
+            va = MatMul (t, w)
+            vb = Reshape (va, heads)
+            v = Transpose <perm = [0, 2, 1, 3]> (vb)
+            kt = Transpose <perm = [0, 1, 3, 2]> (k)
+            s = MatMul (q, kt)
+            n = Div (s, c)
+            p = Add (n, m)
+            r = Softmax <axis = -1> (p)
+            o = MatMul (r, v)
+            f = Transpose <perm = [0, 2, 1, 3]> (o)
+            y = Reshape (f, joined)
+        }""",
+        {"x": floats(4, 4), "m": np.zeros((3, 1, 1, 4), np.float32)},
+        ROUNDED,
+    ),
+}  # fmt: skip
+
+
+def graph(name):
+    text, feeds, tolerance = CASES[name]
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 24]> g {text}')
+    return Graph(0, model, (feeds,), {o.name: tolerance for o in model.graph.output})
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    graphs = [graph(name) for name in CASES]
+    return [dict(zip(CASES, evaluate(graphs, c), strict=True)) for c in (Config(), Config(threads=2))]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_found_once(name, outcomes):
+    for by_name in outcomes:
+        found = by_name[name]
+        assert found.verdict == "same", found.detail
+        assert not found.host
