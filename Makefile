@@ -4,7 +4,7 @@
 # and these examine it for minutes:
 #   make conformance   all of ONNX's own test suite
 #   make differential  10,000 random graphs, compared with ONNX Runtime and ONNX's reference evaluator
-#   make fuzz          20,000 damaged models
+#   make fuzz          20,000 damaged models, artifacts and inputs
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin

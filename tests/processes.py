@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import resource
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,13 @@ def run(work: Work, items: Sequence[Any], limits: Limits) -> list[Any]:
             results.append(None)
             rest = rest[1:]
     return results
+
+
+def described(error: BaseException) -> str:
+    """An exception, and the places that it came through last."""
+    where = traceback.extract_tb(error.__traceback__)[-3:]
+    places = " < ".join(f"{f.filename.split('/')[-1]}:{f.lineno}" for f in reversed(where))
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]} at {places}"
 
 
 def _run_once(work: Work, items: Sequence[Any], limits: Limits) -> Iterator[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -53,9 +52,7 @@ def load(items: Sequence[Item]) -> Iterator[str]:
         except HastenError:
             yield ""
         except BaseException as error:  # noqa: BLE001 - any other exception is what is looked for
-            where = traceback.extract_tb(error.__traceback__)[-3:]
-            places = " < ".join(f"{f.filename.split('/')[-1]}:{f.lineno}" for f in reversed(where))
-            yield f"{type(error).__name__}: {' '.join(str(error).split())[:200]} at {places}"
+            yield processes.described(error)
 
 
 def findings(items: Sequence[Item]) -> list[Finding]:

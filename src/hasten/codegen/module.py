@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from hasten.codegen.emit_c import Expand, declaration, emit_functions, size_text
 from hasten.codegen.kernel import SCRATCH, Kernel
 from hasten.codegen.lower_stages import Lowered
+from hasten.codegen.magnitude import MOST, magnitude
 from hasten.codegen.memory import ALIGNMENT, Lifetime, Slot, plan_memory, slots_by_tensor
 from hasten.codegen.microkernels import called_by_kernels, microkernels
 from hasten.loops.dtypes import DType
-from hasten.loops.expr import Expr, Size, Var, constant_int, round_up, substitute, walk
+from hasten.loops.expr import Expr, Size, Var, const, constant_int, round_up, substitute, walk
 from hasten.loops.nest import Call, Function, rename_calls, size_parameter, statements
 from hasten.loops.program import Program
 from hasten.target import Target
@@ -314,6 +315,7 @@ class _Program:
         shapes = [d for o in self.program.outputs for d in self.program.info(o).shape]
         lines += [
             f"int32_t plan_part_{n}(const int64_t *sizes, int64_t *shapes, int64_t *arena_bytes) {{",
+            *self.refusal(),
             f"    part_{n}_plan made, *plan = &made;",
             f"    const int32_t broken = make_plan_{n}(sizes, plan);",
             "    if (broken) return broken;",
@@ -324,6 +326,25 @@ class _Program:
             "",
         ]
         return lines
+
+    def refusal(self) -> list[str]:
+        """Refuses sizes of which some value would be larger than what 64 bits address."""
+        known = {name: f"(double)sizes[{i}]" for i, name in enumerate(self.part.sizes)}
+        lines = []
+        for name, e in self.program.derived.items():
+            lines.append(f"    const double most_{self.fields[name]} = {magnitude(e, known.__getitem__)};")
+            known[name] = f"most_{self.fields[name]}"
+        bytes_ = [s.bytes for s in self.slots] + [e * MOST_THREADS for e in dict.fromkeys(self.scratch)]
+        for name in self.program.outputs:
+            size: Expr = const(self.program.info(name).dtype.bytes)
+            for d in self.program.info(name).shape:
+                size = size * d
+            bytes_.append(size)
+        symbolic = [e for e in bytes_ if constant_int(e) is None]
+        if not symbolic:
+            return []
+        total = " + ".join(dict.fromkeys(magnitude(e, known.__getitem__) for e in symbolic))
+        return [*lines, f"    if ({total} > {MOST!r}) return -2;"]
 
     def counts(self, helpers: Sequence[str]) -> list[str]:
         """A function that tells a profile what each kernel amounts to."""

@@ -118,10 +118,9 @@ class Outside:
     value: Expr
 
 
-def _gathers(c: Description) -> bool:
-    """Whether an operand that a microkernel walks is read at indices that are read themselves."""
-    walked = ("a",) if isinstance(c, Gemm) else ("q", "k", "v")
-    loads = (n for name, e in operands(c).items() if name in walked for n in walk(e) if isinstance(n, Load))
+def _gathers(a: Attention) -> bool:
+    """Whether an operand is read at indices that are read: its kernel walks, and looks nothing up."""
+    loads = (n for e in (a.q, a.k, a.v) for n in walk(e) if isinstance(n, Load))
     return any(isinstance(i, Load) for n in loads for index in n.index for i in walk(index))
 
 
@@ -176,8 +175,8 @@ class Rewrite:
             case _:
                 self.blocked.add(d.name)
                 return d
-        if not isinstance(body, Expr) and _gathers(body):
-            self.blocked.add(d.name)  # microkernels walk their operands, and look nothing up
+        if isinstance(body, Attention) and _gathers(body):
+            self.blocked.add(d.name)
             return d
         return replace(d, name=self.name_of(d.name), vars=variables, body=body)
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from hasten.errors import ArtifactError
 
 FORMAT = 1
+NATIVE_TYPES = frozenset(
+    ["bool", "float32", "float64", "bfloat16", "float16"]
+    + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+)
+"""Element types of arrays that compiled code takes and gives."""
+
+MOST_RANK = 64
+"""Axes that an array can have; NumPy's limit."""
 
 OBJECT = "sequence or optional"
 """Stands for the element type of what is no tensor: a list of values, or None."""
@@ -156,12 +164,16 @@ def parse_manifest(text: bytes) -> Manifest:
         )
     if form < 1:
         raise ArtifactError(f"the manifest's format is {form}, which no hasten has written")
+    inputs = tuple(_tensor(item) for item in _get(data, "inputs", list))
+    outputs = tuple(_tensor(item) for item in _get(data, "outputs", list))
+    steps = tuple(_step(item) for item in _get(data, "steps", list))
+    _check_order(inputs, outputs, steps)
     return Manifest(
         version=version,
-        inputs=tuple(_tensor(item) for item in _get(data, "inputs", list)),
-        outputs=tuple(_tensor(item) for item in _get(data, "outputs", list)),
-        steps=tuple(_step(item) for item in _get(data, "steps", list)),
-        threads=_get(data, "threads", int) if data.get("threads") is not None else None,
+        inputs=inputs,
+        outputs=outputs,
+        steps=steps,
+        threads=_threads(data),
         members={
             name: Member(_get(item, "bytes", int), _get(item, "sha256", str))
             for name, item in _get(data, "members", dict).items()
@@ -171,16 +183,33 @@ def parse_manifest(text: bytes) -> Manifest:
     )
 
 
+def _check_order(inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], steps: Sequence[Step]) -> None:
+    """Raises ArtifactError unless everything that is read was made before."""
+    known = {info.name for info in inputs}
+    for step in steps:
+        read = [i.name for i in step.inputs] if isinstance(step, NativeStep) else list(step.inputs)
+        missing = [name for name in read if name not in known]
+        if missing:
+            raise ArtifactError(f"the manifest has a step that takes {missing[0]!r}, which nothing makes")
+        known.update(step.outputs)
+    missing = [info.name for info in outputs if info.name not in known]
+    if missing:
+        raise ArtifactError(f"the manifest has an output {missing[0]!r}, which nothing makes")
+
+
 def _step(data: object) -> Step:
     kind = _get(data, "kind", str)
     if kind == "host":
-        return HostStep(
+        host = HostStep(
             member=_get(data, "member", str),
             operators=_strings(data, "operators"),
             inputs=_strings(data, "inputs"),
             input_dtypes=_strings(data, "input_dtypes"),
             outputs=_strings(data, "outputs"),
         )
+        if len(host.inputs) != len(host.input_dtypes):
+            raise ArtifactError("the manifest's host step describes its inputs in part")
+        return host
     if kind == "foreign":
         return ForeignStep(
             engine=_get(data, "engine", str),
@@ -207,6 +236,13 @@ def _step(data: object) -> Step:
         raise ArtifactError(f"the manifest's native step {step.part} describes its inputs in part")
     if not len(step.outputs) == len(step.output_dtypes) == len(step.output_ranks):
         raise ArtifactError(f"the manifest's native step {step.part} describes its outputs in part")
+    strange = sorted({*dtypes, *step.output_dtypes} - NATIVE_TYPES)
+    if strange:
+        raise ArtifactError(f"the manifest's native step {step.part} has the element type {strange[0]!r}")
+    if not all(0 <= rank <= MOST_RANK for rank in (*step.output_ranks, *map(len, shapes))):
+        raise ArtifactError(f"the manifest's native step {step.part} has arrays of impossible ranks")
+    if not 0 <= step.part < 1 << 31:
+        raise ArtifactError(f"the manifest's native step has the number {step.part}")
     unknown = set(step.sizes).difference(*shapes)
     if unknown:
         raise ArtifactError(
@@ -216,13 +252,22 @@ def _step(data: object) -> Step:
     return step
 
 
+def _threads(data: Mapping[str, Any]) -> int | None:
+    threads = None if data.get("threads") is None else _get(data, "threads", int)
+    if threads is not None and threads < 1:
+        raise ArtifactError(f"the manifest asks for {threads} threads")
+    return threads
+
+
 def _tensor(data: object) -> TensorInfo:
     shape = _dims(_get(data, "shape", list))
     return TensorInfo(_get(data, "name", str), _get(data, "dtype", str), shape)
 
 
 def _dims(items: object) -> tuple[Dim, ...]:
-    if not isinstance(items, list) or not all(isinstance(item, int | str) for item in items):
+    if not isinstance(items, list) or not all(
+        isinstance(item, str) or (type(item) is int and 0 <= item < 1 << 63) for item in items
+    ):
         raise ArtifactError(f"the manifest has {items!r} where a shape should be")
     return tuple(items)
 
@@ -234,13 +279,13 @@ def _strings(data: object, key: str) -> tuple[str, ...]:
 def _list(data: object, key: str, kind: type[_T]) -> tuple[_T, ...]:
     items = _get(data, key, list)
     for item in items:
-        if not isinstance(item, kind):
+        if not isinstance(item, kind) or isinstance(item, bool):
             raise ArtifactError(f"the manifest has {item!r} in its list {key!r}")
     return tuple(items)
 
 
 def _get(data: object, key: str, kind: type[_T]) -> _T:
     value = data.get(key) if isinstance(data, dict) else None
-    if not isinstance(value, kind):
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ArtifactError(f"the manifest's field {key!r} is missing or of the wrong type")
     return value

@@ -9,6 +9,7 @@ pass (asking NumPy for an address costs more than copying a few kilobytes). What
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ Shapes = tuple[tuple[int, ...], ...]
 _ndarray = np.ndarray
 STAGED_BYTES = 64 << 10  # arrays up to this size are copied through fixed buffers
 KEPT_SHAPES = 64  # combinations of shapes that a workspace remembers
+TOO_LARGE = -2  # what `hasten_plan` says of sizes that 64 bits cannot address
 _ALIGNMENT = 64
 
 _FAULTS = {
@@ -178,13 +180,13 @@ class NativeRunner:
         values = prepared.values
         alive = []
         for index in prepared.large_inputs:
-            array = np.require(arrays[index], requirements=["C", "A"])
+            array = _dense(arrays[index])
             alive.append(array)
             values[index] = array.ctypes.data
         outputs = []
         for index, output in enumerate(prepared.large_outputs, len(arrays)):
             if isinstance(output, tuple):
-                array = np.empty(*output)
+                array = _new(*output)
                 values[index] = array.ctypes.data
                 outputs.append(array)
             else:
@@ -272,6 +274,8 @@ class NativeRunner:
                 f"these shapes break a condition of the model, {self._guards[status - 1]}: "
                 f"received {received}"
             )
+        if status == TOO_LARGE:
+            raise InputError(f"received {received}, too large: its values could not be addressed")
         if status != 0:
             raise ArtifactError(f"the artifact's code and manifest disagree on part {self.step.part}")
         rest = iter(dims)
@@ -306,19 +310,41 @@ def _stage(kinds: Sequence[tuple[tuple[int, ...], np.dtype[Any]]]) -> list[Array
         total += -(-count // _ALIGNMENT) * _ALIGNMENT if small else 0
     block, address = _allocate(total)
     offset = address - block.ctypes.data
-    return [
-        np.ndarray(shape, dtype, block, offset + place) if place >= 0 else None
-        for (shape, dtype), place in zip(kinds, places, strict=True)
-    ]
+    try:
+        return [
+            np.ndarray(shape, dtype, block, offset + place) if place >= 0 else None
+            for (shape, dtype), place in zip(kinds, places, strict=True)
+        ]
+    except ValueError as error:  # an empty array, of which NumPy counts the other axes
+        raise InputError(f"arrays of these shapes cannot be made: {error}") from None
+
+
+def _dense(array: Array) -> Array:
+    """The array, or a copy of it that is dense and aligned."""
+    try:
+        return np.require(array, requirements=["C", "A"])
+    except MemoryError:
+        raise _no_memory(array.nbytes) from None
+
+
+def _new(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    try:
+        return np.empty(shape, dtype)
+    except (MemoryError, ValueError):  # ValueError: more bytes than there are addresses
+        raise _no_memory(math.prod(shape) * dtype.itemsize) from None
+
+
+def _no_memory(size: int) -> InputError:
+    return InputError(
+        f"a run on inputs of these shapes needs {size >> 20} MB more memory than there is: "
+        "give smaller batches"
+    )
 
 
 def _allocate(size: int) -> tuple[NDArray[np.uint8], int]:
     """Memory and the first aligned address in it."""
     try:
         memory = np.empty(size + _ALIGNMENT, np.uint8)
-    except MemoryError:
-        raise InputError(
-            f"a run on inputs of these shapes needs {size >> 20} MB more memory than there is: "
-            "give smaller batches"
-        ) from None
+    except (MemoryError, ValueError):
+        raise _no_memory(size) from None
     return memory, -(-memory.ctypes.data // _ALIGNMENT) * _ALIGNMENT

@@ -68,8 +68,9 @@ HASTEN_API int32_t hasten_abi_version(void);
 /* Sizes of a part's outputs and of its scratch memory.
  *
  * sizes: as in hasten_call, each >= 0. shapes: receives the dims of all outputs, one after the other.
- * Returns 0; or 1 + the index in the manifest's "guards" of the first equality that these sizes break;
- * or -1 if there is no such part. Nothing is written unless 0 is returned. */
+ * Returns 0; or 1 + the index in the manifest's "guards" of the first condition that these sizes break;
+ * or -1 if there is no such part; or -2 if some value would be too large for 64 bits to address.
+ * Nothing is written unless 0 is returned. */
 HASTEN_API int32_t hasten_plan(int32_t part, const int64_t *sizes, int64_t *shapes, int64_t *arena_bytes);
 
 /* Runs a part. Returns call->fault.code. */

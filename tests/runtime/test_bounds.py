@@ -1,0 +1,153 @@
+"""Indices, counts and sizes that are out of range: an error that names the node, and no memory touched."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+from hasten.errors import HastenError, InputError
+from hasten.onnx_backend import HastenRep, prepare_all
+
+INDEXING = {
+    "Gather": "(float[n, 3] x, int64[m] i) => (float[m, 3] y) { [it] y = Gather (x, i) }",
+    "Gather of the last axis": """(float[3, n] x, int64[m] i) => (float[3, m] y)
+        { [it] y = Gather <axis = -1> (x, i) }""",
+    "Gather by int32": "(float[n, 3] x, int32[m] i) => (float[m, 3] y) { [it] y = Gather (x, i) }",
+    "GatherElements": "(float[n] x, int64[m] i) => (float[m] y) { [it] y = GatherElements (x, i) }",
+    "GatherND": "(float[n, 3] x, int64[m, 1] i) => (float[m, 3] y) { [it] y = GatherND (x, i) }",
+    "ScatterElements": """(float[5] x, int64[4] i, float[4] u) => (float[5] y)
+        { [it] y = ScatterElements (x, i, u) }""",
+    "ScatterElements with a sum": """(float[5] x, int64[4] i, float[4] u) => (float[5] y)
+        { [it] y = ScatterElements <reduction = "add"> (x, i, u) }""",
+    "ScatterND": """(float[5, 2] x, int64[4, 1] i, float[4, 2] u) => (float[5, 2] y)
+        { [it] y = ScatterND (x, i, u) }""",
+    "a table": """(int64[m] i) => (float[m, 2] y) <float[5, 2] t = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9}>
+        { [it] y = Gather (t, i) }""",
+}  # fmt: skip
+
+EMPTY = {
+    "Relu": "(float[n, 3] x) => (float[n, 3] y) { y = Relu (x) }",
+    "Add": "(float[n, 3] x, float[3] b) => (float[n, 3] y) { y = Add (x, b) }",
+    "ReduceSum": "(float[n, 3] x) => (float[3] y) <int64[1] a = {0}> { y = ReduceSum <keepdims = 0> (x, a) }",
+    "ReduceProd": """(float[n, 3] x) => (float[3] y) <int64[1] a = {0}>
+        { y = ReduceProd <keepdims = 0> (x, a) }""",
+    "MatMul": "(float[n, 3] x, float[3, 2] w) => (float[n, 2] y) { y = MatMul (x, w) }",
+    "MatMul of no depth": "(float[3, n] x, float[n, 2] w) => (float[3, 2] y) { y = MatMul (x, w) }",
+    "Gemm of no rows": "(float[n, 3] x, float[3, 2] w) => (float[n, 2] y) { y = Gemm (x, w) }",
+    "Conv": "(float[n, 2, 5, 5] x, float[3, 2, 3, 3] w) => (float[n, 3, 3, 3] y) { y = Conv (x, w) }",
+    "MaxPool": "(float[n, 2, 5] x) => (float[n, 2, 3] y) { y = MaxPool <kernel_shape = [3]> (x) }",
+    "Softmax": "(float[3, n] x) => (float[3, n] y) { y = Softmax (x) }",
+    "LayerNormalization": "(float[n, 3] x, float[3] s) => (float[n, 3] y) { y = LayerNormalization (x, s) }",
+    "Concat": "(float[n, 3] x, float[2, 3] z) => (float[m, 3] y) { y = Concat <axis = 0> (x, z) }",
+    "Pad": "(float[n] x) => (float[m] y) <int64[2] p = {1, 2}> { y = Pad (x, p) }",
+    "Tile": "(float[n] x) => (float[m] y) <int64[1] r = {3}> { y = Tile (x, r) }",
+    "Transpose": "(float[n, 3] x) => (float[3, n] y) { y = Transpose (x) }",
+    "Reshape": "(float[n, 3] x) => (float[m] y) <int64[1] s = {-1}> { y = Reshape (x, s) }",
+    "Split": """(float[n, 4] x) => (float[n, 2] y, float[n, 2] z)
+        { y, z = Split <axis = 1, num_outputs = 2> (x) }""",
+    "Cast": "(float[n] x) => (int64[n] y) { y = Cast <to = 7> (x) }",
+    "Where": "(bool[n] c, float[n] x) => (float[n] y) { y = Where (c, x, x) }",
+    "CumSum": "(float[n] x) => (float[n] y) <int64 a = {0}> { y = CumSum (x, a) }",
+    "Gather by nothing": "(float[4] x, int64[n] i) => (float[n] y) { y = Gather (x, i) }",
+    "QuantizeLinear": """(float[n] x) => (uint8[n] y) <float s = {0.5}, uint8 z = {3}>
+        { y = QuantizeLinear (x, s, z) }""",
+    "NonZero": "(float[n] x) => (int64[1, m] y) { y = NonZero (x) }",
+    "Scatter": """(float[n, 2] x, int64[1, 1] i, float[1, 2] u) => (float[n, 2] y)
+        { y = Identity (x) }""",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, HastenRep | HastenError]:
+    texts = {**INDEXING, **{f"empty {k}": v for k, v in EMPTY.items()}}
+    models = [
+        onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 21]> g {t}') for t in texts.values()
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return dict(zip(texts, prepare_all(models), strict=True))
+
+
+def feeds(rep: HastenRep, n: int, index: int | None = None) -> dict[str, np.ndarray]:
+    made = {}
+    for info in rep.session.inputs:
+        shape = tuple(d if isinstance(d, int) else {"n": n}.get(d, 4) for d in info.shape)
+        made[info.name] = np.ones(shape, info.dtype)
+        if index is not None and info.name == "i" and made["i"].size:
+            made["i"].reshape(-1)[-1] = index
+    return made
+
+
+@pytest.mark.parametrize("name", INDEXING)
+def test_an_index_out_of_range_names_the_node(name, compiled):
+    rep = compiled[name]
+    assert isinstance(rep, HastenRep) and not rep.host
+    narrow = "int32" in name
+    for bad in (5, 6, -6, 2**31 - 1, -(2**31), *(() if narrow else (2**40, 2**63 - 1, -(2**63)))):
+        with pytest.raises(InputError, match=f"index {bad} is outside its axis of length 5 .*'it'"):
+            rep.session.run(feeds(rep, 5, bad))
+    for good in (0, 4, -5):
+        rep.session.run(feeds(rep, 5, good))
+
+
+@pytest.mark.parametrize("name", [k for k in INDEXING if "[n" in INDEXING[k] or ", n]" in INDEXING[k]])
+def test_nothing_is_taken_from_an_empty_axis(name, compiled):
+    rep = compiled[name]
+    with pytest.raises(InputError, match=r"n > 0 .*'it'"):
+        rep.session.run(feeds(rep, 0, 0))
+    none = {n: a[:0] if n == "i" else a for n, a in feeds(rep, 0).items()}
+    assert all(a.size == 0 for a in rep.session.run(none).values())
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_empty_tensors(name, compiled):
+    """As NumPy and the definition have it, by ONNX's reference evaluator."""
+    rep = compiled[f"empty {name}"]
+    assert isinstance(rep, HastenRep), rep
+    text = f'<ir_version: 10, opset_import: ["": 21]> g {EMPTY[name]}'
+    given = feeds(rep, 0)
+    with np.errstate(all="ignore"):
+        expected = onnx.reference.ReferenceEvaluator(onnx.parser.parse_model(text)).run(None, given)
+    for found, right in zip(rep.session.run(given).values(), expected, strict=True):
+        assert found.dtype == right.dtype
+        np.testing.assert_array_equal(found, right)
+
+
+def test_sizes_whose_product_wraps_are_refused():
+    text = """<ir_version: 10, opset_import: ["": 21]> g
+    (float[n, m] x) => (float[m, m] y) { t = Transpose (x) y = MatMul (t, x) }"""
+    (rep,) = prepare_all([onnx.parser.parse_model(text)])
+    for m in (2**31, 2**32, 2**40, 2**58):
+        x = np.zeros((0, m), np.float32)
+        with pytest.raises(InputError, match=r"too large|memory than there is"):
+            rep.session.run({"x": x})
+    assert not rep.session.run({"x": np.zeros((0, 3), np.float32)})["y"].any()
+
+
+def test_a_loop_counts_within_bounds():
+    text = """<ir_version: 10, opset_import: ["": 21]> g
+    (int64 count, float[2] x) => (float[2] y) <bool go = {1}>
+    { y = Loop (count, go, x) <body = b (int64 i, bool c, float[2] s) => (bool d, float[2] t)
+        { d = Identity (c) t = Add (s, s) }> }"""
+    (rep,) = prepare_all([onnx.parser.parse_model(text)])
+    x = np.ones(2, np.float32)
+    for count, right in ((0, 1), (3, 8), (-1, 1), (-(2**63), 1)):
+        assert rep.session.run({"count": np.int64(count), "x": x})["y"].tolist() == [right] * 2
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64"])
+def test_the_least_integer_divided_by_minus_one_wraps(dtype):
+    text = f"""<ir_version: 10, opset_import: ["": 21]> g
+    ({dtype}[n] x, {dtype}[n] d) => ({dtype}[n] q, {dtype}[n] r, {dtype}[n] f)
+    {{ q = Div (x, d) r = Mod (x, d) f = Mod <fmod = 1> (x, d) }}"""
+    (rep,) = prepare_all([onnx.parser.parse_model(text)])
+    least = np.iinfo(dtype).min
+    x, d = np.full(17, least, dtype), np.full(17, -1, dtype)
+    found = rep.session.run({"x": x, "d": d})
+    assert found["q"].tolist() == [least] * 17
+    assert found["r"].tolist() == found["f"].tolist() == [0] * 17
+    rep.session.run({"x": x, "d": np.zeros(17, dtype)})  # which ONNX leaves open
