@@ -181,8 +181,8 @@ class _System:
         width = self.weights.shape[1]
         lost = float((self.weights[rows] * moved[:, :width]).sum())
         column = self.inverse[:, rows]
-        self.weights = self.weights - column @ moved[:, :width]
-        self.inverse = self.inverse - column @ moved[:, width:]
+        self.weights.addmm_(column, moved[:, :width], alpha=-1)  # in place: both are megabytes
+        self.inverse.addmm_(column, moved[:, width:], alpha=-1)
         return lost
 
 
