@@ -15,6 +15,7 @@ settings; `--on test`, the default, at those that no choice has seen. The certif
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import tempfile
 import time
@@ -130,8 +131,17 @@ def line(name: str, flops: float, bound: Bound, seconds: float) -> str:
 
 def timed(models: Sequence[Path], case: Case, rounds: int) -> Sequence[Result]:
     """Times of models in turns: artifacts by hasten, ONNX files by ONNX Runtime."""
-    contestants = [Contestant(HASTEN if p.suffix == ".hasten" else ONNXRUNTIME, p, [p]) for p in models]
-    return measure(contestants, case.fixed, Measuring(cores(), rounds, openings=1)).results
+    # `measure` tells contestants apart by the names of their engines.
+    contestants = [
+        Contestant(
+            dataclasses.replace(HASTEN if p.suffix == ".hasten" else ONNXRUNTIME, name=str(number)), p, [p]
+        )
+        for number, p in enumerate(models)
+    ]
+    found = measure(contestants, case.fixed, Measuring(cores(), rounds, openings=1))
+    for number, reason in found.failures.items():
+        raise SystemExit(f"{models[int(number)]}: {reason}")
+    return found.results
 
 
 def compiled(source: object, folder: Path, name: str, **how: Any) -> Path:
@@ -287,11 +297,15 @@ def together(options: argparse.Namespace) -> None:
 
 
 def examine(options: argparse.Namespace) -> None:
-    """Drops of ONNX models that were pruned before."""
+    """Drops of ONNX models and artifacts that were made before."""
     bench = Bench.of(options)
     print("| model | drop, points | certified (95%) |\n|---|---|---|")
     for path in options.files:
-        bound = bench.bound(bench.case.answers(Path(path), bench.examined.feeds))
+        if path.endswith(".hasten"):
+            with hasten.open(path) as session:
+                bound = bench.bound_of_session(session)
+        else:
+            bound = bench.bound(bench.case.answers(Path(path), bench.examined.feeds))
         print(f"| {path} | {100 * bound.measured:+.2f} | {100 * bound.upper:+.2f} |", flush=True)
 
 
