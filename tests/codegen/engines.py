@@ -23,12 +23,13 @@ from hasten.codegen.toolchain import build, find_compiler
 from hasten.codegen.weights import Weights
 from hasten.errors import InputError
 from hasten.loops.dtypes import DType
-from hasten.loops.evaluate import bind_sizes, measured_sizes, size_value
 from hasten.loops.expr import Size
 from hasten.loops.interpret import interpret, uninitialized
 from hasten.loops.nest import Function
 from hasten.loops.program import Program
-from hasten.loops.verify import verify_function
+from hasten.loops.scope import size_value
+from hasten.loops.sizes import bind_sizes, measured_sizes
+from hasten.loops.verify_nest import verify_function
 from hasten.runtime.library import Call, Library, shared_pool
 from hasten.target import Target
 
@@ -48,7 +49,7 @@ def _tiles(target: Target) -> tuple[Function, ...]:
 def parameters(program: Program) -> tuple[str, ...]:
     """Names of the sizes that calls give: those of the inputs that are not derived."""
     found = {n.name: None for i in program.inputs.values() for n in i.shape if isinstance(n, Size)}
-    return tuple(name for name in found if name not in program.derived)
+    return (*(name for name in found if name not in program.derived), *program.elements)
 
 
 @dataclass(frozen=True)

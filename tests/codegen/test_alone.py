@@ -12,9 +12,10 @@ from hasten.codegen.kernel import Kernel
 from hasten.codegen.lower_stages import lower_program
 from hasten.codegen.schedule import Schedules
 from hasten.loops.dtypes import DType
-from hasten.loops.evaluate import evaluate, size_value
+from hasten.loops.evaluate import evaluate
 from hasten.loops.nest import Function
 from hasten.loops.program import Program
+from hasten.loops.scope import size_value
 from hasten.loops.verify import verify
 from hasten.target import native
 

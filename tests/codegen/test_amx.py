@@ -20,10 +20,10 @@ from hasten.codegen.lower_stages import lower_program
 from hasten.codegen.module import module_sources
 from hasten.codegen.toolchain import build, find_compiler
 from hasten.loops.dtypes import DType
-from hasten.loops.evaluate import size_value
 from hasten.loops.expr import const
 from hasten.loops.interpret import interpret
 from hasten.loops.nest import Call, statements
+from hasten.loops.scope import size_value
 from hasten.runtime.library import Library
 from hasten.target import Target, runs_here
 

@@ -28,8 +28,10 @@ def seen() -> list[Seen]:
 
 
 def is_left_out(s: Seen) -> bool:
-    """Whole models, and results that are inputs or constants, which become copies in `partition`."""
+    """Whole models, and what `partition` changes: results that are no definitions, computed sizes."""
     p = s.program
+    if any(e.tensor in p.definitions for e in p.elements.values()):
+        return True
     return len(p.definitions) > WHOLE_MODEL or not p.definitions.keys() >= set(p.outputs)
 
 

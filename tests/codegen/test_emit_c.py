@@ -13,8 +13,9 @@ from tests.codegen.kernels import GOLDEN, programs, source
 from hasten.codegen.emit_c import size_text
 from hasten.codegen.toolchain import find_compiler
 from hasten.loops.dtypes import DType
-from hasten.loops.evaluate import bind_sizes, evaluate
+from hasten.loops.evaluate import evaluate
 from hasten.loops.expr import const, size
+from hasten.loops.sizes import bind_sizes
 from hasten.target import Target, architecture, native, runs_here
 
 RUNTIME = Path(__file__).parents[2] / "src/hasten/runtime"

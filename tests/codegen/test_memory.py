@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hasten.codegen.memory import ALIGNMENT, Lifetime, plan_memory
-from hasten.loops.evaluate import size_value
 from hasten.loops.expr import const, round_up, size
+from hasten.loops.scope import size_value
 
 N, M = size("n"), size("m")
 

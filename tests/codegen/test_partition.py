@@ -94,3 +94,50 @@ def test_an_operator_that_disappears_into_its_reader_is_named_all_the_same(tmp_p
 def test_the_host_is_named_in_a_warning(tmp_path):
     with pytest.warns(HostOperatorWarning, match="NonZero"):
         hasten.compile(model(MIDDLE, one=np.float32(1)), cache=tmp_path)
+
+
+COUNTED = (
+    "(float[n] x, int64[2] axes, int64[n] lengths) => (float[n, k] mask, float[a, b] total) {"
+    " longest = ReduceMax<keepdims=0>(lengths) steps = Range(zero, longest, one)"
+    " ends = Unsqueeze(lengths, one_) shown = Less(steps, ends) f = Cast<to=1>(shown)"
+    " e = Exp(x) column = Unsqueeze(e, one_) mask = Mul(f, column) total = ReduceSum(mask, axes) }"
+)
+
+
+def test_sizes_that_a_part_computes_are_read_before_the_next_part(tmp_path):
+    given = {"zero": np.int64(0), "one": np.int64(1), "one_": np.array([1])}
+    found = steps(COUNTED, **given)
+    assert [type(s) for s in found] == [NativePart, NativePart]
+    for part in found:
+        verify(part.program)
+    assert [len(part.program.elements) for part in found] == [
+        2,
+        3,
+    ]
+    session = hasten.compile(model(COUNTED, **given), cache=tmp_path)
+    assert not session.report["host"]
+    x = np.linspace(-1, 1, 3, dtype=np.float32)
+    for lengths in ([2, 4, 1], [1, 1, 1], [0, 0, 0], [9, 2, 2]):
+        right = np.exp(x)[:, None] * (np.arange(max(lengths)) < np.array(lengths)[:, None])
+        for axes in ([0, 1], [1, -2]):
+            feeds = {"x": x, "axes": np.array(axes), "lengths": np.array(lengths)}
+            out = session.run(feeds)
+            np.testing.assert_allclose(out["mask"], right, rtol=1e-6)
+            np.testing.assert_allclose(out["total"], right.sum(keepdims=True), rtol=1e-6)
+    with pytest.raises(
+        InputError, match=r"these values break.*an axis from -2 to 1 \(ReduceSum.*axes\[1\] = 2"
+    ):
+        session.run({**feeds, "axes": np.array([0, 2])})
+    np.testing.assert_allclose(session.run(feeds)["mask"], right, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1 << 40, 1 << 40), (1 << 62, 4), (-1, 3), (1 << 45, 0)])
+def test_shapes_that_no_memory_has(tmp_path, shape):
+    text = "(float[1] x, int64[2] s) => (float[b] y) { e = Expand(x, s) t = Transpose(e) r = Exp(t) "
+    text += "c = CumSum(r, zero) y = ReduceMax<keepdims=0>(c, zero_) }"
+    session = hasten.compile(model(text, zero=np.int64(0), zero_=np.array([0])), cache=tmp_path)
+    x = np.ones(1, np.float32)
+    found = session.run({"x": x, "s": np.array([2, 3])})["y"]
+    np.testing.assert_allclose(found, [np.e * 3] * 2, rtol=1e-6)
+    with pytest.raises(InputError, match=r"too large|memory|broadcast"):
+        session.run({"x": x, "s": np.array(shape)})

@@ -7,7 +7,7 @@ from hasten.codegen.tiles import group
 from hasten.codegen.transpose import transpose_function
 from hasten.loops.dtypes import DType
 from hasten.loops.interpret import Pointer, interpret
-from hasten.loops.verify import verify_function
+from hasten.loops.verify_nest import verify_function
 from hasten.target import TARGETS
 
 

@@ -5,8 +5,9 @@ import pytest
 
 from hasten.errors import InputError
 from hasten.loops import evaluate as interpreter
+from hasten.loops import scope
 from hasten.loops.dtypes import INDEX, DType
-from hasten.loops.evaluate import bind_sizes, evaluate
+from hasten.loops.evaluate import evaluate
 from hasten.loops.expr import Bounded, Expr, binary, cast, const, load, reduce, select, size, unary, var
 from hasten.loops.program import (
     Attention,
@@ -19,6 +20,7 @@ from hasten.loops.program import (
     TensorInfo,
     expression,
 )
+from hasten.loops.sizes import bind_sizes
 from hasten.loops.verify import verify
 
 F32 = DType.F32
@@ -184,6 +186,7 @@ def test_contractions_mean_their_expressions_in_blocks_of_any_size(monkeypatch, 
     feeds = {"q": floats(2, 2, 5, 4), "v": floats(2, 2, 5, 3, seed=2)}
     expected = evaluate(p, feeds)["plain"]
     monkeypatch.setattr(interpreter, "BLOCK", block)
+    monkeypatch.setattr(scope, "BLOCK", block)
     found = evaluate(p, feeds)
     np.testing.assert_allclose(found["fast"], expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found["plain"], expected, rtol=1e-5, atol=1e-6)

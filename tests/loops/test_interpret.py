@@ -7,7 +7,7 @@ from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Address, Bounded, Expr, Load, Op, Ramp, Var, const, size
 from hasten.loops.interpret import Fault, NestError, Pointer, interpret, uninitialized
 from hasten.loops.nest import Call, Comment, Declare, For, Function, If, Let, Param, Prefetch, Store
-from hasten.loops.verify import verify_function
+from hasten.loops.verify_nest import verify_function
 
 F32, BOOL = DType.F32, DType.BOOL
 X, OUT = Param("x", F32, 1), Param("out", F32, 1, writable=True)

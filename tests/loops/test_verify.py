@@ -21,8 +21,19 @@ from hasten.loops.expr import (
     var,
 )
 from hasten.loops.nest import Call, Declare, For, Function, If, Let, Param, Store
-from hasten.loops.program import Attention, Definition, Gemm, Guard, Measured, Program, RankSelect, TensorInfo
-from hasten.loops.verify import InvalidProgramError, verify, verify_function
+from hasten.loops.program import (
+    Attention,
+    Definition,
+    Element,
+    Gemm,
+    Guard,
+    Measured,
+    Program,
+    RankSelect,
+    TensorInfo,
+)
+from hasten.loops.verify import InvalidProgramError, verify
+from hasten.loops.verify_nest import verify_function
 
 F32, I32, BOOL = DType.F32, DType.I32, DType.BOOL
 N = size("n")
@@ -218,3 +229,32 @@ def test_well_formed_nests_pass():
     again = For(AT, ZERO, const(8), inner, step=8)
     call = Call("f2", (Address(F32, "x", (ZERO,)), Address(F32, "out", (const(4),))))
     verify_function(nest(again, again, call), [Function("f2", (NX, NOUT), ())])
+
+
+@pytest.mark.parametrize(
+    ("element", "message"),
+    [
+        (Element("w", (0, 1)), "is of no such tensor"),
+        (Element("x", (0,)), "is of f32"),
+        (Element("ids", (3,)), "which its shape may not have"),
+        (Element("ids", (0, 0)), "which its shape may not have"),
+    ],
+)
+def test_sizes_that_are_elements(element, message):
+    p = program(binary("mul", X, cast(size("k", signed=True), F32)))
+    p.inputs["ids"] = TensorInfo("ids", DType.I64, (const(3),))
+    p.elements["k"] = Element("ids", (2,))
+    verify(p)
+    p.elements["k"] = element
+    with pytest.raises(InvalidProgramError, match=message):
+        verify(p)
+
+
+def test_a_size_is_used_after_the_tensor_that_holds_it():
+    p = program(binary("mul", X, cast(size("k", signed=True), F32)))
+    p.definitions["count"] = Definition("count", INDEX, (), const(3))
+    p.elements["k"] = Element("count", ())
+    with pytest.raises(InvalidProgramError, match="is not a size"):
+        verify(p)
+    p.definitions["y"] = p.definitions.pop("y")
+    verify(p)

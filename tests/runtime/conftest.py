@@ -73,6 +73,7 @@ NATIVE = {
     "input_dtypes": ["float32", "int64"],
     "input_shapes": [["batch", 4], ["batch"]],
     "sizes": ["batch"],
+    "elements": {},
     "outputs": ["y", "total"],
     "output_dtypes": ["float32", "float32"],
     "output_ranks": [2, 0],

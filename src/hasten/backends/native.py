@@ -23,7 +23,7 @@ from hasten.codegen.weights import Weights
 from hasten.graph.evaluate import node_model
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, Size, constant_int
-from hasten.loops.program import Guard, Program
+from hasten.loops.program import Element, Guard, Program
 from hasten.loops.simplify import infix
 from hasten.ops.element_types import COMPUTED
 from hasten.ops.lowering import HostNode, lower_graph
@@ -293,6 +293,7 @@ def _steps(
                 "output_dtypes": [o.dtype.numpy.name for o in outputs],
                 "output_ranks": [len(o.shape) for o in outputs],
                 "sizes": list(s.sizes),
+                "elements": {n: _place(e, program) for n, e in program.elements.items()},
                 "kernels": [title for _, title in code.kernels],
                 "functions": [function for function, _ in code.kernels],
                 "memory": [
@@ -309,7 +310,15 @@ def _narrow(dtype: ir.DataType | None) -> str:
     return "" if dtype is None or dtype not in COMPUTED else np.dtype(dtype.numpy()).name
 
 
+def _place(e: Element, program: Program) -> list[int]:
+    """Where a size stands: the number of an input, and the element's in row-major order."""
+    dims = [constant_int(n) or 0 for n in program.info(e.tensor).shape]
+    return [list(program.inputs).index(e.tensor), int(np.ravel_multi_index(e.index, dims)) if dims else 0]
+
+
 def _guard_text(g: Guard, derived: Mapping[str, Expr]) -> str:
+    if g.says:
+        return f"{g.says} ({g.origin})"
     left, right = infix(g.left, derived), infix(g.right, derived)
     if g.kind == "equal":
         return f"{left} == {right} ({g.origin})"

@@ -12,8 +12,8 @@ from hasten.codegen.lower_stages import Lowered
 from hasten.codegen.magnitude import MOST, magnitude
 from hasten.codegen.memory import ALIGNMENT, Lifetime, Slot, plan_memory, slots_by_tensor
 from hasten.codegen.microkernels import called_by_kernels, microkernels
-from hasten.loops.dtypes import DType
-from hasten.loops.expr import Expr, Size, Var, const, constant_int, round_up, substitute, walk
+from hasten.loops.dtypes import INDEX, DType
+from hasten.loops.expr import Expr, Op, Size, Var, const, constant_int, round_up, substitute, transform, walk
 from hasten.loops.nest import Call, Function, rename_calls, size_parameter, statements
 from hasten.loops.program import Program
 from hasten.target import Target
@@ -35,6 +35,12 @@ STAGGER = 384
 """Bytes between slots. Large tensors fill whole pages: without a gap, what a kernel reads and what it writes
 would lie at the same place of their pages, where processors mistake a load for one of a store under way. Six
 lines put eight slots at different places even of 1024 bytes, a common distance of rows."""
+
+MOST_BYTES = 1 << 46
+"""Bytes of an arena that no machine has; planned for where a number that a tensor holds asks for them."""
+
+TOO_LARGE = "HASTEN_TOO_LARGE"
+"""What a plan returns then."""
 
 GUARD_BYTES = 256
 """Bytes at the end of the arena: whole vectors may be read, never used, beyond a tensor's end."""
@@ -211,7 +217,19 @@ def unique_names(tensors: Sequence[str]) -> dict[str, str]:
     return names
 
 
+SATURATING = {"add": "total", "sub": "difference", "mul": "product"}
+"""Arithmetic of sizes where some are read and may be any number: results stay within the type."""
+
 SIZE_HELPERS = {
+    **{
+        f"{name}_int64_t": [
+            f"static inline int64_t {name}_int64_t(int64_t a, int64_t b) {{",
+            "    int64_t result;",
+            f"    return __builtin_{op}_overflow(a, b, &result) ? ({sign}) ? INT64_MIN : INT64_MAX : result;",
+            "}",
+        ]
+        for (op, name), sign in zip(SATURATING.items(), ("a < 0", "a < 0", "(a < 0) != (b < 0)"), strict=True)
+    },
     "max_int64_t": ["static inline int64_t max_int64_t(int64_t a, int64_t b) { return a < b ? b : a; }"],
     "min_int64_t": ["static inline int64_t min_int64_t(int64_t a, int64_t b) { return a < b ? a : b; }"],
     "floordiv_int64_t": [
@@ -227,6 +245,19 @@ SIZE_HELPERS = {
     ],
 }
 """Arithmetic of sizes that C has no operator for; the last one uses the one before it."""
+
+
+def _saturating(e: Expr, fields: Mapping[Expr, Expr]) -> Expr:
+    """An expression of sizes, with these as their fields, whose integer arithmetic saturates."""
+
+    def visit(node: Expr) -> Expr | None:
+        if node in fields:
+            return fields[node]
+        if isinstance(node, Op) and node.op in SATURATING and node.dtype is INDEX:
+            return Op(INDEX, SATURATING[node.op], tuple(transform(a, visit) for a in node.args))
+        return None
+
+    return transform(e, visit)
 
 
 def _helpers(code: Sequence[str], known: Sequence[str] = ()) -> list[str]:
@@ -290,25 +321,34 @@ class _Program:
         }
         return size_text(substitute(e, sizes))
 
+    def planned(self, e: Expr) -> str:
+        """The same for the plan, which must see when numbers that were read ask for too much."""
+        text = self.expr(e)
+        if not self.program.elements:
+            return text
+        sizes = (n for n in walk(e) if isinstance(n, Size))
+        fields: dict[Expr, Expr] = {n: Var(n.dtype, f"plan->{self.fields[n.name]}") for n in sizes}
+        return size_text(_saturating(e, fields))
+
     def plan(self) -> list[str]:
         n, part = self.part.number, self.part
         lines = [f"static int32_t make_plan_{n}(const int64_t *sizes, part_{n}_plan *plan) {{"]
         for i, name in enumerate(part.sizes):
             lines.append(f"    plan->{self.fields[name]} = sizes[{i}];")
         for name, e in self.program.derived.items():
-            lines.append(f"    plan->{self.fields[name]} = max_int64_t(0, {self.expr(e)});")
+            lines.append(f"    plan->{self.fields[name]} = max_int64_t(0, {self.planned(e)});")
         for i, g in enumerate(self.program.guards):
             code = 1 + part.first_guard + i
-            left, right = self.expr(g.left), self.expr(g.right)
+            left, right = self.planned(g.left), self.planned(g.right)
             broken = f"{left} != {right}" if g.kind == "equal" else f"({left}) == 0 && ({right}) != 0"
             lines.append(f"    if ({broken}) return {code};")
         lines.append("    int64_t end = 0;")
         for i, slot in enumerate(self.slots):
-            lines += [f"    plan->slot_{i} = end;", f"    end += {self.expr(slot.bytes)} + {STAGGER};"]
+            lines += [f"    plan->slot_{i} = end;", *self.grown(self.planned(slot.bytes), str(STAGGER))]
         lines.append("    plan->scratch = end;")
         lines.append("    plan->scratch_bytes = 0;")
         for e in dict.fromkeys(self.scratch):
-            needed = self.expr(round_up(e, ALIGNMENT))
+            needed = self.planned(round_up(e, ALIGNMENT))
             lines.append(f"    plan->scratch_bytes = max_int64_t(plan->scratch_bytes, {needed});")
         total = " + ".join(self.expr(at_bounds(self.program, k.work)) for k in self.kernels) or "0"
         lines += [f"    plan->work = {total};", "    return 0;", "}", ""]
@@ -320,6 +360,7 @@ class _Program:
             f"    const int32_t broken = make_plan_{n}(sizes, plan);",
             "    if (broken) return broken;",
             *(f"    shapes[{i}] = {self.expr(d)};" for i, d in enumerate(shapes)),
+            *self.limited(),
             f"    *arena_bytes = plan->scratch + plan->scratch_bytes * MOST_THREADS + {GUARD_BYTES};",
             "    return 0;",
             "}",
@@ -329,6 +370,8 @@ class _Program:
 
     def refusal(self) -> list[str]:
         """Refuses sizes of which some value would be larger than what 64 bits address."""
+        if self.program.elements:
+            return []  # numbers of any sign: `planned` and `grown` see to it
         known = {name: f"(double)sizes[{i}]" for i, name in enumerate(self.part.sizes)}
         lines = []
         for name, e in self.program.derived.items():
@@ -345,6 +388,21 @@ class _Program:
             return []
         total = " + ".join(dict.fromkeys(magnitude(e, known.__getitem__) for e in symbolic))
         return [*lines, f"    if ({total} > {MOST!r}) return -2;"]
+
+    def grown(self, size: str, gap: str) -> list[str]:
+        """Statements that move the end of the arena on; a plan that reads numbers may give up."""
+        if not self.program.elements:
+            return [f"    end += {size} + {gap};"]
+        return [
+            f"    end = total_int64_t(end, total_int64_t({size}, {gap}));",
+            f"    if (end > {MOST_BYTES}) return {TOO_LARGE};",
+        ]
+
+    def limited(self) -> list[str]:
+        """A check of the scratch memory of a plan that reads numbers."""
+        if not self.program.elements:
+            return []
+        return [f"    if (plan->scratch_bytes > {MOST_BYTES} / MOST_THREADS) return {TOO_LARGE};"]
 
     def counts(self, helpers: Sequence[str]) -> list[str]:
         """A function that tells a profile what each kernel amounts to."""

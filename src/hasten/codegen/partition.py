@@ -1,13 +1,13 @@
 """Cuts a lowered graph into compiled parts and the host nodes between them.
 
-A tensor's level is the number of host nodes on the longest way to it. Part n holds all definitions of
-level n; the host nodes that need them follow, then part n + 1.
+A tensor's level is the number of host nodes, and of definitions that sizes are read from, on the longest way
+to it. Part n holds all definitions of level n; the host nodes that need them follow, then part n + 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hasten.loops.expr import Expr, Load, Reduce, Size, Var, size, walk
 from hasten.loops.program import Definition, Guard, Program
@@ -16,7 +16,7 @@ from hasten.ops.lowering import HostNode, Lowered
 
 @dataclass(frozen=True)
 class NativePart:
-    """A compiled part: its program, and the symbolic sizes that it takes, all bound by its inputs."""
+    """A compiled part: its program, and the sizes that it takes, which its inputs show or hold."""
 
     program: Program
     sizes: tuple[str, ...]
@@ -52,7 +52,7 @@ def _with_computed_outputs(program: Program) -> Program:
             definitions[name] = Definition(name, info.dtype, variables, body, "constant result")
             for other in list(definitions.values()):
                 _refuse_readers(other, name)
-    return Program(program.inputs, constants, definitions, program.outputs, program.derived, program.guards)
+    return replace(program, constants=constants, definitions=definitions)
 
 
 def _refuse_readers(d: Definition, name: str) -> None:
@@ -73,6 +73,7 @@ class _Levels:
         for d in program.definitions.values():
             self.of[d.name] = self._definition(d)
         levels = [*self.of.values(), *(self.of_host(h) for h in hosts)]
+        levels += [self.guard(g) for g in program.guards]
         self.deepest = max(levels, default=0)
 
     def _tensor(self, name: str) -> int:
@@ -96,6 +97,9 @@ class _Levels:
 
     def size(self, name: str) -> int:
         """The level at which a size is known."""
+        element = self.program.elements.get(name)
+        if element is not None:
+            return self._tensor(element.tensor) + (element.tensor in self.program.definitions)
         derived = self.program.derived.get(name)
         if derived is not None:
             return max((self.size(n.name) for n in walk(derived) if isinstance(n, Size)), default=0)
@@ -135,6 +139,7 @@ def _wanted_outside(program: Program, hosts: Sequence[HostNode], levels: _Levels
     wanted = set(program.outputs) | {name for h in hosts for name in h.inputs}
     for d in program.definitions.values():
         wanted |= {n for n in d.reads() if levels.of[n] != levels.of[d.name]}
+    wanted |= {e.tensor for e in program.elements.values()}
     return wanted & program.definitions.keys()
 
 
@@ -153,6 +158,8 @@ def _native_part(
         if name in used:
             derived = {name: program.derived[name], **derived}
             used |= sizes_of((program.derived[name],))
+    elements = {n: e for n, e in program.elements.items() if n in used}
+    read |= {e.tensor for e in elements.values()}
     free = [s for s in levels.sizes if s in used]
     for s in free:
         # Every size must be bound by an input, if need be by one that is not read otherwise.
@@ -167,8 +174,9 @@ def _native_part(
         outputs=[d.name for d in own if d.name in wanted],
         derived=derived,
         guards=guards,
+        elements=elements,
     )
-    return NativePart(part, tuple(free))
+    return NativePart(part, (*free, *elements))
 
 
 def _in_order(program: Program, names: set[str]) -> list[str]:

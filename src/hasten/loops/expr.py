@@ -96,9 +96,13 @@ class Var(Expr):
 
 @dataclass(frozen=True, eq=False)
 class Size(Expr):
-    """A symbolic size, at least 1 wherever an element is computed; bound at each call."""
+    """A symbolic size, at least 1 wherever an element is computed; bound at each call.
+
+    A signed one is any whole number: an element of a small tensor (`loops.program.Element`).
+    """
 
     name: str
+    signed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,9 +169,9 @@ def const(value: int | float | bool, dtype: DType = INDEX) -> Const:
     return Const(dtype, float(value) if dtype.is_float else int(value))
 
 
-def size(name: str) -> Size:
-    """A symbolic size."""
-    return Size(INDEX, name)
+def size(name: str, *, signed: bool = False) -> Size:
+    """A symbolic size, or a whole number of any sign."""
+    return Size(INDEX, name, signed)
 
 
 def var(name: str, extent: Expr | int | None = None) -> Var:

@@ -306,12 +306,14 @@ class Guard:
         left, right: two sizes.
         origin: the operator.
         kind: "equal", or "some" where `left` must not be 0 unless `right` is: something is read.
+        says: the condition in words, where the sizes are not the clearest.
     """
 
     left: Expr
     right: Expr
     origin: str
     kind: Literal["equal", "some"] = "equal"
+    says: str = ""
 
     def holds(self, left: int, right: int) -> bool:
         """Whether values of both sides are as they must be."""
@@ -333,6 +335,22 @@ class Measured:
     bound: Expr
 
 
+@dataclass(frozen=True)
+class Element:
+    """A whole number that is an element of a tensor: an axis, a length, a count.
+
+    What depends on it runs after the tensor is known: where a definition computes it, in a part of its own
+    (`codegen.partition`). Unlike a measured size it needs no bound, and what it names is allocated exactly.
+
+    Attributes:
+        tensor: an input or definition of integers or booleans, of constant shape.
+        index: where the number stands.
+    """
+
+    tensor: str
+    index: tuple[int, ...]
+
+
 @dataclass
 class Program:
     """Definitions in an order in which each uses only earlier ones, constants and inputs.
@@ -346,6 +364,7 @@ class Program:
         guards: equalities checked at each call.
         measured: sizes that a definition counts, by name; definitions behind it may have them in their
             shapes, outputs may not.
+        elements: sizes that are elements of tensors, by name; signed where expressions use them.
     """
 
     inputs: dict[str, TensorInfo] = field(default_factory=dict)
@@ -355,6 +374,7 @@ class Program:
     derived: dict[str, Expr] = field(default_factory=dict)
     guards: list[Guard] = field(default_factory=list)
     measured: dict[str, Measured] = field(default_factory=dict)
+    elements: dict[str, Element] = field(default_factory=dict)
 
     def info(self, name: str) -> TensorInfo:
         """Name, type and shape of any tensor of the program.

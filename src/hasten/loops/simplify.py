@@ -366,7 +366,9 @@ def nonnegative(p: Poly) -> bool:
 
 def _atom_nonnegative(atom: Expr) -> bool:
     match atom:
-        case Size() | Bounded():
+        case Size():
+            return not atom.signed
+        case Bounded():
             return True
         case Var():
             return atom.extent is not None

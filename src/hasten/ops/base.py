@@ -30,15 +30,17 @@ from hasten.loops.expr import (
     Var,
     as_expr,
     binary,
+    cast,
     const,
     constant_int,
     load,
     size,
     substitute,
     transform,
+    walk,
 )
 from hasten.loops.expr import Op as Op_
-from hasten.loops.program import Attention, Definition, Description, Gemm, Guard, Program, expression
+from hasten.loops.program import Attention, Definition, Description, Element, Gemm, Guard, Program, expression
 from hasten.loops.simplify import spell, to_poly
 from hasten.ops.pruning import PruningFacts
 
@@ -216,13 +218,13 @@ class Lowering:
         poly = to_poly(e)
         if not poly:
             return const(0)
-        single = len(poly) == 1 and all(isinstance(a, Size) for m in poly for a in m)
+        single = len(poly) == 1 and all(isinstance(a, Size) and not a.signed for m in poly for a in m)
         if single:
             return e
         known = self._dims.get(e)
         if known is None:
             name = f"size_{len(self.program.derived)}"
-            while name in self.program.derived or self._is_input_size(name):
+            while name in self.program.derived or name in self.program.elements or self._is_input_size(name):
                 name = f"{name}_"
             self.program.derived[name] = e
             known = self._dims[e] = size(name)
@@ -272,6 +274,24 @@ class Lowering:
         if guard not in self.program.guards:
             self.program.guards.append(guard)
 
+    def require(self, condition: Expr, says: str) -> None:
+        """States that a condition on sizes holds: checked now if possible, at each call otherwise.
+
+        Args:
+            condition: of BOOL, of sizes.
+            says: the condition in words.
+
+        Raises:
+            Declined: it provably does not hold.
+        """
+        if isinstance(condition, Const):
+            if not condition.value:
+                raise Declined(f"it needs {says}")
+            return
+        guard = Guard(cast(condition, INDEX), const(1), self.origin, says=says)
+        if guard not in self.program.guards:
+            self.program.guards.append(guard)
+
     def broadcast_shapes(self, *shapes: Sequence[Expr]) -> tuple[Expr, ...]:
         """The shape that all of them broadcast to; dims of unknown relation must turn out equal."""
         rank = max((len(s) for s in shapes), default=0)
@@ -293,15 +313,21 @@ class Lowering:
         known = self.program.constants.get(t.name)
         if known is not None:
             return known
-        values = self.values(t)
+        values = self.values(t, read=False)
         if values is None or not all(isinstance(v, Const) for v in values.flat):
             return None
         return np.array([v.value for v in values.flat], t.dtype.numpy).reshape(values.shape)
 
-    def values(self, t: Tensor) -> np.ndarray | None:
-        """The elements of a small tensor as symbolic expressions (array of `Expr`), or None.
+    def values(self, t: Tensor, *, read: bool = True) -> np.ndarray | None:
+        """The elements of a small tensor as expressions of sizes (array of `Expr`), or None.
 
-        None where the shape is not constant, the tensor is large, or an element depends on data.
+        Args:
+            t: the tensor.
+            read: whether whole numbers that depend on data are read at each call (`element`).
+
+        Returns:
+            None where the shape is not constant, the tensor is large, or an element depends on data
+            that cannot be read.
         """
         dims = [constant_int(n) for n in t.shape]
         if any(n is None for n in dims):
@@ -311,54 +337,82 @@ class Lowering:
             return None
         result = np.empty(shape, dtype=object)
         for index in np.ndindex(*shape):
-            element = self.evaluate(t.at(*index))
+            element = self.evaluate(t.at(*index), read)
+            if read and (element is None or not _is_arithmetic(element)):
+                element = self.element(t, index)
             if element is None:
                 return None
             result[index] = element
         return result
 
-    def evaluate(self, e: Expr) -> Expr | None:
-        """An expression with every load resolved through constants and definitions, or None."""
+    def element(self, t: Tensor, index: tuple[int, ...]) -> Expr | None:
+        """A whole number that is read from a tensor at each call, as a signed size.
+
+        What uses it runs after the tensor is known (`loops.program.Element`).
+
+        Returns:
+            None for a tensor of floats.
+        """
+        if t.dtype.is_float:
+            return None
+        name = f"{t.name}[{', '.join(map(str, index))}]" if index else t.name
+        while self._is_input_size(name) or name in self.program.derived:
+            name += "'"
+        self.program.elements[name] = Element(t.name, index)
+        return cast(size(name, signed=True), t.dtype)
+
+    def evaluate(self, e: Expr, read: bool = False) -> Expr | None:
+        """An expression with every load resolved through constants and definitions, or None.
+
+        Where `read`, integers of small inputs are signed sizes.
+        """
         missing = False
 
         def visit(node: Expr) -> Expr | None:
             nonlocal missing
             if isinstance(node, Op_) and node.op == "select":
                 # Only the branch taken is looked at: the other may index outside its tensor.
-                condition = self.evaluate(node.args[0])
+                condition = self.evaluate(node.args[0], read)
                 if isinstance(condition, Const):
-                    taken = self.evaluate(node.args[1] if condition.value else node.args[2])
+                    taken = self.evaluate(node.args[1] if condition.value else node.args[2], read)
                     missing = missing or taken is None
                     return taken if taken is not None else node
             if not isinstance(node, Load | Reduce):
                 return None
-            found = self._element(node) if isinstance(node, Load) else self._unrolled(node)
+            found = self._resolved(node, read) if isinstance(node, Load) else self._unrolled(node, read)
             missing = missing or found is None
             return found if found is not None else node
 
         result = transform(e, visit)
         return None if missing else result
 
-    def _element(self, node: Load) -> Expr | None:
-        """The element that a load reads, if it does not depend on data."""
+    def _resolved(self, node: Load, read: bool) -> Expr | None:
+        """The element that a load reads, if it does not depend on data, or is an integer of a small input."""
         index: list[Expr] = []
         for i in node.index:
-            known = self.evaluate(i)
+            known = self.evaluate(i, read)
             if known is None:
                 return None
             index.append(known)
+        at = tuple(int(i.value) for i in index if isinstance(i, Const))
         if node.buffer in self.program.constants:
-            at = [constant_int(i) for i in index]
-            if any(i is None for i in at):
+            array = self.program.constants[node.buffer]
+            return const(array[at].item(), node.dtype) if len(at) == len(index) else None
+        if node.buffer in self.program.inputs:
+            info = self.program.inputs[node.buffer]
+            dims = [constant_int(n) or 0 for n in info.shape]
+            inside = len(at) == len(index) and all(0 <= i < n for i, n in zip(at, dims, strict=True))
+            if not read or not inside or math.prod(dims) > SMALL_TENSOR:
                 return None
-            value = self.program.constants[node.buffer][tuple(i for i in at if i is not None)]
-            return const(value.item(), node.dtype)
+            return self.element(self.tensor(node.buffer), at)
         definition = self.program.definitions.get(node.buffer)
         if definition is None or not isinstance(definition.body, Expr):
             return None
-        return self.evaluate(substitute(definition.body, dict(zip(definition.vars, index, strict=True))))
+        return self.evaluate(
+            substitute(definition.body, dict(zip(definition.vars, index, strict=True))), read
+        )
 
-    def _unrolled(self, node: Reduce) -> Expr | None:
+    def _unrolled(self, node: Reduce, read: bool) -> Expr | None:
         """A reduction over few constant indices, as of a shape's dimensions, term by term."""
         extents = [constant_int(v.extent) for v in node.vars]
         counts = [n for n in extents if n is not None]
@@ -368,13 +422,51 @@ class Lowering:
         result: Expr | None = None
         for index in np.ndindex(*counts):
             at: dict[Expr, Expr] = {v: const(i) for v, i in zip(node.vars, index, strict=True)}
-            term = self.evaluate(substitute(node.body, at))
+            term = self.evaluate(substitute(node.body, at), read)
             if term is None:
                 return None
             result = term if result is None else binary(op, result, term)
         if result is None and node.op in ("sum", "prod"):
             return const(int(node.op == "prod"), node.dtype)
         return result
+
+
+_ARITHMETIC = frozenset(
+    [
+        "add",
+        "sub",
+        "mul",
+        "floordiv",
+        "mod",
+        "min",
+        "max",
+        "select",
+        "cast",
+        "lt",
+        "le",
+        "eq",
+        "ne",
+        "and",
+        "or",
+    ]
+)
+"""What a plan computes of numbers that it reads; a kernel computes the rest."""
+
+
+def _is_arithmetic(e: Expr) -> bool:
+    """Whether a plan can compute an expression of sizes; true for all that reads no numbers."""
+    nodes = list(walk(e))
+    if not any(is_signed(n) for n in nodes):
+        return True
+    return all(
+        isinstance(n, Const | Size) or (isinstance(n, Op_) and n.op in _ARITHMETIC and not n.dtype.is_float)
+        for n in nodes
+    )
+
+
+def is_signed(e: Expr) -> bool:
+    """Whether an expression is a number that is read from a tensor, which may be negative."""
+    return isinstance(e, Size) and e.signed
 
 
 def required(inputs: Inputs, position: int) -> Tensor:
@@ -416,6 +508,14 @@ def symbolic_ints(ctx: Lowering, t: Tensor, what: str) -> list[Expr]:
     if values is None:
         raise Declined(f"{what} depends on data")
     return [as_expr(v) for v in values.reshape(-1)]
+
+
+IndexMap = Callable[[tuple[Expr, ...]], Sequence[Expr]]
+
+
+def moved(ctx: Lowering, x: Tensor, shape: Sequence[Expr], source: IndexMap) -> list[Tensor]:
+    """One output whose element is that of x at `source(index)`."""
+    return [ctx.define(shape, lambda *i: x.at(*source(i)), x.dtype)]
 
 
 _T = TypeVar("_T")

@@ -11,6 +11,8 @@ from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
     Const,
     Expr,
+    Load,
+    as_expr,
     binary,
     bounded,
     cast,
@@ -18,7 +20,9 @@ from hasten.loops.expr import (
     constant_int,
     select,
     unary,
+    walk,
 )
+from hasten.ops.axes import index_values
 from hasten.ops.base import (
     Declined,
     Inputs,
@@ -26,15 +30,14 @@ from hasten.ops.base import (
     Op,
     Tensor,
     attribute_int,
+    moved,
     normalize_axis,
     optional,
     product,
     required,
-    symbolic_ints,
 )
 from hasten.ops.element_types import element_type
 from hasten.ops.elementwise import scalar
-from hasten.ops.movement import index_values, moved
 from hasten.ops.movement_pruning import GATHER, SHAPE
 
 
@@ -84,35 +87,50 @@ def lower_constant_of_shape(ctx: Lowering, node: ir.Node, inputs: Inputs) -> lis
     dtype = element_type(value.dtype)
     if dtype is None:
         raise Declined(f"element type {value.dtype} is not supported")
+    for n in shape:
+        ctx.require(binary("le", const(0), n), "a shape that is not negative")
     return [ctx.define(shape, lambda *_: const(value.reshape(-1)[0].item(), dtype), dtype)]
 
 
 def lower_range(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     """Start, start + delta, ... up to limit (exclusive)."""
-    tensors = [required(inputs, n) for n in range(3)]
-    start, limit, delta = (symbolic_ints(ctx, t, "an end or the step of the range")[0] for t in tensors)
-    dtype = tensors[0].dtype
-    if not isinstance(delta, Const) or delta.value == 0:
-        raise Declined("the step of the range is not a constant other than 0")
+    start, limit, delta = (_number(ctx, required(inputs, n)) for n in range(3))
+    if isinstance(delta, Const) and delta.value == 0:
+        raise Declined("the step of the range is 0")
+    count = _range_count(start, limit, delta)
+    if any(isinstance(n, Load) for n in walk(count)):
+        # Which the run computes, before it is known how long the range is.
+        counted = ctx.temporary([], lambda: count, INDEX, "count")
+        count = ctx.element(counted, ()) or count
 
     def body(i: Expr) -> Expr:
-        return binary("add", start, binary("mul", cast(i, dtype), delta))
+        return binary("add", start, binary("mul", cast(i, start.dtype), delta))
 
-    return [ctx.define([_range_count(start, limit, delta)], body, dtype)]
+    return [ctx.define([count], body, start.dtype)]
 
 
-def _range_count(start: Expr, limit: Expr, delta: Const) -> Expr:
+def _number(ctx: Lowering, t: Tensor) -> Expr:
+    """A scalar in terms of sizes, or as it is read from memory."""
+    values = ctx.values(t, read=False)
+    return scalar(t) if values is None else as_expr(values.reshape(-1)[0])
+
+
+def _range_count(start: Expr, limit: Expr, delta: Expr) -> Expr:
     """The number of elements of a range, at least 0."""
-    if isinstance(start, Const) and isinstance(limit, Const):
+    if isinstance(start, Const) and isinstance(limit, Const) and isinstance(delta, Const):
         return const(max(math.ceil((limit.value - start.value) / delta.value), 0))
     if delta.dtype.is_float:
+        start, limit, delta = (cast(e, DType.F64) for e in (start, limit, delta))
         steps = unary("ceil", binary("div", binary("sub", limit, start), delta))
-        return binary("max", cast(steps, INDEX), const(0))
+        # Too many to count, or not a number of them: what no memory has.
+        most = const(float(1 << 62), DType.F64)
+        steps = select(binary("lt", steps, most), steps, most)
+        return cast(binary("max", steps, const(0.0, DType.F64)), INDEX)
     distance = cast(limit, INDEX) - cast(start, INDEX)
-    step = int(delta.value)
-    if step < 0:
-        distance = 0 - distance
-    return binary("max", (distance + (abs(step) - 1)) // abs(step), const(0))
+    step = cast(delta, INDEX)
+    forward = binary("lt", const(0), step)
+    distance, pace = select(forward, distance, 0 - distance), select(forward, step, 0 - step)
+    return binary("max", (distance + (pace - 1)) // pace, const(0))
 
 
 def lower_gather(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import onnx
@@ -16,8 +16,8 @@ from hasten.graph.constants import constant_tensor
 from hasten.graph.describe import describe_node
 from hasten.graph.functions import function_body
 from hasten.graph.opset import IR_VERSION, OPSET
-from hasten.loops.expr import Expr, Load, Reduce, Size, Var, const, size, walk
-from hasten.loops.program import Program, TensorInfo, operands
+from hasten.loops.expr import Expr, Reduce, Size, Var, const, size, walk
+from hasten.loops.program import Definition, Program, TensorInfo, operands
 from hasten.ops.base import Declined, Lowering, Tensor
 from hasten.ops.element_types import COMPUTED, element_type, rounded
 from hasten.ops.table import find_op
@@ -331,14 +331,13 @@ def _host_can_run(model: ir.Model, node: ir.Node) -> bool:
 def _drop_unused(program: Program, host: list[HostNode], graph_inputs: set[str]) -> None:
     """Removes what neither the outputs nor a host node needs: shape arithmetic, mostly."""
     needed = {*program.outputs, *(name for h in host for name in h.inputs)}
+    needed |= _read_for(program, _sizes_of_guards(program))
     for name in reversed(list(program.definitions)):
         definition = program.definitions[name]
         if name not in needed:
             del program.definitions[name]
             continue
-        body = definition.body
-        parts = [body] if isinstance(body, Expr) else list(operands(body).values())
-        needed.update(e.buffer for part in parts for e in walk(part) if isinstance(e, Load))
+        needed |= definition.reads() | _read_for(program, _sizes_of_definition(definition))
     for table in (program.constants, program.inputs):
         for name in list(table):
             if name not in needed and name not in graph_inputs:
@@ -349,21 +348,46 @@ def _drop_unused(program: Program, host: list[HostNode], graph_inputs: set[str])
             used.update(e.name for e in walk(program.derived[name]) if isinstance(e, Size))
         else:
             del program.derived[name]
+    for name in list(program.elements):
+        if name not in used:
+            del program.elements[name]
 
 
 def _sizes(program: Program) -> Iterator[str]:
     """Names of the sizes that definitions and guards use."""
     for definition in program.definitions.values():
-        body = definition.body
-        parts = [body] if isinstance(body, Expr) else list(operands(body).values())
-        for part in (*definition.shape, *parts):
-            yield from _sizes_in(part)
-        if not isinstance(body, Expr):
-            for part in definition.meaning():
-                yield from _sizes_in(part)
+        yield from _sizes_of_definition(definition)
+    yield from _sizes_of_guards(program)
+
+
+def _sizes_of_definition(definition: Definition) -> Iterator[str]:
+    body = definition.body
+    parts = [body] if isinstance(body, Expr) else [*operands(body).values(), *definition.meaning()]
+    for part in (*definition.shape, *parts):
+        yield from _sizes_in(part)
+
+
+def _sizes_of_guards(program: Program) -> Iterator[str]:
     for guard in program.guards:
         for side in (guard.left, guard.right):
             yield from _sizes_in(side)
+
+
+def _read_for(program: Program, sizes: Iterable[str]) -> set[str]:
+    """The tensors that sizes are read from, directly or through what they are derived from."""
+    found: set[str] = set()
+    stack = list(sizes)
+    seen: set[str] = set()
+    while stack:
+        name = stack.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if name in program.elements:
+            found.add(program.elements[name].tensor)
+        elif name in program.derived:
+            stack += _sizes_in(program.derived[name])
+    return found
 
 
 def _sizes_in(e: Expr) -> Iterator[str]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from hasten.loops.dtypes import INDEX, DType
-from hasten.loops.expr import Expr, Size, binary, cast, const, constant_int, select, substitute, walk
+from hasten.loops.dtypes import DType
+from hasten.loops.expr import Expr, Size, binary, const, constant_int, select, substitute, walk
 from hasten.loops.simplify import divide, is_nonnegative, to_poly
 from hasten.ops import movement_pruning as pruning
+from hasten.ops.axes import axis_numbers, by_axis, index_values, listed, with_ones, without
 from hasten.ops.base import (
     Declined,
     Inputs,
@@ -20,41 +21,18 @@ from hasten.ops.base import (
     attribute_ints,
     attribute_str,
     clamp,
-    constant_ints,
+    is_signed,
     linear_index,
+    moved,
     normalize_axis,
     optional,
     product,
     required,
     split_index,
-    symbolic_ints,
 )
 
 _FAR = 2**31 - 1
 """Exporters write this, or more, for "to the end" in Slice."""
-
-IndexMap = Callable[[tuple[Expr, ...]], Sequence[Expr]]
-
-
-def moved(ctx: Lowering, x: Tensor, shape: Sequence[Expr], source: IndexMap) -> list[Tensor]:
-    """One output whose element is that of x at `source(index)`."""
-    return [ctx.define(shape, lambda *i: x.at(*source(i)), x.dtype)]
-
-
-def index_values(ctx: Lowering, t: Tensor, what: str) -> list[Expr]:
-    """The integers of an input as index expressions of symbolic sizes.
-
-    Raises:
-        Declined: they depend on data.
-    """
-    return [cast(e, INDEX) for e in symbolic_ints(ctx, t, what)]
-
-
-def axes_of(ctx: Lowering, t: Tensor | None, rank: int, default: Sequence[int]) -> list[int]:
-    """The axes that an optional input lists, counted from the front."""
-    if t is None:
-        return list(default)
-    return [normalize_axis(a, rank) for a in constant_ints(ctx, t, "the list of axes")]
 
 
 def lower_identity(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
@@ -126,24 +104,21 @@ def lower_reshape(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     x, target = required(inputs, 0), required(inputs, 1)
     allow_zero = attribute_int(node, "allowzero", 0) == 1
     shape: list[Expr] = []
-    unknown: int | None = None
+    rest: list[Expr] = []
     for d, n in enumerate(index_values(ctx, target, "the new shape")):
-        value = constant_int(n)
-        if value == 0 and not allow_zero:
-            if d >= x.rank:
-                raise Declined(f"entry {d} of the new shape copies a dimension that the input lacks")
-            shape.append(x.shape[d])
-        elif value == -1:
-            if unknown is not None:
-                raise Declined("the new shape has more than one -1")
-            unknown = d
-            shape.append(const(1))
-        else:
-            shape.append(ctx.dim(n))
-    if unknown is not None:
-        known = product(shape)
-        shape[unknown] = const(0) if constant_int(known) == 0 else product(x.shape) // known
-    return reshaped(ctx, x, shape)
+        # Only numbers that are given or read can be 0 or -1 and mean something else.
+        plain = constant_int(n) is None and not any(is_signed(v) for v in walk(n))
+        copied = const(False, DType.BOOL) if plain or allow_zero else binary("eq", n, const(0))
+        if constant_int(copied) == 1 and d >= x.rank:
+            raise Declined(f"entry {d} of the new shape copies a dimension that the input lacks")
+        rest.append(const(False, DType.BOOL) if plain else binary("eq", n, const(-1)))
+        wanted = select(copied, x.shape[d], n) if d < x.rank else n
+        shape.append(select(rest[d], const(1), ctx.dim(wanted) if plain else wanted))
+    if sum(constant_int(r) == 1 for r in rest) > 1:
+        raise Declined("the new shape has more than one -1")
+    known = product(shape)
+    left = const(0) if constant_int(known) == 0 else product(x.shape) // known
+    return reshaped(ctx, x, [select(r, left, n) for r, n in zip(rest, shape, strict=True)])
 
 
 def lower_flatten(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
@@ -166,41 +141,46 @@ def lower_transpose(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor
 
 def lower_squeeze(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     """Without the given dimensions, each of which must be 1, or all that are 1."""
-    x, listed = required(inputs, 0), optional(inputs, 1)
-    if listed is None and any(constant_int(n) is None for n in x.shape):
+    x, given = required(inputs, 0), optional(inputs, 1)
+    if given is None and any(constant_int(n) is None for n in x.shape):
         raise Declined("without axes, the input's dimensions must be constant")
     ones = [d for d, n in enumerate(x.shape) if constant_int(n) == 1]
-    dropped = axes_of(ctx, listed, x.rank, ones)
-    for d in dropped:
-        ctx.require_equal(x.shape[d], const(1))
-    kept = [d for d in range(x.rank) if d not in dropped]
-
-    def source(index: tuple[Expr, ...]) -> list[Expr]:
-        at = dict(zip(kept, index, strict=True))
-        return [at.get(d, const(0)) for d in range(x.rank)]
-
-    return moved(ctx, x, [x.shape[d] for d in kept], source)
+    axes = axis_numbers(ctx, given, x.rank, ones)
+    for d, dropped in enumerate(listed(axes, x.rank)):
+        ctx.require_equal(select(dropped, x.shape[d], const(1)), const(1))
+    return [without(ctx, x, axes)]
 
 
 def lower_unsqueeze(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     """With new dimensions of 1 at the given places of the result."""
-    x = required(inputs, 0)
-    listed = constant_ints(ctx, required(inputs, 1), "the list of axes")
-    rank = x.rank + len(listed)
-    added = {normalize_axis(a, rank) for a in listed}
-    if len(added) != len(listed):
-        raise Declined(f"axes {listed} name a dimension twice")
-    dims = iter(x.shape)
-    shape = [const(1) if d in added else next(dims) for d in range(rank)]
-    return moved(ctx, x, shape, lambda i: [i[d] for d in range(rank) if d not in added])
+    x, given = required(inputs, 0), required(inputs, 1)
+    count = constant_int(product(given.shape))
+    if count is None:
+        raise Declined("the number of new axes is not constant")
+    return [with_ones(ctx, x, axis_numbers(ctx, given, x.rank + count, ()))]
 
 
 def lower_expand(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     """Broadcast against a shape, both ways."""
     x, target = required(inputs, 0), required(inputs, 1)
-    wanted = [ctx.dim(n) for n in index_values(ctx, target, "the new shape")]
-    shape = ctx.broadcast_shapes(x.shape, wanted)
-    return [ctx.define(shape, x.broadcast, x.dtype)]
+    values = index_values(ctx, target, "the new shape")
+    if not any(is_signed(n) for v in values for n in walk(v)):
+        shape = ctx.broadcast_shapes(x.shape, [ctx.dim(n) for n in values])
+        return [ctx.define(shape, x.broadcast, x.dtype)]
+    rank = max(x.rank, len(values))
+    old = [*([const(1)] * (rank - x.rank)), *x.shape]
+    new = [*([const(1)] * (rank - len(values))), *values]
+    alone = [binary("eq", n, const(1)) for n in old]
+    for n, v, one in zip(old, new, alone, strict=True):
+        fits = binary("or", binary("eq", v, n), binary("eq", v, const(1)))
+        fits = binary("or", fits, binary("and", one, binary("le", const(0), v)))
+        ctx.require(fits, "a shape that the input can be broadcast to")
+
+    def source(index: tuple[Expr, ...]) -> list[Expr]:
+        found = [select(one, const(0), i) for one, i in zip(alone, index, strict=True)]
+        return found[rank - x.rank :]
+
+    return moved(ctx, x, [select(one, v, n) for n, v, one in zip(old, new, alone, strict=True)], source)
 
 
 def lower_tile(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
@@ -279,39 +259,38 @@ def lower_slice(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     x = required(inputs, 0)
     starts = index_values(ctx, required(inputs, 1), "the start of the slice")
     ends = index_values(ctx, required(inputs, 2), "the end of the slice")
-    axes = axes_of(ctx, optional(inputs, 3), x.rank, range(len(starts)))
+    axes = axis_numbers(ctx, optional(inputs, 3), x.rank, range(len(starts)))
     given = optional(inputs, 4)
-    steps = [1] * len(starts) if given is None else constant_ints(ctx, given, "the step of the slice")
-    shape = list(x.shape)
-    origin: dict[int, tuple[Expr, int]] = {}
-    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        if step == 0:
-            raise Declined("the step of the slice is 0")
-        first, length = _slice_range(x.shape[axis], start, end, step)
-        for n in (n for n in walk(x.shape[axis]) if isinstance(n, Size)):
+    steps: list[Expr] = [const(1)] * len(starts)
+    if given is not None:
+        steps = index_values(ctx, given, "the step of the slice")
+    for step in steps:
+        ctx.require(binary("ne", step, const(0)), "a step of the slice that is not 0")
+    starts, ends, steps = (
+        by_axis(axes, values, x.rank, [const(default)] * x.rank)
+        for values, default in ((starts, 0), (ends, _FAR), (steps, 1))
+    )
+    ranges = [_slice_range(*r) for r in zip(x.shape, starts, ends, steps, strict=True)]
+    for extent, (_, length) in zip(x.shape, ranges, strict=True):
+        for n in (n for n in walk(extent) if isinstance(n, Size)):
             # Sizes are taken to be 1 or more, so that a slice of none may look like one of some.
             if constant_int(binary("max", substitute(length, {n: const(0)}), const(0))) != 0:
                 ctx.require_some(n, [])
-        origin[axis] = (first, step)
-        shape[axis] = length
 
     def source(index: tuple[Expr, ...]) -> list[Expr]:
-        at = list(index)
-        for axis, (first, step) in origin.items():
-            at[axis] = first + index[axis] * step
-        return at
+        return [r[0] + i * step for i, r, step in zip(index, ranges, steps, strict=True)]
 
-    return moved(ctx, x, shape, source)
+    return moved(ctx, x, [count for _, count in ranges], source)
 
 
-def _slice_range(n: Expr, start: Expr, end: Expr, step: int) -> tuple[Expr, Expr]:
+def _slice_range(n: Expr, start: Expr, end: Expr, step: Expr) -> tuple[Expr, Expr]:
     """The first index and the number of elements of a slice of n elements."""
-    low, high = (const(0), n) if step > 0 else (const(-1), n - 1)
+    forward = binary("lt", const(0), step)
+    low, high = select(forward, const(0), const(-1)), select(forward, n, n - 1)
     first = _slice_bound(start, n, const(0), high)
     last = _slice_bound(end, n, low, high)
-    distance = last - first if step > 0 else first - last
-    count = (distance + (abs(step) - 1)) // abs(step)
-    return first, binary("max", count, const(0))
+    distance, pace = select(forward, last - first, first - last), select(forward, step, 0 - step)
+    return first, binary("max", (distance + (pace - 1)) // pace, const(0))
 
 
 def _slice_bound(e: Expr, n: Expr, low: Expr, high: Expr) -> Expr:

@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, binary, const, constant_int, select
+from hasten.ops.axes import axis_numbers, by_axis, index_values
 from hasten.ops.base import (
     Declined,
     Inputs,
@@ -14,11 +15,11 @@ from hasten.ops.base import (
     Tensor,
     attribute_str,
     clamp,
+    moved,
     optional,
     required,
 )
 from hasten.ops.elementwise import scalar
-from hasten.ops.movement import axes_of, index_values, moved
 from hasten.ops.movement_pruning import PAD
 
 
@@ -26,12 +27,13 @@ def lower_pad(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     """Borders before and after each axis; negative ones cut off."""
     x = required(inputs, 0)
     pads = index_values(ctx, required(inputs, 1), "the width of the border")
-    axes = axes_of(ctx, optional(inputs, 3), x.rank, range(x.rank))
+    axes = axis_numbers(ctx, optional(inputs, 3), x.rank, range(x.rank))
     if len(pads) != 2 * len(axes):
         raise Declined(f"{len(pads)} border widths were given for {len(axes)} axes")
-    before = dict(zip(axes, pads[: len(axes)], strict=True))
-    after = dict(zip(axes, pads[len(axes) :], strict=True))
-    padded = [d for d in axes if constant_int(before[d]) != 0 or constant_int(after[d]) != 0]
+    none = [const(0)] * x.rank
+    before = by_axis(axes, pads[: len(axes)], x.rank, none)
+    after = by_axis(axes, pads[len(axes) :], x.rank, none)
+    padded = [d for d in range(x.rank) if constant_int(before[d]) != 0 or constant_int(after[d]) != 0]
     shape = list(x.shape)
     for d in padded:
         shape[d] = x.shape[d] + before[d] + after[d]

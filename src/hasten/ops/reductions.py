@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from hasten.loops.dtypes import INDEX, DType
-from hasten.loops.expr import Expr, Var, binary, cast, const, reduce, select, unary, var
+from hasten.loops.expr import Expr, Var, binary, cast, const, constant_int, reduce, select, unary, var
+from hasten.ops.axes import apart, axis_numbers, without
 from hasten.ops.base import (
     Declined,
     Inputs,
@@ -51,16 +52,37 @@ def lowest(dtype: DType) -> Expr:
     return const(-(2 ** (8 * dtype.bytes - 1)), dtype)
 
 
-def reduced_axes(ctx: Lowering, node: ir.Node, x: Tensor, axes: Tensor | None) -> list[int]:
-    """The axes that a reduction runs over, in order.
+def over_axes(
+    ctx: Lowering, node: ir.Node, inputs: Inputs, reduction: Callable[[Tensor, Sequence[int]], Element]
+) -> list[Tensor]:
+    """A reduction over the axes that the second input lists, or all; they may be read at each call.
+
+    Args:
+        ctx: what is lowered to.
+        node: the node, for its attributes.
+        inputs: the tensor, and perhaps the axes.
+        reduction: gives the result's element for a tensor and the axes of it to reduce.
 
     Raises:
-        Declined: they are not known at compile time, or lie outside the rank.
+        Declined: the axes lie outside the rank or depend on data that cannot be read.
     """
-    given = [] if axes is None else constant_ints(ctx, axes, "the list of axes")
-    if not given:
-        return [] if attribute_int(node, "noop_with_empty_axes", 0) else list(range(x.rank))
-    return sorted({normalize_axis(a, x.rank) for a in given})
+    x, given = required(inputs, 0), optional(inputs, 1)
+    keep = attribute_int(node, "keepdims", 1) != 0
+    count = 0 if given is None else constant_int(product(given.shape))
+    if count is None:
+        raise Declined("the number of axes is not constant")
+    if given is not None and count and ctx.constant_of(given) is None:
+        axes = axis_numbers(ctx, given, x.rank, ())
+        halves, second = apart(ctx, x, axes), range(x.rank, 2 * x.rank)
+        name = None if keep else f"{ctx.names[0]}_kept"
+        total = define_reduced(ctx, halves, second, False, reduction(halves, second), x.dtype, name)
+        return [total if keep else without(ctx, total, axes)]
+    known: list[int] = []
+    if count:
+        known = sorted({normalize_axis(a, x.rank) for a in constant_ints(ctx, given, "the list of axes")})
+    elif not attribute_int(node, "noop_with_empty_axes", 0):
+        known = list(range(x.rank))
+    return [define_reduced(ctx, x, known, keep, reduction(x, known), x.dtype)]
 
 
 def axis_vars(x: Tensor, axes: Sequence[int], prefix: str = "r") -> dict[int, Expr]:
@@ -90,42 +112,41 @@ def count_of(x: Tensor, axes: Sequence[int], dtype: DType) -> Expr:
 
 
 def define_reduced(
-    ctx: Lowering, x: Tensor, axes: Sequence[int], keepdims: bool, element: Element, dtype: DType
+    ctx: Lowering,
+    x: Tensor,
+    axes: Sequence[int],
+    keepdims: bool,
+    element: Element,
+    dtype: DType,
+    name: str | None = None,
 ) -> Tensor:
     """A definition with `axes` reduced to size 1 or dropped; `element` takes an index of x's rank."""
     gone = set(axes)
     if keepdims:
         shape = [const(1) if d in gone else n for d, n in enumerate(x.shape)]
-        return ctx.define(shape, lambda *i: element(list(i)), dtype)
+        return ctx.define(shape, lambda *i: element(list(i)), dtype, name=name)
     shape = [n for d, n in enumerate(x.shape) if d not in gone]
 
     def body(*index: Expr) -> Expr:
         kept = iter(index)
         return element([const(0) if d in gone else next(kept) for d in range(x.rank)])
 
-    return ctx.define(shape, body, dtype)
+    return ctx.define(shape, body, dtype, name=name)
 
 
 def _reduction(kind: _Kind) -> Lower:
     def lower(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
-        x = required(inputs, 0)
-        if kind.floats_only and not x.dtype.is_float:
-            raise Declined(f"{node.op_type} of {x.dtype.numpy.name} is only defined for floats")
-        axes = reduced_axes(ctx, node, x, optional(inputs, 1))
-        # Extrema of booleans are those of their bytes.
-        work = DType.U8 if x.dtype is DType.BOOL else x.dtype
-        total = reduce_axes(kind.op, x, axes, lambda i: kind.before(cast(x.at(*i), work)))
-        count = count_of(x, axes, work)
-        return [
-            define_reduced(
-                ctx,
-                x,
-                axes,
-                attribute_int(node, "keepdims", 1) != 0,
-                lambda i: cast(kind.after(total(i), count), x.dtype),
-                x.dtype,
-            )
-        ]
+        if kind.floats_only and not required(inputs, 0).dtype.is_float:
+            raise Declined(f"{node.op_type} of integers is only defined for floats")
+
+        def reduced(x: Tensor, axes: Sequence[int]) -> Element:
+            # Extrema of booleans are those of their bytes.
+            work = DType.U8 if x.dtype is DType.BOOL else x.dtype
+            total = reduce_axes(kind.op, x, axes, lambda i: kind.before(cast(x.at(*i), work)))
+            count = count_of(x, axes, work)
+            return lambda i: cast(kind.after(total(i), count), x.dtype)
+
+        return over_axes(ctx, node, inputs, reduced)
 
     return lower
 
@@ -150,10 +171,12 @@ def _absolute(e: Expr) -> Expr:
 
 def lower_log_sum_exp(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     """log(sum(exp(x - m))) + m with m the maximum, or 0 where the maximum is infinite."""
-    x = required(inputs, 0)
-    if not x.dtype.is_float:
-        raise Declined(f"ReduceLogSumExp of {x.dtype.numpy.name} is only defined for floats")
-    axes = reduced_axes(ctx, node, x, optional(inputs, 1))
+    if not required(inputs, 0).dtype.is_float:
+        raise Declined("ReduceLogSumExp is only defined for floats")
+    return over_axes(ctx, node, inputs, _log_sum_exp)
+
+
+def _log_sum_exp(x: Tensor, axes: Sequence[int]) -> Element:
     peak = reduce_axes("max", x, axes, lambda i: x.at(*i), "m")
 
     def element(index: Sequence[Expr]) -> Expr:
@@ -163,7 +186,7 @@ def lower_log_sum_exp(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tens
         total = reduce_axes("sum", x, axes, lambda i: unary("exp", binary("sub", x.at(*i), shift)))
         return binary("add", unary("log", total(index)), shift)
 
-    return [define_reduced(ctx, x, axes, attribute_int(node, "keepdims", 1) != 0, element, x.dtype)]
+    return element
 
 
 def extremum_index(x: Tensor, axis: int, op: str, last: bool) -> Element:

@@ -14,9 +14,10 @@ from typing import TypeVar
 import numpy as np
 import onnx_ir as ir
 
-from hasten.loops.dtypes import DType
-from hasten.loops.expr import Expr, binary, cast, const, constant_int, select
+from hasten.loops.dtypes import INDEX, DType
+from hasten.loops.expr import Expr, binary, cast, const, constant_int, reduce, select, unary, var
 from hasten.loops.simplify import divide, to_poly
+from hasten.ops.axes import index_values
 from hasten.ops.base import (
     Declined,
     Inputs,
@@ -28,12 +29,13 @@ from hasten.ops.base import (
     attribute_ints,
     attribute_str,
     clamp,
+    moved,
     normalize_axis,
     optional,
+    product,
     required,
 )
 from hasten.ops.interpolation import cubic_weights, linear_weights, weighted
-from hasten.ops.movement import index_values, moved
 from hasten.ops.movement_pruning import RESIZE
 
 T = TypeVar("T")
@@ -68,9 +70,8 @@ def _pytorch_half_pixel(a: _Axis, i: Expr) -> _Position:
 
 
 def _align_corners(a: _Axis, i: Expr) -> _Position:
-    # The corners of the tensor that is made. ONNX's own test of a scale of 0.6 has those of one that
-    # is 2.4 long; PyTorch and ONNX Runtime have the whole number too.
-    return i * (a.old - 1), binary("max", a.new - 1, const(1))
+    # A scale of 0.6 makes 2.4 of 4, as ONNX has it, whose corners are 1.4 apart, though there are 2 elements.
+    return i * (a.old - 1) * a.den, binary("max", a.old * a.num - a.den, const(1))
 
 
 def _asymmetric(a: _Axis, i: Expr) -> _Position:
@@ -180,11 +181,51 @@ def _resized_axes(
         lengths = [ctx.dim(n) for n in index_values(ctx, sizes, "the new size")]
         found = {d: _by_size(x.shape[d], n) for d, n in zip(order, lengths, strict=True)}
         return {d: a for d, a in found.items() if a.old != a.new}
+    assert scales is not None
     factors = ctx.constant_of(scales)
     if factors is None:
-        raise Declined("the scales are not constant")
+        return _by_read_scales(ctx, x, order, scales)
     pairs = zip(order, factors.reshape(-1), strict=True)
     return {d: _by_scale(ctx, x.shape[d], f) for d, f in pairs if f != 1}
+
+
+FRACTION_BITS = 40
+"""Binary places that a scale which is read at each call has at the most; none that occurs has more."""
+
+
+def _by_read_scales(ctx: Lowering, x: Tensor, order: Sequence[int], scales: Tensor) -> dict[int, _Axis]:
+    """The axes for scales that are known at each call only: lengths and fractions are computed first."""
+    if constant_int(product(scales.shape)) != len(order) or not scales.dtype.is_float:
+        raise Declined(f"there must be {len(order)} scales")
+
+    def denominator(axis: Expr) -> Expr:
+        """The least power of two whose product with the scale is whole."""
+        scale = cast(scales.at(axis), DType.F64)
+        place = var("place", FRACTION_BITS + 1)
+        power = cast(binary("shl", const(1), place), DType.F64)
+        scaled = binary("mul", scale, power)
+        last = const(float(1 << FRACTION_BITS), DType.F64)
+        return reduce("min", (place,), select(binary("eq", unary("floor", scaled), scaled), power, last))
+
+    def entry(which: Expr, axis: Expr) -> Expr:
+        scale = scales.at(axis)
+        below = denominator(axis)
+        above = cast(binary("mul", cast(scale, DType.F64), below), INDEX)
+        length: Expr = const(0, DType.F32)
+        for k, d in enumerate(order):
+            length = select(binary("eq", axis, const(k)), cast(x.shape[d], DType.F32), length)
+        new = cast(binary("mul", length, cast(scale, DType.F32)), INDEX)
+        fraction = select(binary("eq", which, const(1)), above, cast(below, INDEX))
+        return select(binary("eq", which, const(0)), new, fraction)
+
+    table = ctx.temporary([const(3), const(len(order))], entry, INDEX, "lengths")
+    result = {}
+    for k, d in enumerate(order):
+        new, above, below = (ctx.element(table, (which, k)) for which in range(3))
+        assert new is not None and above is not None and below is not None
+        ctx.require(binary("lt", const(0), above), "scales that are positive")
+        result[d] = _Axis(x.shape[d], ctx.dim(new), ctx.dim(above), ctx.dim(below))
+    return result
 
 
 def _by_size(old: Expr, new: Expr) -> _Axis:

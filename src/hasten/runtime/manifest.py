@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -51,11 +52,13 @@ class NativeStep:
 
     Attributes:
         part: Its number in the C interface.
-        inputs: What it takes; the names in the shapes include all of `sizes`.
+        inputs: What it takes.
         outputs: Names of the values it makes.
         output_dtypes: Their element types.
         output_ranks: Their numbers of axes; `hasten_plan` gives the lengths.
         sizes: The symbolic sizes, in the order in which the part takes them.
+        elements: Those of them that are elements of inputs, by name: (number of the input, number of the
+            element in row-major order); the others are in the inputs' shapes.
         kernels: What each kernel computes, for messages about a fault.
     """
 
@@ -65,6 +68,7 @@ class NativeStep:
     output_dtypes: tuple[str, ...]
     output_ranks: tuple[int, ...]
     sizes: tuple[str, ...]
+    elements: Mapping[str, tuple[int, int]]
     kernels: tuple[str, ...]
 
 
@@ -230,6 +234,7 @@ def _step(data: object) -> Step:
         output_dtypes=_strings(data, "output_dtypes"),
         output_ranks=_list(data, "output_ranks", int),
         sizes=_strings(data, "sizes"),
+        elements=_elements(data, shapes),
         kernels=_strings(data, "kernels"),
     )
     if not len(names) == len(dtypes) == len(shapes):
@@ -243,7 +248,7 @@ def _step(data: object) -> Step:
         raise ArtifactError(f"the manifest's native step {step.part} has arrays of impossible ranks")
     if not 0 <= step.part < 1 << 31:
         raise ArtifactError(f"the manifest's native step has the number {step.part}")
-    unknown = set(step.sizes).difference(*shapes)
+    unknown = set(step.sizes).difference(step.elements, *shapes)
     if unknown:
         raise ArtifactError(
             f"the manifest's native step {step.part} has sizes that no input shows: "
@@ -257,6 +262,20 @@ def _threads(data: Mapping[str, Any]) -> int | None:
     if threads is not None and threads < 1:
         raise ArtifactError(f"the manifest asks for {threads} threads")
     return threads
+
+
+def _elements(data: object, shapes: Sequence[tuple[Dim, ...]]) -> dict[str, tuple[int, int]]:
+    """Sizes that are elements of inputs, each of which its input surely has."""
+    found: dict[str, tuple[int, int]] = {}
+    for name, place in _get(data, "elements", dict).items():
+        match place:
+            case [int(number), int(at)] if 0 <= number < len(shapes):
+                dims = [n for n in shapes[number] if isinstance(n, int)]
+                if len(dims) == len(shapes[number]) and 0 <= at < math.prod(dims):
+                    found[name] = (number, at)
+        if name not in found:
+            raise ArtifactError(f"the manifest says that size {name!r} is at {place}, where nothing is")
+    return found
 
 
 def _tensor(data: object) -> TensorInfo:

@@ -23,6 +23,8 @@ from hasten.runtime.manifest import NativeStep
 
 Array = NDArray[Any]
 Shapes = tuple[tuple[int, ...], ...]
+Key = tuple[Shapes, tuple[int, ...]]
+"""What a prepared call depends on: the inputs' shapes, and the numbers that sizes are read from."""
 
 _ndarray = np.ndarray
 STAGED_BYTES = 64 << 10  # arrays up to this size are copied through fixed buffers
@@ -76,8 +78,8 @@ class _Workspace:
         self.again: _Prepared | None = None  # the last used, if all its arrays are small
         self.arena = np.empty(0, np.uint8)
         self.address = 0
-        self.calls: dict[Shapes, _Prepared] = {}
-        self.last: Shapes | None = None
+        self.calls: dict[Key, _Prepared] = {}
+        self.last: Key | None = None
 
 
 class NativeRunner:
@@ -120,7 +122,7 @@ class NativeRunner:
         Raises:
             InputError: Shapes or values do not fit.
         """
-        key = tuple([array.shape for array in arrays])
+        key = (tuple([array.shape for array in arrays]), self._read(arrays) if self.step.elements else ())
         try:
             workspace = self._free.pop()
         except IndexError:
@@ -199,7 +201,12 @@ class NativeRunner:
             for made, output in zip(outputs, prepared.large_outputs, strict=True)
         ]
 
-    def _switch(self, workspace: _Workspace, key: Shapes) -> _Prepared:
+    def _read(self, arrays: Sequence[Array]) -> tuple[int, ...]:
+        """The sizes that inputs hold; 0 where one is too short, which is an error later."""
+        places = self.step.elements.values()
+        return tuple(int(arrays[n].flat[at]) if at < arrays[n].size else 0 for n, at in places)
+
+    def _switch(self, workspace: _Workspace, key: Key) -> _Prepared:
         """Finds or prepares the call for these shapes and makes it the last used one."""
         calls = workspace.calls
         prepared = calls.pop(key, None)
@@ -220,12 +227,14 @@ class NativeRunner:
         if len(calls) > KEPT_SHAPES:
             del calls[next(iter(calls))]
         workspace.last = key
-        workspace.again = prepared if prepared.gives else None
+        # Numbers that are read may differ from call to call.
+        workspace.again = prepared if prepared.gives and not self.step.elements else None
         return prepared
 
-    def _prepare(self, key: Shapes) -> _Prepared:
-        sizes = bind_sizes(self.step.inputs, key)
-        shapes, arena_bytes = self._plan([sizes[name] for name in self.step.sizes], key)
+    def _prepare(self, whole_key: Key) -> _Prepared:
+        key, numbers = whole_key
+        sizes = bind_sizes(self.step.inputs, key) | dict(zip(self.step.elements, numbers, strict=True))
+        shapes, arena_bytes = self._plan(sizes, key)
         prepared = _Prepared()
         prepared.arena_bytes = arena_bytes
         size_array = (ctypes.c_int64 * max(1, len(self.step.sizes)))(
@@ -260,19 +269,18 @@ class NativeRunner:
         prepared.call.threads = self._threads
         return prepared
 
-    def _plan(self, sizes: list[int], key: Shapes) -> tuple[Shapes, int]:
+    def _plan(self, sizes: Mapping[str, int], key: Shapes) -> tuple[Shapes, int]:
         """Shapes of the outputs and bytes of scratch memory."""
         dims = (ctypes.c_int64 * max(1, sum(self.step.output_ranks)))()
         arena_bytes = ctypes.c_int64()
-        c_sizes = (ctypes.c_int64 * max(1, len(sizes)))(*sizes)
+        c_sizes = (ctypes.c_int64 * max(1, len(self.step.sizes)))(*(sizes[n] for n in self.step.sizes))
         status = self._library.plan(self.step.part, c_sizes, dims, ctypes.byref(arena_bytes))
-        received = ", ".join(
-            f"{info.name} {list(shape)}" for info, shape in zip(self.step.inputs, key, strict=True)
-        )
+        named = [f"{info.name} {list(shape)}" for info, shape in zip(self.step.inputs, key, strict=True)]
+        received = ", ".join([*named, *(f"{name} = {sizes[name]}" for name in self.step.elements)])
         if 0 < status <= len(self._guards):
             raise InputError(
-                f"these shapes break a condition of the model, {self._guards[status - 1]}: "
-                f"received {received}"
+                f"these {'values' if self.step.elements else 'shapes'} break a condition of the model, "
+                f"{self._guards[status - 1]}: received {received}"
             )
         if status == TOO_LARGE:
             raise InputError(f"received {received}, too large: its values could not be addressed")

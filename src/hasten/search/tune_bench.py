@@ -22,8 +22,9 @@ from hasten.codegen.schedule import ProductShape, Schedule, Schedules
 from hasten.codegen.toolchain import build, find_compiler
 from hasten.codegen.weights import Weights
 from hasten.loops.dtypes import DType
-from hasten.loops.evaluate import evaluate, size_value
+from hasten.loops.evaluate import evaluate
 from hasten.loops.program import Program
+from hasten.loops.scope import size_value
 from hasten.runtime.library import Call, Library, shared_pool
 from hasten.target import Target, cores
 

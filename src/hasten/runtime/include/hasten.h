@@ -33,6 +33,9 @@ extern "C" {
 
 typedef struct hasten_pool hasten_pool;
 
+/* What hasten_plan may return. */
+enum { HASTEN_TOO_LARGE = -2 };
+
 /* What hasten_run returns, and hasten_fault.code. */
 enum {
     HASTEN_OK = 0,
@@ -51,7 +54,8 @@ typedef struct hasten_fault {
 
 /* One run of one part. The caller fills everything; fault.code must be HASTEN_OK before the run. */
 typedef struct hasten_call {
-    const int64_t *sizes; /* the symbolic sizes, in the order of the step's "sizes" in the manifest */
+    const int64_t *sizes; /* the symbolic sizes, in the order of the step's "sizes" in the manifest: lengths of
+                             axes of inputs; or, for those in the step's "elements", integers that inputs hold */
     void *const *values;  /* the inputs, then the outputs: dense, row-major, aligned to their element;
                              an output never overlaps anything else; a value of no elements is not touched */
     const void *weights;  /* the start of weights.bin, aligned to 64 bytes */
@@ -67,9 +71,9 @@ HASTEN_API int32_t hasten_abi_version(void);
 
 /* Sizes of a part's outputs and of its scratch memory.
  *
- * sizes: as in hasten_call, each >= 0. shapes: receives the dims of all outputs, one after the other.
+ * sizes: as in hasten_call, lengths >= 0. shapes: receives the dims of all outputs, one after the other.
  * Returns 0; or 1 + the index in the manifest's "guards" of the first condition that these sizes break;
- * or -1 if there is no such part; or -2 if some value would be too large for 64 bits to address.
+ * or -1 if there is no such part; or HASTEN_TOO_LARGE if some value would be too large to address.
  * Nothing is written unless 0 is returned. */
 HASTEN_API int32_t hasten_plan(int32_t part, const int64_t *sizes, int64_t *shapes, int64_t *arena_bytes);
 
