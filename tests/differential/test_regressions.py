@@ -49,6 +49,12 @@ CASES = {
         {"x": floats(2)},
         EXACT,
     ),
+    "weights for one axis of a batch of unknown length": (
+        """(float[n, 2, 1, 2] x) => (float[n, 2, 1, 3] y)
+        <float[2, 2, 3] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}> { y = MatMul (x, w) }""",
+        {"x": floats(4, 2, 1, 2)},
+        EXACT,
+    ),
     # Sizes were taken to be 1 or more: a slice of nothing had one element.
     "the last of nothing": (
         """(float[2, n] x) => (float[2, m] y) <int64[1] a = {-1}, int64[1] b = {9}, int64[1] d = {1}>

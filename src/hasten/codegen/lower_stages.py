@@ -225,7 +225,9 @@ def _pack(
         reads = {n.buffer for n in walk(g.b) if isinstance(n, Load)}
         shape = product_shape(s, sizes, known)
         schedule = schedules.of(shape, target)
-        constant = columns is not None and reads <= known
+        # What repeats for each entry of a batch of unknown length is packed at run time.
+        counted = all(constant_int(v.extent) is not None for v in (*g.batch, g.column, *g.taps, g.depth))
+        constant = counted and reads <= known
         if not constant or find_convolution(s) is None:
             schedule = replace(schedule, algorithm=Algorithm.DIRECT)
         codes = find_codes(g, program.constants)
