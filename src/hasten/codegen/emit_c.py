@@ -359,6 +359,8 @@ class _Printer:
             return f"__builtin_convertvector({compared}, {mask})", _ATOM
         if e.op in ("shl", "shr") and e.lanes > 1:
             left, right = self.side(a, e.lanes, inner), self.side(b, e.lanes, inner)
+        if e.op == "shl" and isinstance(a, Const):
+            left = f"({e.dtype.c_name}){left}"  # a literal alone is an int
         # Small integers are promoted to int by C; the IR computes in their own width.
         text = f"{left} {_INFIX[e.op]} {right}"
         if e.lanes == 1 and not e.dtype.is_float and e.dtype.bytes < 4 and e.dtype is not DType.BOOL:
