@@ -2,9 +2,10 @@
 
 import functools
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
+import ml_dtypes
 import numpy as np
 import pytest
 from tests.codegen.engines import Interpreted, compile_programs
@@ -15,6 +16,7 @@ from hasten.codegen.fuse import fuse
 from hasten.codegen.lower_stages import lower_program
 from hasten.codegen.schedule import Algorithm, Schedule, Schedules, product_shape, suited_algorithm
 from hasten.codegen.winograd_transforms import transforms
+from hasten.loops.dtypes import DType
 from hasten.loops.program import Gemm
 from hasten.target import Target, native, runs_here
 
@@ -29,16 +31,17 @@ def normal(*shape):
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-def always(algorithm, programs, target):
+def always(algorithm, programs, target, precision=DType.F32):
     """For each program the schedules that use an algorithm for everything that allows it."""
-    shapes = [[k.product.shape for k in lower_program(p, target).kernels if k.product] for p in programs]
+    lowered = [lower_program(p, target, precision=precision) for p in programs]
+    shapes = [[k.product.shape for k in one.kernels if k.product] for one in lowered]
     assert all(shape.allows_winograd for found in shapes for shape in found)
     return [Schedules({str(shape): Schedule(algorithm) for (shape,) in [found]}) for found in shapes]
 
 
-def compiled(programs, algorithm, target, parallel=False):
-    schedules = always(algorithm, programs, target)
-    return compile_programs(programs, target, parallel=parallel, schedules=schedules)
+def compiled(programs, algorithm, target, parallel=False, precision=DType.F32):
+    schedules = always(algorithm, programs, target, precision)
+    return compile_programs(programs, target, parallel=parallel, schedules=schedules, precision=precision)
 
 
 # Matrices
@@ -137,6 +140,23 @@ def test_convolutions(algorithm, target):
             feeds = case.feeds(n, h, w)
             if feeds is not None:
                 agree(engine, feeds, (1, 2, 3), TOLERANCE)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
+@pytest.mark.parametrize("algorithm", WINOGRAD)
+def test_convolutions_of_what_is_stored_in_bf16(algorithm, target):
+    def rounded(array):
+        return array.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+    even = [case for case in (*FREE_CASES, *FIXED_CASES) if case.c_in % 2 == 0]
+    exact = [case.program() for case in even]
+    exact = [replace(p, constants={n: rounded(a) for n, a in p.constants.items()}) for p in exact]
+    engines = compiled(exact, algorithm, target, parallel=True, precision=DType.BF16)
+    for case, engine in zip(even, engines, strict=True):
+        for n, h, w in SIZES if case.size is None else [(1, *case.size)]:
+            feeds = case.feeds(n, h, w)
+            if feeds is not None:
+                agree(engine, {n: rounded(a) for n, a in feeds.items()}, (1, 2, 3), TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["x86-64-v3", "x86-64-v4", "aarch64"])

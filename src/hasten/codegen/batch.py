@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hasten.codegen.c_names import SIZE_HELPERS
 from hasten.codegen.emit_c import Expand, declaration, emit_functions
 from hasten.codegen.microkernels import called_by_kernels
-from hasten.codegen.module import SIZE_HELPERS, Part, PartCode, module_sources, part_code, share_functions
+from hasten.codegen.module import Part, PartCode, module_sources, part_code, share_functions
 from hasten.loops.nest import Function
 from hasten.target import Target
 

@@ -12,6 +12,9 @@ from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Expr, Load, Var, binary, const, constant_int, free_vars, substitute
 from hasten.loops.program import Gemm
 
+STORED = (DType.F32, DType.BF16)
+"""Element types of inputs and results; transforms, weights and sums are f32."""
+
 
 @dataclass(frozen=True)
 class Convolution:
@@ -46,11 +49,11 @@ class Convolution:
 
 
 def find_convolution(stage: Stage) -> Convolution | None:
-    """The stage as a 3x3 convolution of stride and dilation 1 in float32, or None if it is something else."""
+    """The stage as a 3x3 convolution of stride and dilation 1 over floats, or None if it is none."""
     g = stage.body
     if not isinstance(g, Gemm) or g.batch or len(g.rows) != 3 or len(g.taps) != 2:
         return None
-    if stage.dtype is not DType.F32 or g.a.dtype is not DType.F32 or g.b.dtype is not DType.F32:
+    if stage.dtype not in STORED or g.a.dtype not in STORED or g.b.dtype is not DType.F32:
         return None
     if any(constant_int(t.extent) != WINDOW for t in g.taps) or constant_int(g.depth.extent) is None:
         return None

@@ -24,6 +24,7 @@ from hasten.codegen.gemm import (
     padding_of,
     whole_depth,
 )
+from hasten.codegen.images import Run, find_runs
 from hasten.codegen.kernel import Kernel
 from hasten.codegen.layout import Layout, arrange_constants, assign_layouts, row_major
 from hasten.codegen.maps import map_kernel
@@ -63,12 +64,14 @@ class Lowered:
         layouts: of every tensor in memory.
         constants: arrays that kernels read, packed ones included.
         tile_dtypes: element types that register tiles are needed for.
+        runs: kernels that take one picture of a batch at a time.
     """
 
     kernels: tuple[Kernel, ...]
     layouts: Mapping[str, Layout]
     constants: Mapping[str, np.ndarray]
     tile_dtypes: tuple[DType, ...]
+    runs: tuple[Run, ...] = ()
 
 
 def lower_program(
@@ -108,10 +111,12 @@ def lower_program(
     for name, array in _paddings(written).items():
         constants[name] = array
         layouts[name] = row_major(Program(constants=constants).info(name))
-    kernels = _kernels(written, layouts, products, forests, target, program.outputs)
+    built = _kernels(written, layouts, products, forests, target, program.outputs)
+    kernels = tuple(k for _, k in built)
+    runs = find_runs([stages for stages, _ in built], layouts, constants.keys())
     read = {tensor for k in kernels for _, tensor in k.buffers}
     used = {n: a for n, a in constants.items() if n in read}
-    return Lowered(tuple(kernels), layouts, used, dtypes)
+    return Lowered(kernels, layouts, used, dtypes, runs)
 
 
 def _paddings(stages: Sequence[Stage]) -> dict[str, np.ndarray]:
@@ -130,23 +135,23 @@ def _kernels(
     forests: Mapping[str, PackedForest],
     target: Target,
     results: Sequence[str],
-) -> list[Kernel]:
-    """A kernel for each stage, or one for several where they run in bands."""
+) -> list[tuple[tuple[Stage, ...], Kernel]]:
+    """A kernel for each stage, or one for several where they run in bands, with what it computes."""
 
     def build(s: Stage, flat: Mapping[str, Layout], name: str) -> Kernel:
         assert isinstance(s.body, Gemm) and isinstance(s.body.b, Load)
         return _product_kernel(s, products[s.body.b.buffer], flat, target, name)
 
     passed = passed_on(stages, results)
-    kernels: list[Kernel] = []
+    kernels: list[tuple[tuple[Stage, ...], Kernel]] = []
     at = 0
     while at < len(stages):
         chain = find_chain(stages, at, layouts, passed)
         if chain is None:
-            kernels.append(_kernel(stages[at], at, layouts, products, forests, target))
+            kernels.append(((stages[at],), _kernel(stages[at], at, layouts, products, forests, target)))
             at += 1
         else:
-            kernels.append(band_kernel(chain, layouts, build, target, f"band_{at}"))
+            kernels.append((chain.stages, band_kernel(chain, layouts, build, target, f"band_{at}")))
             at += len(chain.stages)
     return kernels
 
@@ -192,8 +197,10 @@ def _product_kernel(
 
 
 def _operand_type(c: Contraction) -> DType:
-    """Element type of what a contraction's register tile multiplies."""
-    return c.a.dtype if isinstance(c, Gemm) else c.q.dtype
+    """Element type of what a contraction's register tile multiplies: after Winograd f32, whatever is read."""
+    if not isinstance(c, Gemm):
+        return c.q.dtype
+    return DType.F32 if c.b.dtype is DType.F32 else c.a.dtype
 
 
 def _whole(g: Gemm) -> Expr:
@@ -230,6 +237,8 @@ def _pack(
         constant = counted and reads <= known
         if not constant or find_convolution(s) is None:
             schedule = replace(schedule, algorithm=Algorithm.DIRECT)
+        factor = factor_of(g.a.dtype)
+        multiplied = factor if schedule.algorithm is Algorithm.DIRECT else DType.F32
         codes = find_codes(g, program.constants)
         packed: PackedOperand | CodesOperand
         if codes is not None:
@@ -238,16 +247,16 @@ def _pack(
                 constants[f"{name}_zeros"] = codes.zeros
             packed = CodesOperand.of(codes, name)
         elif columns is not None and constant:
-            weight = _weight(g, program.constants).astype(factor_of(g.a.dtype).numpy)
+            weight = _weight(g, program.constants).astype(factor.numpy)
             if schedule.algorithm is not Algorithm.DIRECT:
-                weight = transform_weights(weight, schedule.algorithm)
+                weight = transform_weights(weight.astype(np.float32), schedule.algorithm)
             constants[name] = pack_constant(weight)
             packed = PackedOperand(name, size * packed_columns(columns), half=True)
         else:
             result.append(_packing_stage(s, name))
             packed = PackedOperand(name, size * _whole(g), half=False)
         products[name] = _Packed(packed, Product(s, shape, schedule))
-        stored = factor_of(g.a.dtype) if codes is None else DType.I32
+        stored = multiplied if codes is None else DType.I32
         result.append(replace(s, body=replace(g, b=Load(stored, name, ()))))
     return result, constants, products
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from hasten.codegen.c_names import helpers_for, saturating, unique_names
 from hasten.codegen.emit_c import Expand, declaration, emit_functions, size_text
+from hasten.codegen.images import Run, picture_elements, run_tensors
 from hasten.codegen.kernel import SCRATCH, Kernel
 from hasten.codegen.lower_stages import Lowered
 from hasten.codegen.magnitude import MOST, magnitude
 from hasten.codegen.memory import ALIGNMENT, Lifetime, Slot, plan_memory, slots_by_tensor
 from hasten.codegen.microkernels import called_by_kernels, microkernels
-from hasten.loops.dtypes import INDEX, DType
-from hasten.loops.expr import Expr, Op, Size, Var, const, constant_int, round_up, substitute, transform, walk
+from hasten.loops.dtypes import DType
+from hasten.loops.expr import Expr, Size, Var, const, constant_int, round_up, substitute, walk
 from hasten.loops.nest import Call, Function, rename_calls, size_parameter, statements
 from hasten.loops.program import Program
 from hasten.target import Target
@@ -29,6 +30,9 @@ WORK_PER_NANOSECOND = 16
 
 MOST_THREADS = 64
 """Threads that a run uses at the most; the arena has scratch memory for so many."""
+
+FEW_THREADS = 4
+"""Threads up to which all work on one picture; more take pictures of their own, if there are enough."""
 
 KERNELS_PER_FILE = 8
 STAGGER = 384
@@ -175,12 +179,20 @@ def _lifetimes(part: Part, kernels: Sequence[Kernel]) -> list[Lifetime]:
             ends[tensor] = step
     result = []
     for step, k in enumerate(kernels):
-        if k.writes not in part.program.outputs:
-            layout = part.lowered.layouts[k.writes]
-            size = round_up(layout.elements * layout.dtype.bytes, ALIGNMENT)
-            # Each thread reads a measured size when it gets there: nothing may take its place.
-            last = len(kernels) if k.writes in measured else ends[k.writes]
-            result.append(Lifetime(k.writes, at_bounds(part.program, size), step, last))
+        if k.writes in part.program.outputs:
+            continue
+        layout = part.lowered.layouts[k.writes]
+        size = round_up(layout.elements * layout.dtype.bytes, ALIGNMENT)
+        # Each thread reads a measured size when it gets there: nothing may take its place.
+        first, last = step, len(kernels) if k.writes in measured else ends[k.writes]
+        for run in part.lowered.runs:
+            if k.writes in run_tensors(kernels, run):
+                size = round_up(picture_elements(layout) * layout.dtype.bytes, ALIGNMENT) * run.size
+                continue
+            # For all pictures, while kernels of the run are called again and again.
+            first = run.first if run.first <= first < run.end else first
+            last = run.end - 1 if run.first <= last < run.end else last
+        result.append(Lifetime(k.writes, at_bounds(part.program, size), first, last))
     return result
 
 
@@ -189,85 +201,24 @@ def at_bounds(program: Program, e: Expr) -> Expr:
     return substitute(e, {Size(m.bound.dtype, name): m.bound for name, m in program.measured.items()})
 
 
-def c_name(tensor: str) -> str:
-    """A tensor's name as a C identifier."""
-    name = re.sub(r"\W+", "_", tensor).strip("_") or "t"
-    return f"t_{name}" if name[0].isdigit() or name in _RESERVED else name
+@dataclass(frozen=True)
+class _Place:
+    """Where a kernel is called.
+
+    Attributes:
+        names: C names of tensors, where they are others than everywhere.
+        sizes: values of symbolic sizes, where they are others than everywhere.
+        index: C text of the thread's number among those that share the kernel.
+        count: C text of how many those are.
+    """
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[Expr, Expr] = field(default_factory=dict)
+    index: str = "team->index"
+    count: str = "team->count"
 
 
-_RESERVED = frozenset(
-    ["int", "float", "double", "char", "void", "for", "if", "else", "do", "while", "switch", "case", "long",
-     "short", "const", "static", "return", "break", "continue", "default", "signed", "unsigned", "auto",
-     "goto", "sizeof", "struct", "union", "enum", "typedef", "volatile", "register", "extern", "inline",
-     "restrict", "call", "team", "plan", "arena", "weights", "sizes", "shapes"]
-)  # fmt: skip
-
-
-def unique_names(tensors: Sequence[str]) -> dict[str, str]:
-    """A distinct C identifier for each tensor."""
-    names: dict[str, str] = {}
-    taken: set[str] = set()
-    for t in tensors:
-        name, n = c_name(t), 1
-        while name in taken:
-            n += 1
-            name = f"{c_name(t)}_{n}"
-        taken.add(name)
-        names[t] = name
-    return names
-
-
-SATURATING = {"add": "total", "sub": "difference", "mul": "product"}
-"""Arithmetic of sizes where some are read and may be any number: results stay within the type."""
-
-SIZE_HELPERS = {
-    **{
-        f"{name}_int64_t": [
-            f"static inline int64_t {name}_int64_t(int64_t a, int64_t b) {{",
-            "    int64_t result;",
-            f"    return __builtin_{op}_overflow(a, b, &result) ? ({sign}) ? INT64_MIN : INT64_MAX : result;",
-            "}",
-        ]
-        for (op, name), sign in zip(SATURATING.items(), ("a < 0", "a < 0", "(a < 0) != (b < 0)"), strict=True)
-    },
-    "max_int64_t": ["static inline int64_t max_int64_t(int64_t a, int64_t b) { return a < b ? b : a; }"],
-    "min_int64_t": ["static inline int64_t min_int64_t(int64_t a, int64_t b) { return a < b ? a : b; }"],
-    "floordiv_int64_t": [
-        "static inline int64_t floordiv_int64_t(int64_t a, int64_t b) {",
-        "    const int64_t q = b == 0 ? 0 : a / b;",
-        "    return b != 0 && a % b != 0 && (a < 0) != (b < 0) ? q - 1 : q;",
-        "}",
-    ],
-    "mod_int64_t": [
-        "static inline int64_t mod_int64_t(int64_t a, int64_t b) {",
-        "    return a - floordiv_int64_t(a, b) * b;",
-        "}",
-    ],
-}
-"""Arithmetic of sizes that C has no operator for; the last one uses the one before it."""
-
-
-def _saturating(e: Expr, fields: Mapping[Expr, Expr]) -> Expr:
-    """An expression of sizes, with these as their fields, whose integer arithmetic saturates."""
-
-    def visit(node: Expr) -> Expr | None:
-        if node in fields:
-            return fields[node]
-        if isinstance(node, Op) and node.op in SATURATING and node.dtype is INDEX:
-            return Op(INDEX, SATURATING[node.op], tuple(transform(a, visit) for a in node.args))
-        return None
-
-    return transform(e, visit)
-
-
-def _helpers(code: Sequence[str], known: Sequence[str] = ()) -> list[str]:
-    """Definitions of the helpers that some lines call, without those among `known` lines."""
-    text = "\n".join(code)
-    used = {name for name in SIZE_HELPERS if f"{name}(" in text}
-    if "mod_int64_t" in used:
-        used.add("floordiv_int64_t")
-    wanted = [d for name, d in SIZE_HELPERS.items() if name in used and d[0] not in known]
-    return [line for definition in wanted for line in definition]
+_WHOLE = _Place()
 
 
 class _Program:
@@ -288,7 +239,7 @@ class _Program:
     def text(self) -> str:
         n = self.part.number
         plan, run = self.plan(), self.run()
-        helpers = _helpers([*plan, *run])
+        helpers = helpers_for([*plan, *run])
         body = [
             '#include "pool.h"',
             '#include "profile.h"',
@@ -328,7 +279,7 @@ class _Program:
             return text
         sizes = (n for n in walk(e) if isinstance(n, Size))
         fields: dict[Expr, Expr] = {n: Var(n.dtype, f"plan->{self.fields[n.name]}") for n in sizes}
-        return size_text(_saturating(e, fields))
+        return size_text(saturating(e, fields))
 
     def plan(self) -> list[str]:
         n, part = self.part.number, self.part
@@ -413,7 +364,7 @@ class _Program:
             amounts = f"{flops}, {moved}, {8 * k.factors.bytes}"
             lines.append(f"    hasten_count({n}, {i}, {amounts});")
         lines += ["    (void)plan;", "}"]
-        return ["#ifdef HASTEN_PROFILE", *_helpers(lines, helpers), *lines, "#endif", ""]
+        return ["#ifdef HASTEN_PROFILE", *helpers_for(lines, helpers), *lines, "#endif", ""]
 
     def run(self) -> list[str]:
         n = self.part.number
@@ -440,8 +391,7 @@ class _Program:
         params = dict.fromkeys(p for k in self.kernels for p in k.function.params)
         for p in (p for p in params if p.name.startswith(f"{SCRATCH}_")):
             lines.append(f"    {p.dtype.c_name} *{p.name} = ({p.dtype.c_name} *)scratch;")
-        for i, k in enumerate(self.kernels):
-            lines += self.step(i, k)
+        lines += self.steps()
         lines += ["    HASTEN_MARK(team->index, HASTEN_WAITS);", "}", ""]
         lines += [
             f"int32_t start_part_{n}(hasten_call *call) {{",
@@ -482,47 +432,111 @@ class _Program:
                 lines.append(f"    {c} *{name} = call->values[{len(inputs) + outputs.index(tensor)}];")
         return lines
 
-    def step(self, i: int, k: Kernel) -> list[str]:
+    def steps(self) -> list[str]:
+        """Calls all kernels in order, those of a run picture by picture."""
+        runs = {r.first: r for r in self.part.lowered.runs}
+        lines: list[str] = []
+        at = 0
+        while at < len(self.kernels):
+            run = runs.get(at)
+            if run is None:
+                lines += [*self.step(at, _WHOLE), *self.barrier(at)]
+                at += 1
+            else:
+                lines += self.pictures(run)
+                at = run.end
+        return lines
+
+    def step(self, i: int, place: _Place) -> list[str]:
+        """Calls a kernel, on one thread if it has little to do."""
+        k = self.kernels[i]
         arguments = []
         tensors, sizes = dict(k.buffers), dict(k.sizes)
         for p in k.function.params[:-3]:
             if p.name == "fault":
                 arguments.append("&call->fault")
             elif p.name in tensors:
-                arguments.append(self.names[tensors[p.name]])
+                arguments.append(place.names.get(tensors[p.name], self.names[tensors[p.name]]))
             elif p.name in sizes:
-                arguments.append(self.expr(sizes[p.name]))
+                arguments.append(self.expr(substitute(sizes[p.name], place.sizes)))
             else:
                 arguments.append(p.name)
         text = ", ".join(arguments)
         name = k.function.name
-        shared = [
-            f"HASTEN_MARK(team->index, {i});",
-            f"{name}({text}, {i}, team->index, team->count);",
-        ]
-        alone = [f"HASTEN_MARK(0, {i});", f"{name}({text}, {i}, 0, 1);"]
+        mark = f"HASTEN_MARK(team->index, {i});"
+        shared = [mark, f"{name}({text}, {i}, {place.index}, {place.count});"]
+        alone = [mark, f"{name}({text}, {i}, 0, 1);"]
         lines = [f"    /* {k.title.replace('*/', '* /')} */"]
-        work = constant_int(k.work)
-        if work is not None and work >= SERIAL_WORK:
+        work = substitute(k.work, place.sizes)
+        known = constant_int(work)
+        if known is not None and known >= SERIAL_WORK:
             lines += _indented(shared, 4)
-        elif work is not None:
-            lines += ["    if (team->index == 0) {", *_indented(alone, 8), "    }"]
+        elif known is not None:
+            lines += [f"    if ({place.index} == 0) {{", *_indented(alone, 8), "    }"]
         else:
             lines += [
-                f"    if ({self.expr(k.work)} >= {SERIAL_WORK}) {{",
+                f"    if ({self.expr(work)} >= {SERIAL_WORK}) {{",
                 *_indented(shared, 8),
-                "    } else if (team->index == 0) {",
+                f"    }} else if ({place.index} == 0) {{",
                 *_indented(alone, 8),
                 "    }",
             ]
+        return lines
+
+    def barrier(self, i: int) -> list[str]:
+        """Waits for all threads behind a kernel if that is needed, and reads the sizes that it measured."""
+        k = self.kernels[i]
         counted = {name: m for name, m in self.program.measured.items() if m.tensor == k.writes}
         last, both = i + 1 == len(self.kernels), self.kernels[i : i + 2]
+        lines: list[str] = []
         if not last and (counted or not all(self.serial(other) for other in both)):
             lines += ["    HASTEN_MARK(team->index, HASTEN_WAITS);", "    hasten_barrier(team);"]
         for name, m in counted.items():
             at = self.part.lowered.layouts[m.tensor].address(m.index)
             lines.append(f"    const int64_t {self.locals[name]} = {self.names[m.tensor]}[{self.expr(at)}];")
         return lines
+
+    def pictures(self, run: Run) -> list[str]:
+        """Calls the kernels of a run for one picture after the other, or each thread for its own ones."""
+        size = self.expr(run.size)
+        names: dict[str, str] = {}
+        pointers: list[str] = []
+        slots = slots_by_tensor(self.slots)
+        inner = run_tensors(self.kernels, run) & slots.keys()
+        for tensor in dict.fromkeys(t for k in self.kernels[run.first : run.end] for _, t in k.buffers):
+            if tensor in self.part.offsets:
+                continue
+            layout = self.part.lowered.layouts[tensor]
+            names[tensor] = name = f"{self.names[tensor]}_here"
+            held = layout.dtype.c_name if self.is_written(tensor) else f"const {layout.dtype.c_name}"
+            offset = f"picture * {self.expr(picture_elements(layout))}"
+            if tensor in inner:
+                # Behind one another, with room for the largest of those that share the slot.
+                slot = self.expr(self.slots[slots[tensor]].bytes)
+                room = f"{slot} / {size} / {ALIGNMENT} * {ALIGNMENT // layout.dtype.bytes}"
+                offset = f"own * ({room})"
+            pointers.append(f"{held} *{name} = {self.names[tensor]} + {offset};")
+        place = _Place(names, {run.size: const(1)}, "index", "count")
+        calls: list[str] = []
+        for i in range(run.first, run.end):
+            calls += self.step(i, place)
+            calls += ["    HASTEN_MARK(team->index, HASTEN_WAITS);", "    if (!apart) hasten_barrier(team);"]
+        return [
+            "    {",
+            f"        const int apart = team->count > {FEW_THREADS} && {size} >= team->count;",
+            "        const int32_t index = apart ? 0 : team->index, count = apart ? 1 : team->count;",
+            "        const int64_t own = apart ? team->index : 0, stride = apart ? team->count : 1;",
+            f"        for (int64_t picture = own; picture < {size}; picture += stride) {{",
+            *_indented(pointers, 12),
+            *_indented(calls, 8),
+            "        }",
+            "        if (apart) hasten_barrier(team);",
+            "    }",
+        ]
+
+    def is_written(self, tensor: str) -> bool:
+        """Whether a kernel writes a tensor."""
+        return any(k.writes == tensor for k in self.kernels)
 
     def serial(self, k: Kernel) -> bool:
         work = constant_int(k.work)

@@ -236,7 +236,8 @@ class ProductShape:
         """Whether it is a convolution that Winograd's algorithms compute."""
         moves_by_one = set(self.strides) == set(self.dilations) == {1}
         alone = self.batch == Extent(1) and not self.packs and not self.depth.symbolic
-        return self.dtype is DType.F32 and self.taps == (WINDOW, WINDOW) and moves_by_one and alone
+        floats = self.dtype in (DType.F32, DType.BF16)
+        return floats and self.taps == (WINDOW, WINDOW) and moves_by_one and alone
 
     @property
     def products(self) -> int:
@@ -305,7 +306,9 @@ def default_schedule(shape: ProductShape, target: Target) -> Schedule:
     *images, height, width = [Extent(1), Extent(1), *shape.rows][-3:]
     # An unknown number of images is taken for one: that is what time is asked of.
     count = math.prod(1 if n.symbolic else n.count for n in images)
-    algorithm = suited_algorithm(count, height.count, width.count, shape.depth.count, shape.columns.count)
+    algorithm = suited_algorithm(
+        count, height.count, width.count, shape.depth.count, shape.columns.count, shape.dtype
+    )
     return Schedule(algorithm)
 
 
@@ -346,7 +349,9 @@ def _tile_cost(height: int) -> float:
     return max(height, LOW_TILE + height / 2)
 
 
-def suited_algorithm(images: int, height: int, width: int, depth: int, columns: int) -> Algorithm:
+def suited_algorithm(
+    images: int, height: int, width: int, depth: int, columns: int, factor: DType = DType.F32
+) -> Algorithm:
     """The algorithm of the least cost, the plain one where several are equal.
 
     Args:
@@ -355,8 +360,11 @@ def suited_algorithm(images: int, height: int, width: int, depth: int, columns: 
         width: of the result.
         depth: channels of the input.
         columns: channels of the result.
+        factor: element type that the plain algorithm multiplies; Winograd's multiply f32 in any case. Half
+            the bytes are half the time, and half the weights.
     """
-    costs = {Algorithm.DIRECT: _direct_cost(images * height * width, depth, columns)}
+    direct = _direct_cost(images * height * width, depth, columns)
+    costs: dict[Algorithm, float] = {Algorithm.DIRECT: direct * factor.bytes / DType.F32.bytes}
     for algorithm, results in RESULTS.items():
         tiles = images * -(-height // results) * -(-width // results)
         costs[algorithm] = _winograd_cost((results + WINDOW - 1) ** 2, tiles, depth, columns)

@@ -178,7 +178,12 @@ class _Builder:
         assert isinstance(load, Load)
         self.address = load.index[0]
         self.finish, names = name_buffers(epilogue_value(stage, layouts))
-        self.buffers = {"a": load.buffer, **names, PADDING: padding_name(const(0.0, F32)), "b": packed.tensor}
+        self.buffers = {
+            "a": load.buffer,
+            **names,
+            PADDING: padding_name(const(0, c.load.dtype)),
+            "b": packed.tensor,
+        }
 
     def body(self) -> tuple[Stmt, ...]:
         """All statements of the kernel."""
@@ -201,7 +206,7 @@ class _Builder:
             Comment("blocks of about equal size"),
             Let(blocks, (mine + (s.block - 1)) // s.block),
             Let(size, rounded),
-            Declare("pixel", F32, (s.points,), pointer=True),
+            Declare("pixel", self.c.load.dtype, (s.points,), pointer=True),
             Declare("table", F32, (s.points * s.block,), pointer=True),
             Declare("tile", F32, (s.results * s.results * PANEL,)),
             For(number, const(0), blocks, in_block),
@@ -279,8 +284,9 @@ class _Builder:
             self.address,
             {self.c.rows[0]: self.image, self.c.y: y, self.c.x: x, self.c.depth: const(0)},
         )
-        zeros = Address(F32, PADDING, (const(0),))
-        here = select(self.c.inside(y, x), Address(F32, "a", (at,)), zeros)
+        stored = self.c.load.dtype
+        zeros = Address(stored, PADDING, (const(0),))
+        here = select(self.c.inside(y, x), Address(stored, "a", (at,)), zeros)
         store = (Let(x, self.left + j), Store("pixel", (i * s.side + j,), here))
         columns = For(j, const(0), const(s.side), store, unroll=True)
         fill = For(i, const(0), const(s.side), (Let(y, self.top + i), columns), unroll=True)
@@ -297,7 +303,8 @@ class _Builder:
         s, t = self.sizes, Var(INDEX, "t")
         i, j = Var(INDEX, "i", const(s.side)), Var(INDEX, "j", const(s.side))
         side = range(s.side)
-        down = [Load(F32, "pixel", (const(p * s.side) + j, k), lanes=lanes) for p in side]
+        stored = self.c.load.dtype
+        down = [cast(Load(stored, "pixel", (const(p * s.side) + j, k), lanes=lanes), F32) for p in side]
         first, half = apply_matrix(self.transforms.inputs, down, self.names)
         across = [Load(F32, "half", (i, const(p)), lanes=lanes) for p in side]
         second, done = apply_matrix(self.transforms.inputs, across, self.names)
