@@ -91,17 +91,16 @@ class Recorder:
             library = Library(memoryview(profiled_code(artifact, target, cache)))
         counts = [len(step.kernels) for step in self._native]
         self._first_kernel = [sum(counts[:part]) for part in range(len(counts))]
-        room = 1 + sum(2 * count + 3 for count in counts)  # a kernel and a wait each, and the ends
-        room = -(-room // _LINE) * _LINE
-        self._marks = np.zeros((min(threads, MOST_THREADS), room, 2), np.int64)
+        # A kernel and a wait each, and the ends; one more, so that what is full is known to be too small.
+        room = 2 + sum(2 * count + 3 for count in counts)
+        self._marks = np.zeros((min(threads, MOST_THREADS), -(-room // _LINE) * _LINE, 2), np.int64)
         self._counts = np.zeros((len(counts), max(counts, default=0), 3), np.int64)
         self.now: Callable[[], int] = time.perf_counter_ns
+        self._keep_log: Callable[[object], object] | None = None
         if library is not None:
             self.now = _function(library, "hasten_profile_clock", ctypes.c_int64)
-            most_threads, room, _ = self._marks.shape
-            marks, found = self._marks.ctypes.data, self._counts.ctypes.data
-            log = _Log(marks, most_threads, room, found, self._counts.shape[1])
-            _function(library, "hasten_profile", None)(ctypes.byref(log))
+            self._keep_log = _function(library, "hasten_profile", None)
+            self._log()
         runners = start_runners(artifact, library, threads)
         hosts = [runner for runner in runners if isinstance(runner, HostRunner)]
         timed: list[Runner] = [
@@ -113,8 +112,18 @@ class Recorder:
         self.target = None if target is None else target.name
         self._session = Session(artifact, timed, target, threads)
 
+    def _log(self) -> None:
+        """Says where marks go."""
+        if self._keep_log is not None:
+            threads, room, _ = self._marks.shape
+            marks, found = self._marks.ctypes.data, self._counts.ctypes.data
+            self._keep_log(ctypes.byref(_Log(marks, threads, room, found, self._counts.shape[1])))
+
     def run(self, feeds: Mapping[str, Array]) -> Timeline:
         """Runs the model once, and says what happened when.
+
+        Kernels that take pictures one by one leave marks for each: where there is no room for all of them,
+        the model is run again with more.
 
         Raises:
             InputError: the inputs do not fit.
@@ -126,6 +135,11 @@ class Recorder:
         results = self._session.run(feeds)
         end = self.now()
         del results  # freed after the run, not in its time
+        threads, room, _ = self._marks.shape
+        if self._marks[:, 0, 0].max() >= room - 1:
+            self._marks = np.zeros((threads, 2 * room, 2), np.int64)
+            self._log()
+            return self.run(feeds)
         return Timeline(start, end, read_calls(self._marks, self._first_kernel), tuple(self.hosts))
 
     def counts(self) -> list[Count]:
