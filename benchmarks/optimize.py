@@ -29,18 +29,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import hasten
 from benchmarks import fashion, models, r8
+from benchmarks.memory import Peak
 from hasten.errors import EngineError
 from hasten.search.engines import HASTEN, ONNXRUNTIME
 from hasten.search.measure import Contestant, Plan, Spread, measure
 from hasten.search.measure_case import files_of
 from hasten.search.report import unit_of
 from hasten.search.results import default_database
+from hasten.search.status import Status
 from hasten.target import cores, describe_machine
 
 _CALIBRATION = 400
@@ -148,25 +151,34 @@ def ratio_to_onnxruntime(session: hasten.Session, model: Path, feeds: models.Inp
 def run(name: str, database: Path, options: argparse.Namespace) -> dict[str, Any]:
     """A case's record with the seconds it took."""
     case, reports = CASES[name](), options.reports
+    peak, before = Peak(), psutil.Process().memory_info().rss
+
+    def watch(status: Status) -> None:
+        peak.doing = f"{status.phase}: {status.doing}"
+        print(f"{name} {status.elapsed:6.1f} s: {status}", file=sys.stderr)
+
     begin = time.perf_counter()
-    session = hasten.optimize(
-        case.model,
-        data=case.data,
-        calibration=case.calibration,
-        metric=case.metric,
-        max_drop=case.max_drop if options.max_drop is None else options.max_drop,
-        precision=options.precision,
-        prune=options.prune,
-        time_limit=options.time_limit,
-        database=database,
-        command=shlex.join(["python", "benchmarks/optimize.py", *sys.argv[1:]]),
-        watch=lambda status: print(f"{name} {status.elapsed:6.1f} s: {status}", file=sys.stderr),
-    )
+    with peak:
+        session = hasten.optimize(
+            case.model,
+            data=case.data,
+            calibration=case.calibration,
+            metric=case.metric,
+            max_drop=case.max_drop if options.max_drop is None else options.max_drop,
+            precision=options.precision,
+            prune=options.prune,
+            time_limit=options.time_limit,
+            database=database,
+            command=shlex.join(["python", "benchmarks/optimize.py", *sys.argv[1:]]),
+            watch=watch,
+        )
     seconds = time.perf_counter() - begin
     if reports is not None:
         reports.mkdir(parents=True, exist_ok=True)
         session.report.to_html(reports / f"{name}.html")
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {
+        "memory": {"own": peak.own, "together": peak.together, "when": peak.when, "data": before}
+    }
     if name == "pictures":
         more["labelled_agreement_of_20"] = labelled_agreement(session)
     if case.fixed is not None:
@@ -192,7 +204,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
             f"| {result['case']} | {record['chosen']} | {times(ratio)} | {drop} | {most} | {unit.name} "
             f"| {record['data']['held_out']} | {len(record['candidates'])} | {result['seconds']:.0f} |"
         )
-    more = []
+    more = [_memory(result) for result in results]
     for result in results:
         if (ratio := result.get("to_onnxruntime_f32")) is not None:
             more.append(
@@ -200,6 +212,18 @@ def markdown(results: list[dict[str, Any]]) -> str:
                 f"{times(ratio)} x the speed of ONNX Runtime f32."
             )
     return "\n".join([describe_machine(), "", *lines, *(["", *more] if more else [])])
+
+
+def _memory(result: Mapping[str, Any]) -> str:
+    """The most that the search had, against runs of the model in float32."""
+    runs = {c["name"]: c["memory"] for c in result["record"]["candidates"] if c["memory"] is not None}
+    against = ", ".join(f"{n} {runs[n] / 1e6:.0f} MB" for n in ("lossless", "original") if n in runs)
+    found = result["memory"]
+    return (
+        f"{result['case']}, memory: {found['own'] / 1e6:.0f} MB of the search's own process, of which "
+        f"{found['data'] / 1e6:.0f} MB before it began; {found['together'] / 1e6:.0f} MB with all that it "
+        f"started, in {found['when']!r}. A run in float32: {against or 'not measured'}."
+    )
 
 
 def times(ratio: Mapping[str, Any] | None) -> str:

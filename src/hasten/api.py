@@ -42,6 +42,7 @@ from hasten.search.report import to_html, to_json
 from hasten.search.results import default_database
 from hasten.search.start import Asked, pose, search
 from hasten.search.status import Status, Watch, nobody
+from hasten.search.trials import mapped
 from hasten.search.tune_options import Tuning, choose_schedules
 from hasten.target import Target, cores, with_factors
 
@@ -449,6 +450,8 @@ def optimize(  # noqa: PLR0913 - choices, each with a default
             raise ModelError("the model is quantized already: compile it, or give what it was made from")
         passes = optimize_graph(model)
         watch(Status("reading the data", "reading", (), LOSSLESS, clock.elapsed, time_limit))
+        # From here on the weights are mapped: a search holds several graphs, and few of them at a time.
+        model = mapped(model, Path(folder) / "whole.onnx")
         problem = pose(model, source, data, asked, Path(folder), __version__)
         report = {"passes": dataclasses.asdict(passes), "tuning": {}, "notes": ""}
         record, path = search(problem, clock, asked.database, report, __version__, command, watch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -20,7 +21,7 @@ from hasten.search.pace import Pace
 from hasten.search.quantization import Quantization, prepare
 from hasten.search.record import CurvePoint, LayerRecord
 from hasten.search.sensitivity import Sensitivity, probe_layers
-from hasten.search.trials import Trials
+from hasten.search.trials import Trials, mapped
 from hasten.search.variants import WHOLE, Variant
 
 BUILDS = 1.5
@@ -90,6 +91,8 @@ class Int8:
             threads=problem.threads,
             cache=Path(problem.build.cache),
         )
+        place = problem.folder / f"smoothed{len(self._trials.variants)}.onnx"
+        prepared = replace(prepared, model=mapped(prepared.model, place))
         return Variant(graph, prepared, {m: prepared.seen.ranges(m) for m in get_args(Method)})
 
     def probe(self) -> None:

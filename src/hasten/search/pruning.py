@@ -32,7 +32,7 @@ from hasten.search.prune.ranking import Decision, Ranking, decide, rank
 from hasten.search.prune.run import carry_out
 from hasten.search.record import PrunePoint
 from hasten.search.size_times import SHARES, Point, node_times, price_from, thinned
-from hasten.search.trials import Trials, save_graph
+from hasten.search.trials import Trials, mapped, save_graph
 from hasten.search.variants import WHOLE, Variant
 
 CRITERION, REPAIR = "obs", "least-squares"
@@ -145,9 +145,7 @@ class Pruning:
         trials.say(f"pruning to {decision.left:.0%} of the time of the layers")
         try:
             pruned = carry_out(ranking, decision, ranking.plan, progress=trials.say)
-            path = problem.folder / f"pruned{len(trials.variants)}.onnx"
-            save_graph(pruned.model, path)
-            graph = ir.load(path)  # its weights are mapped
+            graph = mapped(pruned.model, problem.folder / f"pruned{len(trials.variants)}.onnx")
             trials.variants[variant] = Variant(graph)
             if fastest.how is not None:
                 trials.say("smoothing and observing what is left")

@@ -263,8 +263,13 @@ def _graph_hash(model: ir.Model) -> str:
     for name, value in model.graph.initializers.items():
         if value.const_value is not None:
             digest.update(name.encode())
-            digest.update(np.ascontiguousarray(value.const_value.numpy()).tobytes())
+            digest.update(_content(value.const_value.numpy()))
     return digest.hexdigest()
+
+
+def _content(array: np.ndarray) -> np.ndarray:
+    """The bytes of an array, which are not copied if they lie in a row."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def _data_hash(*parts: Samples) -> str:
@@ -273,7 +278,7 @@ def _data_hash(*parts: Samples) -> str:
         digest.update(b"part")
         for array in _arrays(part):
             digest.update(f"{array.dtype.str}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
+            digest.update(_content(array))
     return digest.hexdigest()
 
 

@@ -436,3 +436,9 @@ def described(how: Quantization | None) -> str:
 def save_graph(model: ir.Model, path: Path) -> None:
     """Writes a graph with its weights beside it; the model stays as it is."""
     ir.save(model.clone(), path, external_data=f"{path.name}.data")
+
+
+def mapped(model: ir.Model, path: Path) -> ir.Model:
+    """The same graph with its weights in a file, mapped where they are used, instead of in memory."""
+    save_graph(model, path)
+    return ir.load(path)
