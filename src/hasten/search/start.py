@@ -267,9 +267,9 @@ def _graph_hash(model: ir.Model) -> str:
     return digest.hexdigest()
 
 
-def _content(array: np.ndarray) -> np.ndarray:
+def _content(array: np.ndarray) -> memoryview:
     """The bytes of an array, which are not copied if they lie in a row."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _data_hash(*parts: Samples) -> str:
