@@ -1,37 +1,65 @@
-"""The graph in an artifact: without its weights for people, with them for other engines (decision 16)."""
+"""The graph in an artifact: without its weights for people, with them for other engines (decision 16).
+
+A weight that the kernels read as it is, or as a product's panels, lies in the artifact's weights already: the
+graph then says where, and how it is to be put back (decision 25). What else the graph has is a member of its
+own.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
+from hasten.codegen.panels import pack_constant, unpack_constant
+from hasten.codegen.weights import ALIGNMENT
 from hasten.errors import ArtifactError
-from hasten.runtime.artifact import GRAPH_WEIGHTS, Artifact, check_member
+from hasten.runtime.artifact import GRAPH_WEIGHTS, WEIGHTS, Artifact, check_member
 
 Members = dict[str, bytes | memoryview | list[memoryview]]
 
 GRAPH = "graph.onnx"
 
 _INLINE = 1024  # bytes; smaller weights stand in the graph itself
-_ALIGNMENT = 64
 _LARGEST = 2**31 - 1  # bytes of a protobuf message
+_TRIES = 64  # places that begin like a weight and are looked at whole
 
 
-def graph_members(model: ir.Model, *, weights: bool) -> Members:
+@dataclass(frozen=True)
+class _Place:
+    """Where a weight lies.
+
+    Attributes:
+        member: of the artifact.
+        offset: in bytes.
+        length: in bytes.
+        panels: whether it lies in panels of columns.
+    """
+
+    member: str
+    offset: int
+    length: int
+    panels: bool = False
+
+
+def graph_members(model: ir.Model, *, weights: bool, image: np.ndarray | None = None) -> Members:
     """The members of an artifact that hold its graph.
 
     Args:
         model: the optimized graph.
         weights: whether to keep them too, beside the graph; without, nodes and shapes are all there is.
+        image: what the artifact's kernels read, uint8; weights that are in it are not kept again.
     """
     proto = ir.to_proto(model.clone())
+    del proto.graph.initializer[:]
     if not weights:
-        del proto.graph.initializer[:]
         return {GRAPH: bytes(proto.SerializeToString())}
+    there = None if image is None else _Image(image)
     size = 0
     data: list[memoryview] = []
-    del proto.graph.initializer[:]
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is None:
@@ -43,13 +71,58 @@ def graph_members(model: ir.Model, *, weights: bool) -> Members:
         if len(content) < _INLINE:
             made.raw_data = content
             continue
+        place = None if there is None else there.place_of(tensor)
+        if place is None:
+            place = _Place(GRAPH_WEIGHTS, size, len(content))
+            padding = -len(content) % ALIGNMENT
+            data += [memoryview(content), memoryview(bytes(padding))]
+            size += len(content) + padding
         made.data_location = onnx.TensorProto.EXTERNAL
-        for key, entry in (("location", GRAPH_WEIGHTS), ("offset", size), ("length", len(content))):
+        entries = {"location": place.member, "offset": place.offset, "length": place.length}
+        for key, entry in (entries | ({"panels": 1} if place.panels else {})).items():
             made.external_data.add(key=key, value=str(entry))
-        padding = -len(content) % _ALIGNMENT
-        data += [memoryview(content), memoryview(bytes(padding))]
-        size += len(content) + padding
     return {GRAPH: bytes(proto.SerializeToString()), GRAPH_WEIGHTS: data}
+
+
+class _Image:
+    """The weights of an artifact, to find others in."""
+
+    def __init__(self, image: np.ndarray) -> None:
+        self._bytes = image
+        whole = len(image) // ALIGNMENT * ALIGNMENT
+        self._first = image[:whole].reshape(-1, ALIGNMENT)[:, :8].view(np.uint64)[:, 0]
+
+    def place_of(self, tensor: ir.TensorProtocol) -> _Place | None:
+        array = tensor.numpy()
+        if array.nbytes != tensor.nbytes or array.dtype.kind == "O":
+            return None  # the graph packs what is narrower than a byte
+        for panels, content in _forms(array):
+            raw = np.ascontiguousarray(content).reshape(-1).view(np.uint8)
+            for block in np.flatnonzero(self._first == raw[:8].view(np.uint64)[0])[:_TRIES]:
+                offset = int(block) * ALIGNMENT
+                if np.array_equal(self._bytes[offset : offset + len(raw)], raw):
+                    return _Place(WEIGHTS, offset, len(raw), panels)
+        return None
+
+
+def _forms(array: np.ndarray) -> Iterator[tuple[bool, np.ndarray]]:
+    """What an array may look like to kernels, and whether that is panels."""
+    yield False, array
+    if array.ndim in (2, 4) and array.dtype.itemsize in (1, 4):
+        yield True, pack_constant(_operand(array))
+
+
+def _operand(array: np.ndarray) -> np.ndarray:
+    """A matrix [depth, column] or filters [column, depth, height, width] as [batch, column, tap, depth]."""
+    if array.ndim == 2:
+        return array.T[None, :, None, :]
+    return array.reshape(*array.shape[:2], -1).transpose(0, 2, 1)[None]
+
+
+def _array_of(operand: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `_operand`."""
+    array: np.ndarray = operand[0, :, 0].T if len(shape) == 2 else operand[0].transpose(0, 2, 1)
+    return array.reshape(shape)
 
 
 def whole_graph(artifact: Artifact) -> onnx.ModelProto:
@@ -64,18 +137,29 @@ def whole_graph(artifact: Artifact) -> onnx.ModelProto:
             f"{artifact.path} has no graph with weights: compile again with --keep-graph (`hasten optimize` "
             "keeps it without being asked)"
         )
-    data = check_member(artifact, GRAPH_WEIGHTS)
-    if len(data) > _LARGEST - (64 << 20):
-        raise ArtifactError(f"the weights of {artifact.path} have {len(data)} bytes: an ONNX file holds 2 GB")
-    for tensor in proto.graph.initializer:
-        place = {entry.key: entry.value for entry in tensor.external_data}
+    places = [
+        {entry.key: entry.value for entry in tensor.external_data} for tensor in proto.graph.initializer
+    ]
+    total = sum(int(place["length"]) for place in places if place)
+    if total > _LARGEST - (64 << 20):
+        raise ArtifactError(f"the weights of {artifact.path} have {total} bytes: an ONNX file holds 2 GB")
+    members = {name: check_member(artifact, name) for name in {p["location"] for p in places if p}}
+    for tensor, place in zip(proto.graph.initializer, places, strict=True):
         if not place:
             continue
         start = int(place["offset"])
-        tensor.raw_data = bytes(data[start : start + int(place["length"])])
+        raw = members[place["location"]][start : start + int(place["length"])]
+        tensor.raw_data = _unpacked(raw, tensor) if "panels" in place else bytes(raw)
         del tensor.external_data[:]
         tensor.data_location = onnx.TensorProto.DEFAULT
     return proto
+
+
+def _unpacked(raw: memoryview, tensor: onnx.TensorProto) -> bytes:
+    shape = tuple(tensor.dims)
+    dtype = ir.DataType(tensor.data_type).numpy()
+    operand = unpack_constant(np.frombuffer(raw, dtype), _operand(np.empty(shape, dtype)).shape)
+    return np.ascontiguousarray(_array_of(operand, shape)).tobytes()
 
 
 def whole_model(model: ir.Model) -> bytes:

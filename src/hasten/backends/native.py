@@ -107,7 +107,8 @@ def compile_graph(model: ir.Model, options: Options, report: Mapping[str, Any], 
     for step, by_target in zip((d for d in steps if d["kind"] == "native"), chosen, strict=True):
         step["products"] = by_target
     if options.keep_graph:
-        payload.members.update(graph_members(model, weights=True))
+        image = np.concatenate(weights.arrays) if weights.arrays else None
+        payload.members.update(graph_members(model, weights=True, image=image))
     return payload
 
 

@@ -27,6 +27,25 @@ def pack_constant(weight: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.concatenate(flat, axis=1)).reshape(-1)
 
 
+def unpack_constant(packed: np.ndarray, shape: tuple[int, int, int, int]) -> np.ndarray:
+    """What `pack_constant` made panels of.
+
+    Args:
+        packed: flat, as it was returned.
+        shape: [batch, column, tap, depth] of what it was made from.
+    """
+    batch, columns, taps, depth = shape
+    together = 4 // packed.dtype.itemsize
+    steps = taps * (depth + -depth % together) // together
+    full = columns_in_full_panels(columns)
+    rows = packed.reshape(batch, -1)
+    panels = rows[:, : steps * full * together].reshape(batch, -1, steps, PANEL, together)
+    left = panels.transpose(0, 2, 1, 3, 4).reshape(batch, steps, full, together)
+    right = rows[:, steps * full * together :].reshape(batch, steps, -1, together)
+    padded = np.concatenate([left, right], axis=2)[:, :, :columns]
+    return padded.transpose(0, 2, 1, 3).reshape(batch, columns, taps, -1)[..., :depth]
+
+
 def packed_columns(columns: int) -> int:
     """Columns after padding: whole panels, or whole panels and a half one."""
     return -(-columns // HALF_PANEL) * HALF_PANEL

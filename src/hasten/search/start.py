@@ -20,7 +20,7 @@ from hasten.backends.foreign import foreign_payload
 from hasten.backends.graph_members import graph_members
 from hasten.backends.native import io
 from hasten.errors import DataError, OptionError
-from hasten.runtime.artifact import read_artifact, write_artifact
+from hasten.runtime.artifact import WEIGHTS, read_artifact, write_artifact
 from hasten.runtime.manifest import TensorInfo
 from hasten.search.build import Build
 from hasten.search.candidates import Candidate
@@ -238,7 +238,9 @@ def pack(
         manifest = json.loads(archive.read("manifest.json"))
     del manifest["members"]
     manifest["report"] = {**manifest["report"], **noted}
-    members = {**read_artifact(built, verify="now").members, **graph_members(graph, weights=True)}
+    kept = read_artifact(built, verify="now").members
+    image = np.frombuffer(kept[WEIGHTS], np.uint8)
+    members = {**kept, **graph_members(graph, weights=True, image=image)}
     write_artifact(path, manifest, members)
     return path
 
