@@ -96,7 +96,7 @@ def minilm_onnx() -> Path:
         import transformers
 
         model = transformers.AutoModel.from_pretrained(minilm(), local_files_only=True)
-        _export_encoder(model, path, ["last_hidden_state", "pooler_output"])
+        export_encoder(model, path, ["last_hidden_state", "pooler_output"])
 
     return kept("minilm", write)
 
@@ -123,7 +123,7 @@ def bert_base_onnx() -> Path:
         import transformers
 
         model = transformers.BertForSequenceClassification.from_pretrained(bert_base(), local_files_only=True)
-        _export_encoder(model, path, ["logits"])
+        export_encoder(model, path, ["logits"])
 
     return kept("bert-base", write)
 
@@ -283,7 +283,7 @@ def kept(name: str, write: Callable[[Path], None], member: str = "") -> Path:
     return path
 
 
-def _export_encoder(model: Any, path: Path, outputs: list[str]) -> None:
+def export_encoder(model: Any, path: Path, outputs: list[str]) -> None:
     import torch
 
     batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence", max=512)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from benchmarks.models import _export_encoder, kept, minilm, package
+from benchmarks.models import export_encoder, kept, minilm, package
 
 Array = NDArray[Any]
 LONGEST = 128
@@ -82,7 +82,7 @@ def model() -> Path:
         with torch.no_grad():
             features = torch.cat([network.pooled(*(torch.from_numpy(f[n]) for n in _NAMES)) for f in given])
         _train_head(network.head, features, torch.from_numpy(labels))
-        _export_encoder(network, path, ["logits"])
+        export_encoder(network, path, ["logits"])
 
     return kept(f"minilm-r8-{_HEAD_TEXTS}", write)
 

@@ -55,13 +55,17 @@ def write_part(samples: Samples, size: int, folder: Path) -> Part:
     return Part(samples, tuple(written))
 
 
-def answers_to(worker: Worker, part: Part, wanted: Collection[str]) -> dict[str, Array]:
+def answers_to(
+    worker: Worker, part: Part, wanted: Collection[str], order: Sequence[str] = ()
+) -> dict[str, Array]:
     """What a worker's model answers to all samples.
 
     Args:
         worker: with the model open.
         part: the samples.
         wanted: names of the outputs to keep.
+        order: names of all outputs of the graph. A torch module that does not name its results gives them in
+            this order.
 
     Raises:
         EngineError: it failed, or an output has no axis that counts samples.
@@ -69,6 +73,8 @@ def answers_to(worker: Worker, part: Part, wanted: Collection[str]) -> dict[str,
     rows: dict[str, list[Array]] = {name: [] for name in wanted}
     for batch in part.batches:
         outputs = worker.outputs(batch.path)
+        if len(outputs) == len(order) and not set(wanted) <= set(outputs):
+            outputs = dict(zip(order, outputs.values(), strict=True))
         count = batch.place.stop - batch.place.start
         for name in wanted:
             if name not in outputs:

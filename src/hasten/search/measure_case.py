@@ -144,6 +144,10 @@ def model_for(engine: Engine, sources: Sequence[Path], folder: Path) -> Path | s
     return exported
 
 
+_WHOLE = (".hasten", ".pt", ".pt2")
+"""Suffixes of models that are one file: artifacts, and modules that PyTorch saved."""
+
+
 def files_of(model: Path) -> list[Path]:
     """All files that a model consists of.
 
@@ -152,6 +156,8 @@ def files_of(model: Path) -> list[Path]:
     """
     if model.is_dir():
         return sorted(path for path in model.rglob("*") if path.is_file())
+    if model.suffix in _WHOLE:
+        return [model]
     try:
         proto = onnx.load(str(model), load_external_data=False)
     except OSError as error:

@@ -244,7 +244,8 @@ class Trials:
         if (candidate.name, kind) in self._answers:
             return self._answers[candidate.name, kind]
         with self.worker(candidate) as worker:
-            found = answers_to(worker, part, self.problem.outputs)
+            names = [value.name or "" for value in self.problem.graph.graph.outputs]
+            found = answers_to(worker, part, self.problem.outputs, names)
         if keep:
             self._answers[candidate.name, kind] = found
         return found
@@ -299,9 +300,7 @@ class Trials:
         for name in timed:
             engine = replace(self.candidates[name].engine, name=name)
             model = self.model(self.candidates[name])
-            contestants.append(
-                Contestant(engine, model, files_of(model) if model.suffix != ".hasten" else [model])
-            )
+            contestants.append(Contestant(engine, model, files_of(model)))
         # All take part in all rounds, the original too, however slow it is: ratios need both.
         fitting = max(0.0, min(self.clock.left, 1e6)) / (2 * _TURN * len(timed))
         rounds = max(_FEWEST_ROUNDS, min(rounds, int(fitting)))
@@ -419,8 +418,6 @@ class Trials:
 
     @staticmethod
     def _size(model: Path) -> int:
-        if model.suffix == ".hasten":
-            return model.stat().st_size
         return sum(path.stat().st_size for path in files_of(model))
 
 
