@@ -176,6 +176,9 @@ def run(name: str, database: Path, options: argparse.Namespace) -> dict[str, Any
     if reports is not None:
         reports.mkdir(parents=True, exist_ok=True)
         session.report.to_html(reports / f"{name}.html")
+    if options.save is not None:
+        options.save.mkdir(parents=True, exist_ok=True)
+        session.save(options.save / f"{name}.hasten")
     more: dict[str, Any] = {
         "memory": {"own": peak.own, "together": peak.together, "when": peak.when, "data": before}
     }
@@ -238,6 +241,7 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="measure again what is known")
     parser.add_argument("--json", type=Path, help="write the records to this file")
     parser.add_argument("--reports", type=Path, help="write an HTML report for each case to this folder")
+    parser.add_argument("--save", type=Path, help="keep what was returned for each case in this folder")
     parser.add_argument("--max-drop", type=float, help="the budget, instead of the case's own")
     parser.add_argument(
         "--precision", default="auto", help="f32, bf16 or int8: what layers may have beside f32"
