@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from hasten.api import PADDING, PRECISIONS
+from hasten.api import PADDING, PRECISIONS, compile_payload
 from hasten.backends.native import Payload
 from hasten.cli.console import Steps, check_place, echo_json, names, number, size, stderr
 from hasten.cli.options import database_option, json_option, model_argument, threads_option
-from hasten.cli.sources import compile_source, is_artifact
+from hasten.cli.sources import is_artifact
 from hasten.errors import OptionError
 from hasten.runtime.artifact import write_artifact
 from hasten.search.measure_inputs import parse_shapes
@@ -122,14 +122,14 @@ def compile_(  # noqa: PLR0913, PLR0917 - one for each option
         raise OptionError(f"-o {path} is the model itself: give another name")
     check_place(path)
     with Steps(stderr()).shown() as steps:
-        payload = compile_source(
-            model,
-            targets=targets,
+        payload = compile_payload(
+            str(model),
+            target=targets,
             precision=precision,
             data=data,
             padding=padding,
             threads=threads,
-            tuning=tuning,
+            tune=tuning,
             keep_graph=keep_graph,
             progress=steps,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,11 @@ import onnx
 from numpy.typing import NDArray
 
 from hasten.api import compile_payload
-from hasten.backends.native import Payload
 from hasten.cli.console import Steps, stderr
 from hasten.errors import OptionError
 from hasten.runtime.artifact import GRAPH_WEIGHTS, WEIGHTS, read_artifact, write_artifact
 from hasten.runtime.manifest import Manifest, parse_manifest
 from hasten.search.measure_inputs import make_inputs, parse_shapes
-from hasten.search.tune_options import Tuning
 
 Array = NDArray[Any]
 
@@ -68,7 +66,7 @@ def read_contents(model: Path) -> Contents:
     """
     if not is_artifact(model):
         with Steps(stderr()).shown() as steps:
-            payload = compile_source(model, progress=steps)
+            payload = compile_payload(str(model), progress=steps)
         members = {name: b"".join(_parts(part)) for name, part in payload.members.items() if _is_text(name)}
         sizes = {name: sum(map(len, _parts(part))) for name, part in payload.members.items()}
         text = json.dumps({**payload.manifest, "members": {}}).encode()
@@ -82,36 +80,6 @@ def read_contents(model: Path) -> Contents:
     return Contents(artifact.manifest, raw, sizes, members)
 
 
-def compile_source(  # noqa: PLR0913 - the choices of `hasten.compile`
-    model: Path,
-    *,
-    targets: Iterable[str] = ("native",),
-    precision: str = "f32",
-    data: Path | None = None,
-    padding: str = "skip",
-    threads: int | None = None,
-    tuning: Tuning | None = None,
-    keep_graph: bool = False,
-    progress: Steps,
-) -> Payload:
-    """Compiles a model.
-
-    Raises:
-        HastenError: as `hasten.compile`.
-    """
-    return compile_payload(
-        str(model),
-        target=list(targets),
-        precision=precision,
-        data=data,
-        padding=padding,
-        threads=threads,
-        tune=tuning or Tuning(),
-        keep_graph=keep_graph,
-        progress=progress,
-    )
-
-
 @contextmanager
 def as_artifact(model: Path, *, threads: int | None = None) -> Iterator[tuple[Path, float | None]]:
     """An artifact file for a model, and the seconds that its compilation took, if it was needed."""
@@ -121,7 +89,7 @@ def as_artifact(model: Path, *, threads: int | None = None) -> Iterator[tuple[Pa
     with TemporaryDirectory(prefix="hasten-") as folder:
         path = Path(folder) / f"{model.stem or 'model'}.hasten"
         with Steps(stderr()).shown() as steps:
-            payload = compile_source(model, threads=threads, progress=steps)
+            payload = compile_payload(str(model), threads=threads, progress=steps)
             steps("writing the artifact")
             write_artifact(path, payload.manifest, payload.members)
             seconds = steps.seconds
