@@ -8,6 +8,8 @@ import pytest
 from tests.codegen.engines import Interpreted, compile_programs
 from tests.codegen.graphs import agree, program
 
+from hasten.codegen.lower_stages import lower_program
+from hasten.loops.nest import For, statements
 from hasten.target import Target, native, runs_here
 
 TARGETS = [t for t in (Target.named("x86-64-v3"), native()) if runs_here(t)]
@@ -236,6 +238,33 @@ def test_attention(target):
                 feeds["mask"][..., :1, :] = blocked
                 feeds["mask"][..., -1:, 1:] = blocked
                 agree(engine, feeds, THREADS)
+
+
+def projected(heads, size):
+    """Queries, keys and values from one product."""
+    width = heads * size
+    weight = np.random.default_rng(0).standard_normal((48, 3 * width)).astype(np.float32) / 7
+    return program(
+        f"(float[b, s, 48] x, float[b, 1, 1, s] mask) => (float[b, s, {width}] y) "
+        "{ p = MatMul(x, w) q, k, v = Split<axis = -1>(p, sizes) "
+        f"y = Attention<q_num_heads = {heads}, kv_num_heads = {heads}>(q, k, v, mask) }}",
+        {"w": weight, "sizes": np.array([width] * 3)},
+    )
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
+def test_a_thread_computes_the_same_stretch_of_queries_keys_and_values(target):
+    programs = [projected(heads, size) for heads, size in ((2, 64), (6, 16), (3, 8))]
+    for engine in compile_programs(programs, target, parallel=True):
+        for b, s in ((1, 1), (2, 17), (1, 40)):
+            agree(engine, feeds_of(engine.program, b=b, s=s), THREADS)
+    divided = []
+    for p in programs:
+        (product, *_) = (k for k in lower_program(p, target).kernels if k.product is not None)
+        divided.append(
+            "part" in {s.var.name for s in statements(product.function.body) if isinstance(s, For)}
+        )
+    assert divided == [True, True, False]  # 24 columns are no whole panels
 
 
 def test_large_scores_do_not_overflow():

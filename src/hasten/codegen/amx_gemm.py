@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from hasten.codegen.amx import END_PRODUCTS, Strided, begin_products, matrix_step, multiply_matrix
 from hasten.codegen.c_amx import PAIR
-from hasten.codegen.gemm import PackedOperand, ProductBuilder, extent, gemm_kernel, whole_depth
+from hasten.codegen.gemm import ProductBuilder, extent, gemm_kernel
 from hasten.codegen.kernel import SCRATCH_PARAM, Kernel, scratch_view
 from hasten.codegen.layout import Layouts, flatten
+from hasten.codegen.packing import PackedOperand, whole_depth
 from hasten.codegen.schedule import Schedule
 from hasten.codegen.stage import Stage
 from hasten.codegen.tiles import PANEL, TILE, tiles_for, total_of
@@ -131,8 +132,11 @@ class _MatrixBuilder(ProductBuilder):
             *multiply_matrix(height, self.strided(), columns),
             *self.write(const(0), height, columns.width),
         )
-        over_panels = For(self.panel, *panels, (*panel, *tile))
-        return (begin_products(height, self.step), over_panels, END_PRODUCTS)
+        return (
+            begin_products(height, self.step),
+            *self.over_panels(panels, (*panel, *tile)),
+            END_PRODUCTS,
+        )
 
     def strided(self) -> Strided:
         """The rows of a block."""

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hasten.codegen.codes import WORD, Codes
-from hasten.codegen.gemm import PackedOperand, ProductBuilder, low_enough
+from hasten.codegen.gemm import ProductBuilder, low_enough
 from hasten.codegen.kernel import SCRATCH_PARAM, Kernel, scratch_view
 from hasten.codegen.layout import Layouts
+from hasten.codegen.packing import PackedOperand
 from hasten.codegen.schedule import Order, Schedule
 from hasten.codegen.stage import Stage
 from hasten.codegen.tiles import (

@@ -9,12 +9,13 @@ cache and the block's rows in the second, or the other way round.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
+from hasten.codegen.epilogue import ColumnRange, epilogue_value, write_row
 from hasten.codegen.kernel import THREADS, Kernel
 from hasten.codegen.layout import Layouts, flatten
-from hasten.codegen.maps import OUTPUT, Domain, finish_kernel, inner_loop, renamed_buffers, share
+from hasten.codegen.maps import OUTPUT, finish_kernel, renamed_buffers, share
+from hasten.codegen.packing import PADDING, PackedOperand, padding_name, padding_of, whole_depth
 from hasten.codegen.reductions import Names
 from hasten.codegen.schedule import Order, Schedule, Split
 from hasten.codegen.stage import ACCUMULATOR, Stage
@@ -36,7 +37,6 @@ from hasten.codegen.vectorize import coefficient, vectorizable, vectorize
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
     Address,
-    Const,
     Expr,
     Load,
     Op,
@@ -66,24 +66,6 @@ SHORT = 512
 
 _NO = const(False, DType.BOOL)
 
-PADDING = "zeros"
-"""Buffer that row pointers outside the input point to: zeros, or the zero point of bytes."""
-
-
-@dataclass(frozen=True)
-class PackedOperand:
-    """Where the packed second operand lies.
-
-    Attributes:
-        tensor: its name.
-        batch_stride: elements from one batch entry to the next.
-        half: the last panel has `HALF_PANEL` columns where that is enough.
-    """
-
-    tensor: str
-    batch_stride: Expr
-    half: bool
-
 
 def extent(variables: Sequence[Var]) -> Expr:
     """Product of the extents of some variables."""
@@ -105,26 +87,6 @@ def split_flat(flat: Expr, variables: Sequence[Var]) -> dict[Expr, Expr]:
     if variables:
         values[variables[0]] = rest
     return values
-
-
-def padding_name(padding: Const) -> str:
-    """Name of the constant whose elements are all what padding counts as."""
-    return f"{PADDING}_{padding.dtype}" + (f"_{padding.value}" if padding.value else "")
-
-
-def padding_of(g: Gemm) -> Const | None:
-    """What rows of the first operand count as where they lie outside the input, or None if none does."""
-    if not isinstance(g.a, Op) or g.a.op != "select":
-        return None
-    outside = g.a.args[2]
-    assert isinstance(outside, Const)
-    return outside
-
-
-def whole_depth(g: Gemm) -> Expr:
-    """Elements of depth in whole groups: beyond the last one the second operand is zero."""
-    assert g.depth.extent is not None
-    return round_up(g.depth.extent, group(g.a.dtype))
 
 
 def gemm_kernel(
@@ -183,6 +145,7 @@ class ProductBuilder:
         self.panels = (self.columns + (PANEL - 1)) // PANEL
         self.single = constant_int(self.batch) == 1
         self.entry: Expr = const(0) if self.single else Var(INDEX, "entry", self.batch)
+        self.part_panels = self.panels // self.packed.parts
         self.panel = Var(INDEX, "panel", self.panels)
         # Known to be within bounds, divisions of rows into positions are plain ones.
         self.block, self.row = Var(INDEX, "block", self.rows), Var(INDEX, "row", self.rows)
@@ -260,7 +223,7 @@ class ProductBuilder:
         for label, total, grain, mine in (
             ("entry", self.batch, 1, split[Split.ENTRIES]),
             ("row", self.rows, self.grain, split[Split.ROWS]),
-            ("panel", self.panels, 1, split[Split.PANELS]),
+            ("panel", self.part_panels, 1, split[Split.PANELS]),
         ):
             first, last = share(total, const(grain))
             begin, end = Var(INDEX, f"first_{label}"), Var(INDEX, f"last_{label}")
@@ -338,10 +301,22 @@ class ProductBuilder:
         count = Let(m, binary("min", height - r0, tall))
         tile = self.finished_tile(r0, m, columns)
         if self.schedule.order is Order.ROWS:
-            inside = (count, For(self.panel, *panels, (*panel, *tile)))
+            inside = (count, *self.over_panels(panels, (*panel, *tile)))
             return (For(r0, const(0), height, inside, step=self.tallest),)
         over_rows = For(r0, const(0), height, (count, *tile), step=self.tallest)
-        return (For(self.panel, *panels, (*panel, over_rows)),)
+        return self.over_panels(panels, (*panel, over_rows))
+
+    def over_panels(self, panels: tuple[Expr, Expr], body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+        """The loop over this thread's panels: of each part the same stretch."""
+        begin, end = panels
+        if self.packed.parts == 1:
+            return (For(self.panel, begin, end, body),)
+        part = Var(INDEX, "part", const(self.packed.parts))
+        first, last, following = (Var(INDEX, n) for n in ("part_begin", "part_end", "following"))
+        next_panel = select(binary("lt", self.panel + 1, last), self.panel + 1, first + self.part_panels)
+        inner = For(self.panel, first, last, (Let(following, next_panel), *body))
+        lets = (Let(first, part * self.part_panels + begin), Let(last, part * self.part_panels + end))
+        return (For(part, const(0), const(self.packed.parts), (*lets, inner)),)
 
     def finished_tile(self, r0: Var, m: Var, columns: Columns) -> tuple[Stmt, ...]:
         """One tile: its sums, and its epilogue."""
@@ -370,6 +345,8 @@ class ProductBuilder:
             Let(packed, offset),
         ]
         next_part = packed + self.steps * wide
+        if self.packed.parts > 1:
+            next_part = packed + (Var(INDEX, "following") - self.panel) * (self.steps * wide)
         ahead_step: Expr = wide  # rows outside: one tile, and the next panel is needed
         if self.schedule.order is Order.PANELS:
             # While a panel is in use, each of its tiles asks for a part of the next one.
@@ -440,63 +417,6 @@ class ProductBuilder:
             *tile_sums(t, rows, columns),
             unrolled(r, Let(self.row, self.block + r0 + r), unrolled(v, store)),
         )
-
-
-def epilogue_value(stage: Stage, layouts: Layouts) -> Expr:
-    """The finished element of a contraction, in terms of its variables and the accumulator."""
-    value = stage.epilogue
-    if value is None:
-        value = Load(stage.dtype, ACCUMULATOR, ())
-    return flatten(value, layouts)
-
-
-@dataclass(frozen=True)
-class ColumnRange:
-    """Neighbouring columns of a result.
-
-    Attributes:
-        column: the variable.
-        first: its first value.
-        width: number of values, up to `PANEL`.
-    """
-
-    column: Var
-    first: Expr
-    width: Expr
-
-
-def write_row(
-    finish: Expr,
-    address: Expr,
-    at: Mapping[Expr, Expr],
-    r: Expr,
-    columns: ColumnRange,
-    lanes: int,
-    names: Names,
-) -> tuple[Stmt, ...]:
-    """Applies an epilogue to row `r` of the local array `tile` and writes it.
-
-    Args:
-        finish: the finished element, in terms of the stage's variables and the accumulator.
-        address: where it is written.
-        at: values of the variables other than the column.
-        r: row of the tile.
-        columns: which columns.
-        lanes: width of vectors.
-        names: gives names of local variables.
-    """
-    j = Var(INDEX, "j")
-    values = {**at, columns.column: columns.first + j}
-    sums: dict[Expr, Expr] = {
-        n: Load(n.dtype, TILE, (r * PANEL + j,))
-        for n in walk(finish)
-        if isinstance(n, Load) and n.buffer == ACCUMULATOR
-    }
-    value = substitute(substitute(finish, sums), values)
-    d = Domain((j,), value, substitute(address, values))
-    full = inner_loop(d, const(0), const(PANEL), lanes, names, frozenset())
-    part = inner_loop(d, const(0), columns.width, lanes, names, frozenset())
-    return choose(binary("eq", columns.width, PANEL), full, part)
 
 
 def _share_names(

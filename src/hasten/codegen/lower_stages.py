@@ -17,18 +17,18 @@ from hasten.codegen.convolution import find_convolution
 from hasten.codegen.depthwise import depthwise_kernel
 from hasten.codegen.forest import PackedForest, forest_kernel, pack_forest
 from hasten.codegen.fuse import fuse
-from hasten.codegen.gemm import (
-    PackedOperand,
-    extent,
-    padding_name,
-    padding_of,
-    whole_depth,
-)
+from hasten.codegen.gemm import extent
 from hasten.codegen.images import Run, find_runs
 from hasten.codegen.kernel import Kernel
 from hasten.codegen.layout import Layout, arrange_constants, assign_layouts, row_major
 from hasten.codegen.maps import map_kernel
 from hasten.codegen.narrow import narrow_storage, narrow_tables
+from hasten.codegen.packing import (
+    PackedOperand,
+    padding_name,
+    padding_of,
+    whole_depth,
+)
 from hasten.codegen.panels import pack_constant, packed_columns
 from hasten.codegen.quantized import quantize_products
 from hasten.codegen.rank import rank_kernel
@@ -45,6 +45,9 @@ from hasten.loops.expr import Expr, Load, Var, binary, const, constant_int, roun
 from hasten.loops.program import Attention, Contraction, Forest, Gemm, Program, RankSelect, Recurrence
 from hasten.loops.tabulate import tabulate
 from hasten.target import Target
+
+PARTS = 3
+"""Operands of an attention that one product computes: queries, keys and values."""
 
 
 @dataclass(frozen=True)
@@ -220,6 +223,7 @@ def _pack(
     sizes = schedules.likely_sizes(program)
     known = frozenset(program.constants)
     products: dict[str, _Packed] = {}
+    side_by_side = _joint_operands(stages)
     result: list[Stage] = []
     for s in stages:
         g = s.body
@@ -251,7 +255,8 @@ def _pack(
             if schedule.algorithm is not Algorithm.DIRECT:
                 weight = transform_weights(weight.astype(np.float32), schedule.algorithm)
             constants[name] = pack_constant(weight)
-            packed = PackedOperand(name, size * packed_columns(columns), half=True)
+            parts = PARTS if s.name in side_by_side and columns % (PARTS * PANEL) == 0 else 1
+            packed = PackedOperand(name, size * packed_columns(columns), half=True, parts=parts)
         else:
             result.append(_packing_stage(s, name))
             packed = PackedOperand(name, size * _whole(g), half=False)
@@ -259,6 +264,22 @@ def _pack(
         stored = multiplied if codes is None else DType.I32
         result.append(replace(s, body=replace(g, b=Load(stored, name, ()))))
     return result, constants, products
+
+
+def _joint_operands(stages: Sequence[Stage]) -> set[str]:
+    """Tensors that have queries, keys and values of an attention side by side, as wide as each other.
+
+    A thread that computes the same stretch of all three, as attention divides heads, finds them in its cache.
+    """
+    found: set[str] = set()
+    for s in stages:
+        a = s.body
+        if isinstance(a, Attention):
+            read = {n.buffer for e in (a.q, a.k, a.v) for n in walk(e) if isinstance(n, Load)}
+            loads = [n for e in (a.q, a.k, a.v) for n in walk(e) if isinstance(n, Load)]
+            if len(read) == 1 and len(set(loads)) == PARTS and a.depth.extent == a.column.extent:
+                found |= read
+    return found
 
 
 def _weight(g: Gemm, constants: Mapping[str, np.ndarray]) -> np.ndarray:

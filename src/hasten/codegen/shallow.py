@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hasten.codegen.fuse import operand_load
-from hasten.codegen.gemm import padding_of
+from hasten.codegen.packing import padding_of
 from hasten.codegen.stage import Stage
 from hasten.codegen.vectorize import coefficient
 from hasten.loops.dtypes import INDEX, DType

@@ -16,21 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hasten.codegen.convolution import Convolution, find_convolution
-from hasten.codegen.gemm import (
-    PADDING,
-    PRODUCTS_PER_WORK,
-    ColumnRange,
-    PackedOperand,
-    epilogue_value,
-    extent,
-    low_enough,
-    padding_name,
-    split_flat,
-    write_row,
-)
+from hasten.codegen.epilogue import ColumnRange, epilogue_value, write_row
+from hasten.codegen.gemm import PRODUCTS_PER_WORK, extent, low_enough, split_flat
 from hasten.codegen.kernel import SCRATCH, THREADS, Kernel
 from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.maps import finish_kernel, name_buffers, share
+from hasten.codegen.packing import PADDING, PackedOperand, padding_name
 from hasten.codegen.reductions import Names
 from hasten.codegen.schedule import Schedule, Split
 from hasten.codegen.stage import Stage

@@ -17,11 +17,11 @@ typedef int8_t i8x8 __attribute__((vector_size(8)));
 typedef uint8_t u8x8 __attribute__((vector_size(8)));
 static inline int64_t min_int64_t(int64_t a, int64_t b) { return a > b ? b : a; }
 static inline int64_t floordiv_int64_t(int64_t a, int64_t b) { if (b == 0) return 0; const int64_t q = a / b; return q - (a % b != 0 && (a < 0) != (b < 0)); }
-static inline f32x8 splat_f32x8(float x) { return x - (f32x8){0}; }
 static inline f32x8 load_f32x8(const float *p) { f32x8 v; memcpy(&v, p, sizeof v); return v; }
+static inline void store_f32x8(float *p, f32x8 v) { memcpy(p, &v, sizeof v); }
+static inline f32x8 splat_f32x8(float x) { return x - (f32x8){0}; }
 static inline f32x8 select_f32x8(i32x8 m, f32x8 a, f32x8 b) { const i32x8 w = m; return (f32x8)((w & (i32x8)a) | (~w & (i32x8)b)); }
 static inline i32x8 load_boolx8(const uint8_t *p) { u8x8 v; memcpy(&v, p, sizeof v); return __builtin_convertvector(v, i32x8) != 0; }
-static inline void store_f32x8(float *p, f32x8 v) { memcpy(p, &v, sizeof v); }
 static inline float total_max_f32x8(f32x8 vector) {
     float v[8];
     memcpy(v, &vector, sizeof v);
@@ -51,8 +51,8 @@ static inline f32x8 hasten_exp_nonpositive_f32x8(f32x8 x) {
 
 
 /* Attention 'y' */
-void attention_0(const float *restrict k, const float *restrict q, const uint8_t *restrict mask0, const float
-        *restrict v, float *restrict out, float *restrict scratch, int64_t size_b, int64_t size_s, int64_t
+void attention_0(const float *restrict k, const float *restrict v, const float *restrict q, const uint8_t
+        *restrict mask0, float *restrict out, float *restrict scratch, int64_t size_b, int64_t size_s, int64_t
         size_t, hasten_fault *fault, int32_t kernel, int32_t thread, int32_t threads) {
     (void)fault, (void)kernel;
     /* threads take whole heads if there are enough, else stretches of queries */
@@ -74,6 +74,19 @@ void attention_0(const float *restrict k, const float *restrict q, const uint8_t
                 }
                 for (int64_t d = 0; d < 32; d += 8) {
                     transpose_8x8(table, d, scratch + d * 32 + j + panel * 1024 + pitch * 6, 32);
+                }
+            }
+        }
+        /* values, in panels */
+        for (int64_t panel = 0; panel < 1; ++panel) {
+            const int64_t width = min_int64_t(32 - panel * 32, 32);
+            for (int64_t key = 0; key < size_t; ++key) {
+                const int64_t whole0 = width / 8 * 8;
+                for (int64_t j_1 = 0; j_1 < whole0; j_1 += 8) {
+                    store_f32x8(scratch + j_1 + key * 32 + panel * (pitch * 32) + pitch * 38, load_f32x8(v + b * (size_t * 64) + h * 32 + j_1 + key * 64 + panel * 32));
+                }
+                for (int64_t j = whole0; j < width; ++j) {
+                    scratch[j + key * 32 + panel * (pitch * 32) + pitch * 38] = v[b * (size_t * 64) + h * 32 + j + key * 64 + panel * 32];
                 }
             }
         }
@@ -126,14 +139,14 @@ void attention_0(const float *restrict k, const float *restrict q, const uint8_t
             for (int64_t panel = 0; panel < 1; ++panel) {
                 const int64_t width = min_int64_t(32 - panel * 32, 32);
                 for (int64_t column = 0; column < width; column += 16) {
-                    tile_rows_x16(m, table, 6, 1, size_t, v + b * (size_t * 64) + column + h * 32 + panel * 32, 64, v + b * (size_t * 64) + h * 32 + panel * 32 + 1024, 64, tile + column, 32);
+                    tile_rows_x16(m, table, 6, 1, size_t, scratch + column + panel * (pitch * 32) + pitch * 38, 32, scratch + panel * (pitch * 32) + pitch * 38 + 512, 32, tile + column, 32);
                 }
                 for (int64_t r = 0; r < m; ++r) {
-                    const int64_t whole0 = width / 8 * 8;
-                    for (int64_t j_1 = 0; j_1 < whole0; j_1 += 8) {
-                        store_f32x8(out + b * (size_s * 64) + block * 64 + h * 32 + j_1 + panel * 32 + r * 64, load_f32x8(tile + j_1 + r * 32) * total[r]);
+                    const int64_t whole2 = width / 8 * 8;
+                    for (int64_t j_3 = 0; j_3 < whole2; j_3 += 8) {
+                        store_f32x8(out + b * (size_s * 64) + block * 64 + h * 32 + j_3 + panel * 32 + r * 64, load_f32x8(tile + j_3 + r * 32) * total[r]);
                     }
-                    for (int64_t j = whole0; j < width; ++j) {
+                    for (int64_t j = whole2; j < width; ++j) {
                         out[b * (size_s * 64) + block * 64 + h * 32 + j + panel * 32 + r * 64] = tile[j + r * 32] * total[r];
                     }
                 }

@@ -1,0 +1,72 @@
+"""What follows a product element by element: applied to a finished tile, and written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hasten.codegen.layout import Layouts, flatten
+from hasten.codegen.maps import Domain, inner_loop
+from hasten.codegen.reductions import Names
+from hasten.codegen.stage import ACCUMULATOR, Stage
+from hasten.codegen.tiles import PANEL, TILE
+from hasten.loops.dtypes import INDEX
+from hasten.loops.expr import Expr, Load, Var, binary, const, substitute, walk
+from hasten.loops.nest import Stmt, choose
+
+
+def epilogue_value(stage: Stage, layouts: Layouts) -> Expr:
+    """The finished element of a contraction, in terms of its variables and the accumulator."""
+    value = stage.epilogue
+    if value is None:
+        value = Load(stage.dtype, ACCUMULATOR, ())
+    return flatten(value, layouts)
+
+
+@dataclass(frozen=True)
+class ColumnRange:
+    """Neighbouring columns of a result.
+
+    Attributes:
+        column: the variable.
+        first: its first value.
+        width: number of values, up to `PANEL`.
+    """
+
+    column: Var
+    first: Expr
+    width: Expr
+
+
+def write_row(
+    finish: Expr,
+    address: Expr,
+    at: Mapping[Expr, Expr],
+    r: Expr,
+    columns: ColumnRange,
+    lanes: int,
+    names: Names,
+) -> tuple[Stmt, ...]:
+    """Applies an epilogue to row `r` of the local array `tile` and writes it.
+
+    Args:
+        finish: the finished element, in terms of the stage's variables and the accumulator.
+        address: where it is written.
+        at: values of the variables other than the column.
+        r: row of the tile.
+        columns: which columns.
+        lanes: width of vectors.
+        names: gives names of local variables.
+    """
+    j = Var(INDEX, "j")
+    values = {**at, columns.column: columns.first + j}
+    sums: dict[Expr, Expr] = {
+        n: Load(n.dtype, TILE, (r * PANEL + j,))
+        for n in walk(finish)
+        if isinstance(n, Load) and n.buffer == ACCUMULATOR
+    }
+    value = substitute(substitute(finish, sums), values)
+    d = Domain((j,), value, substitute(address, values))
+    full = inner_loop(d, const(0), const(PANEL), lanes, names, frozenset())
+    part = inner_loop(d, const(0), columns.width, lanes, names, frozenset())
+    return choose(binary("eq", columns.width, PANEL), full, part)
