@@ -44,9 +44,10 @@ from hasten.search.start import Asked, pose, search
 from hasten.search.status import Status, Watch, nobody
 from hasten.search.trials import mapped
 from hasten.search.tune_options import Tuning, choose_schedules
+from hasten.search.uncalibrated import WEIGHTS, quantize_dynamic, quantize_weights_only
 from hasten.target import Target, cores, with_factors
 
-PRECISIONS = ("f32", "bf16", "int8")
+PRECISIONS = ("f32", "bf16", "int8", *WEIGHTS)
 PADDING = ("skip", "compute")
 
 
@@ -72,9 +73,12 @@ def compile(  # noqa: A001, PLR0913 - the field's word; choices, each with a def
             ExportedProgram, or what `prune` returned.
         precision: "f32", or "bf16": weights and what products read are stored in 16 bits, sums and
             all other arithmetic stay f32. Fast on processors with AVX512-BF16; others give the same
-            results to rounding. "int8": products are computed in 8 bits, with scales found on `data`.
+            results to rounding. "int8": products are computed in 8 bits, with scales found on `data`, or
+            without data by matrix products alone, with a scale for each row that is found in the run.
+            "int8-weights", "int4-weights": the weights of matrix products take 8 or 4 bits, and all
+            arithmetic stays f32; fast where few rows are multiplied with large weights.
         data: for "int8", examples of what the model will see, as `search.data.load_samples` takes them.
-            Positions that a mask hides do not count.
+            Positions that a mask hides do not count. None for scales that are found in the run.
         quantization: for "int8", which layers and how; None for all of them and the usual way.
         padding: "skip" computes a padded batch at the positions that its attention mask shows only;
             outputs keep their shape, and are 0 at hidden positions of outputs that have one for each.
@@ -160,8 +164,11 @@ def compile_payload(  # noqa: PLR0913 - the choices of `compile`, each with a de
         raise OptionError("target=[]: give at least one instruction set, or 'native' for this machine's")
     named = [Target.named(name) for name in names]
     how = _quantization(precision, data, quantization)
+    weights = WEIGHTS.get(precision)
     if how is not None:
         precision = how.rest
+    elif weights is not None:
+        precision = "f32"
     tuning = Tuning(tune) if isinstance(tune, str) else tune
     progress("reading the model")
     given = source.model if isinstance(source, Pruned) else source
@@ -175,7 +182,15 @@ def compile_payload(  # noqa: PLR0913 - the choices of `compile`, each with a de
         "tuning": {},
     }
     folder, element = default_cache() if cache is None else Path(cache), DType(precision)
-    if how is not None:
+    if weights is not None or (how is not None and data is None):
+        progress("quantizing")
+        found = (
+            quantize_weights_only(model, weights)
+            if weights
+            else quantize_dynamic(model, how or Quantization())
+        )
+        model, noted["quantization"] = found.model, found.report
+    elif how is not None:
         samples = load_samples(data, _inputs(model), folder=_folder(given))
         quantized = quantize(model, samples.feeds, how, threads=threads, cache=folder, progress=progress)
         model, noted["quantization"] = quantized.model, quantized.report
@@ -286,13 +301,9 @@ def _quantization(precision: str, data: object, given: Quantization | None) -> Q
     """How to quantize; None if the precision is not int8.
 
     Raises:
-        OptionError: data is missing, or something is given that is for int8 alone.
+        OptionError: something is given that is for int8 alone.
     """
     if precision == "int8":
-        if data is None:
-            raise OptionError(
-                "precision='int8' needs data=: examples of the inputs, on which the scales are found"
-            )
         return given or Quantization()
     for name, value in (("data", data), ("quantization", given)):
         if value is not None:

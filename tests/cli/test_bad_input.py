@@ -193,7 +193,3 @@ def test_a_bug_is_said_to_be_one(invoke: Invoke, artifact: Path, monkeypatch: py
     assert result.stderr.count("\n") == 1
     assert "ZeroDivisionError: boom" in result.stderr
     assert "--debug" in result.stderr
-
-
-def test_int8_needs_data(refused: Callable[..., str], model: Path, tmp_path: Path) -> None:
-    assert "data" in refused("compile", model, "-o", tmp_path / "x.hasten", "--precision", "int8")

@@ -98,7 +98,6 @@ def test_forms_of_data(cache: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"data": None}, OptionError, "needs data="),
         ({"data": []}, DataError, "sample"),
         ({"data": "nowhere.npz"}, DataError, "nowhere.npz"),
         ({"data": [{"z": np.zeros((1, 6), np.float32)}]}, DataError, "x"),

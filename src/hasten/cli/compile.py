@@ -53,7 +53,8 @@ Examples:
     default="f32",
     show_default=True,
     help="bf16 stores weights and what products read in 16 bits: half the size, twice as fast on processors "
-    "with AVX512-BF16. Sums stay f32. int8 computes products in 8 bits, with scales found on --data.",
+    "with AVX512-BF16. Sums stay f32. int8 computes products in 8 bits, with scales found on --data, or "
+    "in the run without it. int8-weights and int4-weights store weights of matrix products in 8 or 4 bits.",
 )
 @click.option(
     "--data",

@@ -125,7 +125,7 @@ def observed_values(
     for layer in products(model):
         if layer.name in layers:
             channels.setdefault(layer.activation, 1 - len(layer.shape) if layer.op_type == "Conv" else -1)
-    nodes = _chosen(model, layers)
+    nodes = chosen_nodes(model, layers)
     values = quantized_readers(model.graph, nodes, (scheme or Scheme()).residuals)
     return {value.name or "": channels.get(value.name or "") for value in values}
 
@@ -157,10 +157,10 @@ def insert_qdq(
             raise KeyError(f"there is no layer {name!r} that can be quantized")
     result = model.clone()
     graph = result.graph
-    nodes = _chosen(result, layers)
+    nodes = chosen_nodes(result, layers)
     readers = quantized_readers(graph, nodes, scheme.residuals)
     groups = tied(list(readers))
-    insert = _Inserter(graph)
+    insert = Inserter(graph)
     for value, places in readers.items():
         members = [ranges[v.name or ""] for v in groups[value]]
         total = members[0]
@@ -174,7 +174,8 @@ def insert_qdq(
     return result
 
 
-def _chosen(model: ir.Model, layers: Collection[str]) -> dict[str, ir.Node]:
+def chosen_nodes(model: ir.Model, layers: Collection[str]) -> dict[str, ir.Node]:
+    """The nodes of layers by name, in the order of the graph."""
     wanted = set(layers)
     return {node.name or "": node for node in model.graph if node.name in wanted and _layer(node) is not None}
 
@@ -211,7 +212,7 @@ def _column_axis(node: ir.Node, shape: tuple[int, ...]) -> int | None:
     return 0 if integer(node, "transB", 0) else 1
 
 
-class _Inserter(Insertion):
+class Inserter(Insertion):
     """Adds what quantizes values and weights."""
 
     def __init__(self, graph: ir.Graph) -> None:

@@ -17,6 +17,7 @@ from hasten.passes.correct_bias import add_biases, mean_error
 from hasten.passes.facts import is_quantized
 from hasten.passes.gptq import gptq
 from hasten.passes.quantize import Layer, Range, Scheme, insert_qdq, observed_values, products
+from hasten.passes.quantize_tables import quantize_tables
 from hasten.passes.quantize_weights import Codes, quantize_weight
 from hasten.passes.smooth import smooth
 from hasten.search.calibration import Feeds, Observations, observe
@@ -42,6 +43,8 @@ class Quantization:
             values tried; 0.5, that of the paper, made it worse than none.
         rounding: "nearest", or "gptq" for weights rounded by what they do to the layer's results.
         correct_bias: whether the mean error of each output channel is taken back in the bias.
+        tables: whether large tables that are only looked up (embeddings) are in int8 too, with a scale for
+            each row.
         rest: "f32" or "bf16": what the layers that are not quantized compute in.
     """
 
@@ -51,6 +54,7 @@ class Quantization:
     smoothing: float | None = 0.8
     rounding: Rounding = "nearest"
     correct_bias: bool = True
+    tables: bool = True
     rest: str = "f32"
 
     def __post_init__(self) -> None:
@@ -109,6 +113,7 @@ def quantize(
         "smoothing": how.smoothing,
         "rounding": how.rounding,
         "correct_bias": how.correct_bias,
+        "tables": how.tables,
         "samples": ready.seen.samples,
         "rest": how.rest,
     }
@@ -148,7 +153,10 @@ class Prepared:
         if self.how.correct_bias:
             codes = self._codes(layers)
             model = add_biases(model, self._corrections(codes))
-        return insert_qdq(model, ranges, layers, scheme=self.how.scheme, codes=codes)
+        result = insert_qdq(model, ranges, layers, scheme=self.how.scheme, codes=codes)
+        if self.how.tables:
+            quantize_tables(result.graph)
+        return result
 
     def _codes(self, layers: Collection[str]) -> dict[str, Codes]:
         scale = self.how.scheme.weights
