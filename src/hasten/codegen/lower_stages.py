@@ -172,7 +172,8 @@ def _kernel(
         packed = products[s.body.b.buffer]
         chosen = packed.product
         assert isinstance(chosen.stage.body, Gemm)
-        kernel = _product_kernel(s, packed, layouts, target, f"product_{number}")
+        prefix = "product" if chosen.schedule.algorithm is Algorithm.DIRECT else "winograd"
+        kernel = _product_kernel(s, packed, layouts, target, f"{prefix}_{number}")
         plain = replace(s, body=replace(s.body, b=chosen.stage.body.b))
         return replace(kernel, product=replace(chosen, stage=plain))
     if isinstance(s.body, Attention):

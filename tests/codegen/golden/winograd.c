@@ -43,7 +43,7 @@ void map_0(const float *restrict x0, float *restrict out, int64_t size_h, int64_
 }
 
 /* Conv 'p', Relu 'y' */
-void product_1(const float *restrict a, const float *restrict x0, const float *restrict zeros, const float
+void winograd_1(const float *restrict a, const float *restrict x0, const float *restrict zeros, const float
         *restrict b, float *restrict out, float *restrict scratch, int64_t size_h, int64_t size_n, int64_t
         size_w, hasten_fault *fault, int32_t kernel, int32_t thread, int32_t threads) {
     (void)fault, (void)kernel;
