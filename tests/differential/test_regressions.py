@@ -18,6 +18,13 @@ def floats(*shape):
 
 
 CASES = {
+    # No kernel multiplies over no depth at all.
+    "a product of depth 0": (
+        """(float[n,0] x) => (float[n,2] y) <float[2] b = {1.5, -2}, int64[2] z = {0, 2}>
+        { w = ConstantOfShape (z) m = MatMul (x, w) y = Add (m, b) }""",
+        {"x": floats(3, 0)},
+        ROUNDED,
+    ),
     # A reduction went into another one, where nothing computes it.
     "scatter of a softmax": (
         """(float[6] x) => (float[6] y) <int64[3] i = {1, -5, 4}, float[3] u = {0.5, 0.125, -1}>
@@ -127,3 +134,11 @@ def test_found_once(name, outcomes):
         found = by_name[name]
         assert found.verdict == "same", found.detail
         assert found.host == ("loop" in name)
+
+
+def test_weights_that_repeat_for_an_unknown_batch_stay_f32_in_bf16():
+    # They are packed at run time, for which bf16 has no kernel: the generated C did not compile.
+    (found,) = evaluate(
+        [graph("weights for one axis of a batch of unknown length")], Config(precision="bf16")
+    )
+    assert found.verdict == "same", found.detail

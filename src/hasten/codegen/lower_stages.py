@@ -88,7 +88,7 @@ def lower_program(
         schedules: of products and convolutions, where they are not the defaults.
         precision: F32, or BF16 to store the operands of products so.
     """
-    program = quantize_products(program)
+    program = quantize_products(without_empty_sums(program))
     outside = {n: program.info(n) for n in (*program.inputs, *program.constants)}
     stages, constants = lean_epilogues(fuse(program), program.constants)
     program = replace(program, constants=constants)
@@ -120,6 +120,17 @@ def lower_program(
     read = {tensor for k in kernels for _, tensor in k.buffers}
     used = {n: a for n, a in constants.items() if n in read}
     return Lowered(kernels, layouts, used, dtypes, runs)
+
+
+def without_empty_sums(program: Program) -> Program:
+    """Products of no depth or no elements, which no kernel is made for, as the zeros that they are."""
+    made = {
+        name: replace(d, body=const(0, d.dtype))
+        for name, d in program.definitions.items()
+        if isinstance(g := d.body, Gemm)
+        and any(constant_int(v.extent) == 0 for v in (*g.batch, g.column, *g.taps, g.depth))
+    }
+    return replace(program, definitions={**program.definitions, **made}) if made else program
 
 
 def _paddings(stages: Sequence[Stage]) -> dict[str, np.ndarray]:
@@ -238,8 +249,7 @@ def _pack(
         shape = product_shape(s, sizes, known)
         schedule = schedules.of(shape, target)
         # What repeats for each entry of a batch of unknown length is packed at run time.
-        counted = all(constant_int(v.extent) is not None for v in (*g.batch, g.column, *g.taps, g.depth))
-        constant = counted and reads <= known
+        constant = g.has_known_weight and reads <= known
         if not constant or find_convolution(s) is None:
             schedule = replace(schedule, algorithm=Algorithm.DIRECT)
         factor = factor_of(g.a.dtype)

@@ -126,7 +126,7 @@ def _takes_pairs(c: Contraction, constants: Collection[str]) -> bool:
     if isinstance(c, Attention):
         return True
     reads = {n.buffer for n in walk(c.b) if isinstance(n, Load)}
-    return reads <= set(constants) and constant_int(c.column.extent) is not None
+    return reads <= set(constants) and c.has_known_weight
 
 
 def _operand_loads(c: Contraction) -> dict[str, Load | None]:

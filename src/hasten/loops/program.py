@@ -21,6 +21,7 @@ from hasten.loops.expr import (
     binary,
     cast,
     const,
+    constant_int,
     reduce,
     select,
     substitute,
@@ -63,6 +64,12 @@ class Gemm:
     def dtype(self) -> DType:
         """Element type of the sums."""
         return self.a.dtype
+
+    @property
+    def has_known_weight(self) -> bool:
+        """Whether the range of `b` is known, so that a constant can be packed ahead of any run."""
+        own = (*self.batch, self.column, *self.taps, self.depth)
+        return all(constant_int(v.extent) is not None for v in own)
 
 
 @dataclass(frozen=True)
