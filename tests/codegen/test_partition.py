@@ -2,6 +2,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from tests.ops.host import leave_to_host
 
 import hasten
 from hasten.codegen.partition import NativePart, partition
@@ -27,7 +28,8 @@ def steps(text, **constants):
     return partition(lower_graph(ir.from_proto(model(text, **constants))))
 
 
-def test_a_host_node_between_two_parts():
+def test_a_host_node_between_two_parts(monkeypatch):
+    leave_to_host(monkeypatch, "NonZero")
     first, host, second = steps(MIDDLE, one=np.float32(1))
     assert isinstance(first, NativePart)
     assert isinstance(host, HostNode)
@@ -42,7 +44,8 @@ def test_a_host_node_between_two_parts():
 
 
 @pytest.mark.filterwarnings("ignore::hasten.errors.HostOperatorWarning")
-def test_it_runs(tmp_path):
+def test_it_runs(tmp_path, monkeypatch):
+    leave_to_host(monkeypatch, "NonZero")
     session = hasten.compile(model(MIDDLE, one=np.float32(1)), cache=tmp_path)
     x = np.random.default_rng(0).standard_normal((5, 7)).astype(np.float32)
     for given in (x, x[:2, :3], -np.abs(x)):
@@ -91,7 +94,8 @@ def test_an_operator_that_disappears_into_its_reader_is_named_all_the_same(tmp_p
         session.run({"x": np.zeros((2, 4), np.float32), "i": np.array([0, 1, -3, 0])})
 
 
-def test_the_host_is_named_in_a_warning(tmp_path):
+def test_the_host_is_named_in_a_warning(tmp_path, monkeypatch):
+    leave_to_host(monkeypatch, "NonZero")
     with pytest.warns(HostOperatorWarning, match="NonZero"):
         hasten.compile(model(MIDDLE, one=np.float32(1)), cache=tmp_path)
 

@@ -32,7 +32,7 @@ LIMITS = processes.Limits(seconds=20, first=240, bytes=6 << 30)
 MODEL = """<ir_version: 10, opset_import: ["": 21]> g
 (float[n, 4] x, int64[m] ids, float[k, k] s,
 bool[n] keep, float16[2] h)
-=> (float[n, 4] y, float[m, 4] z, float[p, p] w, float[n, q] e, float16[2] g, int64[2, r] where)
+=> (float[n, 4] y, float[m, 4] z, float[p, p] w, float[n, q] e, float16[2] g, float size)
 <float[8, 4] t = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24,
 25, 26, 27, 28, 29, 30, 31}, float[4, 4] v = {1, 0, 2, 0, 3, 0, 1, 0, 5, 0, 1, 0, 2, 0, 1, 1},
 int64[1] flat = {-1}>
@@ -45,7 +45,7 @@ int64[1] flat = {-1}>
     w = Relu (c)
     d = Transpose <perm = [1, 0]> (x)
     e = MatMul (x, d)
-    where = NonZero (x)
+    size = Det (c)
     g = Neg (h)
 }"""
 

@@ -8,7 +8,7 @@ from tools.real_models import compare
 from benchmarks import zoo
 
 # What these leave to the host (tools/real_models.py writes the list in docs/coverage.md).
-NOT_COMPILED = {"two towers": {"TopK"}, "YOLO with NMS": {"NonMaxSuppression"}}
+NOT_COMPILED = {"YOLO with NMS": {"NonMaxSuppression"}}
 
 
 @pytest.mark.filterwarnings("ignore::hasten.errors.HostOperatorWarning")

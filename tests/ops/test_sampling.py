@@ -40,3 +40,13 @@ def test_positions_that_are_no_numbers_read_nothing_outside(mode, padding):
     )
     grid = np.array([np.nan, np.nan, np.inf, -np.inf, 1e30, -1e30], np.float32).reshape(1, 1, 3, 2)
     prepared.check(np.ones((1, 1, 3, 3), np.float32), grid)
+
+
+@pytest.mark.parametrize("aligned", [0, 1])
+@pytest.mark.parametrize("size", [(2, 3, 4, 5), (2, 1, 3, 4, 5)])
+def test_grids_of_affine_maps(aligned, size):
+    space = len(size) - 2
+    inputs = [("float32", ["n", space, space + 1]), ("int64", [space + 2])]
+    prepared = case("AffineGrid", inputs, align_corners=aligned)
+    theta = np.random.default_rng(0).standard_normal((2, space, space + 1)).astype(np.float32)
+    prepared.check(theta, np.array(size), rtol=1e-4, atol=1e-5)

@@ -78,3 +78,18 @@ def test_many_updates_are_left_to_the_host(updates):
     )
     (reason,) = lower_graph(ir.from_proto(model)).reasons.values()
     assert "compares each element with each update" in reason
+
+
+CACHE = [("float32", ["n", 3, 6, 2]), ("float32", ["n", 3, "k", 2]), ("int64", ["n"])]
+
+
+@pytest.mark.parametrize("mode", ["linear", "circular"])
+def test_a_stretch_of_a_cache(mode):
+    prepared = case("TensorScatter", CACHE, mode=mode)
+    cache, update = np.zeros((3, 3, 6, 2), np.float32), np.ones((3, 3, 2, 2), np.float32)
+    places = [0, 4, 1] if mode == "linear" else [5, 4, 0]
+    prepared.check(cache, update, np.array(places))
+    if mode == "linear":
+        for wrong in ([0, 5, 0], [0, 0, 7]):
+            with pytest.raises(InputError, match="TensorScatter"):
+                evaluate(prepared.program, {"x0": cache, "x1": update, "x2": np.array(wrong)})

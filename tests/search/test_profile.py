@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from tests.ops.host import leave_to_host
 
 from hasten.api import compile_payload
 from hasten.errors import ArtifactError
@@ -125,7 +126,8 @@ def check_merged(found: Profile) -> None:
     assert min(shares) <= merged.peak_share * (1 + 1e-9) <= max(shares) * (1 + 2e-9)
 
 
-def test_host_steps_are_timed(cache: Path, tmp_path: Path) -> None:
+def test_host_steps_are_timed(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_to_host(monkeypatch, "NonZero")
     _, recording = recorded(WITH_HOST, np.ones((3, 64), np.float32), cache, tmp_path)
     assert recording.hosts == (("NonZero",),)
     run = recording.timelines[0]

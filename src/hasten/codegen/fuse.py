@@ -36,6 +36,7 @@ from hasten.loops.program import (
     Description,
     Forest,
     Gemm,
+    Order,
     Program,
     RankSelect,
     Recurrence,
@@ -254,6 +255,8 @@ def _inline_operands(
 
 def _walkable(c: Description, name: str, e: Expr) -> bool:
     """Whether a microkernel can read an operand as it is (any expression does for what it packs)."""
+    if isinstance(c, Order):
+        return True
     if isinstance(c, RankSelect):
         return isinstance(e, Load)
     if isinstance(c, Forest):

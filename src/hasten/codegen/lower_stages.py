@@ -23,6 +23,7 @@ from hasten.codegen.kernel import Kernel
 from hasten.codegen.layout import Layout, arrange_constants, assign_layouts, row_major
 from hasten.codegen.maps import map_kernel
 from hasten.codegen.narrow import narrow_storage, narrow_tables
+from hasten.codegen.order import order_kernel
 from hasten.codegen.packing import (
     PackedOperand,
     padding_name,
@@ -42,7 +43,7 @@ from hasten.codegen.winograd import winograd_kernel
 from hasten.codegen.winograd_transforms import transform_weights
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Expr, Load, Var, binary, const, constant_int, round_up, select, substitute, walk
-from hasten.loops.program import Attention, Contraction, Forest, Gemm, Program, RankSelect, Recurrence
+from hasten.loops.program import Attention, Contraction, Forest, Gemm, Order, Program, RankSelect, Recurrence
 from hasten.loops.tabulate import tabulate
 from hasten.target import Target
 
@@ -193,6 +194,8 @@ def _kernel(
         return rank_kernel(s, layouts, f"rank_{number}")
     if isinstance(s.body, Forest):
         return forest_kernel(s, forests[s.name], layouts, target.vector_bytes, f"forest_{number}")
+    if isinstance(s.body, Order):
+        return order_kernel(s, layouts, f"order_{number}")
     if isinstance(s.body, Recurrence):
         return recurrence_kernel(s, layouts, target.vector_bytes, f"recurrence_{number}")
     window = depthwise_kernel(s, layouts, target, f"depthwise_{number}")

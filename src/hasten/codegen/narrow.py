@@ -36,6 +36,7 @@ from hasten.loops.program import (
     Contraction,
     Description,
     Gemm,
+    Order,
     RankSelect,
     TensorInfo,
     Whole,
@@ -186,7 +187,7 @@ class _Plan:
         if isinstance(s.body, Expr):
             return self.widened(s.body), []
         c = s.body
-        if isinstance(c, RankSelect | Whole) or not _takes_pairs(c, self.constants):
+        if isinstance(c, RankSelect | Order | Whole) or not _takes_pairs(c, self.constants):
             return map_operands(c, {n: self.widened(e) for n, e in operands(c).items()}), []
         made: list[Stage] = []
         walked: dict[str, Expr] = {}

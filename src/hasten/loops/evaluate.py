@@ -16,7 +16,7 @@ from hasten.errors import InputError
 from hasten.loops.dtypes import BYTES, INDEX
 from hasten.loops.expr import Expr, Var
 from hasten.loops.operations import Array
-from hasten.loops.program import Attention, Definition, Forest, Gemm, Program, RankSelect, Recurrence
+from hasten.loops.program import Attention, Definition, Forest, Gemm, Order, Program, RankSelect, Recurrence
 from hasten.loops.scope import (
     BLOCK,
     COMBINE,
@@ -96,6 +96,8 @@ def _define(d: Definition, tensors: Mapping[str, Array], sizes: Mapping[str, int
                 value = _ragged_attention(d.body, d, scope, ranges)
             case RankSelect():
                 value = _rank_select(d.body, scope, ranges)
+            case Order():
+                value = _order(d.body, scope, ranges)
             case Recurrence():
                 value = _recurrence(d.body, scope, ranges)
             case Forest():
@@ -210,6 +212,20 @@ def _rank_select(c: RankSelect, scope: Scope, block: Mapping[Var, Range]) -> Val
     both[1, : found.size] = found
     parts = tuple(slice(*block[v]) for v in (c.which, c.at))
     return Value(both[parts], np.asarray(fault, np.int8) if fault else None)
+
+
+def _order(c: Order, scope: Scope, block: Mapping[Var, Range]) -> Value:
+    """Places by counting what comes before each position, which compares all with all."""
+    ranged = _ranged([*c.lanes, c.position, c.other], scope, block)
+    axes = axis_arrays([v for v, _ in ranged], [r for _, r in ranged])
+    value = Scope(scope.tensors, scope.sizes, axes).value(c.before)
+    before = np.broadcast_to(value.array, [high - low for _, (low, high) in ranged])
+    earlier = np.tri(before.shape[-1], k=-1, dtype=bool)  # [position, other]: other < position
+    place = (np.swapaxes(before, -1, -2) | (~before & earlier)).sum(axis=-1)
+    both = np.stack([np.argsort(place, axis=-1, kind="stable"), place])
+    own = (slice(*block[c.which]), *[slice(None)] * len(c.lanes), slice(*block[c.at]))
+    fault = None if value.fault is None else np.asarray(value.fault.max(), np.int8)
+    return Value(both[own].astype(INDEX.numpy), fault)
 
 
 def _recurrence(c: Recurrence, scope: Scope, block: Mapping[Var, Range]) -> Value:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from hasten.loops.dtypes import BYTES, DType
+from hasten.loops.dtypes import BYTES, INDEX, DType
 from hasten.loops.expr import (
     Expr,
     Load,
@@ -149,6 +149,30 @@ class RankSelect:
 
 
 @dataclass(frozen=True)
+class Order:
+    """Positions in order, both ways round; those of which neither comes before the other stay as they were.
+
+    With variables (which, lanes, at): out[0, lanes, n] is the n-th position in order, out[1, lanes, p] is the
+    place of position p in it.
+
+    Attributes:
+        which: 0 or 1.
+        lanes: what is independent of each other.
+        at: from 0 up to the number of positions.
+        position: a position, with the same extent.
+        other: another one.
+        before: whether `position` must come before `other`, in terms of lanes and both.
+    """
+
+    which: Var
+    lanes: tuple[Var, ...]
+    at: Var
+    position: Var
+    other: Var
+    before: Expr
+
+
+@dataclass(frozen=True)
 class Recurrence:
     """States that are carried over the steps of a sequence: what RNN, GRU and LSTM are.
 
@@ -247,7 +271,7 @@ class Forest:
 Contraction = Gemm | Attention
 Whole = Recurrence | Forest
 """Descriptions that no expression stands for."""
-Description = Contraction | RankSelect | Whole
+Description = Contraction | RankSelect | Order | Whole
 
 
 @dataclass(frozen=True)
@@ -414,6 +438,8 @@ def expression(c: Description) -> Expr:
         return reduce("sum", (*c.taps, c.depth), binary("mul", a, b))
     if isinstance(c, RankSelect):
         return _rank_select(c)
+    if isinstance(c, Order):
+        return _order(c)
     if c.start is None or c.stop is None:
         return _softmax_attention(c)
     inside = binary("and", binary("le", c.start, c.key), binary("lt", c.key, c.stop))
@@ -421,6 +447,20 @@ def expression(c: Description) -> Expr:
     entry = _softmax_attention(replace(c, keep=keep))
     here = binary("and", binary("le", c.start, c.row), binary("lt", c.row, c.stop))
     return reduce("sum", (c.batch,), select(here, entry, const(0.0, entry.dtype)))
+
+
+def _order(c: Order) -> Expr:
+    """Places by counting what comes before, and positions by looking for their places."""
+    after = substitute(c.before, {c.position: c.other, c.other: c.position})
+    kept = binary("and", unary("not", c.before), binary("lt", c.other, c.position))
+    ahead = cast(binary("or", after, kept), INDEX)
+    place = reduce("sum", (c.other,), ahead)
+    here = select(binary("eq", place, c.at), c.position, const(0))
+    return select(
+        binary("eq", c.which, const(0)),
+        reduce("sum", (c.position,), here),
+        substitute(place, {c.position: c.at}),
+    )
 
 
 def _rank_select(c: RankSelect) -> Expr:
@@ -478,6 +518,8 @@ def operands(c: Description) -> dict[str, Expr]:
     names: tuple[str, ...] = ("q", "k", "v", "bias", "keep", "start", "stop")
     if isinstance(c, Gemm):
         names = ("a", "b")
+    elif isinstance(c, Order):
+        names = ("before",)
     elif isinstance(c, RankSelect):
         names = ("condition",)
     elif isinstance(c, Forest):

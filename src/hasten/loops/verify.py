@@ -26,6 +26,7 @@ from hasten.loops.program import (
     Forest,
     Gemm,
     Measured,
+    Order,
     Program,
     RankSelect,
     Recurrence,
@@ -146,6 +147,13 @@ def _check_definition(d: Definition, tensors: Mapping[str, TensorInfo], sizes: s
         require(d.vars == own, f"{where}: the variables of a rank are not the definition's")
         extra = free_vars(d.body.condition) - {d.body.position}
         require(not extra, f"{where}: the condition of a rank depends on more than the position")
+    elif isinstance(d.body, Order):
+        o = d.body
+        require(d.vars == (o.which, *o.lanes, o.at), f"{where}: the variables of an order are not its own")
+        same = o.at.extent == o.position.extent == o.other.extent
+        require(same, f"{where}: the positions of an order are not as many as its places")
+        extra = free_vars(o.before) - {*o.lanes, o.position, o.other}
+        require(not extra, f"{where}: what comes before in an order depends on more than two positions")
     if isinstance(d.body, Recurrence):
         _check_recurrence(d.body, d, tensors, sizes, where)
         return

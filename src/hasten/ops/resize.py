@@ -105,8 +105,7 @@ def lower_resize(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     mode = attribute_str(node, "mode", "nearest")
     if mode not in ("nearest", "linear", "cubic"):
         raise Declined(f"mode '{mode}' is not supported, only nearest, linear and cubic")
-    if mode == "cubic" and attribute_int(node, "exclude_outside", 0) == 1:
-        raise Declined("exclude_outside is not supported")
+    exclude = mode == "cubic" and attribute_int(node, "exclude_outside", 0) == 1
     if attribute_int(node, "antialias", 0) == 1:
         raise Declined("antialias is not supported")
     if mode != "nearest" and not x.dtype.is_float:
@@ -129,7 +128,7 @@ def lower_resize(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
 
     def body(*index: Expr) -> Expr:
         positions = {d: where(axis, index[d]) for d, axis in axes.items()}
-        return _interpolated(x, index, axes, positions, a)
+        return _interpolated(x, index, axes, positions, a, exclude)
 
     return [ctx.define(shape, body, x.dtype)]
 
@@ -148,10 +147,12 @@ def _interpolated(
     axes: dict[int, _Axis],
     positions: dict[int, _Position],
     a: float | None,
+    exclude: bool,
 ) -> Expr:
     """Interpolation along the axes that have a position; the edge continues outside.
 
-    It is linear, or cubic where the parameter `a` of its kernel is given.
+    It is linear, or cubic where the parameter `a` of its kernel is given. With `exclude` elements outside
+    have no weight, and the sum of the others' is 1.
     """
     if not positions:
         return x.at(*index)
@@ -162,11 +163,18 @@ def _interpolated(
 
     def tap(offset: int) -> Expr:
         at = clamp(low + offset, const(0), last)
-        return _interpolated(x, [*index[:d], at, *index[d + 1 :]], axes, rest, a)
+        return _interpolated(x, [*index[:d], at, *index[d + 1 :]], axes, rest, a, exclude)
 
     if a is None:
         return weighted([tap(0), tap(1)], linear_weights(fraction))
-    return weighted([tap(k) for k in (-1, 0, 1, 2)], cubic_weights(fraction, a))
+    taps, weights = [tap(k) for k in (-1, 0, 1, 2)], cubic_weights(fraction, a)
+    if not exclude:
+        return weighted(taps, weights)
+    none, one = const(0, x.dtype), const(1, x.dtype)
+    for n, k in enumerate((-1, 0, 1, 2)):
+        inside = binary("and", binary("le", const(0), low + k), binary("le", low + k, last))
+        weights[n] = select(inside, weights[n], none)
+    return binary("div", weighted(taps, weights), weighted([one] * 4, weights))
 
 
 def _resized_axes(
@@ -176,8 +184,9 @@ def _resized_axes(
     listed = attribute_ints(node, "axes", range(x.rank))
     order = [normalize_axis(a, x.rank) for a in listed]
     if sizes is not None and constant_int(sizes.shape[0]) != 0:
-        if attribute_str(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
-            raise Declined("keep_aspect_ratio_policy other than stretch is not supported")
+        policy = attribute_str(node, "keep_aspect_ratio_policy", "stretch")
+        if policy != "stretch":
+            return _by_one_scale(ctx, x, order, index_values(ctx, sizes, "the new size"), policy)
         lengths = [ctx.dim(n) for n in index_values(ctx, sizes, "the new size")]
         found = {d: _by_size(x.shape[d], n) for d, n in zip(order, lengths, strict=True)}
         return {d: a for d, a in found.items() if a.old != a.new}
@@ -187,6 +196,22 @@ def _resized_axes(
         return _by_read_scales(ctx, x, order, scales)
     pairs = zip(order, factors.reshape(-1), strict=True)
     return {d: _by_scale(ctx, x.shape[d], f) for d, f in pairs if f != 1}
+
+
+def _by_one_scale(
+    ctx: Lowering, x: Tensor, order: Sequence[int], sizes: Sequence[Expr], policy: str
+) -> dict[int, _Axis]:
+    """Axes that keep their proportions: the least or the greatest of their scales is that of all."""
+    if policy not in ("not_larger", "not_smaller"):
+        raise Declined(f"keep_aspect_ratio_policy '{policy}' is not supported")
+    num, den = sizes[0], x.shape[order[0]]
+    for d, size in zip(order[1:], sizes[1:], strict=True):
+        less = binary("lt", size * den, num * x.shape[d])
+        better = less if policy == "not_larger" else binary("lt", num * x.shape[d], size * den)
+        num, den = select(better, size, num), select(better, x.shape[d], den)
+    num, den = ctx.dim(num), ctx.dim(den)
+    # Half a pixel is rounded up.
+    return {d: _Axis(x.shape[d], ctx.dim((x.shape[d] * num * 2 + den) // (den * 2)), num, den) for d in order}
 
 
 FRACTION_BITS = 40

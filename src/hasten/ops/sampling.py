@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Expr, binary, bounded, cast, const, select, unary
+from hasten.ops.axes import index_values
 from hasten.ops.base import (
     Declined,
     Inputs,
@@ -146,4 +147,35 @@ def _reflected(at: Expr, length: Expr, aligned: bool) -> Expr:
     return select(binary("lt", rest, length), rest, mirrored)
 
 
-OPS: tuple[Op, ...] = (Op(name="GridSample", lower=lower_grid_sample),)
+def lower_affine_grid(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """Where an affine map, [batch, space, space + 1], takes each element of a picture."""
+    theta, size = required(inputs, 0), required(inputs, 1)
+    lengths = [ctx.dim(n) for n in index_values(ctx, size, "the size of the picture")]
+    batch, space = lengths[0], lengths[2:]
+    aligned = attribute_int(node, "align_corners", 0) == 1
+    if len(space) not in (2, 3) or theta.rank != 3:
+        raise Declined(f"a grid of {len(space)} axes by a map of rank {theta.rank} is not supported")
+    ctx.require_equal(batch, theta.shape[0])
+    for d, extra in ((1, 0), (2, 1)):
+        ctx.require_equal(theta.shape[d], const(len(space) + extra))
+    dtype = theta.dtype
+
+    def coordinate(i: Expr, n: Expr) -> Expr:
+        """From -1 to 1: the centers of the elements at the ends, or their outer edges."""
+        above, below = (i * 2 - (n - 1), binary("max", n - 1, const(1))) if aligned else (i * 2 + 1 - n, n)
+        return binary("div", cast(above, dtype), cast(below, dtype))
+
+    def body(*index: Expr) -> Expr:
+        n, *position, row = index
+        result = theta.at(n, row, len(space))
+        for k, (i, m) in enumerate(zip(reversed(position), reversed(space), strict=True)):
+            result = binary("add", result, binary("mul", theta.at(n, row, k), coordinate(i, m)))
+        return result
+
+    return [ctx.define([batch, *space, const(len(space))], body, dtype)]
+
+
+OPS: tuple[Op, ...] = (
+    Op(name="GridSample", lower=lower_grid_sample),
+    Op(name="AffineGrid", lower=lower_affine_grid),
+)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
-from hasten.loops.dtypes import DType
+from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Expr, Var, binary, bounded, cast, const, constant_int, reduce, select, var
 from hasten.ops.base import (
     Declined,
@@ -23,6 +23,7 @@ from hasten.ops.base import (
     attribute_str,
     linear_index,
     normalize_axis,
+    optional,
     product,
     required,
     split_index,
@@ -182,7 +183,37 @@ def lower_scatter_nd(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tenso
     return [ctx.define(x.shape, body, x.dtype)]
 
 
+def lower_tensor_scatter(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """A cache in which a stretch along an axis, at a place of its own for each batch entry, is replaced."""
+    cache, update, places = required(inputs, 0), required(inputs, 1), optional(inputs, 2)
+    mode = attribute_str(node, "mode", "linear")
+    axis = normalize_axis(attribute_int(node, "axis", -2), cache.rank)
+    if mode not in ("linear", "circular") or axis == 0:
+        raise Declined(f"mode '{mode}' along axis {axis} is not supported")
+    for d in range(cache.rank):
+        if d != axis:
+            ctx.require_equal(cache.shape[d], update.shape[d])
+    length, count = cache.shape[axis], update.shape[axis]
+    ctx.require(binary("le", count, length), "updates that are not longer than the cache")
+
+    def body(*index: Expr) -> Expr:
+        start: Expr = const(0)
+        if places is not None:
+            start = cast(places.at(index[0]), INDEX)
+        if mode == "circular":
+            at = (index[axis] - start) % length
+        else:
+            # The last element is checked too: all of the update must find its place.
+            last = bounded(start + (count - 1), length) - (count - 1)
+            at = index[axis] - binary("min", bounded(start, length), last)
+        inside = binary("and", binary("le", const(0), at), binary("lt", at, count))
+        return select(inside, update.at(*index[:axis], at, *index[axis + 1 :]), cache.at(*index))
+
+    return [ctx.define(cache.shape, body, cache.dtype)]
+
+
 OPS: tuple[Op, ...] = (
+    Op(name="TensorScatter", lower=lower_tensor_scatter),
     Op(name="Scatter", lower=lower_scatter_elements),
     Op(name="ScatterElements", lower=lower_scatter_elements),
     Op(name="ScatterND", lower=lower_scatter_nd),

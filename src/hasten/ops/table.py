@@ -15,7 +15,9 @@ from hasten.ops import (
     logic,
     movement,
     normalization,
+    ordering,
     padding,
+    patches,
     pooling,
     quantization,
     recurrent,
@@ -24,6 +26,8 @@ from hasten.ops import (
     sampling,
     scans,
     scatter,
+    selection,
+    spectral,
     tree_ensembles,
 )
 from hasten.ops.base import Op
@@ -48,6 +52,10 @@ _FAMILIES: tuple[tuple[Op, ...], ...] = (
     quantization.OPS,
     recurrent.OPS,
     tree_ensembles.OPS,
+    selection.OPS,
+    ordering.OPS,
+    spectral.OPS,
+    patches.OPS,
 )
 
 

@@ -1,0 +1,83 @@
+"""The discrete Fourier transform.
+
+It is computed as the sum that defines it, over a table of sines and cosines: in time quadratic in the length.
+"""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+from hasten.loops.dtypes import DType
+from hasten.loops.expr import Expr, binary, cast, const, constant_int, reduce, select, unary, var
+from hasten.ops.axes import axis_numbers, index_values, listed
+from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, attribute_int, optional, required
+
+
+def _roots(ctx: Lowering, length: Expr, dtype: DType) -> Tensor:
+    """The table [cosine or sine, k] of the angles 2 pi k / length."""
+
+    def root(which: Expr, k: Expr) -> Expr:
+        turn = binary("div", cast(k, DType.F64), cast(length, DType.F64))
+        angle = binary("mul", turn, const(2 * math.pi, DType.F64))
+        is_cosine = binary("eq", which, const(0))
+        return cast(select(is_cosine, unary("cos", angle), unary("sin", angle)), dtype)
+
+    return ctx.temporary([const(2), length], root, dtype, "roots")
+
+
+def lower_dft(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """The transform along an axis; the last axis is the real part alone, or real and imaginary.
+
+    The inverse of one side has a real signal, of which the other side is the conjugate.
+    """
+    x, given = required(inputs, 0), optional(inputs, 1)
+    inverse, one_sided = attribute_int(node, "inverse", 0) != 0, attribute_int(node, "onesided", 0) != 0
+    parts = constant_int(x.shape[-1])
+    if parts not in (1, 2) or not x.dtype.is_float:
+        raise Declined("the last axis of the signal is not of 1 or 2 floats")
+    flags = listed(axis_numbers(ctx, optional(inputs, 2), x.rank, [x.rank - 2]), x.rank)
+    n = ctx.dim(_where(flags, x.shape))
+    length = n if not (inverse and one_sided) else ctx.dim((n - 1) * 2)
+    if given is not None:
+        length = ctx.dim(index_values(ctx, given, "the length of the transform")[0])
+    half = length // 2 + 1
+    made = half if one_sided and not inverse else length
+    terms = half if one_sided and inverse else length
+    table = _roots(ctx, length, x.dtype)
+    real_result = one_sided and inverse
+
+    def element(*index: Expr) -> Expr:
+        k, t = _where(flags, index), var("t", ctx.dim(terms))
+        at = [select(f, t, i) for f, i in zip(flags[:-1], index[:-1], strict=True)]
+        there, zero = binary("lt", t, n), const(0.0, x.dtype)
+        real = select(there, x.at(*at, 0), zero)
+        imaginary = select(there, x.at(*at, 1), zero) if parts == 2 else zero
+        phase = k * t % length
+        cosine, sine = table.at(0, phase), table.at(1, phase)
+        if not inverse:
+            sine = unary("neg", sine)
+        # (real + i imaginary) (cosine + i sine)
+        first = binary("sub", binary("mul", real, cosine), binary("mul", imaginary, sine))
+        second = binary("add", binary("mul", real, sine), binary("mul", imaginary, cosine))
+        term = first if real_result else select(binary("eq", index[-1], const(0)), first, second)
+        if real_result:
+            alone = binary("or", binary("eq", t, const(0)), binary("eq", t * 2, length))
+            term = binary("mul", term, select(alone, const(1.0, x.dtype), const(2.0, x.dtype)))
+        total = reduce("sum", (t,), term)
+        return binary("div", total, cast(length, x.dtype)) if inverse else total
+
+    shape = [select(f, made, m) for f, m in zip(flags[:-1], x.shape[:-1], strict=True)]
+    return [ctx.define([*shape, const(1 if real_result else 2)], element, x.dtype)]
+
+
+def _where(flags: list[Expr], values: tuple[Expr, ...]) -> Expr:
+    """The value at the axis that is flagged."""
+    result: Expr = const(0)
+    for flag, value in zip(flags, values, strict=True):
+        result = select(flag, value, result)
+    return result
+
+
+OPS: tuple[Op, ...] = (Op(name="DFT", lower=lower_dft),)
