@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 import hasten
-from hasten.search.engines import HASTEN, ONNXRUNTIME
-from hasten.search.measure import Contestant, Plan, measure
+from benchmarks.optimize import ratio_to_onnxruntime
+from hasten.search.measure import Plan
 
 Array = NDArray[Any]
 
@@ -121,18 +121,14 @@ def compare(model: onnx.ModelProto, feeds: Mapping[str, Array], rounds: int) -> 
     """ONNX Runtime's time by hasten's, as text.
 
     Raises:
-        RuntimeError: one of them fails.
+        EngineError: one of them fails.
     """
     with tempfile.TemporaryDirectory(prefix="hasten-") as folder:
-        source, made = Path(folder) / "model.onnx", Path(folder) / "model.hasten"
+        source = Path(folder) / "model.onnx"
         onnx.save(model, source)
-        hasten.compile(source, threads=2).save(made)
-        contestants = [Contestant(HASTEN, made, [made]), Contestant(ONNXRUNTIME, source, [source])]
-        found = measure(contestants, feeds, Plan(2, rounds=rounds, turn=0.05, openings=1))
-    for engine, reason in found.failures.items():
-        raise RuntimeError(f"{engine}: {reason}")
-    own, other = (next(r for r in found.results if r.engine == c.engine.name) for c in contestants)
-    ratio = other.ratio_to(own)
+        plan = Plan(2, rounds=rounds, turn=0.05, openings=1)
+        with hasten.compile(source, threads=2) as session:
+            ratio = ratio_to_onnxruntime(session, source, dict(feeds), plan)
     return f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
 
 

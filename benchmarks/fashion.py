@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +18,12 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.models import kept
+from benchmarks.models import export_pictures, kept
 
 Array = NDArray[Any]
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _EPOCHS, _BATCH = 2, 128
+_TOGETHER = 250  # pictures in a batch of a test
 
 
 def pictures(part: Literal["train", "t10k"]) -> tuple[Array, Array]:
@@ -88,35 +90,35 @@ def model() -> Path:
     """The trained network as ONNX: pixels [batch, 1, 28, 28] to ten logits."""
 
     def write(path: Path) -> None:
-        import torch
-
         module = network()
         train(module)
-        program = torch.onnx.export(
-            module,
-            (torch.zeros(2, 1, 28, 28),),
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            input_names=["pixels"],
-            output_names=["logits"],
-            verbose=False,
-        )
-        program.save(str(path), external_data=False)
+        export_pictures(module, path, (1, 28, 28))
 
     return kept("fashion", write)
 
 
-def main() -> None:
-    """Trains the network if that was not done before, and tests it."""
+def logits(onnx_model: Path | bytes, images: Sequence[Array] | Array) -> Array:
+    """What a model says of pictures, by ONNX Runtime, [pictures, 10]."""
     import onnxruntime
 
-    path = model()
+    session = onnxruntime.InferenceSession(onnx_model)
+    found = [
+        session.run(None, {"pixels": np.asarray(images[first : first + _TOGETHER])})[0]
+        for first in range(0, len(images), _TOGETHER)
+    ]
+    return np.concatenate(found)
+
+
+def report(path: Path) -> None:
+    """Says how many of the 10,000 test pictures a model names rightly."""
     images, labels = pictures("t10k")
-    session = onnxruntime.InferenceSession(path)
-    scores = np.concatenate(
-        [session.run(None, {"pixels": images[i : i + 500]})[0] for i in range(0, 10_000, 500)]
-    )
-    print(f"{path}: {(scores.argmax(axis=1) == labels).sum()} of {len(labels)} are right")
+    right = int((logits(path, images).argmax(1) == labels).sum())
+    print(f"{path}: {right} of {len(labels)} are right")
+
+
+def main() -> None:
+    """Trains the network if that was not done before, and tests it."""
+    report(model())
 
 
 if __name__ == "__main__":

@@ -9,20 +9,14 @@ concatenation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from benchmarks import fashion
-from benchmarks.models import kept
+from benchmarks.models import export_pictures, kept
 
-Array = NDArray[Any]
 TRAINED = 50_000
 """Pictures of the train part that the network learns; the others are for choices after that."""
-_TOGETHER = 250  # pictures in a batch of a test
 
 
 def network() -> Any:
@@ -80,42 +74,16 @@ def model() -> Path:
     """The trained network as ONNX: pixels [batch, 1, 28, 28] to ten logits."""
 
     def write(path: Path) -> None:
-        import torch
-
         module = network()
         fashion.train(module, TRAINED)
-        program = torch.onnx.export(
-            module,
-            (torch.zeros(2, 1, 28, 28),),
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            input_names=["pixels"],
-            output_names=["logits"],
-            verbose=False,
-        )
-        program.save(str(path), external_data=False)
+        export_pictures(module, path, (1, 28, 28))
 
     return kept(f"fashion-residual-{TRAINED}", write)
 
 
-def logits(onnx_model: Path | bytes, images: Sequence[Array] | Array) -> Array:
-    """What a model says of pictures, by ONNX Runtime, [pictures, 10]."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(onnx_model)
-    found = [
-        session.run(None, {"pixels": np.asarray(images[first : first + _TOGETHER])})[0]
-        for first in range(0, len(images), _TOGETHER)
-    ]
-    return np.concatenate(found)
-
-
 def main() -> None:
     """Trains the network if that was not done before, and tests it."""
-    path = model()
-    images, labels = fashion.pictures("t10k")
-    right = int((logits(path, images).argmax(1) == labels).sum())
-    print(f"{path}: {right} of {len(labels)} are right")
+    fashion.report(model())
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -130,17 +131,17 @@ def bert_base_onnx() -> Path:
 
 def resnet50_onnx() -> Path:
     """ResNet-50 as ONNX: pictures [batch, 3, 224, 224], 1000 classes."""
-    return kept("resnet50", lambda path: _export_pictures(networks.resnet50(), path))
+    return kept("resnet50", lambda path: export_pictures(networks.resnet50(), path))
 
 
 def efficientnet_lite0_onnx() -> Path:
     """EfficientNet-lite0 as ONNX: pictures [batch, 3, 224, 224] in -1..1, 1000 classes."""
-    return kept("efficientnet-lite0", lambda path: _export_pictures(networks.efficientnet_lite0(), path))
+    return kept("efficientnet-lite0", lambda path: export_pictures(networks.efficientnet_lite0(), path))
 
 
 def mobilenetv2_onnx() -> Path:
     """MobileNetV2 as ONNX: pictures [batch, 3, 224, 224], 1000 classes."""
-    return kept("mobilenetv2", lambda path: _export_pictures(networks.mobilenetv2(), path))
+    return kept("mobilenetv2", lambda path: export_pictures(networks.mobilenetv2(), path))
 
 
 def mlp_onnx() -> Path:
@@ -301,12 +302,13 @@ def export_encoder(model: Any, path: Path, outputs: list[str]) -> None:
     program.save(str(path), external_data=False)
 
 
-def _export_pictures(model: Any, path: Path) -> None:
+def export_pictures(model: Any, path: Path, shape: tuple[int, int, int] = (3, _PICTURE, _PICTURE)) -> None:
+    """Exports a module as ONNX: pixels [batch, *shape] to logits."""
     import torch
 
     program = torch.onnx.export(
         model.float().eval(),
-        (torch.linspace(-1, 1, 2 * 3 * _PICTURE * _PICTURE).reshape(2, 3, _PICTURE, _PICTURE),),
+        (torch.linspace(-1, 1, 2 * math.prod(shape)).reshape(2, *shape),),
         dynamo=True,
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         input_names=["pixels"],

@@ -126,8 +126,16 @@ def labelled_agreement(session: hasten.Session) -> int:
     return int((session.run({"pixels": images})["logits"].argmax(axis=1) == wanted).sum())
 
 
-def ratio_to_onnxruntime(session: hasten.Session, model: Path, feeds: models.Inputs) -> Spread:
+def ratio_to_onnxruntime(
+    session: hasten.Session, model: Path, feeds: models.Inputs, plan: Plan | None = None
+) -> Spread:
     """ONNX Runtime's time in float32 divided by the session's, within the same rounds.
+
+    Args:
+        session: what was compiled.
+        model: the ONNX file that it comes from.
+        feeds: inputs of both.
+        plan: how much to measure; by default all cores in 15 rounds.
 
     Raises:
         EngineError: one of them cannot run the inputs.
@@ -139,7 +147,7 @@ def ratio_to_onnxruntime(session: hasten.Session, model: Path, feeds: models.Inp
             Contestant(HASTEN, path, [path]),
             Contestant(ONNXRUNTIME, model, files_of(model)),
         ]
-        found = measure(contestants, feeds, Plan(cores(), openings=1))
+        found = measure(contestants, feeds, plan or Plan(cores(), openings=1))
     for engine, reason in found.failures.items():
         raise EngineError(f"{engine}: {reason}")
     own, other = (next(r for r in found.results if r.engine == c.engine.name) for c in contestants)

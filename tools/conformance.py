@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import onnx
 from tests.onnx_suite.suite import KINDS, Outcome, load_cases, run_cases, skipped
-from tools.pages import replace_part
+from tools.pages import markdown_table, replace_part
 
 COLUMNS = ("native", "host", "refused", "wrong", "crashed")
 
@@ -52,11 +52,11 @@ def main() -> int:
 
 def table(head: str, rows: dict[str, Counter[str]]) -> list[str]:
     """How often each verdict was reached, in Markdown."""
-    lines = [f"| {head} | passed | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * (len(COLUMNS) + 1)]
+    lines = []
     for name, counts in rows.items():
         passed = f"{counts['native'] + counts['host']} of {counts.total()}"
-        lines.append(f"| {name} | {passed} | " + " | ".join(str(counts[c]) for c in COLUMNS) + " |")
-    return lines
+        lines.append((name, passed, *(str(counts[c]) for c in COLUMNS)))
+    return markdown_table((head, "passed", *COLUMNS), lines).splitlines()
 
 
 def document(kinds: list[str], partly: list[str], whole: list[str]) -> str:

@@ -22,5 +22,6 @@ def replace_part(page: Path, name: str, text: str) -> None:
 
 def markdown_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """A table, as text."""
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    rule = "|" + "---|" * len(head)
+    first, *others = ("| " + " | ".join(line) + " |" for line in (head, *rows))
+    return "\n".join([first, rule, *others])

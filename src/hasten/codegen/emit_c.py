@@ -359,7 +359,7 @@ class _Printer:
             return f"__builtin_convertvector({compared}, {mask})", _ATOM
         if e.op in ("shl", "shr") and e.lanes > 1:
             left, right = self.side(a, e.lanes, inner), self.side(b, e.lanes, inner)
-        if e.op == "shl" and isinstance(a, Const) and e.lanes == 1:
+        elif e.op == "shl" and isinstance(a, Const):
             left = f"({e.dtype.c_name}){left}"  # a literal alone is an int
         # Small integers are promoted to int by C; the IR computes in their own width.
         text = f"{left} {_INFIX[e.op]} {right}"
