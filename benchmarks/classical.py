@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 import hasten
-from benchmarks.optimize import ratio_to_onnxruntime
+from benchmarks.ratio import ratio_to_onnxruntime
 from hasten.search.measure import Plan
 
 Array = NDArray[Any]

@@ -37,14 +37,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import hasten
 from benchmarks import fashion, models, r8
 from benchmarks.memory import Peak
-from hasten.errors import EngineError
-from hasten.search.engines import HASTEN, ONNXRUNTIME
-from hasten.search.measure import Contestant, Plan, Spread, measure
-from hasten.search.measure_case import files_of
+from benchmarks.ratio import ratio_to_onnxruntime
 from hasten.search.report import unit_of
 from hasten.search.results import default_database
 from hasten.search.status import Status
-from hasten.target import cores, describe_machine
+from hasten.target import describe_machine
 
 _CALIBRATION = 400
 _CROPS = 900
@@ -124,36 +121,6 @@ def labelled_agreement(session: hasten.Session) -> int:
     with hasten.compile(models.efficientnet_lite0_onnx()) as original:
         wanted = original.run({"pixels": images})["logits"].argmax(axis=1)
     return int((session.run({"pixels": images})["logits"].argmax(axis=1) == wanted).sum())
-
-
-def ratio_to_onnxruntime(
-    session: hasten.Session, model: Path, feeds: models.Inputs, plan: Plan | None = None
-) -> Spread:
-    """ONNX Runtime's time in float32 divided by the session's, within the same rounds.
-
-    Args:
-        session: what was compiled.
-        model: the ONNX file that it comes from.
-        feeds: inputs of both.
-        plan: how much to measure; by default all cores in 15 rounds.
-
-    Raises:
-        EngineError: one of them cannot run the inputs.
-    """
-    with tempfile.TemporaryDirectory(prefix="hasten-") as folder:
-        path = Path(folder) / "chosen.hasten"
-        session.save(path)
-        contestants = [
-            Contestant(HASTEN, path, [path]),
-            Contestant(ONNXRUNTIME, model, files_of(model)),
-        ]
-        found = measure(contestants, feeds, plan or Plan(cores(), openings=1))
-    for engine, reason in found.failures.items():
-        raise EngineError(f"{engine}: {reason}")
-    own, other = (next(r for r in found.results if r.engine == c.engine.name) for c in contestants)
-    ratio = other.ratio_to(own)
-    assert ratio is not None
-    return ratio
 
 
 def run(name: str, database: Path, options: argparse.Namespace) -> dict[str, Any]:
