@@ -8,17 +8,8 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from hasten.loops.expr import Expr, binary, const, select, unary
-from hasten.ops.base import (
-    Declined,
-    Inputs,
-    Lower,
-    Lowering,
-    Op,
-    Tensor,
-    attribute_float,
-    attribute_str,
-    required,
-)
+from hasten.ops.attributes import attribute_float, attribute_str
+from hasten.ops.base import Declined, Inputs, Lower, Lowering, Op, Tensor, required
 from hasten.ops.elementwise import elementwise, unary_lower
 from hasten.ops.pruning import ELEMENTWISE, alike
 

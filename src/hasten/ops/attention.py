@@ -10,17 +10,8 @@ import onnx_ir as ir
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Bounded, Expr, Var, binary, const, constant_int, select, var
 from hasten.loops.program import Attention
-from hasten.ops.base import (
-    Declined,
-    Inputs,
-    Lowering,
-    Op,
-    Tensor,
-    attribute_float,
-    attribute_int,
-    optional,
-    required,
-)
+from hasten.ops.attributes import attribute_float, attribute_int
+from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, optional, required
 from hasten.ops.pruning import (
     HEADS,
     Kept,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -42,6 +42,7 @@ from hasten.loops.expr import (
 from hasten.loops.expr import Op as Op_
 from hasten.loops.program import Attention, Definition, Description, Element, Gemm, Guard, Program, expression
 from hasten.loops.simplify import spell, to_poly
+from hasten.ops.indices import product
 from hasten.ops.pruning import PruningFacts
 
 SMALL_TENSOR = 64
@@ -448,7 +449,7 @@ _ARITHMETIC = frozenset(
         "ne",
         "and",
         "or",
-    ]
+    ],
 )
 """What a plan computes of numbers that it reads; a kernel computes the rest."""
 
@@ -518,88 +519,6 @@ def moved(ctx: Lowering, x: Tensor, shape: Sequence[Expr], source: IndexMap) -> 
     return [ctx.define(shape, lambda *i: x.at(*source(i)), x.dtype)]
 
 
-_T = TypeVar("_T")
-
-
-def _of_its_type(node: ir.Node, name: str, read: Callable[[], _T]) -> _T:
-    """What reading an attribute gives.
-
-    Raises:
-        Declined: it has another type than the operator's definition says.
-    """
-    try:
-        return read()
-    except TypeError as error:
-        raise Declined(f"the attribute {name} of {node.op_type} cannot be read: {error}") from error
-
-
-def attribute_int(node: ir.Node, name: str, default: int) -> int:
-    """An integer attribute, or its default."""
-    a = node.attributes.get(name)
-    return default if a is None else _of_its_type(node, name, a.as_int)
-
-
-def attribute_ints(node: ir.Node, name: str, default: Sequence[int]) -> list[int]:
-    """An attribute that is a list of integers, or its default."""
-    a = node.attributes.get(name)
-    return list(default) if a is None else [int(v) for v in _of_its_type(node, name, a.as_ints)]
-
-
-def attribute_float(node: ir.Node, name: str, default: float) -> float:
-    """A float attribute, or its default."""
-    a = node.attributes.get(name)
-    return default if a is None else _of_its_type(node, name, a.as_float)
-
-
-def attribute_str(node: ir.Node, name: str, default: str) -> str:
-    """A string attribute, or its default."""
-    a = node.attributes.get(name)
-    return default if a is None else _of_its_type(node, name, a.as_string)
-
-
-def attribute_values(node: ir.Node, name: str) -> np.ndarray | None:
-    """A vector of numbers: the attribute of that name, or the tensor of the same one with _as_tensor.
-
-    Floats are float32 in a list; a tensor has its own type.
-    """
-    tensor = node.attributes.get(f"{name}_as_tensor")
-    a = node.attributes.get(name) if tensor is None else tensor
-    if a is None:
-        return None
-    if a.type is ir.AttributeType.TENSOR:
-        return np.asarray(a.as_tensor().numpy()).reshape(-1)
-    if a.type is ir.AttributeType.INTS:
-        return np.array(a.as_ints(), np.int64)
-    return np.array(_of_its_type(node, name, a.as_floats), np.float32)
-
-
-def product(extents: Sequence[Expr]) -> Expr:
-    """The number of elements of a shape."""
-    result: Expr = const(1)
-    for n in extents:
-        result = result * n
-    return result
-
-
-def linear_index(index: Sequence[Expr], shape: Sequence[Expr]) -> Expr:
-    """The row-major position of an index."""
-    result: Expr = const(0)
-    for i, n in zip(index, shape, strict=True):
-        result = result * n + i
-    return result
-
-
-def split_index(flat: Expr, shape: Sequence[Expr]) -> list[Expr]:
-    """The index of a row-major position; the inverse of `linear_index`."""
-    result: list[Expr] = []
-    inner: Expr = const(1)
-    for d in range(len(shape) - 1, -1, -1):
-        quotient = flat // inner
-        result.append(quotient if d == 0 else quotient % shape[d])
-        inner = inner * shape[d]
-    return result[::-1]
-
-
 def normalize_axis(axis: int, rank: int) -> int:
     """An axis counted from the front.
 
@@ -609,8 +528,3 @@ def normalize_axis(axis: int, rank: int) -> int:
     if not -rank <= axis < max(rank, 1):
         raise Declined(f"axis {axis} is outside a tensor of rank {rank}")
     return axis + rank if axis < 0 else axis
-
-
-def clamp(e: Expr, low: Expr, high: Expr) -> Expr:
-    """min(max(e, low), high)."""
-    return binary("min", binary("max", e, low), high)

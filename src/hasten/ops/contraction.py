@@ -8,18 +8,8 @@ import onnx_ir as ir
 
 from hasten.loops.expr import Expr, Var, binary, const, reduce, var
 from hasten.loops.program import Contraction, Gemm, expression
-from hasten.ops.base import (
-    Declined,
-    Inputs,
-    Lowering,
-    Op,
-    Tensor,
-    attribute_float,
-    attribute_int,
-    attribute_str,
-    optional,
-    required,
-)
+from hasten.ops.attributes import attribute_float, attribute_int, attribute_str
+from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, optional, required
 from hasten.ops.pruning import (
     HEADS,
     NEURONS,

@@ -16,7 +16,8 @@ import onnx_ir as ir
 
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, Load, binary, cast, const, reduce, select, unary, var
-from hasten.ops.base import Lowering, Tensor, attribute_int, attribute_str
+from hasten.ops.attributes import attribute_int, attribute_str
+from hasten.ops.base import Lowering, Tensor
 
 _T = ir.DataType
 _FLOATS = (_T.FLOAT8E4M3FN, _T.FLOAT8E4M3FNUZ, _T.FLOAT8E5M2, _T.FLOAT8E5M2FNUZ, _T.FLOAT4E2M1, _T.FLOAT8E8M0)

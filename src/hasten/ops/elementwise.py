@@ -9,18 +9,8 @@ import onnx_ir as ir
 
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, binary, cast, const, select, unary
-from hasten.ops.base import (
-    Declined,
-    Inputs,
-    Lower,
-    Lowering,
-    Op,
-    Tensor,
-    attribute_int,
-    attribute_str,
-    optional,
-    required,
-)
+from hasten.ops.attributes import attribute_int, attribute_str
+from hasten.ops.base import Declined, Inputs, Lower, Lowering, Op, Tensor, optional, required
 from hasten.ops.pruning import ELEMENTWISE, alike
 
 

@@ -22,22 +22,12 @@ from hasten.loops.expr import (
     unary,
     walk,
 )
+from hasten.ops.attributes import attribute_int
 from hasten.ops.axes import index_values
-from hasten.ops.base import (
-    Declined,
-    Inputs,
-    Lowering,
-    Op,
-    Tensor,
-    attribute_int,
-    moved,
-    normalize_axis,
-    optional,
-    product,
-    required,
-)
+from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, moved, normalize_axis, optional, required
 from hasten.ops.element_types import element_type
 from hasten.ops.elementwise import scalar
+from hasten.ops.indices import product
 from hasten.ops.movement_pruning import GATHER, SHAPE
 
 

@@ -8,7 +8,8 @@ import onnx_ir as ir
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, binary, cast, const, select, unary
 from hasten.loops.expr import Op as Op_
-from hasten.ops.base import Declined, Inputs, Lower, Lowering, Op, Tensor, attribute_int, required
+from hasten.ops.attributes import attribute_int
+from hasten.ops.base import Declined, Inputs, Lower, Lowering, Op, Tensor, required
 from hasten.ops.element_types import COMPUTED, element_type
 from hasten.ops.elementwise import binary_lower, elementwise, unary_lower
 from hasten.ops.pruning import ELEMENTWISE, alike

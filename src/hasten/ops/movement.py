@@ -10,6 +10,7 @@ from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, Size, binary, const, constant_int, select, substitute, walk
 from hasten.loops.simplify import divide, is_nonnegative, to_poly
 from hasten.ops import movement_pruning as pruning
+from hasten.ops.attributes import attribute_int, attribute_ints, attribute_str
 from hasten.ops.axes import axis_numbers, by_axis, index_values, listed, with_ones, without
 from hasten.ops.base import (
     Declined,
@@ -17,19 +18,13 @@ from hasten.ops.base import (
     Lowering,
     Op,
     Tensor,
-    attribute_int,
-    attribute_ints,
-    attribute_str,
-    clamp,
     is_signed,
-    linear_index,
     moved,
     normalize_axis,
     optional,
-    product,
     required,
-    split_index,
 )
+from hasten.ops.indices import clamp, linear_index, product, split_index
 
 _FAR = 2**31 - 1
 """Exporters write this, or more, for "to the end" in Slice."""

@@ -11,19 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from hasten.loops.expr import Expr, binary, cast, const, reduce, select, unary, var
-from hasten.ops.base import (
-    Declined,
-    Inputs,
-    Lowering,
-    Op,
-    Tensor,
-    attribute_float,
-    attribute_int,
-    attribute_ints,
-    normalize_axis,
-    optional,
-    required,
-)
+from hasten.ops.attributes import attribute_float, attribute_int, attribute_ints
+from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, normalize_axis, optional, required
 from hasten.ops.pruning import (
     Kept,
     Operands,

@@ -9,18 +9,10 @@ import onnx_ir as ir
 from hasten.loops.dtypes import INDEX
 from hasten.loops.expr import Expr, Var, binary, const, reduce, select, var
 from hasten.loops.program import Order
+from hasten.ops.attributes import attribute_int
 from hasten.ops.axes import index_values
-from hasten.ops.base import (
-    Inputs,
-    Lowering,
-    Op,
-    Tensor,
-    attribute_int,
-    normalize_axis,
-    product,
-    required,
-    split_index,
-)
+from hasten.ops.base import Inputs, Lowering, Op, Tensor, normalize_axis, required
+from hasten.ops.indices import product, split_index
 from hasten.ops.selection import Lookup, found
 
 Before = Callable[[Sequence[Expr], Expr, Expr], Expr]

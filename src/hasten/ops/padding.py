@@ -6,20 +6,11 @@ import onnx_ir as ir
 
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, binary, const, constant_int, select
+from hasten.ops.attributes import attribute_str
 from hasten.ops.axes import axis_numbers, by_axis, index_values
-from hasten.ops.base import (
-    Declined,
-    Inputs,
-    Lowering,
-    Op,
-    Tensor,
-    attribute_str,
-    clamp,
-    moved,
-    optional,
-    required,
-)
+from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, moved, optional, required
 from hasten.ops.elementwise import scalar
+from hasten.ops.indices import clamp
 from hasten.ops.movement_pruning import PAD
 
 

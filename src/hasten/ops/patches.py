@@ -6,18 +6,10 @@ import onnx_ir as ir
 
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, Var, binary, const, constant_int, reduce, select, var
+from hasten.ops.attributes import attribute_ints
 from hasten.ops.axes import index_values
-from hasten.ops.base import (
-    Declined,
-    Inputs,
-    Lowering,
-    Op,
-    Tensor,
-    attribute_ints,
-    linear_index,
-    product,
-    required,
-)
+from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, required
+from hasten.ops.indices import linear_index, product
 
 
 def lower_col2im(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:

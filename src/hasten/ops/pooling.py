@@ -7,17 +7,8 @@ from collections.abc import Callable, Sequence
 import onnx_ir as ir
 
 from hasten.loops.expr import Expr, Var, binary, cast, const, reduce, unary, var
-from hasten.ops.base import (
-    Declined,
-    Inputs,
-    Lower,
-    Lowering,
-    Op,
-    Tensor,
-    attribute_int,
-    attribute_ints,
-    required,
-)
+from hasten.ops.attributes import attribute_int, attribute_ints
+from hasten.ops.base import Declined, Inputs, Lower, Lowering, Op, Tensor, required
 from hasten.ops.pruning import WINDOWS, alike
 from hasten.ops.reductions import count_of, lowest, reduce_axes
 from hasten.ops.windows import SPATIAL_NAMES, TAP_NAMES, Window, names, padded, windows

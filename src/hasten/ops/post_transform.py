@@ -6,7 +6,8 @@ import math
 
 from hasten.loops.dtypes import INDEX
 from hasten.loops.expr import Expr, binary, const, reduce, select, unary, var
-from hasten.ops.base import Declined, Lowering, Tensor, clamp
+from hasten.ops.base import Declined, Lowering, Tensor
+from hasten.ops.indices import clamp
 
 
 def post_transform(ctx: Lowering, scores: Tensor, kind: str, suffix: str = "scores") -> Tensor:

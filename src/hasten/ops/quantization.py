@@ -8,19 +8,10 @@ import onnx_ir as ir
 
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, binary, cast, const, unary
-from hasten.ops.base import (
-    Declined,
-    Inputs,
-    Lowering,
-    Op,
-    Tensor,
-    attribute_int,
-    clamp,
-    normalize_axis,
-    optional,
-    required,
-)
+from hasten.ops.attributes import attribute_int
+from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, normalize_axis, optional, required
 from hasten.ops.element_types import element_type, integer_range
+from hasten.ops.indices import clamp
 
 
 def _parameter(

@@ -19,19 +19,9 @@ from hasten.ops.activations import (
     softsign,
     thresholded_relu,
 )
-from hasten.ops.base import (
-    Declined,
-    Inputs,
-    Lowering,
-    Op,
-    Tensor,
-    attribute_float,
-    attribute_int,
-    attribute_str,
-    clamp,
-    optional,
-    required,
-)
+from hasten.ops.attributes import attribute_float, attribute_int, attribute_str
+from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, optional, required
+from hasten.ops.indices import clamp
 
 Activation = Callable[[Expr], Expr]
 

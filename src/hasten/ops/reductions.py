@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Expr, Var, binary, cast, const, constant_int, reduce, select, unary, var
+from hasten.ops.attributes import attribute_int
 from hasten.ops.axes import apart, axis_numbers, without
 from hasten.ops.base import (
     Declined,
@@ -17,13 +18,12 @@ from hasten.ops.base import (
     Lowering,
     Op,
     Tensor,
-    attribute_int,
     constant_ints,
     normalize_axis,
     optional,
-    product,
     required,
 )
+from hasten.ops.indices import product
 from hasten.ops.pruning import Operands, PruningFacts, Tie, Whole, except_axes, input_, output, same
 
 Element = Callable[[Sequence[Expr]], Expr]

@@ -17,24 +17,10 @@ import onnx_ir as ir
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Expr, binary, cast, const, constant_int, reduce, select, unary, var
 from hasten.loops.simplify import divide, to_poly
+from hasten.ops.attributes import attribute_float, attribute_int, attribute_ints, attribute_str
 from hasten.ops.axes import index_values
-from hasten.ops.base import (
-    Declined,
-    Inputs,
-    Lowering,
-    Op,
-    Tensor,
-    attribute_float,
-    attribute_int,
-    attribute_ints,
-    attribute_str,
-    clamp,
-    moved,
-    normalize_axis,
-    optional,
-    product,
-    required,
-)
+from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, moved, normalize_axis, optional, required
+from hasten.ops.indices import clamp, product
 from hasten.ops.interpolation import cubic_weights, linear_weights, weighted
 from hasten.ops.movement_pruning import RESIZE
 

@@ -8,18 +8,10 @@ import onnx_ir as ir
 
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Expr, binary, bounded, cast, const, select, unary
+from hasten.ops.attributes import attribute_int, attribute_str
 from hasten.ops.axes import index_values
-from hasten.ops.base import (
-    Declined,
-    Inputs,
-    Lowering,
-    Op,
-    Tensor,
-    attribute_int,
-    attribute_str,
-    clamp,
-    required,
-)
+from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, required
+from hasten.ops.indices import clamp
 from hasten.ops.interpolation import cubic_weights, linear_weights, weighted
 
 _CUBIC_A = -0.75

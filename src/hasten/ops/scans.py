@@ -8,16 +8,8 @@ import onnx_ir as ir
 
 from hasten.loops.dtypes import INDEX
 from hasten.loops.expr import Expr, binary, bounded, cast, const, reduce, select, var
-from hasten.ops.base import (
-    Inputs,
-    Lower,
-    Lowering,
-    Op,
-    Tensor,
-    attribute_int,
-    normalize_axis,
-    required,
-)
+from hasten.ops.attributes import attribute_int
+from hasten.ops.base import Inputs, Lower, Lowering, Op, Tensor, normalize_axis, required
 from hasten.ops.elementwise import scalar
 
 

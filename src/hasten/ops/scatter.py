@@ -13,21 +13,9 @@ import onnx_ir as ir
 
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Expr, Var, binary, bounded, cast, const, constant_int, reduce, select, var
-from hasten.ops.base import (
-    Declined,
-    Inputs,
-    Lowering,
-    Op,
-    Tensor,
-    attribute_int,
-    attribute_str,
-    linear_index,
-    normalize_axis,
-    optional,
-    product,
-    required,
-    split_index,
-)
+from hasten.ops.attributes import attribute_int, attribute_str
+from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, normalize_axis, optional, required
+from hasten.ops.indices import linear_index, product, split_index
 
 CANDIDATES = 1024
 """Largest number of updates that are compared for each element."""

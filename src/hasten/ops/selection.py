@@ -13,19 +13,9 @@ import onnx_ir as ir
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Expr, Var, binary, bounded, const, select
 from hasten.loops.program import RankSelect
-from hasten.ops.base import (
-    Declined,
-    Inputs,
-    Lowering,
-    Op,
-    Tensor,
-    attribute_int,
-    moved,
-    normalize_axis,
-    product,
-    required,
-    split_index,
-)
+from hasten.ops.attributes import attribute_int
+from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, moved, normalize_axis, required
+from hasten.ops.indices import product, split_index
 
 Lookup = Callable[[Expr], Expr]
 

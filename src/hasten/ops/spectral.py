@@ -11,8 +11,9 @@ import onnx_ir as ir
 
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, binary, cast, const, constant_int, reduce, select, unary, var
+from hasten.ops.attributes import attribute_int
 from hasten.ops.axes import axis_numbers, index_values, listed
-from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, attribute_int, optional, required
+from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, optional, required
 
 
 def _roots(ctx: Lowering, length: Expr, dtype: DType) -> Tensor:

@@ -12,18 +12,8 @@ import onnx_ir as ir
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Expr, Var, binary, bounded, cast, const, constant_int, select, unary
 from hasten.loops.program import Forest
-from hasten.ops.base import (
-    Declined,
-    Inputs,
-    Lowering,
-    Op,
-    Tensor,
-    attribute_int,
-    attribute_ints,
-    attribute_str,
-    attribute_values,
-    required,
-)
+from hasten.ops.attributes import attribute_int, attribute_ints, attribute_str, attribute_values
+from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, required
 from hasten.ops.post_transform import best_class, post_transform
 from hasten.ops.trees import Leaf, Tree, question, tables
 

@@ -9,7 +9,8 @@ import onnx_ir as ir
 
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, binary, const, constant_int, select
-from hasten.ops.base import Declined, Tensor, attribute_ints, attribute_str
+from hasten.ops.attributes import attribute_ints, attribute_str
+from hasten.ops.base import Declined, Tensor
 
 SPATIAL_NAMES = ("od", "oh", "ow")
 TAP_NAMES = ("kd", "kh", "kw")
