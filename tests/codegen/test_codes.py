@@ -11,8 +11,8 @@ from hasten.codegen.codes import find_codes
 from hasten.codegen.fuse import fuse
 from hasten.codegen.lower_stages import lower_program
 from hasten.codegen.quantized import quantize_products
+from hasten.loops.descriptions import Gemm
 from hasten.loops.dtypes import DType
-from hasten.loops.program import Gemm
 from hasten.target import TARGETS, Target, native, runs_here
 
 HERE = [t for t in TARGETS if runs_here(t)]

@@ -4,9 +4,9 @@ from tests.codegen.graphs import program
 
 from hasten.codegen.fuse import cost, fuse, is_movement
 from hasten.codegen.layout import assign_layouts, contiguous
+from hasten.loops.descriptions import Attention, Gemm
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Op, binary, const, load, reduce, select, unary, var
-from hasten.loops.program import Attention, Gemm
 
 F32 = DType.F32
 W = {"w": np.ones((8, 4), np.float32)}

@@ -12,10 +12,11 @@ from tests.codegen.graphs import agree, program
 import hasten
 from hasten.codegen.padding import skip_padding
 from hasten.errors import OptionError
+from hasten.loops.descriptions import Attention, Gemm
 from hasten.loops.dtypes import INDEX
 from hasten.loops.evaluate import evaluate
 from hasten.loops.expr import Size
-from hasten.loops.program import Attention, Gemm, Program
+from hasten.loops.program import Program
 from hasten.loops.verify import verify
 from hasten.target import Target, native, runs_here
 

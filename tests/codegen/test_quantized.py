@@ -15,10 +15,10 @@ from tests.codegen.graphs import agree, program
 
 from hasten.codegen.lower_stages import lower_program
 from hasten.codegen.quantized import quantize_products
+from hasten.loops.descriptions import Gemm
 from hasten.loops.dtypes import DType
 from hasten.loops.evaluate import evaluate
 from hasten.loops.expr import Op, walk
-from hasten.loops.program import Gemm
 from hasten.target import TARGETS, Target, native, runs_here
 
 HERE = [t for t in TARGETS if runs_here(t)]

@@ -16,8 +16,8 @@ from hasten.codegen.fuse import fuse
 from hasten.codegen.lower_stages import lower_program
 from hasten.codegen.schedule import Algorithm, Schedule, Schedules, product_shape, suited_algorithm
 from hasten.codegen.winograd_transforms import transforms
+from hasten.loops.descriptions import Gemm
 from hasten.loops.dtypes import DType
-from hasten.loops.program import Gemm
 from hasten.target import Target, native, runs_here
 
 TARGETS = list(dict.fromkeys(t for t in (Target.named("x86-64-v3"), native()) if runs_here(t)))

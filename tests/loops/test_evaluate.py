@@ -6,20 +6,11 @@ import pytest
 from hasten.errors import InputError
 from hasten.loops import evaluate as interpreter
 from hasten.loops import scope
+from hasten.loops.descriptions import Attention, Gemm, RankSelect, expression
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.evaluate import evaluate
 from hasten.loops.expr import Bounded, Expr, binary, cast, const, load, reduce, select, size, unary, var
-from hasten.loops.program import (
-    Attention,
-    Definition,
-    Gemm,
-    Guard,
-    Measured,
-    Program,
-    RankSelect,
-    TensorInfo,
-    expression,
-)
+from hasten.loops.program import Definition, Guard, Measured, Program, TensorInfo
 from hasten.loops.sizes import bind_sizes
 from hasten.loops.verify import verify
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from hasten.loops.descriptions import Attention, Gemm, RankSelect
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
     Address,
@@ -21,17 +22,7 @@ from hasten.loops.expr import (
     var,
 )
 from hasten.loops.nest import Call, Declare, For, Function, If, Let, Param, Store
-from hasten.loops.program import (
-    Attention,
-    Definition,
-    Element,
-    Gemm,
-    Guard,
-    Measured,
-    Program,
-    RankSelect,
-    TensorInfo,
-)
+from hasten.loops.program import Definition, Element, Guard, Measured, Program, TensorInfo
 from hasten.loops.verify import InvalidProgramError, verify
 from hasten.loops.verify_nest import verify_function
 

@@ -13,8 +13,8 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from hasten.graph.opset import IR_VERSION, OPSET
+from hasten.loops.descriptions import Attention
 from hasten.loops.evaluate import evaluate
-from hasten.loops.program import Attention
 from hasten.loops.verify import verify
 from hasten.ops.lowering import Lowered, lower_graph
 

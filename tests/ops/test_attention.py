@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hasten.loops.program import Attention, Program
+from hasten.loops.descriptions import Attention
+from hasten.loops.program import Program
 from hasten.ops.attention import lower_attention
 from hasten.ops.base import Declined, Lowering
 

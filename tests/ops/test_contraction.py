@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hasten.loops.program import Gemm
+from hasten.loops.descriptions import Gemm
 
 RNG = np.random.default_rng(2)
 

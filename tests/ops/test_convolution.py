@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hasten.loops.descriptions import Gemm
 from hasten.loops.expr import Load, Op, walk
-from hasten.loops.program import Gemm
 
 RNG = np.random.default_rng(3)
 

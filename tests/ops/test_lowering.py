@@ -16,9 +16,9 @@ from tests.ops.host import leave_to_host
 from hasten.errors import UnsupportedModelError
 from hasten.frontends import load
 from hasten.graph.opset import IR_VERSION, OPSET
+from hasten.loops.descriptions import Attention, Gemm
 from hasten.loops.evaluate import evaluate
 from hasten.loops.expr import Size
-from hasten.loops.program import Attention, Gemm
 from hasten.ops.lowering import Lowered, lower_graph
 
 HEADER = f'<ir_version: {IR_VERSION}, opset_import: ["": {OPSET}, "custom": 1]>'

@@ -25,8 +25,8 @@ from hasten import frontends
 from hasten.codegen.lower_stages import lower_program
 from hasten.codegen.quantized import quantize_products
 from hasten.graph.constants import constant_value
+from hasten.loops.descriptions import Gemm
 from hasten.loops.dtypes import DType
-from hasten.loops.program import Gemm
 from hasten.ops.lowering import lower_graph
 from hasten.passes.pipeline import optimize_graph
 from hasten.target import native

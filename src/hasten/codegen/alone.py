@@ -12,9 +12,10 @@ from hasten.codegen.codes import kept_as_codes
 from hasten.codegen.layout import Layouts
 from hasten.codegen.partition import sizes_of
 from hasten.codegen.stage import ACCUMULATOR, Stage
+from hasten.loops.descriptions import Gemm
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, Load, Size, cast, constant_int, size, transform, walk
-from hasten.loops.program import Definition, Gemm, Program, TensorInfo
+from hasten.loops.program import Definition, Program, TensorInfo
 
 
 def product_alone(stage: Stage, layouts: Layouts, constants: Mapping[str, np.ndarray]) -> Program:

@@ -18,10 +18,10 @@ from hasten.codegen.schedule import Schedule
 from hasten.codegen.stage import Stage
 from hasten.codegen.tiles import PANEL, TILE, tiles_for, total_of
 from hasten.codegen.vectorize import coefficient
+from hasten.loops.descriptions import Gemm
 from hasten.loops.dtypes import INDEX
 from hasten.loops.expr import Address, Expr, Load, Var, const, constant_int, substitute
 from hasten.loops.nest import Declare, For, Stmt, Store
-from hasten.loops.program import Gemm
 from hasten.loops.simplify import to_poly
 from hasten.target import Target
 

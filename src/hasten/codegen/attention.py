@@ -31,6 +31,7 @@ from hasten.codegen.reductions import Names
 from hasten.codegen.stage import Stage
 from hasten.codegen.tiles import PANEL, Columns, Rows, multiply, tiles_for
 from hasten.codegen.vectorize import coefficient, vectorizable, vectorize
+from hasten.loops.descriptions import Attention
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
     Address,
@@ -48,7 +49,6 @@ from hasten.loops.expr import (
     unary,
 )
 from hasten.loops.nest import Comment, Declare, For, Let, Param, Stmt, Store
-from hasten.loops.program import Attention
 from hasten.target import Target
 
 F32 = DType.F32

@@ -13,6 +13,7 @@ from hasten.codegen.stage import Stage
 from hasten.codegen.tiles import PANEL, Tile, group
 from hasten.codegen.transpose import transpose_name
 from hasten.codegen.vectorize import coefficient
+from hasten.loops.descriptions import Attention
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
     Address,
@@ -28,7 +29,6 @@ from hasten.loops.expr import (
     transform,
 )
 from hasten.loops.nest import Call, Comment, For, Let, Stmt, Store
-from hasten.loops.program import Attention
 
 
 @dataclass(frozen=True)

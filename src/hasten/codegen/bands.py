@@ -24,6 +24,7 @@ from hasten.codegen.layout import Layout, Layouts
 from hasten.codegen.maps import OUTPUT, share
 from hasten.codegen.stage import Stage
 from hasten.codegen.vectorize import coefficient
+from hasten.loops.descriptions import Gemm
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
     Address,
@@ -41,7 +42,6 @@ from hasten.loops.expr import (
     walk,
 )
 from hasten.loops.nest import Call, For, Function, Let, Param, Stmt, size_parameter, sizes_of
-from hasten.loops.program import Gemm
 from hasten.target import Target
 
 BAND_BYTES = 256 << 10

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from hasten.codegen.panels import pack_constant
+from hasten.loops.descriptions import Gemm
 from hasten.loops.dtypes import BYTES, INDEX, DType
 from hasten.loops.expr import Const, Expr, Load, Op, Var, const, constant_int, walk
-from hasten.loops.program import Gemm
 from hasten.loops.tabulate import tabulate
 
 WORD = 32

@@ -8,9 +8,9 @@ from hasten.codegen.fuse import operand_load
 from hasten.codegen.schedule import WINDOW
 from hasten.codegen.stage import Stage
 from hasten.codegen.window import find_window
+from hasten.loops.descriptions import Gemm
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Expr, Load, Var, binary, const, constant_int, free_vars, substitute
-from hasten.loops.program import Gemm
 
 STORED = (DType.F32, DType.BF16)
 """Element types of inputs and results; transforms, weights and sums are f32."""

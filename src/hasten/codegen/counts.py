@@ -11,9 +11,9 @@ from collections.abc import Iterable
 
 from hasten.codegen.layout import Layouts
 from hasten.codegen.stage import Stage
+from hasten.loops.descriptions import Attention, Forest, Gemm, Order, RankSelect, Recurrence, operands
 from hasten.loops.dtypes import BYTES, DType
 from hasten.loops.expr import Expr, Load, Op, Reduce, Var, binary, const, free_vars, walk
-from hasten.loops.program import Attention, Forest, Gemm, Order, RankSelect, Recurrence, operands
 from hasten.loops.simplify import spell
 
 

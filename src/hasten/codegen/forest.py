@@ -28,6 +28,7 @@ from hasten.codegen.layout import Layout, Layouts, flatten
 from hasten.codegen.maps import OUTPUT, finish_kernel, name_buffers, share
 from hasten.codegen.reductions import combine, neutral
 from hasten.codegen.stage import Stage
+from hasten.loops.descriptions import Forest
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
     Expr,
@@ -44,7 +45,6 @@ from hasten.loops.expr import (
     unary,
 )
 from hasten.loops.nest import Declare, For, If, Let, Stmt, Store, unrolled
-from hasten.loops.program import Forest
 from hasten.loops.tabulate import tabulate
 
 BLOCK_BYTES = 128

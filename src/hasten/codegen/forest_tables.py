@@ -30,7 +30,7 @@ class Nodes:
 
     Attributes:
         root: [parts, trees].
-        split, limit, below, end: of each node, see `loops.program.Forest`.
+        split, limit, below, end: of each node, see `loops.descriptions.Forest`.
         value: [leaves, targets].
     """
 

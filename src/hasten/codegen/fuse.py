@@ -15,6 +15,16 @@ import numpy as np
 
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.vectorize import coefficient
+from hasten.loops.descriptions import (
+    Description,
+    Forest,
+    Gemm,
+    Order,
+    RankSelect,
+    Recurrence,
+    map_operands,
+    operands,
+)
 from hasten.loops.dtypes import BYTES
 from hasten.loops.expr import (
     Bounded,
@@ -31,18 +41,7 @@ from hasten.loops.expr import (
     transform,
     walk,
 )
-from hasten.loops.program import (
-    Definition,
-    Description,
-    Forest,
-    Gemm,
-    Order,
-    Program,
-    RankSelect,
-    Recurrence,
-    map_operands,
-    operands,
-)
+from hasten.loops.program import Definition, Program
 from hasten.loops.simplify import spell, to_poly
 
 CHEAP = 3

@@ -34,6 +34,7 @@ from hasten.codegen.tiles import (
     total_of,
 )
 from hasten.codegen.vectorize import coefficient, vectorizable, vectorize
+from hasten.loops.descriptions import Gemm
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
     Address,
@@ -53,7 +54,6 @@ from hasten.loops.expr import (
     walk,
 )
 from hasten.loops.nest import Declare, For, Let, Param, Prefetch, Stmt, Store, choose, unrolled
-from hasten.loops.program import Gemm
 
 PRODUCTS_PER_WORK = 8
 """Multiply-adds of a register tile that take as long as one operation of another kernel."""

@@ -17,9 +17,10 @@ from hasten.codegen.fuse import operand_load
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.tiles import PANEL
 from hasten.codegen.vectorize import coefficient
+from hasten.loops.descriptions import Attention, Gemm, map_operands
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Expr, Load, Var, const, constant_int, free_vars, substitute, transform, walk
-from hasten.loops.program import Attention, Gemm, TensorInfo, map_operands
+from hasten.loops.program import TensorInfo
 
 Order = tuple[int, ...]
 

@@ -41,9 +41,10 @@ from hasten.codegen.stage import Stage
 from hasten.codegen.tiles import PANEL, factor_of, tiles_for
 from hasten.codegen.winograd import winograd_kernel
 from hasten.codegen.winograd_transforms import transform_weights
+from hasten.loops.descriptions import Attention, Contraction, Forest, Gemm, Order, RankSelect, Recurrence
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Expr, Load, Var, binary, const, constant_int, round_up, select, substitute, walk
-from hasten.loops.program import Attention, Contraction, Forest, Gemm, Order, Program, RankSelect, Recurrence
+from hasten.loops.program import Program
 from hasten.loops.tabulate import tabulate
 from hasten.target import Target
 

@@ -17,6 +17,17 @@ import numpy as np
 from hasten.codegen.fuse import operand_load
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.tiles import group
+from hasten.loops.descriptions import (
+    Attention,
+    Contraction,
+    Description,
+    Gemm,
+    Order,
+    RankSelect,
+    Whole,
+    map_operands,
+    operands,
+)
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
     Expr,
@@ -31,18 +42,7 @@ from hasten.loops.expr import (
     transform,
     walk,
 )
-from hasten.loops.program import (
-    Attention,
-    Contraction,
-    Description,
-    Gemm,
-    Order,
-    RankSelect,
-    TensorInfo,
-    Whole,
-    map_operands,
-    operands,
-)
+from hasten.loops.program import TensorInfo
 
 NARROW, WIDE = DType.BF16, DType.F32
 

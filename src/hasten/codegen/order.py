@@ -9,10 +9,10 @@ from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.maps import OUTPUT, decode, finish_kernel, name_buffers, share
 from hasten.codegen.reductions import Names, hoist
 from hasten.codegen.stage import Stage
+from hasten.loops.descriptions import Order
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Expr, Load, Op, Var, const
 from hasten.loops.nest import Comment, Declare, For, If, Let, Stmt, Store
-from hasten.loops.program import Order
 
 PASSES = 62
 """Doublings of the sorted runs' length that any number of positions needs at the most."""

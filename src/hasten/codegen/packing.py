@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hasten.codegen.tiles import group
+from hasten.loops.descriptions import Gemm
 from hasten.loops.expr import Const, Expr, Op, round_up
-from hasten.loops.program import Gemm
 
 PADDING = "zeros"
 """Buffer that row pointers outside the input point to: zeros, or the zero point of bytes."""

@@ -33,9 +33,10 @@ from hasten.codegen.padding_rewrite import (
     sources,
     unused_name,
 )
+from hasten.loops.descriptions import Attention, Gemm
 from hasten.loops.dtypes import INDEX
 from hasten.loops.expr import Expr, Var
-from hasten.loops.program import Attention, Definition, Gemm, Program
+from hasten.loops.program import Definition, Program
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hasten.loops.descriptions import Attention
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.evaluate import evaluate
 from hasten.loops.expr import (
@@ -27,7 +28,7 @@ from hasten.loops.expr import (
     unary,
     walk,
 )
-from hasten.loops.program import Attention, Definition, Program
+from hasten.loops.program import Definition, Program
 
 LOWEST = -1e30
 """What is added to a score and is not above this leaves nothing of its weight in float32, nor does any

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from hasten.codegen.padding_mask import SeenKeys, inlined, is_at
+from hasten.loops.descriptions import Attention, Description, Gemm, RankSelect, map_operands, operands
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
     Expr,
@@ -23,17 +24,7 @@ from hasten.loops.expr import (
     unary,
     walk,
 )
-from hasten.loops.program import (
-    Attention,
-    Definition,
-    Description,
-    Gemm,
-    Measured,
-    Program,
-    RankSelect,
-    map_operands,
-    operands,
-)
+from hasten.loops.program import Definition, Measured, Program
 
 Axes = tuple[int, int]
 """Where the batch entry and the position stand among a tensor's dimensions."""

@@ -27,6 +27,7 @@ import numpy as np
 from hasten.codegen.codes import dequantized
 from hasten.codegen.fuse import is_movement
 from hasten.codegen.tiles import group
+from hasten.loops.descriptions import Gemm
 from hasten.loops.dtypes import BYTES, INDEX, DType
 from hasten.loops.expr import (
     Const,
@@ -43,7 +44,7 @@ from hasten.loops.expr import (
     transform,
     walk,
 )
-from hasten.loops.program import Definition, Gemm, Program
+from hasten.loops.program import Definition, Program
 from hasten.loops.tabulate import tabulate
 
 F32, I32 = DType.F32, DType.I32

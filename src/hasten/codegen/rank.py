@@ -6,10 +6,10 @@ from hasten.codegen.kernel import THREAD, Kernel
 from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.maps import OUTPUT, finish_kernel, name_buffers
 from hasten.codegen.stage import Stage
+from hasten.loops.descriptions import RankSelect
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Load, Op, Var, cast, const
 from hasten.loops.nest import Declare, For, If, Stmt, Store
-from hasten.loops.program import RankSelect
 
 
 def rank_kernel(stage: Stage, layouts: Layouts, name: str) -> Kernel:

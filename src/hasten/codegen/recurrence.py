@@ -18,10 +18,10 @@ from hasten.codegen.maps import (
 )
 from hasten.codegen.reductions import Names, hoist
 from hasten.codegen.stage import Stage
+from hasten.loops.descriptions import Recurrence
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Expr, Load, Var, const, round_up, transform
 from hasten.loops.nest import For, Let, Stmt
-from hasten.loops.program import Recurrence
 
 
 def recurrence_kernel(stage: Stage, layouts: Layouts, vector_bytes: int, name: str) -> Kernel:

@@ -20,9 +20,10 @@ from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.tiles import HALF_PANEL, PANEL, tiles_for
 from hasten.codegen.vectorize import coefficient
 from hasten.errors import OptionError
+from hasten.loops.descriptions import Gemm
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, Load, Op, Size, Var, const, constant_int, walk
-from hasten.loops.program import Gemm, Program
+from hasten.loops.program import Program
 from hasten.loops.scope import size_value
 from hasten.target import Target
 

@@ -13,6 +13,7 @@ from hasten.codegen.fuse import operand_load
 from hasten.codegen.packing import padding_of
 from hasten.codegen.stage import Stage
 from hasten.codegen.vectorize import coefficient
+from hasten.loops.descriptions import Gemm
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
     Const,
@@ -26,7 +27,6 @@ from hasten.loops.expr import (
     select,
     substitute,
 )
-from hasten.loops.program import Gemm
 
 Shape = tuple[Expr, ...]
 

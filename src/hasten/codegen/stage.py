@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from hasten.loops.descriptions import Description, Recurrence, operands
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, Load, Var, walk
-from hasten.loops.program import Description, Recurrence, operands
 
 ACCUMULATOR = "accumulator"
 """Name of the load, without index, that stands for a contraction's result in its epilogue."""

@@ -92,6 +92,6 @@ _C_NAMES = {dtype: f"{np.dtype(name).name}_t" for dtype, name in _NUMPY.items()}
 }
 
 BYTES = (DType.U8, DType.I8)
-"""The operands of a product with exact sums, in this order; see `loops.program.Gemm`."""
+"""The operands of a product with exact sums, in this order; see `loops.descriptions.Gemm`."""
 
 INDEX = DType.I64

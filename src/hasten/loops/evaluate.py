@@ -13,10 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from hasten.errors import InputError
+from hasten.loops.descriptions import Attention, Forest, Gemm, Order, RankSelect, Recurrence
 from hasten.loops.dtypes import BYTES, INDEX
 from hasten.loops.expr import Expr, Var
 from hasten.loops.operations import Array
-from hasten.loops.program import Attention, Definition, Forest, Gemm, Order, Program, RankSelect, Recurrence
+from hasten.loops.program import Definition, Program
 from hasten.loops.scope import (
     BLOCK,
     COMBINE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from hasten.loops.descriptions import Attention, Forest, Gemm, Order, RankSelect, Recurrence
 from hasten.loops.dtypes import BYTES, INDEX, DType
 from hasten.loops.expr import (
     REDUCTIONS,
@@ -20,18 +21,7 @@ from hasten.loops.expr import (
     free_vars,
 )
 from hasten.loops.operations import OPERATIONS
-from hasten.loops.program import (
-    Attention,
-    Definition,
-    Forest,
-    Gemm,
-    Measured,
-    Order,
-    Program,
-    RankSelect,
-    Recurrence,
-    TensorInfo,
-)
+from hasten.loops.program import Definition, Measured, Program, TensorInfo
 from hasten.loops.simplify import spell
 from hasten.loops.sizes import size_names
 

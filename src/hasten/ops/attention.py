@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from hasten.loops.descriptions import Attention
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Bounded, Expr, Var, binary, const, constant_int, select, var
-from hasten.loops.program import Attention
 from hasten.ops.attributes import attribute_float, attribute_int
 from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, optional, required
 from hasten.ops.pruning import (

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from hasten.loops.descriptions import Attention, Description, Gemm, expression
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
     Const,
@@ -40,7 +41,7 @@ from hasten.loops.expr import (
     walk,
 )
 from hasten.loops.expr import Op as Op_
-from hasten.loops.program import Attention, Definition, Description, Element, Gemm, Guard, Program, expression
+from hasten.loops.program import Definition, Element, Guard, Program
 from hasten.loops.simplify import spell, to_poly
 from hasten.ops.indices import product
 from hasten.ops.pruning import PruningFacts

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from hasten.loops.descriptions import Contraction, Gemm, expression
 from hasten.loops.expr import Expr, Var, binary, const, reduce, var
-from hasten.loops.program import Contraction, Gemm, expression
 from hasten.ops.attributes import attribute_float, attribute_int, attribute_str
 from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, optional, required
 from hasten.ops.pruning import (

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from hasten.loops.descriptions import Contraction, Gemm
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, Var, binary, const, constant_int, reduce, select, var
-from hasten.loops.program import Contraction, Gemm
 from hasten.ops.attributes import attribute_int, attribute_ints, attribute_str
 from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, optional, required
 from hasten.ops.pruning import (

@@ -16,8 +16,9 @@ from hasten.graph.constants import constant_tensor
 from hasten.graph.describe import describe_node
 from hasten.graph.functions import function_body
 from hasten.graph.opset import IR_VERSION, OPSET
+from hasten.loops.descriptions import operands
 from hasten.loops.expr import Expr, Reduce, Size, Var, const, size, walk
-from hasten.loops.program import Definition, Program, TensorInfo, operands
+from hasten.loops.program import Definition, Program, TensorInfo
 from hasten.ops.base import Declined, Lowering, Tensor
 from hasten.ops.element_types import COMPUTED, element_type, rounded
 from hasten.ops.table import find_op

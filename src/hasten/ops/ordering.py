@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
+from hasten.loops.descriptions import Order
 from hasten.loops.dtypes import INDEX
 from hasten.loops.expr import Expr, Var, binary, const, reduce, select, var
-from hasten.loops.program import Order
 from hasten.ops.attributes import attribute_int
 from hasten.ops.axes import index_values
 from hasten.ops.base import Inputs, Lowering, Op, Tensor, normalize_axis, required
@@ -20,7 +20,7 @@ Before = Callable[[Sequence[Expr], Expr, Expr], Expr]
 
 
 def in_order(ctx: Lowering, lanes: Sequence[Expr], count: Expr, before: Before) -> Tensor:
-    """A tensor [2, *lanes, count]: the positions in order, and the place of each (`loops.program.Order`)."""
+    """A tensor [2, *lanes, count]: positions in order, and the place of each (`loops.descriptions.Order`)."""
     position, other = Var(INDEX, "position", count), Var(INDEX, "other", count)
 
     def order(*index: Expr) -> Order:

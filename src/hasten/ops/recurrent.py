@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
+from hasten.loops.descriptions import Gemm, Recurrence
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Expr, Var, binary, cast, const, reduce, select, unary, var
-from hasten.loops.program import Gemm, Recurrence
 from hasten.ops.activations import (
     elu,
     hard_sigmoid,

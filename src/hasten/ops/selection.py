@@ -1,7 +1,7 @@
 """Outputs as long as what is found in the data: NonZero and Compress.
 
-The positions that hold are counted and collected first (`loops.program.RankSelect`); the count is read, and
-the output is as long as it says.
+The positions that hold are counted and collected first (`loops.descriptions.RankSelect`); the count is read,
+and the output is as long as it says.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
+from hasten.loops.descriptions import RankSelect
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Expr, Var, binary, bounded, const, select
-from hasten.loops.program import RankSelect
 from hasten.ops.attributes import attribute_int
 from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, moved, normalize_axis, required
 from hasten.ops.indices import product, split_index

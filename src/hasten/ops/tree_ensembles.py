@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from hasten.loops.descriptions import Forest
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Expr, Var, binary, bounded, cast, const, constant_int, select, unary
-from hasten.loops.program import Forest
 from hasten.ops.attributes import attribute_int, attribute_ints, attribute_str, attribute_values
 from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, required
 from hasten.ops.post_transform import best_class, post_transform

@@ -43,7 +43,7 @@ Tree = Leaf | Split
 
 @dataclass(frozen=True)
 class Tables:
-    """Trees as arrays; see `loops.program.Forest`.
+    """Trees as arrays; see `loops.descriptions.Forest`.
 
     Attributes:
         root: [parts, trees], first node of each tree.
