@@ -87,6 +87,19 @@ def test_the_figure_is_the_median_of_the_ratios_of_each_round(fake: type[FakeWor
     assert found.beside_named("bf16") is None
 
 
+def test_contestants_of_one_engine_have_a_worker_each(fake: type[FakeWorker], tmp_path: Path) -> None:
+    plan = Plan(2, rounds=3, turn=1, openings=0, pause=0)
+    (one,) = contestants(tmp_path, ONNXRUNTIME)
+    pair = [replace(one, label="plain"), replace(one, label="quantized")]
+    found = measure(pair, {"x": np.zeros(1)}, plan)
+    assert [result.engine for result in found.results] == ["plain", "quantized"]
+    # Each worker goes through all rounds of its own: as one they would share the slow third.
+    assert [dict(result.rounds_ms) for result in found.results] == [{0: 200, 1: 200, 2: 1600}] * 2
+    assert fake.events.count(("close", "onnxruntime")) == 2
+    with pytest.raises(ValueError, match="same name among onnxruntime, onnxruntime: give them labels"):
+        measure([one, one], {"x": np.zeros(1)}, plan)
+
+
 def test_one_engine_works_at_a_time_and_the_first_changes(fake: type[FakeWorker], tmp_path: Path) -> None:
     plan = Plan(2, rounds=3, turn=0.1, openings=0, pause=0)
     measure(contestants(tmp_path, HASTEN, ONNXRUNTIME, OPENVINO), {"x": np.zeros(1)}, plan)

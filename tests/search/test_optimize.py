@@ -84,7 +84,7 @@ def clockwork(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         )
 
     def measure(contestants: Sequence[Contestant], feeds: Any, plan: Plan, **_: Any) -> Measurement:
-        names = [c.engine.name for c in contestants]
+        names = [c.name for c in contestants]
         timed.extend(names)
         results = tuple(
             Result(

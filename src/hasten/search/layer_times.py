@@ -14,17 +14,18 @@ from hasten.search.profile_timeline import divide
 _RUNS = 30
 
 
-def layer_times(
-    artifact: Path, layers: Sequence[Layer], feeds: Feeds, threads: int, cache: Path
+def times_by_title(
+    artifact: Path, work: Mapping[str, float], feeds: Feeds, threads: int, cache: Path
 ) -> dict[str, float]:
-    """Microseconds of each layer in a run; layers whose kernel is not known are left out.
+    """Microseconds of nodes in a run, by what they are called in the titles of kernels.
 
-    A kernel belongs to the layer whose node stands in its title, together with what was fused into it. What
-    a layer costs elsewhere, such as quantizing its input in the kernel before, counts there.
+    A kernel belongs to the nodes that stand in its title, in proportion to their work. What a node costs
+    elsewhere, such as quantizing its input in the kernel before, counts there. Nodes whose kernel is not
+    known are left out.
 
     Args:
         artifact: the compiled model.
-        layers: that could be quantized.
+        work: of each node, in any unit, by its title (`describe_node`).
         feeds: one sample.
         threads: of a run.
         cache: folder of compiled objects.
@@ -33,7 +34,8 @@ def layer_times(
         HastenError: as `profile.record`.
     """
     recording = record(artifact, feeds, runs=_RUNS, threads=threads, cache=cache)
-    return attributed(recording, kernel_times(recording), layers)
+    titles = [title for _, _, title in recording.kernels]
+    return shared_out(titles, kernel_times(recording), work)
 
 
 def kernel_times(recording: Recording) -> list[float]:
@@ -45,14 +47,25 @@ def kernel_times(recording: Recording) -> list[float]:
     ]
 
 
-def attributed(recording: Recording, us: Sequence[float], layers: Sequence[Layer]) -> dict[str, float]:
-    """The microseconds of the kernels that name each layer's node."""
+def shared_out(titles: Sequence[str], us: Sequence[float], work: Mapping[str, float]) -> dict[str, float]:
+    """Times of kernels among the nodes in their titles, in proportion to the nodes' work."""
     found: dict[str, float] = {}
-    for (_, _, title), time in zip(recording.kernels, us, strict=True):
-        for layer in layers:
-            if f"{layer.op_type} '{layer.name}'" in title:
-                found[layer.name] = found.get(layer.name, 0.0) + time
+    for title, time in zip(titles, us, strict=True):
+        inside = [node for node in work if node in title]
+        whole = sum(work[node] for node in inside)
+        for node in inside:
+            found[node] = found.get(node, 0.0) + time * work[node] / whole
     return found
+
+
+def layer_times(
+    artifact: Path, layers: Sequence[Layer], feeds: Feeds, threads: int, cache: Path
+) -> dict[str, float]:
+    """Microseconds of each layer in a run (`times_by_title`), by its name."""
+    titles = {f"{layer.op_type} '{layer.name}'": layer for layer in layers}
+    work = {title: float(layer.macs) for title, layer in titles.items()}
+    found = times_by_title(artifact, work, feeds, threads, cache)
+    return {titles[title].name: us for title, us in found.items()}
 
 
 def gains(

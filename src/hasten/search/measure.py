@@ -73,11 +73,18 @@ class Contestant:
         engine: the engine.
         model: what it takes, see `Engine.runs`.
         files: all files that the model is made of.
+        label: what tells it from others of the same engine; the engine's name if empty.
     """
 
     engine: Engine
     model: Path | str
     files: Sequence[Path]
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """What figures are listed by."""
+        return self.label or self.engine.name
 
 
 @dataclass(frozen=True)
@@ -101,10 +108,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Result:
-    """Figures of one engine.
+    """Figures of one contestant.
 
     Attributes:
-        engine: its name.
+        engine: its name (`Contestant.name`).
         version: its version.
         precision: of its arithmetic.
         run_ms: milliseconds of a run.
@@ -155,8 +162,8 @@ class Measurement:
     Attributes:
         threads: threads of each engine.
         rounds: how many rounds.
-        results: figures by engine, those that failed left out.
-        failures: why those could not be measured, by engine.
+        results: figures of each contestant, those that failed left out.
+        failures: why those could not be measured, by name.
         beside: what the function `beside` returned, by round.
     """
 
@@ -190,7 +197,7 @@ def measure(
     progress: Callable[[str], None] = lambda _: None,
     beside: Callable[[], Mapping[str, float]] | None = None,
 ) -> Measurement:
-    """Times engines in turns.
+    """Times contestants in turns.
 
     Args:
         contestants: the first is what the others are compared with.
@@ -200,8 +207,14 @@ def measure(
         beside: something else to measure once in each round while all engines are stopped.
 
     Returns:
-        The figures. An engine that fails at any point is among the failures only, the first one too.
+        The figures. A contestant that fails at any point is among the failures only, the first one too.
+
+    Raises:
+        ValueError: two contestants have the same name.
     """
+    names = [contestant.name for contestant in contestants]
+    if len(set(names)) < len(names):
+        raise ValueError(f"contestants of the same name among {', '.join(names)}: give them labels")
     entries = [_Entry(contestant) for contestant in contestants]
     failures: dict[str, str] = {}
     for contestant in contestants:
@@ -214,10 +227,10 @@ def measure(
         workers: dict[str, Worker] = {}
 
         def start(entry: _Entry) -> None:
-            engine = entry.contestant.engine
-            progress(f"starting {engine.name}")
-            worker = Worker(engine, entry.contestant.model, path, plan.threads, plan.limits)
-            workers[engine.name] = stack.enter_context(worker)
+            contestant = entry.contestant
+            progress(f"starting {contestant.name}")
+            worker = Worker(contestant.engine, contestant.model, path, plan.threads, plan.limits)
+            workers[contestant.name] = stack.enter_context(worker)
             entry.opened.append(worker.opened)
             _calibrate(entry, worker, plan)
             worker.stop()
@@ -246,11 +259,11 @@ def _attempt(entries: Sequence[_Entry], failures: dict[str, str], do: Callable[[
         try:
             do(entry)
         except EngineError as error:
-            failures[entry.contestant.engine.name] = str(error)
+            failures[entry.contestant.name] = str(error)
 
 
 def _without(entries: Sequence[_Entry], failures: Mapping[str, str]) -> list[_Entry]:
-    return [entry for entry in entries if entry.contestant.engine.name not in failures]
+    return [entry for entry in entries if entry.contestant.name not in failures]
 
 
 def _open_once(entry: _Entry, feeds: Path, plan: Plan) -> None:
@@ -293,7 +306,7 @@ def _is_hopeless(entry: _Entry, entries: Sequence[_Entry]) -> bool:
 
 
 def _take_turn(entry: _Entry, *, number: int, workers: Mapping[str, Worker], pause: float) -> None:
-    worker = workers[entry.contestant.engine.name]
+    worker = workers[entry.contestant.name]
     time.sleep(pause)
     worker.go_on()
     seconds = worker.times(entry.turn)
@@ -305,7 +318,7 @@ def _take_turn(entry: _Entry, *, number: int, workers: Mapping[str, Worker], pau
 
 def _result(entry: _Entry, first: _Entry | None) -> Result:
     found = Result(
-        engine=entry.contestant.engine.name,
+        engine=entry.contestant.name,
         version=entry.contestant.engine.version or "unknown",
         precision=entry.contestant.engine.precision,
         run_ms=Spread.of(list(entry.rounds.values())).scaled(1e3),

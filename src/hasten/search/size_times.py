@@ -18,15 +18,12 @@ from hasten.graph.describe import describe_node
 from hasten.passes.prune.remove import remove_units
 from hasten.passes.prune.units import Analysis, Group
 from hasten.search.data import Feeds
-from hasten.search.layer_times import kernel_times
-from hasten.search.profile import record
+from hasten.search.layer_times import times_by_title
 from hasten.search.prune.amounts import tile_of
 from hasten.search.prune.cost import Price, flops_by_node, name_of
 
 SHARES = (0.5, 0.25)
 """Of the units of each group that the smaller graphs have."""
-
-_RUNS = 30
 
 
 @dataclass(frozen=True)
@@ -66,16 +63,11 @@ def node_times(
     Raises:
         HastenError: as `profile.record`.
     """
-    recording = record(artifact, feeds, runs=_RUNS, threads=threads, cache=cache)
     flops = flops_by_node(model, sizes)
-    titles = {name_of(node): describe_node(node) for node in model.graph if name_of(node) in flops}
-    us: dict[str, float] = {}
-    for (_, _, title), time in zip(recording.kernels, kernel_times(recording), strict=True):
-        inside = [name for name, words in titles.items() if words in title]
-        whole = sum(flops[name] for name in inside)
-        for name in inside:
-            us[name] = us.get(name, 0.0) + time * flops[name] / whole
-    return {name: Point(flops[name], time) for name, time in us.items()}
+    titles = {describe_node(node): name_of(node) for node in model.graph if name_of(node) in flops}
+    work = {title: float(flops[name]) for title, name in titles.items()}
+    found = times_by_title(artifact, work, feeds, threads, cache)
+    return {titles[title]: Point(flops[titles[title]], us) for title, us in found.items()}
 
 
 def price_from(measured: Sequence[Mapping[str, Point]]) -> Price:

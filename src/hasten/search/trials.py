@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -298,9 +298,8 @@ class Trials:
         timed += [n for n in unknown if n not in timed]
         contestants = []
         for name in timed:
-            engine = replace(self.candidates[name].engine, name=name)
             model = self.model(self.candidates[name])
-            contestants.append(Contestant(engine, model, files_of(model)))
+            contestants.append(Contestant(self.candidates[name].engine, model, files_of(model), name))
         # All take part in all rounds, the original too, however slow it is: ratios need both.
         fitting = max(0.0, min(self.clock.left, 1e6)) / (2 * _TURN * len(timed))
         rounds = max(_FEWEST_ROUNDS, min(rounds, int(fitting)))
@@ -426,8 +425,9 @@ def _ratio(other: Result | None, own: Result) -> Spread | None:
 
 
 def described(how: Quantization | None) -> str:
-    """What distinguishes one way to quantize from another, the layers and the ranges' method aside."""
-    return "" if how is None else repr((how.scheme, how.smoothing, how.rounding, how.correct_bias))
+    """What distinguishes one way to quantize from another; layers, ranges and the rest's precision aside."""
+    aside = ("layers", "ranges", "rest")
+    return "" if how is None else repr([getattr(how, f.name) for f in fields(how) if f.name not in aside])
 
 
 def save_graph(model: ir.Model, path: Path) -> None:
