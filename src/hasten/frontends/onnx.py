@@ -14,6 +14,7 @@ from hasten.frontends.protocol import Dynamic, Example
 from hasten.frontends.quiet import quiet
 from hasten.graph.describe import describe_node
 from hasten.graph.inference import one_line
+from hasten.graph.maps import hide_maps
 
 _LARGEST_PROTOBUF = 2**31 - 1
 # How files that people try to open instead begin, and what they are.
@@ -123,7 +124,7 @@ def _from_proto(proto: onnx.ModelProto, name: str) -> ir.Model:
         )
     try:
         with quiet("onnx_ir"):  # What is odd in a model is found and said below.
-            model = ir.from_proto(proto)
+            model = ir.from_proto(hide_maps(proto))
     except (ir.serde.SerdeError, ValueError, TypeError) as error:
         cause: BaseException = error
         while cause.__cause__ is not None:

@@ -14,7 +14,7 @@ from hasten.graph.dims import name_dims
 from hasten.graph.inference import check, infer_shapes, one_line
 from hasten.graph.opset import to_internal_opset
 from hasten.graph.repairs import write_defaults
-from hasten.graph.rewrite import write_contrib
+from hasten.graph.rewrite import write_definitions
 
 
 def prepare(model: ir.Model) -> ir.Model:
@@ -53,7 +53,7 @@ def prepare(model: ir.Model) -> ir.Model:
     model.ir_version = max(model.ir_version, 4)
     check(model)
     model = to_internal_opset(model)
-    write_contrib(model)
+    write_definitions(model)
     NameFixPass()(model)
     lift_constants(model)
     infer_shapes(model)

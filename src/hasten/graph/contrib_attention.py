@@ -7,7 +7,8 @@ from types import MappingProxyType
 
 import onnx_ir as ir
 
-from hasten.graph.contrib import Definition, Rewrite, float_product, rank
+from hasten.graph.contrib import float_product
+from hasten.graph.definition import Definition, Rewrite, rank
 
 Outputs = Sequence[ir.Value | None] | None
 

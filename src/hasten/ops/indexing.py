@@ -126,7 +126,11 @@ def _range_count(start: Expr, limit: Expr, delta: Expr) -> Expr:
 def lower_gather(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     """Slices of x along an axis, chosen by the indices."""
     x, indices = required(inputs, 0), required(inputs, 1)
-    axis = normalize_axis(attribute_int(node, "axis", 0), x.rank)
+    return gathered(ctx, x, indices, normalize_axis(attribute_int(node, "axis", 0), x.rank))
+
+
+def gathered(ctx: Lowering, x: Tensor, indices: Tensor, axis: int) -> list[Tensor]:
+    """Slices of x along an axis, one for each index."""
     indices = _normalized(ctx, indices, x.shape[axis])
     safe = _within(ctx, indices, x.shape[axis])
     shape = [*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]]

@@ -22,6 +22,7 @@ from hasten.loops.program import Definition, Program, TensorInfo
 from hasten.ops.base import Declined, Lowering, Tensor
 from hasten.ops.element_types import COMPUTED, element_type, rounded
 from hasten.ops.table import find_op
+from hasten.runtime.host_operators import HOST_OPERATORS
 
 
 @dataclass(frozen=True)
@@ -319,7 +320,7 @@ def _host_can_run(model: ir.Model, node: ir.Node) -> bool:
     opsets = [onnx.helper.make_opsetid(d, v) for d, v in imports.items()]
     proto = onnx.helper.make_model(part, opset_imports=opsets, ir_version=IR_VERSION)
     try:
-        ReferenceEvaluator(proto)
+        ReferenceEvaluator(proto, new_ops=list(HOST_OPERATORS))
     except RuntimeContextError:
         return True  # an implementation that depends on types, which the run knows
     except (NotImplementedError, RuntimeImplementationError):

@@ -1,11 +1,14 @@
-"""What classical models do to their scores at the end, as the domain ai.onnx.ml specifies it."""
+"""Scores and labels of classical models, as the domain ai.onnx.ml specifies them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from hasten.loops.dtypes import INDEX
-from hasten.loops.expr import Expr, binary, const, reduce, select, unary, var
+import numpy as np
+
+from hasten.loops.dtypes import INDEX, DType
+from hasten.loops.expr import Expr, binary, cast, const, reduce, select, unary, var
 from hasten.ops.base import Declined, Lowering, Tensor
 from hasten.ops.indices import clamp
 
@@ -79,3 +82,60 @@ def best_class(ctx: Lowering, scores: Tensor) -> Tensor:
         return clamp(reduce("min", (k,), here), const(0), classes - 1)
 
     return ctx.temporary(scores.shape[:1], body, INDEX, "class")
+
+
+def both_classes(ctx: Lowering, raw: Tensor, kind: str, *, complement: bool) -> Tensor:
+    """Scores [row, 2] of two classes from one score, that of the second class.
+
+    Args:
+        ctx: the program being built.
+        raw: the score, [row, 1].
+        kind: the post transform.
+        complement: without a transform the first class has 1 - score instead of -score.
+
+    Raises:
+        Declined: the transform makes no sense of one score.
+    """
+    dtype = raw.dtype
+    one = const(1.0, dtype)
+    if kind in ("SOFTMAX", "SOFTMAX_ZERO"):
+        pair = ctx.temporary(
+            [raw.shape[0], 2],
+            lambda i, k: select(binary("eq", k, 0), unary("neg", raw.at(i, 0)), raw.at(i, 0)),
+            dtype,
+            "pair",
+        )
+        return as_f32(ctx, post_transform(ctx, pair, kind))
+    if kind not in ("NONE", "LOGISTIC"):
+        raise Declined(f"one score for two classes with the post transform {kind}")
+
+    def both(i: Expr, k: Expr) -> Expr:
+        score = raw.at(i, const(0))
+        other = unary("neg", score)
+        if kind == "LOGISTIC":
+            other, score = unary("sigmoid", other), unary("sigmoid", score)
+        elif complement:
+            other = binary("sub", one, score)
+        return cast(select(binary("eq", k, 0), other, score), DType.F32)
+
+    return ctx.temporary([raw.shape[0], 2], both, DType.F32, "both")
+
+
+def labelled(ctx: Lowering, labels: Sequence[int], chosen: Tensor, scores: Tensor) -> list[Tensor]:
+    """The two outputs of a classifier; labels that are the indices need no table."""
+    table = ctx.constant(np.array(labels, np.int64), "labels")
+
+    def label(i: Expr) -> Expr:
+        return chosen.at(i) if list(labels) == list(range(len(labels))) else table.at(chosen.at(i))
+
+    return [
+        ctx.define(chosen.shape, label, INDEX),
+        ctx.define(scores.shape, scores.at, scores.dtype),
+    ]
+
+
+def as_f32(ctx: Lowering, t: Tensor) -> Tensor:
+    """A matrix of floats in float32."""
+    if t.dtype is DType.F32:
+        return t
+    return ctx.temporary(t.shape, lambda i, k: cast(t.at(i, k), DType.F32), DType.F32, "narrow")

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from hasten.graph.classical import ML
 from hasten.loops.descriptions import Forest
 from hasten.loops.dtypes import INDEX, DType
-from hasten.loops.expr import Expr, Var, binary, bounded, cast, const, constant_int, select, unary
+from hasten.loops.expr import Expr, Var, binary, bounded, cast, const, constant_int
 from hasten.ops.attributes import attribute_int, attribute_ints, attribute_str, attribute_values
 from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, required
-from hasten.ops.post_transform import best_class, post_transform
+from hasten.ops.post_transform import as_f32, best_class, both_classes, labelled, post_transform
 from hasten.ops.trees import Leaf, Tree, question, tables
 
-ML = "ai.onnx.ml"
 TREES_PER_PART = 24
 MOST_PARTS = 16
 MOST_NODES = 1 << 24
@@ -111,10 +111,10 @@ def lower_classifier(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tenso
         ensemble = _replaced(ensemble, targets=1)
     raw = _combined(ctx, x, ensemble, base)
     if not single:
-        raw = _as_f32(ctx, raw)
+        raw = as_f32(ctx, raw)
         chosen = best_class(ctx, raw)
         result = post_transform(ctx, raw, kind)
-        return _labelled(ctx, labels, chosen, result)
+        return labelled(ctx, labels, chosen, result)
     if kind not in ("NONE", "LOGISTIC"):
         raise Declined(f"{node.op_type} of one score with the post transform {kind}")
     positive = all(w >= 0 for weights in ensemble.weights for _, w in weights)
@@ -124,32 +124,8 @@ def lower_classifier(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tenso
         raw.shape[:1], lambda i: cast(binary("lt", half, raw.at(i, const(0))), INDEX), INDEX, "class"
     )
 
-    def both(i: Expr, k: Expr) -> Expr:
-        score = raw.at(i, const(0))
-        if kind == "LOGISTIC":
-            other = unary("sigmoid", unary("neg", score))
-            score = unary("sigmoid", score)
-        elif positive:
-            other = binary("sub", const(1.0, raw.dtype), score)
-        else:
-            other = unary("neg", score)
-        return cast(select(binary("eq", k, 0), other, score), DType.F32)
-
-    result = ctx.temporary([raw.shape[0], 2], both, DType.F32, "both")
-    return _labelled(ctx, labels, chosen, result)
-
-
-def _labelled(ctx: Lowering, labels: Sequence[int], chosen: Tensor, scores: Tensor) -> list[Tensor]:
-    """The two outputs of a classifier; labels that are the indices need no table."""
-    table = ctx.constant(np.array(labels, np.int64), "labels")
-
-    def label(i: Expr) -> Expr:
-        return chosen.at(i) if list(labels) == list(range(len(labels))) else table.at(chosen.at(i))
-
-    return [
-        ctx.define(chosen.shape, label, INDEX),
-        ctx.define(scores.shape, scores.at, scores.dtype),
-    ]
+    result = both_classes(ctx, raw, kind, complement=positive)
+    return labelled(ctx, labels, chosen, result)
 
 
 def lower_regressor(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
@@ -159,7 +135,7 @@ def lower_regressor(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor
     function = attribute_str(node, "aggregate_function", "SUM")
     ensemble = _by_ids(node, x, "target", attribute_int(node, "n_targets", 1))
     raw = _combined(ctx, x, _aggregated(ensemble, function), _base_values(node), function == "AVERAGE")
-    result = post_transform(ctx, _as_f32(ctx, raw), kind)
+    result = post_transform(ctx, as_f32(ctx, raw), kind)
     return [ctx.define(result.shape, result.at, DType.F32)]
 
 
@@ -432,12 +408,6 @@ def _forest(ctx: Lowering, x: Tensor, e: Ensemble, parts: Sequence[Sequence[Tree
         )  # fmt: skip
 
     return ctx.temporary([len(parts), x.shape[0], columns], body, e.dtype, "parts", vars=("p", "i", "k"))
-
-
-def _as_f32(ctx: Lowering, t: Tensor) -> Tensor:
-    if t.dtype is DType.F32:
-        return t
-    return ctx.temporary(t.shape, lambda i, k: cast(t.at(i, k), DType.F32), DType.F32, "narrow")
 
 
 OPS: tuple[Op, ...] = (

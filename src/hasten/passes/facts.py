@@ -104,7 +104,7 @@ class Facts:
                 return {}  # inference needs the type of every input, and only knows tensors here
             types[value.name] = self._type_proto(value)
             array = self._data(value)
-            if array is not None:
+            if array is not None and array.dtype.kind != "S":  # texts say nothing of shapes
                 data[value.name] = onnx.numpy_helper.from_array(array, value.name)
         try:
             schema = onnx.defs.get_schema(node.op_type, self._imports.get(node.domain, 1), node.domain)

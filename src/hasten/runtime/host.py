@@ -38,7 +38,9 @@ class HostRunner:
         if self._evaluator is None:
             from onnx.reference import ReferenceEvaluator
 
-            self._evaluator = ReferenceEvaluator(bytes(self._model))
+            from hasten.runtime.host_operators import HOST_OPERATORS
+
+            self._evaluator = ReferenceEvaluator(bytes(self._model), new_ops=list(HOST_OPERATORS))
         feeds = dict(zip(self.step.inputs, arrays, strict=True))
         try:
             with np.errstate(all="ignore"):  # NaN and infinity pass through as IEEE says
