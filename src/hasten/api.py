@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from hasten import __version__, frontends
-from hasten.backends.native import Options, Payload, compile_graph
+from hasten.backends.native import Options, Payload, compile_graph, stored_sparse
 from hasten.codegen.schedule import Schedules
 from hasten.codegen.toolchain import default_cache
 from hasten.errors import HostOperatorWarning, ModelError, OptionError
@@ -35,6 +35,7 @@ from hasten.search.metrics import UserMetric, metric_named
 from hasten.search.prune.plan import Plan, Progress, check_plan, default_criterion
 from hasten.search.prune.report import Pruned
 from hasten.search.prune.run import prune_model
+from hasten.search.prune.sparsity import Pattern
 from hasten.search.prune.training import Training
 from hasten.search.quantization import Quantization, quantize
 from hasten.search.record import SearchRecord
@@ -49,6 +50,7 @@ from hasten.target import Target, cores, with_factors
 
 PRECISIONS = ("f32", "bf16", "int8", *WEIGHTS)
 PADDING = ("skip", "compute")
+STORAGE = ("mapped", "sparse")
 
 
 def compile(  # noqa: A001, PLR0913 - the field's word; choices, each with a default
@@ -65,6 +67,7 @@ def compile(  # noqa: A001, PLR0913 - the field's word; choices, each with a def
     cache: str | os.PathLike[str] | None = None,
     tune: str | Tuning = "0",
     keep_graph: bool = False,
+    storage: str = "mapped",
 ) -> Session:
     """Compiles a trained model to machine code for this processor.
 
@@ -91,6 +94,9 @@ def compile(  # noqa: A001, PLR0913 - the field's word; choices, each with a def
         tune: how tile shapes and the like are chosen: "0" from the model alone, the same on every
             machine; "stored", "quick" or "full" by measurements on this one; or a `Tuning`.
         keep_graph: keep the graph's weights in the artifact too, so that it can be exported to ONNX.
+        storage: "mapped": weights lie in the file as kernels read them, and opening costs nothing. "sparse":
+            zeros take a bit each, if that makes a tenth or more smaller; opening then puts the weights
+            together in memory, at about 1 GB a second.
 
     Returns:
         An open session; `save` writes its artifact.
@@ -120,6 +126,7 @@ def compile(  # noqa: A001, PLR0913 - the field's word; choices, each with a def
         cache=cache,
         tune=tune,
         keep_graph=keep_graph,
+        storage=storage,
     )
     hosted = payload.manifest["report"]["host"]
     if hosted:
@@ -147,6 +154,7 @@ def compile_payload(  # noqa: PLR0913 - the choices of `compile`, each with a de
     cache: str | os.PathLike[str] | None = None,
     tune: str | Tuning = "0",
     keep_graph: bool = False,
+    storage: str = "mapped",
     progress: Progress = lambda _: None,
 ) -> Payload:
     """What `compile` would write, without writing or opening it.
@@ -157,6 +165,8 @@ def compile_payload(  # noqa: PLR0913 - the choices of `compile`, each with a de
         raise OptionError(f"precision={precision!r}: give one of {', '.join(PRECISIONS)}")
     if padding not in PADDING:
         raise OptionError(f"padding={padding!r}: give one of {', '.join(PADDING)}")
+    if storage not in STORAGE:
+        raise OptionError(f"storage={storage!r}: give one of {', '.join(STORAGE)}")
     if threads is not None and threads < 1:
         raise OptionError(f"threads={threads}: give 1 or more, or None for the cores of this machine")
     names = [target] if isinstance(target, str) else list(target)
@@ -212,18 +222,21 @@ def compile_payload(  # noqa: PLR0913 - the choices of `compile`, each with a de
         return schedules
 
     options = Options(targets, threads, element, folder, padding, choose, keep_graph)
-    return compile_graph(model, options, noted, __version__)
+    payload = compile_graph(model, options, noted, __version__)
+    return stored_sparse(payload) if storage == "sparse" else payload
 
 
 def prune(  # noqa: PLR0913 - choices, each with a default
     source: object,
     *,
-    flops: float,
+    flops: float | None = None,
+    sparsity: float | str | None = None,
     data: object = None,
     unit: str | Sequence[str] = UNITS,
     criterion: str | None = None,
     repair: str | None = None,
     training: Training | None = None,
+    unseen: int | None = None,
     amounts: str = "global",
     seconds: float | None = None,
     seed: int = 0,
@@ -237,18 +250,23 @@ def prune(  # noqa: PLR0913 - choices, each with a default
         source: as `compile` takes it; the result of another `prune` too.
         flops: the share of the floating-point operations of products, convolutions and attention to keep,
             at the median shape of `data`, such as 0.6. At most that share is left, as little less as whole
-            tiles of 16 features and whole heads allow.
+            tiles of 16 features and whole heads allow. None leaves all of it.
+        sparsity: single weights of products that become zero: their share, such as 0.5, or "2:4" for 2 of
+            each 4 consecutive ones that stay. That makes nothing faster, and artifacts smaller which are
+            compiled with `storage="sparse"`.
         data: examples of what the model will see, as `search.data.load_samples` takes them, with labels or
             without; some hundred are enough. Criteria but magnitude and random need them, and so does repair.
         unit: "neurons", "heads", "channels", "layers", or several of them; layers together with others by
-            the criteria fisher and gradient only.
+            the criteria fisher and gradient only. "rows" are those of embeddings that `data` never asks for.
         criterion: "magnitude" or "magnitude-l1", "activation", "gradient", "fisher", "obs", "random"; by
             default magnitude without data and obs with data; fisher if layers are among the units or nothing
-            is repaired.
+            is repaired. `sparsity` goes by magnitude, activation (weight times what it reads), obs or random.
         repair: "none"; "statistics" (means and variances); "least-squares", the default with data; or
             "distill", which trains after that.
         training: for "distill": epochs, time limit, rate and checkpoint (`search.prune.training`); None for
             3 epochs, 5 minutes at most.
+        unseen: for rows: the id whose row those ids get that have none any more, such as that of the
+            unknown token; None for the mean of the rows that went.
         amounts: "global", by one ranking over all groups of units, or "uniform", the same share of each.
         seconds: time limit of everything; None for none. What is left undone for want of time is noted.
         seed: of random numbers.
@@ -270,7 +288,19 @@ def prune(  # noqa: PLR0913 - choices, each with a default
     units = (unit,) if isinstance(unit, str) else tuple(unit)
     repaired = repair or ("none" if data is None else "least-squares")
     chosen = criterion or default_criterion(units, repaired, with_data=data is not None)
-    plan = Plan(units, chosen, flops, repaired, training or Training(), seed, amounts, seconds)
+    pattern = None if sparsity is None else Pattern.of(sparsity)
+    plan = Plan(
+        units,
+        chosen,
+        flops,
+        repaired,
+        training or Training(),
+        seed,
+        amounts,
+        seconds,
+        sparsity=pattern,
+        unseen=unseen,
+    )
     check_plan(plan, with_data=data is not None)
     progress("reading the model")
     given = source.model if isinstance(source, Pruned) else source

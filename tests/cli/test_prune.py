@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from click.testing import Result
 from tests.search.prune.conftest import WIDTH, network, samples  # noqa: F401 - fixtures
 
 import hasten
-from hasten.errors import OptionError
+from hasten.errors import ArtifactError, OptionError
 from hasten.search.samples import Samples
 
 Invoke = Callable[..., Result]
@@ -79,3 +80,48 @@ def test_bad_input(refused: Callable[..., str], given: tuple[Path, Path], tmp_pa
     assert "exists" in refused("prune", model, "--flops", "60%", "-o", data)
     np.savez(tmp_path / "other.npz", z=np.ones((4, 2), np.float32))
     assert "no x" in refused("prune", model, "--flops", "60%", "--data", tmp_path / "other.npz", "-o", small)
+
+
+def test_rows_and_zeros_make_a_smaller_file(
+    invoke: Invoke, refused: Callable[..., str], tmp_path: Path, cache: Path
+) -> None:
+    """Half of each matrix and most words go; the file shrinks twice, and gives what ONNX Runtime gives."""
+    rng = np.random.default_rng(2)
+    words, width = 3000, 64
+    table, matrix = rng.standard_normal((words, width)), rng.standard_normal((width, 256)) / 8
+    body = "(int64[n, s] ids) => (float[n, s, 256] y) { x = Gather(table, ids) y = MatMul(x, matrix) }"
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 21]> main {body}')
+    for name, array in (("table", table), ("matrix", matrix)):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
+    model, data, small = tmp_path / "texts.onnx", tmp_path / "ids.npz", tmp_path / "small.onnx"
+    onnx.save(proto, model)
+    np.savez(data, ids=rng.integers(100, 300, (40, 20)))
+    done = invoke(
+        "prune", model, "--data", data, "--unit", "rows", "--unseen", "7", "--sparsity", "2:4", "-o", small
+    )
+    assert done.exit_code == 0, done.output
+    assert "rows" in done.stdout and "weights" in done.stdout and "of new ids" in done.stderr
+    ids = np.array([[100, 7, 299, 150, 2000]])
+    (right,) = onnxruntime.InferenceSession(small).run(None, {"ids": ids})
+    np.testing.assert_array_equal(right[0, 1], right[0, 4])
+    sizes = []
+    for source, storage in ((model, "mapped"), (small, "mapped"), (small, "sparse")):
+        artifact = tmp_path / f"{source.stem}-{storage}.hasten"
+        done = invoke("compile", source, "--storage", storage, "-o", artifact)
+        assert done.exit_code == 0, done.output
+        sizes.append(artifact.stat().st_size)
+    with hasten.open(artifact) as session:
+        np.testing.assert_allclose(session.run({"ids": ids})["y"], right, rtol=1e-4, atol=1e-5)
+        session.save(tmp_path / "again.hasten")
+    assert sizes[0] - sizes[1] > 2700 * width * 4 and sizes[1] - sizes[2] > 0.45 * matrix.size * 4
+    assert (tmp_path / "again.hasten").stat().st_size == sizes[2]
+    assert "weights.sparse" in invoke("inspect", artifact).stdout
+    damaged = bytearray(artifact.read_bytes())
+    damaged[damaged.index(b"weights.sparse") + 8192] ^= 1
+    artifact.write_bytes(damaged)
+    with pytest.raises(ArtifactError, match=r"weights\.sparse is wrong"):
+        hasten.open(artifact)
+    assert "give the share of zeros" in refused(
+        "prune", model, "--sparsity", "4:2", "-o", tmp_path / "n.onnx"
+    )
+    assert "nothing is asked for" in refused("prune", model, "-o", tmp_path / "n.onnx")

@@ -112,7 +112,7 @@ def test_weights_may_be_checked_later_or_never(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2, "hasten": "9.0"}, r"written by hasten 9\.0 in format 2.*upgrade"),
+        ({"format": 3, "hasten": "9.0"}, r"written by hasten 9\.0 in format 3.*upgrade"),
         ({"format": "1"}, "'format' is missing or of the wrong type"),
         ({"inputs": None}, "'inputs' is missing"),
         ({"steps": [{"kind": "gpu"}]}, "step of kind 'gpu'"),

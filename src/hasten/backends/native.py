@@ -28,7 +28,11 @@ from hasten.loops.simplify import infix
 from hasten.ops.element_types import COMPUTED
 from hasten.ops.lowering import HostNode, lower_graph
 from hasten.runtime.manifest import OBJECT
+from hasten.runtime.sparse import SPARSE
+from hasten.runtime.sparse import pack as pack_zeros
 from hasten.target import Target
+
+_SMALLER = 0.9
 
 Choose = Callable[[Sequence[Program], Target], Schedules]
 """Gives the schedules for the parts of a model on a target."""
@@ -196,6 +200,21 @@ def pack(
         },
     }
     return Payload(manifest, members)
+
+
+def stored_sparse(payload: Payload) -> Payload:
+    """The same artifact with weights stored without zeros, if that makes them smaller by a tenth or more."""
+    stored = payload.members["weights.bin"]
+    assert isinstance(stored, list)
+    parts = [np.frombuffer(part, np.uint8) for part in stored]
+    packed = pack_zeros(parts)
+    before, after = sum(map(len, parts)), sum(map(len, packed))
+    report = {**payload.manifest["report"], "storage": {"mapped": before, "sparse": after}}
+    if after > _SMALLER * before:
+        return replace(payload, manifest={**payload.manifest, "report": report})
+    members = {name: content for name, content in payload.members.items() if name != "weights.bin"}
+    members[SPARSE] = [memoryview(part) for part in packed]
+    return Payload({**payload.manifest, "format": 2, "report": report}, members)
 
 
 def _without_padding(steps: Sequence[Step]) -> tuple[list[Step], list[Skipped]]:

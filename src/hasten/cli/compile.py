@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from hasten.api import PADDING, PRECISIONS, compile_payload
+from hasten.api import PADDING, PRECISIONS, STORAGE, compile_payload
 from hasten.backends.native import Payload
 from hasten.cli.console import Steps, check_place, echo_json, names, number, size, stderr
 from hasten.cli.options import database_option, json_option, model_argument, threads_option
@@ -95,6 +95,13 @@ Examples:
 @click.option(
     "--keep-graph", is_flag=True, help="Keep the graph's weights in the artifact, for hasten export."
 )
+@click.option(
+    "--storage",
+    type=click.Choice(STORAGE),
+    default=STORAGE[0],
+    show_default=True,
+    help="sparse stores zero weights in a bit each, where that makes the file smaller; it opens more slowly.",
+)
 @database_option
 @json_option
 def compile_(  # noqa: PLR0913, PLR0917 - one for each option
@@ -109,6 +116,7 @@ def compile_(  # noqa: PLR0913, PLR0917 - one for each option
     tune_seconds: float | None,
     shapes: tuple[str, ...],
     keep_graph: bool,
+    storage: str,
     database: Path | None,
     as_json: bool,
 ) -> None:
@@ -132,6 +140,7 @@ def compile_(  # noqa: PLR0913, PLR0917 - one for each option
             threads=threads,
             tune=tuning,
             keep_graph=keep_graph,
+            storage=storage,
             progress=steps,
         )
         steps(f"writing {path}")

@@ -22,6 +22,7 @@ Examples:
   hasten prune model.onnx --flops 70% -o small.onnx
   hasten prune bert/ --data texts.npz --unit heads,neurons --criterion fisher --flops 60% -o small.onnx
   hasten prune model.onnx --data x.npz --unit layers --criterion activation --flops 0.5 -o small.onnx
+  hasten prune bert/ --data texts.npz --unit rows --unseen 100 --sparsity 2:4 -o small.onnx
 """
 
 
@@ -39,8 +40,13 @@ Examples:
 @click.option(
     "--flops",
     metavar="SHARE",
-    required=True,
     help="How much of the arithmetic to keep, such as 60% or 0.6, at the median shape of the data.",
+)
+@click.option(
+    "--sparsity",
+    metavar="HOW",
+    help="Single weights that become zero: their share, such as 50%, or N:M, such as 2:4 for 2 of 4 that "
+    "stay. Nothing gets faster by that; hasten compile --storage sparse makes a smaller file of it.",
 )
 @click.option(
     "--data",
@@ -71,6 +77,12 @@ Examples:
     "--epochs", metavar="N", default=3, show_default=True, help="For distill: passes over the data."
 )
 @click.option(
+    "--unseen",
+    metavar="ID",
+    type=int,
+    help="For rows: the id whose row those get that have none any more. [default: the mean of what went]",
+)
+@click.option(
     "--amounts",
     metavar="HOW",
     default=AMOUNTS[0],
@@ -95,12 +107,14 @@ def prune_(  # noqa: PLR0913, PLR0917 - one for each option
     model: Path,
     output: Path,
     overwrite: bool,
-    flops: str,
+    flops: str | None,
+    sparsity: str | None,
     data: Path | None,
     units: str,
     criterion: str | None,
     repair: str | None,
     epochs: int,
+    unseen: int | None,
     amounts: str,
     seconds: float | None,
     checkpoint: Path | None,
@@ -109,9 +123,11 @@ def prune_(  # noqa: PLR0913, PLR0917 - one for each option
 ) -> None:
     """Remove whole heads, neurons, channels or layers of MODEL, an ONNX file or a Hugging Face folder.
 
-    What is left is plain ONNX with fewer weights, which every engine runs faster.
+    What is left is plain ONNX with fewer weights, which every engine runs faster. Rows of embeddings that the
+    data never ask for (--unit rows) and single weights (--sparsity) save space only.
     """
-    share = parse_share(flops)
+    share = None if flops is None else parse_share(flops)
+    zeros = sparsity if sparsity is None or ":" in sparsity else parse_share(sparsity, "--sparsity")
     training = Training(epochs, 300 if seconds is None else None, checkpoint=checkpoint)
     if is_artifact(model):
         raise OptionError(f"{model} is compiled already: give the ONNX file or folder that it came from")
@@ -122,11 +138,13 @@ def prune_(  # noqa: PLR0913, PLR0917 - one for each option
         small = prune(
             str(model),
             flops=share,
+            sparsity=zeros,
             data=data,
             unit=[unit.strip() for unit in units.split(",")],
             criterion=criterion,
             repair=repair,
             training=training,
+            unseen=unseen,
             amounts=amounts,
             seconds=seconds,
             seed=seed,
@@ -164,7 +182,7 @@ def bar(share: float) -> str:
     return "█" * full + "░" * (_WIDE - full)
 
 
-def parse_share(text: str) -> float:
+def parse_share(text: str, option: str = "--flops") -> float:
     """A share as people write it: 60% or 0.6.
 
     Raises:
@@ -173,4 +191,4 @@ def parse_share(text: str) -> float:
     try:
         return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
-        raise OptionError(f"--flops {text}: give the share to keep, such as 60% or 0.6") from None
+        raise OptionError(f"{option} {text}: give a share, such as 60% or 0.6") from None

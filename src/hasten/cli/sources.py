@@ -20,6 +20,7 @@ from hasten.cli.console import Steps, stderr
 from hasten.errors import OptionError
 from hasten.runtime.artifact import GRAPH_WEIGHTS, WEIGHTS, read_artifact, write_artifact
 from hasten.runtime.manifest import Manifest, parse_manifest
+from hasten.runtime.sparse import SPARSE
 from hasten.search.measure_inputs import make_inputs, parse_shapes
 
 Array = NDArray[Any]
@@ -75,7 +76,7 @@ def read_contents(model: Path) -> Contents:
     artifact.close()
     with zipfile.ZipFile(model) as archive:
         raw = json.loads(archive.read("manifest.json"))
-    sizes = {name: len(data) for name, data in artifact.members.items()}
+    sizes = {name: member.bytes for name, member in artifact.manifest.members.items()}
     members = {name: bytes(data) for name, data in artifact.members.items() if _is_text(name)}
     return Contents(artifact.manifest, raw, sizes, members)
 
@@ -117,7 +118,7 @@ def read_inputs(path: Path) -> dict[str, Array]:
 
 
 def _is_text(name: str) -> bool:
-    return name not in (WEIGHTS, GRAPH_WEIGHTS) and not name.startswith(("code/", "foreign/"))
+    return name not in (WEIGHTS, SPARSE, GRAPH_WEIGHTS) and not name.startswith(("code/", "foreign/"))
 
 
 def _parts(member: bytes | memoryview | list[memoryview]) -> list[bytes | memoryview]:

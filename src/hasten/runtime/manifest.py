@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from hasten.errors import ArtifactError
 
-FORMAT = 1
+FORMAT = 2
+"""2: weights may be stored as `weights.sparse`."""
 NATIVE_TYPES = frozenset(
     ["bool", "float32", "float64", "bfloat16", "float16"]
     + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]

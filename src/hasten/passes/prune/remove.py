@@ -12,6 +12,9 @@ from hasten.ops.table import find_op
 from hasten.passes.dead_code import remove_dead_code
 from hasten.passes.prune.units import Analysis, Group, Place, Slot, place_of
 
+Kept = Mapping[str, Mapping[int, Indices]]
+"""By value: the indices that stay, of each axis that has lost some."""
+
 
 def remove_units(model: ir.Model, analysis: Analysis, removed: Mapping[Group, Collection[int]]) -> ir.Model:
     """Remove units from a copy of a model.

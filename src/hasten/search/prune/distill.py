@@ -59,7 +59,7 @@ def distill(
     seed: int = 0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Trained:
-    """Train the weights of a pruned graph, in place.
+    """Train the weights of a pruned graph, in place; those that are zero stay so.
 
     Args:
         original: the graph before.
@@ -172,6 +172,7 @@ class _State:
     def __init__(self, names: Sequence[str], weights: list[Tensor], training: Training, steps: int) -> None:
         self._names, self._weights, self._training, self._steps = names, weights, training, steps
         self._optimizer = torch.optim.AdamW(weights, lr=training.rate, weight_decay=0.0)
+        self._zeros = [(w, w.detach() != 0) for w in weights if w.dim() > 1 and bool((w.detach() == 0).any())]
         self._done = 0
         self.epoch = 0
 
@@ -192,6 +193,9 @@ class _State:
     def step(self, start: float) -> None:
         """Changes the weights by the gradients gathered."""
         self._rate(start)
+        for weight, there in self._zeros:
+            if weight.grad is not None:
+                weight.grad *= there
         torch.nn.utils.clip_grad_norm_(self._weights, 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad()

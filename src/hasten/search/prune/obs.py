@@ -116,13 +116,13 @@ def _readers(graph: TorchGraph, group: Group) -> list[_Reader]:
         node = graph.nodes[consumer.node]
         weight = node.inputs[1] if len(node.inputs) > 1 else None
         tensor = None if weight is None else graph.weights.get(weight.name or "")
-        product = None if tensor is None else product_of(node, tensor)
+        product = None if tensor is None else product_of(node, tuple(tensor.shape))
         if product is None or tensor is None or node.inputs[0] is None:
             return []
         place, _ = consumer.value
         if node.inputs[0].name != place.value:
             return []
-        matrix = product.matrix(tensor).double()
+        matrix: Tensor = product.matrix(tensor).double()
         if len(matrix) > LARGEST_SYSTEM:
             return []
         members = group.members[consumer.value]

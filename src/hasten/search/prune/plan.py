@@ -6,12 +6,15 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from hasten.errors import OptionError
+from hasten.passes.prune.rows import ROWS
 from hasten.passes.prune.units import UNITS
+from hasten.search.prune import sparsity
 from hasten.search.prune.criteria import check_criterion, need_torch
+from hasten.search.prune.sparsity import Pattern
 from hasten.search.prune.training import Training
 
 LAYERS = "layers"
-ALL_UNITS = (*UNITS, LAYERS)
+ALL_UNITS = (*UNITS, LAYERS, ROWS)
 REPAIRS = ("none", "statistics", "least-squares", "distill")
 AMOUNTS = ("global", "uniform")
 Progress = Callable[[str], None]
@@ -26,26 +29,36 @@ class Plan:
         units: kinds of units, of `ALL_UNITS`.
         criterion: one of `criteria.CRITERIA`.
         flops: the share of the arithmetic of products, convolutions and attention that may be left, at the
-            median shape of the samples.
+            median shape of the samples; None to leave all of it.
         repair: "none"; "statistics", which gives each output of a product that lost features the mean and the
-            variance that it had; "least-squares"; or "distill", which trains after least squares.
+            variance that it had (and does nothing for single weights); "least-squares"; or "distill", which
+            trains after least squares.
         training: for "distill".
         seed: of random numbers.
         amounts: "global", by one ranking over all groups, or "uniform", the same share of each.
         seconds: time limit of everything; None for none. Ranking may take two fifths, repair without
             training up to seven tenths if there is training; what comes too late is left out, and noted.
         looked_at: samples that ranking and repair without training look at, at most; distillation takes all.
+        sparsity: which single weights of what is left become zero; None for none of them.
+        unseen: what ids get whose rows are gone: the row of this id, or None for the mean of those rows.
     """
 
     units: tuple[str, ...]
     criterion: str
-    flops: float
+    flops: float | None
     repair: str
     training: Training = field(default_factory=Training)
     seed: int = 0
     amounts: str = "global"
     seconds: float | None = None
     looked_at: int = 512
+    sparsity: Pattern | None = None
+    unseen: int | None = None
+
+    @property
+    def structure(self) -> tuple[str, ...]:
+        """The kinds of units that save arithmetic."""
+        return tuple(unit for unit in self.units if unit != ROWS)
 
 
 def default_criterion(units: Collection[str], repair: str, *, with_data: bool) -> str:
@@ -65,13 +78,12 @@ def check_plan(plan: Plan, *, with_data: bool) -> None:
     unknown = [unit for unit in plan.units if unit not in ALL_UNITS]
     if unknown or not plan.units:
         raise OptionError(f"unit={', '.join(unknown) or '()'}: give some of {', '.join(ALL_UNITS)}")
-    if LAYERS in plan.units and len(plan.units) > 1 and plan.criterion not in ("fisher", "gradient"):
+    if LAYERS in plan.units and len(plan.structure) > 1 and plan.criterion not in ("fisher", "gradient"):
         raise OptionError(
             f"unit={', '.join(plan.units)}: layers can be compared with other units by fisher or gradient, "
             f"not by {plan.criterion}; or give layers alone"
         )
-    if not 0 < plan.flops < 1:
-        raise OptionError(f"flops={plan.flops}: give the share to keep, between 0 and 1, such as 0.6")
+    _check_aim(plan, with_data=with_data)
     if plan.repair not in REPAIRS:
         raise OptionError(f"repair={plan.repair!r}: give one of {', '.join(REPAIRS)}")
     if plan.amounts not in AMOUNTS:
@@ -83,3 +95,22 @@ def check_plan(plan: Plan, *, with_data: bool) -> None:
         if not with_data:
             raise OptionError(f"repair={plan.repair!r} needs samples: give data, or repair='none'")
         need_torch(f"repair={plan.repair!r}")
+
+
+def _check_aim(plan: Plan, *, with_data: bool) -> None:
+    """Refuses a plan that asks for nothing, or for what cannot be."""
+    rows = ROWS in plan.units
+    if plan.flops is None and plan.sparsity is None and not rows:
+        raise OptionError(
+            "nothing is asked for: give flops, the share of the arithmetic to keep, such as 0.6; sparsity, "
+            f"such as '2:4'; or the unit '{ROWS}'"
+        )
+    if plan.flops is not None and not 0 < plan.flops < 1:
+        raise OptionError(f"flops={plan.flops}: give the share to keep, between 0 and 1, such as 0.6")
+    if plan.flops is not None and not plan.structure:
+        raise OptionError(f"flops={plan.flops}: rows save no arithmetic; give other units too, or no flops")
+    if rows and not with_data:
+        raise OptionError(f"the unit '{ROWS}' needs samples: give data, which show what ids there are")
+    if plan.sparsity is not None and plan.criterion not in sparsity.CRITERIA:
+        known = ", ".join(sparsity.CRITERIA)
+        raise OptionError(f"criterion={plan.criterion!r}: single weights are ranked by one of {known}")

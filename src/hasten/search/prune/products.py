@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
-import torch
-from torch import Tensor
 
-from hasten.backends.torch_operators import conv_padded
 from hasten.graph.constants import constant_value
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LARGEST_SYSTEM = 4096
 """Unknowns of one output, beyond which equations are not solved."""
@@ -23,19 +24,21 @@ class Product:
     Attributes:
         rows: [positions, unknowns] from what the node reads.
         outputs: [positions, outputs] from what it gives.
-        matrix: [unknowns, outputs] from its weights.
+        matrix: [unknowns, outputs] from its weights, an array or a tensor.
         weights: its weights from such a matrix.
+        taps: unknowns of each channel that is read, which lie next to one another.
     """
 
     rows: Callable[[Tensor], Tensor]
     outputs: Callable[[Tensor], Tensor]
-    matrix: Callable[[Tensor], Tensor]
-    weights: Callable[[Tensor], Tensor]
+    matrix: Callable[[Any], Any]
+    weights: Callable[[Any], Any]
+    taps: int = 1
 
 
-def product_of(node: ir.Node, weight: Tensor) -> Product | None:
-    """The equations of a node, or None if it is of a form whose weights are not solved for."""
-    if node.op_type == "MatMul" and weight.dim() == 2:
+def product_of(node: ir.Node, shape: tuple[int, ...]) -> Product | None:
+    """The equations of a node with weights of a shape; None for a form that is not solved for."""
+    if node.op_type == "MatMul" and len(shape) == 2:
 
         def flat(x: Tensor) -> Tensor:
             return x.reshape(-1, x.shape[-1])
@@ -47,14 +50,17 @@ def product_of(node: ir.Node, weight: Tensor) -> Product | None:
             return None
         turned = bool(numbers.get("transB", 0))
 
-        def turn(w: Tensor) -> Tensor:
+        def turn(w: Any) -> Any:
             return w.T if turned else w
 
         return Product(lambda x: x, lambda y: y, turn, turn)
-    if node.op_type == "Conv" and weight.dim() == 4 and _groups(node) == 1:
-        shape = weight.shape
+    if node.op_type == "Conv" and len(shape) == 4 and _groups(node) == 1:
 
         def patches(x: Tensor) -> Tensor:
+            import torch  # what has no data needs no PyTorch
+
+            from hasten.backends.torch_operators import conv_padded
+
             padded, strides, dilations = conv_padded(node, x, shape[2:])
             unfolded = torch.nn.functional.unfold(
                 padded, tuple(shape[2:]), tuple(dilations), stride=tuple(strides)
@@ -66,6 +72,7 @@ def product_of(node: ir.Node, weight: Tensor) -> Product | None:
             lambda y: y.movedim(1, -1).reshape(-1, y.shape[1]),
             lambda w: w.reshape(shape[0], -1).T,
             lambda m: m.T.reshape(shape),
+            taps=shape[2] * shape[3],
         )
     return None
 

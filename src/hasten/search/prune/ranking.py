@@ -101,6 +101,8 @@ def rank(
         UnsupportedModelError: gradients are needed and cannot pass through an operator.
     """
     samples = () if data is None else data.feeds[: plan.looked_at]
+    if plan.flops is None:
+        return _unranked(model, plan, data)
     labels, notes = _classes(model, data)
     progress("finding what hangs together")
     analysis = find_units(model)
@@ -138,12 +140,22 @@ def rank(
     )
 
 
-def decide(ranking: Ranking, share: float) -> Decision:
-    """What goes so that no more than a share of the cost is left, if that can be.
+def _unranked(model: ir.Model, plan: Plan, data: Samples | None) -> Ranking:
+    """A graph of which no arithmetic is to go."""
+    feeds = () if data is None else data.feeds
+    sizes = typical_sizes(model, feeds[: plan.looked_at])
+    nothing = Analysis((), (), ())
+    return Ranking(model, plan, feeds, sizes, nothing, (), (), Scores({}), (), np.zeros(0), ())
+
+
+def decide(ranking: Ranking, share: float | None) -> Decision:
+    """What goes so that no more than a share of the cost is left, if that can be; nothing for None.
 
     Layers go by what they are worth for the arithmetic that they are. If other units may go too, so many
     layers go that the sum of what all that goes is worth is the least.
     """
+    if share is None:
+        return Decision(ranking.model, ranking.analysis, (), {})
     whole = ranking.cost(ranking.model, ranking.analysis).total
     order = _order_of_layers(ranking)
     if not ranking.groups:
@@ -220,13 +232,13 @@ def _classes(model: ir.Model, data: Samples | None) -> tuple[Sequence[int] | Non
 
 
 def _nothing(plan: Plan, analysis: Analysis, left: Collection[LeftAlone]) -> str:
-    if plan.units == (LAYERS,):
+    if plan.structure == (LAYERS,):
         return "nothing to prune: the model has no residual layers that can be left out"
     there = sorted({group.unit for group in analysis.groups})
     reasons = [f"{each.name}: {each.reasons[0]}" for each in left][:3]
     why = f" ({'; '.join(reasons)})" if reasons else ""
     other = f"; it has {', '.join(there)}" if there else ""
-    return f"nothing to prune: the model has no {' or '.join(plan.units)} that can be removed{why}{other}"
+    return f"nothing to prune: the model has no {' or '.join(plan.structure)} that can be removed{why}{other}"
 
 
 def _by_arithmetic(

@@ -31,12 +31,13 @@ from torch import Tensor
 
 from hasten.backends.torch_graph import TorchGraph
 from hasten.graph.constants import constant_value
-from hasten.passes.prune.remove import set_constant
+from hasten.passes.prune.remove import Kept, set_constant
 from hasten.search.prune.cost import Feeds
 from hasten.search.prune.joined import join
-from hasten.search.prune.products import LARGEST_SYSTEM, bias_of, product_of, shortcut_of
+from hasten.search.prune.products import LARGEST_SYSTEM, Product, bias_of, product_of, shortcut_of
 
 RIDGE = 1e-3
+"""How strongly weights stay what they were, in units of the mean square of what is read."""
 _TOGETHER = 16  # samples that are run at once
 _ROWS = 32768  # most positions of a run that equations are made from
 _ENOUGH = 4  # equations to an unknown, below which a product that lost nothing stays as it is
@@ -49,7 +50,7 @@ _AXES = {
 
 
 @dataclass
-class _Equations:
+class Equations:
     """Sums of the normal equations of x W + b = y, in double precision."""
 
     inner: Tensor
@@ -59,15 +60,13 @@ class _Equations:
     count: int = 0
 
     @staticmethod
-    def of(unknowns: int, outputs: int) -> _Equations:
+    def of(unknowns: int, outputs: int) -> Equations:
         """No equations yet."""
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64)
 
-        return _Equations(
-            zeros(unknowns, unknowns), zeros(unknowns, outputs), zeros(unknowns), zeros(outputs)
-        )
+        return Equations(zeros(unknowns, unknowns), zeros(unknowns, outputs), zeros(unknowns), zeros(outputs))
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Takes rows of x and y in."""
@@ -79,21 +78,36 @@ class _Equations:
         self.sum_y += y.sum(0).double()
         self.count += len(x)
 
-    def solve(self, before: Tensor, ridge: float, *, centered: bool) -> tuple[Tensor, Tensor]:
-        """New weights and the bias that goes with them, drawn towards the weights before."""
+    @property
+    def enough(self) -> bool:
+        """Whether there are so many that a product which lost nothing gains by them."""
+        return self.count >= _ENOUGH * len(self.inner)
+
+    def system(self, ridge: float, *, centered: bool) -> Tensor:
+        """The matrix of the equations, about the means if a bias makes up for those."""
+        inner = self.inner
+        if centered:
+            inner = inner - torch.outer(self.sum_x, self.sum_x) / self.count
+        strength = ridge * float(inner.diagonal().mean()) + 1e-12
+        return inner + strength * torch.eye(len(inner), dtype=torch.float64)
+
+    def solve(self, before: Tensor, *, centered: bool) -> Tensor:
+        """New weights, drawn towards the weights before."""
         before = before.double()
         inner, cross = self.inner, self.cross
         if centered:
             inner = inner - torch.outer(self.sum_x, self.sum_x) / self.count
             cross = cross - torch.outer(self.sum_x, self.sum_y) / self.count
-        strength = ridge * float(inner.diagonal().mean()) + 1e-12
-        system = inner + strength * torch.eye(len(inner), dtype=torch.float64)
-        weights = before + torch.linalg.solve(system, cross - inner @ before)
-        return weights, (self.sum_y - self.sum_x @ weights) / self.count
+        system = self.system(RIDGE, centered=centered)
+        solved: Tensor = before + torch.linalg.solve(system, cross - inner @ before)
+        return solved
+
+    def bias(self, weights: Tensor) -> Tensor:
+        """The bias that goes with weights."""
+        return (self.sum_y - self.sum_x @ weights) / self.count
 
 
-Kept = Mapping[str, Mapping[int, NDArray[np.int64]]]
-"""By value: the indices that stay, of each axis that has lost some."""
+Solve = Callable[["Site"], str]
 
 
 def reconstruct(
@@ -102,8 +116,8 @@ def reconstruct(
     kept: Kept,
     samples: Sequence[Feeds],
     *,
-    method: str = "least-squares",
-    ridge: float = RIDGE,
+    solve: Solve | None = None,
+    everywhere: bool = False,
     until: float = math.inf,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[str]:
@@ -114,8 +128,8 @@ def reconstruct(
         pruned: the graph after; values that both have are called alike.
         kept: what has stayed of values that have lost something.
         samples: inputs by name.
-        method: "least-squares" or "statistics".
-        ridge: how strongly weights stay what they were, in units of the mean square of what is read.
+        solve: changes the product at a site, and says why if it does not; by default `least_squares`.
+        everywhere: whether products are solved for that lost nothing and read nothing that changed.
         until: a time by `time.monotonic` after which products stay as they are.
         progress: is told which product is being repaired.
 
@@ -128,7 +142,7 @@ def reconstruct(
     old, new = [before.start(f) for f in parts], [after.start(f) for f in parts]
     left = [(Counter(before.readers()), Counter(after.readers())) for _ in parts]
     changed, skipped = set[str](), list[str]()
-    repair = _match if method == "statistics" else _repair
+    repair = solve or least_squares
     with torch.no_grad():
         for index, node in enumerate(before.nodes):
             if time.monotonic() >= until:
@@ -139,11 +153,12 @@ def reconstruct(
             place = places.get(name)
             if place is not None:
                 lost = _lost(before.nodes[index], after.nodes[place])
-                if lost or any(v is not None and v.name in changed for v in after.nodes[place].inputs):
+                reads = any(v is not None and v.name in changed for v in after.nodes[place].inputs)
+                if lost or reads or everywhere:
                     changed.update(v.name or "" for v in node.outputs)
                     progress(f"repairing {node.name or name}")
-                    reason = repair(_Repair(pruned, after, place, old, new, kept, ridge, lost))
-                    skipped += [f"'{node.name or name}' {reason}"] if reason and lost else []
+                    reason = repair(Site(pruned, after, place, old, new, kept, lost))
+                    skipped += [f"'{node.name or name}' {reason}"] if reason and (lost or everywhere) else []
                 for known in new:
                     after.step(place, known)
             for k in range(len(parts)):
@@ -154,7 +169,7 @@ def reconstruct(
 
 
 @dataclass(frozen=True)
-class _Repair:
+class Site:
     """A node of the pruned graph, and all values of both graphs there.
 
     Attributes:
@@ -164,7 +179,6 @@ class _Repair:
         old: values of the original for each run.
         new: values of the pruned graph.
         kept: what has stayed of values.
-        ridge: see `reconstruct`.
         lost: whether the node has lost features or its weights some of their rows.
     """
 
@@ -174,13 +188,17 @@ class _Repair:
     old: Sequence[dict[str, Tensor]]
     new: Sequence[dict[str, Tensor]]
     kept: Kept
-    ridge: float
     lost: bool
 
     @property
     def node(self) -> ir.Node:
         """The node."""
         return self.graph.nodes[self.place]
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether a constant is added to what the node gives."""
+        return bias_of(self.node) is not None
 
     def right(self, known: Mapping[str, Tensor], name: str) -> Tensor:
         """What the original has for a value, as far as the pruned graph has it too."""
@@ -220,36 +238,52 @@ def _lost(before: ir.Node, after: ir.Node) -> bool:
     return shapes[0] != shapes[1]
 
 
-def _repair(at: _Repair) -> str:
-    """Solves for one product's weights; the reason if it is left as it is."""
+def linear(at: Site) -> tuple[Product, Tensor, Equations] | str:
+    """The product at a site, its weights and the equations for them; a reason if there are none."""
     node, graph = at.node, at.graph
-    source, weight = node.inputs[0], node.inputs[1] if len(node.inputs) > 1 else None
+    source = node.inputs[0] if node.inputs else None
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
     if source is None or weight is None or weight.name not in graph.weights:
         return "has no constant weights on its right"
-    product = product_of(node, graph.weights[weight.name])
+    tensor = graph.weights[weight.name]
+    product = product_of(node, tuple(tensor.shape))
     if product is None:
         return "is of a form whose weights are not solved for"
-    matrix = product.matrix(graph.weights[weight.name])
+    matrix = product.matrix(tensor)
     if len(matrix) > LARGEST_SYSTEM:
         return f"reads more than {LARGEST_SYSTEM} values for each result"
-    bias = bias_of(node)
-    equations = _Equations.of(*matrix.shape)
+    equations = Equations.of(*matrix.shape)
     for now, target in at.targets():
         equations.add(product.rows(now[source.name or ""]), product.outputs(target))
-    if not at.lost and equations.count < _ENOUGH * len(matrix):
+    return product, matrix, equations
+
+
+def least_squares(at: Site) -> str:
+    """Solves for one product's weights; the reason if it is left as it is."""
+    found = linear(at)
+    if isinstance(found, str):
+        return found
+    product, matrix, equations = found
+    if not at.lost and not equations.enough:
         return "has lost nothing, and samples are too few"
-    weights, shift = equations.solve(matrix, at.ridge, centered=bias is not None)
-    at.put(node, 1, product.weights(weights).float().numpy())
+    put_weights(at, product, equations, equations.solve(matrix, centered=at.has_bias))
+    return ""
+
+
+def put_weights(at: Site, product: Product, equations: Equations, weights: Tensor) -> None:
+    """Gives a product new weights, [unknowns, outputs], and the bias that goes with them."""
+    at.put(at.node, 1, product.weights(weights).float().numpy())
+    bias = bias_of(at.node)
     if bias is not None:
         holder, position = bias
         value = constant_value(holder.inputs[position])
         assert value is not None
-        array = shift.float().numpy() + (0 if holder is node else value)  # a MatMul gives Y without bias
+        shift = equations.bias(weights).float().numpy()
+        array = shift + (0 if holder is at.node else value)  # a MatMul gives Y without bias
         at.put(holder, position, array.astype(value.dtype).reshape(value.shape))
-    return ""
 
 
-def _match(at: _Repair) -> str:
+def statistics(at: Site) -> str:
     """Gives a product's outputs the mean and the variance that they had; the reason if that is not done."""
     node, graph = at.node, at.graph
     weight, bias = node.inputs[1] if len(node.inputs) > 1 else None, bias_of(node)

@@ -20,7 +20,8 @@ class Cut:
 
     Attributes:
         name: of the node that makes or shares the features; of a layer, of its last addition.
-        unit: "neurons", "heads", "channels" or "layers".
+        unit: "neurons", "heads", "channels", "layers"; "weights" of a product, of which those that are zero
+            are gone, or "rows" of a table.
         before: units before.
         after: units that are left.
     """
@@ -38,7 +39,7 @@ class PruneReport:
     Attributes:
         criterion: by which units were ranked.
         repair: what was done afterwards.
-        target: the share of the arithmetic that was to be left.
+        target: the share of the arithmetic that was to be left; None where all of it was.
         reached: whether no more than that is left.
         flops_before: floating-point operations of one run at `sizes`.
         flops_after: the same of what is left.
@@ -52,7 +53,7 @@ class PruneReport:
 
     criterion: str
     repair: str
-    target: float
+    target: float | None
     reached: bool
     flops_before: int
     flops_after: int
@@ -74,8 +75,9 @@ class PruneReport:
 
     def __str__(self) -> str:
         """The report in words."""
+        aim = "" if self.target is None else f" (target {self.target:.1%})"
         lines = [
-            f"{self.flops:.1%} of the FLOPs are left (target {self.target:.1%}), "
+            f"{self.flops:.1%} of the FLOPs are left{aim}, "
             f"{self.parameters_after / max(1, self.parameters_before):.1%} of the parameters; "
             f"criterion {self.criterion}, repair {self.repair}"
         ]

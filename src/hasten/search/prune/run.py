@@ -9,11 +9,15 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from hasten.passes.prune.remove import kept_indices, remove_units
+from hasten.passes.prune.remove import Kept, kept_indices, remove_units
+from hasten.passes.prune.rows import ROWS
+from hasten.passes.prune.units import LeftAlone
 from hasten.search.prune.cost import graph_flops
 from hasten.search.prune.plan import LAYERS, Plan, Progress, check_plan
 from hasten.search.prune.ranking import Decision, Ranking, decide, rank
 from hasten.search.prune.report import Cut, Pruned, PruneReport
+from hasten.search.prune.rows import Rows, drop_rows
+from hasten.search.prune.sparsity import Sparsity, Zeros, sparsify
 from hasten.search.samples import Samples
 
 _RANKED, _REPAIRED = 0.4, 0.7
@@ -74,31 +78,43 @@ def carry_out(
     progress("removing units")
     removed = {group: units.tolist() for group, units in decision.removed.items()}
     small = remove_units(decision.model, decision.analysis, removed)
+    places = kept_indices(removed)
+    kept = {place.value: axes for place, axes in places.items() if not place.is_constant}
+    share = _REPAIRED if plan.repair == "distill" else 1.0
+    until = math.inf if plan.seconds is None else begin + share * plan.seconds
     notes = list(ranking.notes)
-    notes += _repaired(ranking, decision, small, plan, begin, progress)
+    if removed or decision.layers:
+        notes += _repaired(ranking, small, kept, plan, until, progress)
+    zeros, rows = Zeros(), Rows()
+    if plan.sparsity is not None:
+        progress("making weights zero")
+        repaired = plan.repair in ("least-squares", "distill")
+        how = Sparsity(plan.sparsity, plan.criterion, repaired, plan.seed)
+        samples = ranking.samples[: plan.looked_at]
+        zeros = sparsify(ranking.model, small, how, samples, kept=kept, until=until)
     notes += _distilled(ranking, small, plan, begin, progress)
-    return Pruned(small, _report(ranking, decision, small, plan, notes))
+    if ROWS in plan.units:
+        progress("taking rows that no sample asks for")
+        rows = drop_rows(small, ranking.samples, plan.unseen)
+    cuts = (*_cuts(ranking, decision), *zeros.cuts, *rows.cuts)
+    left = (*ranking.left, *zeros.left_alone, *rows.left_alone)
+    return Pruned(small, _report(ranking, small, plan, cuts, left, (*notes, *zeros.notes, *rows.notes)))
 
 
 def _repaired(
-    ranking: Ranking, decision: Decision, small: ir.Model, plan: Plan, start: float, progress: Progress
+    ranking: Ranking, small: ir.Model, kept: Kept, plan: Plan, until: float, progress: Progress
 ) -> list[str]:
     """Repairs without training, if that is wanted; what is to be said of it."""
-    if plan.repair == "none" or not (decision.removed or decision.layers):
+    if plan.repair == "none":
         return []
-    from hasten.search.prune.repair import reconstruct
+    from hasten.search.prune.repair import least_squares, reconstruct, statistics
 
-    share = _REPAIRED if plan.repair == "distill" else 1.0
-    until = math.inf if plan.seconds is None else start + share * plan.seconds
-    method = "statistics" if plan.repair == "statistics" else "least-squares"
-    places = kept_indices({group: units.tolist() for group, units in decision.removed.items()})
-    kept = {place.value: axes for place, axes in places.items() if not place.is_constant}
     skipped = reconstruct(
         ranking.model,
         small,
         kept,
         ranking.samples[: plan.looked_at],
-        method=method,
+        solve=statistics if plan.repair == "statistics" else least_squares,
         until=until,
         progress=progress,
     )
@@ -132,13 +148,18 @@ def _cuts(ranking: Ranking, decision: Decision) -> tuple[Cut, ...]:
 
 
 def _report(
-    ranking: Ranking, decision: Decision, small: ir.Model, plan: Plan, notes: Sequence[str]
+    ranking: Ranking,
+    small: ir.Model,
+    plan: Plan,
+    cuts: tuple[Cut, ...],
+    left: tuple[LeftAlone, ...],
+    notes: Sequence[str],
 ) -> PruneReport:
     model, sizes = ranking.model, ranking.sizes
     before, after = graph_flops(model, sizes), graph_flops(small, sizes)
-    reached = after <= plan.flops * before
+    reached = plan.flops is None or after <= plan.flops * before
     told = list(notes)
-    if not reached:
+    if plan.flops is not None and not reached:
         nearest = f"{after / before:.1%}" if before else "all"
         told.insert(0, f"the target of {plan.flops:.1%} cannot be reached: {nearest} is the nearest")
     return PruneReport(
@@ -151,8 +172,8 @@ def _report(
         sizes,
         _parameters(model),
         _parameters(small),
-        _cuts(ranking, decision),
-        ranking.left,
+        cuts,
+        left,
         tuple(told),
     )
 
