@@ -9,7 +9,8 @@ from hasten.codegen.partition import NativePart, partition
 from hasten.errors import HostOperatorWarning, InputError
 from hasten.graph.opset import IR_VERSION, OPSET
 from hasten.loops.verify import verify
-from hasten.ops.lowering import HostNode, lower_graph
+from hasten.ops.lowered import HostNode
+from hasten.ops.lowering import lower_graph
 
 MIDDLE = (
     "(float[n, m] x) => (float[k] y, float[n, m] e) { e = Exp(x) p = Sub(e, one) q = Relu(p) "

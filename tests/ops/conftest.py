@@ -16,7 +16,8 @@ from hasten.graph.opset import IR_VERSION, OPSET
 from hasten.loops.descriptions import Attention
 from hasten.loops.evaluate import evaluate
 from hasten.loops.verify import verify
-from hasten.ops.lowering import Lowered, lower_graph
+from hasten.ops.lowered import Lowered
+from hasten.ops.lowering import lower_graph
 
 CheckNode = Callable[..., Lowered]
 

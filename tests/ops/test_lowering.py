@@ -18,8 +18,9 @@ from hasten.frontends import load
 from hasten.graph.opset import IR_VERSION, OPSET
 from hasten.loops.descriptions import Attention, Gemm
 from hasten.loops.evaluate import evaluate
-from hasten.loops.expr import Size
-from hasten.ops.lowering import Lowered, lower_graph
+from hasten.loops.expr import Size, size
+from hasten.ops.lowered import Branches, Lowered
+from hasten.ops.lowering import lower_graph
 
 HEADER = f'<ir_version: {IR_VERSION}, opset_import: ["": {OPSET}, "custom": 1]>'
 RNG = np.random.default_rng(6)
@@ -205,9 +206,12 @@ def test_a_body_reads_the_values_around_it():
         }
         """)
     )
-    (host,) = lowered.host_nodes
-    assert set(host.inputs) == {"c", "a", "x"}
+    (node,) = lowered.outside
+    assert isinstance(node, Branches)
+    assert set(node.inputs) == {"c", "a", "x"}
     assert "a" in lowered.program.definitions
+    assert [list(b.lowered.program.inputs) for b in node.bodies] == [["a", "x"], ["a"]]
+    assert lowered.program.info("y").shape == (size("n"),)
 
 
 def test_nodes_that_nothing_can_run_are_named_all_at_once():

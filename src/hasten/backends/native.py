@@ -16,18 +16,20 @@ from hasten.codegen.kernel import Kernel
 from hasten.codegen.lower_stages import lower_program
 from hasten.codegen.module import Part, PartCode, module_sources, part_code
 from hasten.codegen.padding import Skipped, skip_padding
-from hasten.codegen.partition import NativePart, Step, partition
+from hasten.codegen.partition import ControlStep, NativePart, Step, native_parts, partition
 from hasten.codegen.schedule import DEFAULTS, Schedules
 from hasten.codegen.toolchain import build, find_compiler
 from hasten.codegen.weights import Weights
+from hasten.graph.describe import describe_node
 from hasten.graph.evaluate import node_model
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, Size, constant_int
 from hasten.loops.program import Element, Guard, Program
 from hasten.loops.simplify import infix
 from hasten.ops.element_types import COMPUTED
-from hasten.ops.lowering import HostNode, lower_graph
-from hasten.runtime.manifest import OBJECT
+from hasten.ops.lowered import Branches, Control, HostNode
+from hasten.ops.lowering import lower_graph
+from hasten.runtime.manifest import OBJECT, all_steps
 from hasten.runtime.sparse import SPARSE
 from hasten.runtime.sparse import pack as pack_zeros
 from hasten.target import Target
@@ -107,8 +109,8 @@ def compile_graph(model: ir.Model, options: Options, report: Mapping[str, Any], 
         members[f"code/{target.name}.so"] = build(sources, target, compiler, cache=options.cache)
         members.update({f"c/{target.name}/{name}": text.encode() for name, text in sources.items()})
     payload = pack(planned, compiled, weights, members, options.threads, report, version)
-    steps = payload.manifest["steps"]
-    for step, by_target in zip((d for d in steps if d["kind"] == "native"), chosen, strict=True):
+    described = (d for d in all_steps(payload.manifest["steps"]) if d["kind"] == "native")
+    for step, by_target in zip(described, chosen, strict=True):
         step["products"] = by_target
     if options.keep_graph:
         image = np.concatenate(weights.arrays) if weights.arrays else None
@@ -136,8 +138,8 @@ class Planned:
 
     @property
     def native(self) -> list[NativePart]:
-        """The steps that are compiled."""
-        return [s for s in self.steps if isinstance(s, NativePart)]
+        """The steps that are compiled, those in bodies included."""
+        return list(native_parts(self.steps))
 
 
 def plan_graph(model: ir.Model, padding: str) -> Planned:
@@ -183,7 +185,7 @@ def pack(
     model = planned.model
     guards = [g for s in planned.native for g in s.program.guards]
     members["weights.bin"] = [a.data for a in weights.arrays]
-    described = _steps(planned.steps, compiled, members, model.graph, first_part)
+    described = _Description(compiled, members, first_part).steps(planned.steps)
     members |= graph_members(model, weights=False)
     manifest = {
         "format": 1,
@@ -273,56 +275,83 @@ def _products(kernels: Sequence[Kernel], schedules: Schedules) -> list[dict[str,
     ]
 
 
-def _steps(
-    steps: Sequence[Step],
-    compiled: Sequence[PartCode],
-    members: Members,
-    graph: ir.Graph,
-    first_part: int,
-) -> list[dict[str, Any]]:
-    described: list[dict[str, Any]] = []
-    parts = iter(enumerate(compiled, first_part))
-    types = {v.name: v.dtype for v in (*graph.inputs, *(v for node in graph for v in node.outputs))}
-    for s in steps:
+class _Description:
+    """Describes steps for the manifest, and adds what they need to the members."""
+
+    def __init__(self, compiled: Sequence[PartCode], members: Members, first_part: int) -> None:
+        self._parts = iter(enumerate(compiled, first_part))
+        self._members = members
+        self._hosts = 0
+
+    def steps(self, steps: Sequence[Step]) -> list[dict[str, Any]]:
+        """The steps, those of bodies within theirs."""
+        return [self._step(s) for s in steps]
+
+    def _step(self, s: Step) -> dict[str, Any]:
         if isinstance(s, HostNode):
-            name = f"host/{sum(d['kind'] == 'host' for d in described)}.onnx"
-            members[name] = _host_member(s, graph)
-            described.append(
-                {
-                    "kind": "host",
-                    "member": name,
-                    "operators": [s.node.op_type],
-                    "inputs": list(s.inputs),
-                    "input_dtypes": [_narrow(types.get(name)) for name in s.inputs],
-                    "outputs": list(s.outputs),
-                    "reason": s.reason,
-                }
-            )
-            continue
-        number, code = next(parts)
+            return self._host(s)
+        if isinstance(s, ControlStep):
+            bodies = [
+                {"inputs": list(b.inputs), "outputs": list(b.outputs), "steps": self.steps(inner)}
+                for b, inner in zip(s.node.bodies, s.bodies, strict=True)
+            ]
+            return {**_control(s.node), "bodies": bodies}
+        return self._native(s)
+
+    def _host(self, s: HostNode) -> dict[str, Any]:
+        name = f"host/{self._hosts}.onnx"
+        self._hosts += 1
+        self._members[name] = _host_member(s)
+        return {
+            "kind": "host",
+            "member": name,
+            "operators": [s.node.op_type],
+            "inputs": list(s.inputs),
+            "input_dtypes": [_narrow(v.dtype) for v in s.reads],
+            "outputs": list(s.outputs),
+            "reason": s.reason,
+        }
+
+    def _native(self, s: NativePart) -> dict[str, Any]:
+        number, code = next(self._parts)
         program = s.program
         outputs = [program.info(n) for n in program.outputs]
-        described.append(
-            {
-                "kind": "native",
-                "part": number,
-                "inputs": list(program.inputs),
-                "input_dtypes": [i.dtype.numpy.name for i in program.inputs.values()],
-                "input_shapes": [[_dim(n) for n in i.shape] for i in program.inputs.values()],
-                "outputs": list(program.outputs),
-                "output_dtypes": [o.dtype.numpy.name for o in outputs],
-                "output_ranks": [len(o.shape) for o in outputs],
-                "sizes": list(s.sizes),
-                "elements": {n: _place(e, program) for n, e in program.elements.items()},
-                "kernels": [title for _, title in code.kernels],
-                "functions": [function for function, _ in code.kernels],
-                "memory": [
-                    {"bytes": infix(slot.bytes, program.derived), "tensors": slot.tensors}
-                    for slot in code.slots
-                ],
-            }
-        )
-    return described
+        return {
+            "kind": "native",
+            "part": number,
+            "inputs": list(program.inputs),
+            "input_dtypes": [i.dtype.numpy.name for i in program.inputs.values()],
+            "input_shapes": [[_dim(n) for n in i.shape] for i in program.inputs.values()],
+            "outputs": list(program.outputs),
+            "output_dtypes": [o.dtype.numpy.name for o in outputs],
+            "output_ranks": [len(o.shape) for o in outputs],
+            "sizes": list(s.sizes),
+            "elements": {n: _place(e, program) for n, e in program.elements.items()},
+            "kernels": [title for _, title in code.kernels],
+            "functions": [function for function, _ in code.kernels],
+            "memory": [
+                {"bytes": infix(slot.bytes, program.derived), "tensors": slot.tensors} for slot in code.slots
+            ],
+        }
+
+
+def _control(node: Control) -> dict[str, Any]:
+    common = {
+        "operator": describe_node(node.node),
+        "inputs": list(node.inputs),
+        "outputs": list(node.outputs),
+    }
+    if isinstance(node, Branches):
+        return {"kind": "branches", "condition": node.condition, **common}
+    return {
+        "kind": "loop",
+        "count": node.count,
+        "condition": node.condition,
+        "goes_on": node.goes_on,
+        "initial": list(node.initial),
+        "rows": [{"dtype": dtype, "shape": list(shape)} for dtype, shape in node.rows],
+        **common,
+    }
 
 
 def _narrow(dtype: ir.DataType | None) -> str:
@@ -352,12 +381,9 @@ def _dim(n: Expr) -> int | str:
     return n.name if isinstance(n, Size) else infix(n)
 
 
-def _host_member(h: HostNode, graph: ir.Graph) -> bytes:
-    # By name over the whole graph: the bodies of If and Loop read values that are no inputs of the node.
-    values = {v.name: v for v in (*graph.inputs, *(v for node in graph for v in node.outputs))}
-    inputs = [values[name] for name in h.inputs]
+def _host_member(h: HostNode) -> bytes:
     outputs = [v for v in h.node.outputs if v.name]
-    return bytes(ir.to_proto(node_model([h.node], inputs, outputs)).SerializeToString())
+    return bytes(ir.to_proto(node_model([h.node], h.reads, outputs)).SerializeToString())
 
 
 def io(value: ir.Value) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from hasten.cli.options import database_option, json_option, model_argument, thr
 from hasten.cli.sources import is_artifact
 from hasten.errors import OptionError
 from hasten.runtime.artifact import write_artifact
+from hasten.runtime.manifest import all_steps
 from hasten.search.measure_inputs import parse_shapes
 from hasten.search.tune import TIME_LIMITS, Tune
 from hasten.search.tune_options import Tuning
@@ -183,7 +184,7 @@ def _summary(payload: Payload) -> dict[str, Any]:
         "inputs": manifest["inputs"],
         "outputs": manifest["outputs"],
         "targets": [name[5:-3] for name in payload.members if name.startswith("code/")],
-        "kernels": sum(len(step.get("kernels", ())) for step in manifest["steps"]),
+        "kernels": sum(len(step.get("kernels", ())) for step in all_steps(manifest["steps"])),
         "host": dict(manifest["report"]["host"]),
         "tuning": manifest["report"]["tuning"],
     }

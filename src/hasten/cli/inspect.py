@@ -17,6 +17,7 @@ from hasten.cli.console import echo_json, row, size, stdout, table, tensor
 from hasten.cli.options import json_option, model_argument
 from hasten.cli.sources import Contents, read_contents
 from hasten.errors import OptionError
+from hasten.runtime.manifest import all_steps
 
 
 @click.command("inspect", short_help="Show what MODEL was made into.")
@@ -59,15 +60,7 @@ def _show_summary(contents: Contents) -> None:
             row(shown, kind, info.name, tensor(info))
     console.print(shown)
     _heading("Steps")
-    for step in raw["steps"]:
-        if step["kind"] == "host":
-            click.echo(f"  on the host: {', '.join(step['operators'])}: {step.get('reason', 'not compiled')}")
-        else:
-            functions = len(set(step.get("functions", step["kernels"])))
-            click.echo(
-                f"  part {step['part']}: {len(step['kernels'])} kernels in {functions} functions, "
-                f"{len(step.get('memory', ()))} places in memory"
-            )
+    _show_steps(raw["steps"], "  ")
     for guard in raw["guards"]:
         click.echo(f"  checked at each run: {guard}")
     for skipped in raw["report"].get("padding", ()):
@@ -91,6 +84,25 @@ def _show_summary(contents: Contents) -> None:
         row(members, name, size(count))
     _heading("Members")
     console.print(members)
+
+
+def _show_steps(steps: list[dict[str, Any]], margin: str) -> None:
+    for step in steps:
+        if step["kind"] == "host":
+            reason = step.get("reason", "not compiled")
+            click.echo(f"{margin}on the host: {', '.join(step['operators'])}: {reason}")
+        elif "part" in step:
+            functions = len(set(step.get("functions", step["kernels"])))
+            click.echo(
+                f"{margin}part {step['part']}: {len(step['kernels'])} kernels in {functions} functions, "
+                f"{len(step.get('memory', ()))} places in memory"
+            )
+        for body, name in zip(step.get("bodies", ()), _BODIES.get(step["kind"], ()), strict=True):
+            click.echo(f"{margin}{name.format(step['operator'])}")
+            _show_steps(body["steps"], margin + "  ")
+
+
+_BODIES = {"branches": ("if {}", "else of {}"), "loop": ("each step of {}",)}
 
 
 def _heading(text: str) -> None:
@@ -128,7 +140,7 @@ def _show_graph(graph: onnx.GraphProto, as_json: bool) -> None:
 def _kernels(contents: Contents) -> Iterator[dict[str, Any]]:
     """Kernels of all parts, numbered through."""
     number = 0
-    for step in contents.raw["steps"]:
+    for step in all_steps(contents.raw["steps"]):
         for function, title in zip(step.get("functions", ()), step.get("kernels", ()), strict=False):
             yield {"number": number, "part": step["part"], "function": function, "computes": title}
             number += 1
@@ -138,7 +150,7 @@ def _schedules(contents: Contents) -> dict[int, list[dict[str, Any]]]:
     """For each kernel of a product, by number, its shape and schedule on every target."""
     found: dict[int, list[dict[str, Any]]] = {}
     first = 0
-    for step in contents.raw["steps"]:
+    for step in all_steps(contents.raw["steps"]):
         for target, products in step.get("products", {}).items():
             for item in products:
                 found.setdefault(first + item["kernel"], []).append({"target": target, **item})
@@ -169,7 +181,7 @@ def _schedule_text(schedules: list[dict[str, Any]]) -> str:
 def _show_memory(contents: Contents, as_json: bool) -> None:
     slots = [
         {"part": step["part"], "slot": index, **slot}
-        for step in contents.raw["steps"]
+        for step in all_steps(contents.raw["steps"])
         for index, slot in enumerate(step.get("memory", ()))
     ]
     if as_json:

@@ -1,17 +1,18 @@
-"""Cuts a lowered graph into compiled parts and the host nodes between them.
+"""Cuts a lowered graph into compiled parts and what runs between them: host nodes, and nodes with bodies.
 
-A tensor's level is the number of host nodes, and of definitions that sizes are read from, on the longest way
-to it. Part n holds all definitions of level n; the host nodes that need them follow, then part n + 1.
+A tensor's level is the number of such nodes, and of definitions that sizes are read from, on the longest way
+to it. Part n holds all definitions of level n; the nodes that need them follow, then part n + 1. Bodies are
+cut in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from hasten.loops.expr import Expr, Load, Reduce, Size, Var, size, walk
 from hasten.loops.program import Definition, Guard, Program
-from hasten.ops.lowering import HostNode, Lowered
+from hasten.ops.lowered import Control, HostNode, Lowered, Outside
 
 
 @dataclass(frozen=True)
@@ -22,21 +23,45 @@ class NativePart:
     sizes: tuple[str, ...]
 
 
-Step = NativePart | HostNode
+@dataclass(frozen=True)
+class ControlStep:
+    """A node with bodies, and the steps of each body."""
+
+    node: Control
+    bodies: tuple[tuple[Step, ...], ...]
+
+
+Step = NativePart | HostNode | ControlStep
+
+
+def native_parts(steps: Iterable[Step]) -> Iterator[NativePart]:
+    """The compiled parts of some steps and of the bodies in them, in order."""
+    for step in steps:
+        if isinstance(step, NativePart):
+            yield step
+        elif isinstance(step, ControlStep):
+            for body in step.bodies:
+                yield from native_parts(body)
 
 
 def partition(lowered: Lowered) -> list[Step]:
     """The steps of a lowered graph, in the order in which they run."""
     program = _with_computed_outputs(lowered.program)
-    levels = _Levels(program, lowered.host_nodes)
+    levels = _Levels(program, lowered.outside)
     steps: list[Step] = []
-    wanted = _wanted_outside(program, lowered.host_nodes, levels)
+    wanted = _wanted_outside(program, lowered.outside, levels)
     for level in range(levels.deepest + 1):
         own = [d for d in program.definitions.values() if levels.of[d.name] == level]
         if own or any(levels.guard(g) == level for g in program.guards):
             steps.append(_native_part(program, own, level, levels, wanted))
-        steps += [h for h in lowered.host_nodes if levels.of_host(h) == level]
+        steps += [_beside(n) for n in lowered.outside if levels.of_outside(n) == level]
     return steps
+
+
+def _beside(node: Outside) -> Step:
+    if isinstance(node, HostNode):
+        return node
+    return ControlStep(node, tuple(tuple(partition(body.lowered)) for body in node.bodies))
 
 
 def _with_computed_outputs(program: Program) -> Program:
@@ -61,10 +86,10 @@ def _refuse_readers(d: Definition, name: str) -> None:
 
 
 class _Levels:
-    """The level of every tensor, size and host node."""
+    """The level of every tensor, size and node beside the program."""
 
-    def __init__(self, program: Program, hosts: Sequence[HostNode]) -> None:
-        made_by = {name: h for h in hosts for name in h.outputs}
+    def __init__(self, program: Program, outside: Sequence[Outside]) -> None:
+        made_by = {name: n for n in outside for name in n.outputs if name}
         self.of: dict[str, int] = dict.fromkeys((*program.inputs, *program.constants), 0)
         self.sizes: dict[str, int] = {}
         self.program, self.made_by = program, made_by
@@ -72,14 +97,14 @@ class _Levels:
             self._tensor(name)
         for d in program.definitions.values():
             self.of[d.name] = self._definition(d)
-        levels = [*self.of.values(), *(self.of_host(h) for h in hosts)]
+        levels = [*self.of.values(), *(self.of_outside(n) for n in outside)]
         levels += [self.guard(g) for g in program.guards]
         self.deepest = max(levels, default=0)
 
     def _tensor(self, name: str) -> int:
         """The level of a tensor; definitions are worked out on demand, since hosts may come in between."""
         if name in self.made_by:
-            level = self.of_host(self.made_by[name]) + 1
+            level = self.of_outside(self.made_by[name]) + 1
             self.of[name] = level
         elif name in self.program.definitions and name not in self.of:
             self.of[name] = 0  # replaced below; a program has no cycles
@@ -112,9 +137,9 @@ class _Levels:
         """The level at which a guard can be checked."""
         return max((self.size(n) for n in sizes_of((g.left, g.right))), default=0)
 
-    def of_host(self, h: HostNode) -> int:
-        """The level of what a host node reads."""
-        return max((self._tensor(name) for name in h.inputs), default=0)
+    def of_outside(self, node: Outside) -> int:
+        """The level of what a node beside the program reads."""
+        return max((self._tensor(name) for name in node.inputs), default=0)
 
 
 def sizes_of(expressions: Iterable[Expr]) -> set[str]:
@@ -134,9 +159,9 @@ def sizes_of_definition(d: Definition) -> set[str]:
     return sizes_of((*d.shape, *d.meaning()))
 
 
-def _wanted_outside(program: Program, hosts: Sequence[HostNode], levels: _Levels) -> set[str]:
+def _wanted_outside(program: Program, outside: Sequence[Outside], levels: _Levels) -> set[str]:
     """Definitions that something outside their part reads."""
-    wanted = set(program.outputs) | {name for h in hosts for name in h.inputs}
+    wanted = set(program.outputs) | {name for n in outside for name in n.inputs}
     for d in program.definitions.values():
         wanted |= {n for n in d.reads() if levels.of[n] != levels.of[d.name]}
     wanted |= {e.tensor for e in program.elements.values()}

@@ -131,7 +131,7 @@ class Lowering:
     def mark(self) -> Callable[[], None]:
         """A function that takes back everything which is added to the program from now on."""
         program = self.program
-        tables: tuple[dict[str, Any], ...] = (program.definitions, program.constants)
+        tables: tuple[dict[str, Any], ...] = (program.definitions, program.constants, program.inputs)
         counts, guards = [len(t) for t in tables], len(program.guards)
 
         def undo() -> None:

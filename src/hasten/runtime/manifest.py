@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,6 +17,9 @@ NATIVE_TYPES = frozenset(
     + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 )
 """Element types of arrays that compiled code takes and gives."""
+
+MOST_DEPTH = 100
+"""Loops and branches in one another that this hasten opens."""
 
 MOST_RANK = 64
 """Axes that an array can have; NumPy's limit."""
@@ -113,7 +116,99 @@ class ForeignStep:
     outputs: tuple[str, ...]
 
 
-Step = NativeStep | HostStep | ForeignStep
+@dataclass(frozen=True)
+class Body:
+    """Steps that a branch or loop runs; they also read what the step that has them reads.
+
+    Attributes:
+        inputs: Names of what each run is given.
+        outputs: Names of what it gives.
+        steps: What it does, in order.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class BranchStep:
+    """One of two bodies.
+
+    Attributes:
+        operator: What it was in the graph, for people.
+        condition: Name of the value that chooses the first one.
+        inputs: Names of the values that it and its bodies take.
+        outputs: Names of the values it makes, "" where nobody wants it.
+        bodies: What is run if the condition holds, and if not.
+    """
+
+    operator: str
+    condition: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    bodies: tuple[Body, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Element type ("" if not known) and shape of an output of each step, for the case that none is taken.
+
+    A length is a number, or that of an axis of a value by name.
+    """
+
+    dtype: str
+    shape: tuple[int | tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class LoopStep:
+    """A body that is repeated.
+
+    It is given the number of the step, the condition and the states. It gives the condition, the next states,
+    and rows that are collected.
+
+    Attributes:
+        operator: What it was in the graph, for people.
+        count: Most steps: their number, or the name of a value that holds it, or None for any number.
+        condition: Whether the first step is taken: that, or the name of a value.
+        goes_on: Whether another step follows a step: that (True: if the condition held), or the name of what
+            the body gives.
+        initial: Names of the states before the first step.
+        rows: What the rows are if there are none.
+        inputs: Names of the values that it and its body take.
+        outputs: Names of the last states and of the collected rows, "" where nobody wants one.
+        bodies: The body alone.
+    """
+
+    operator: str
+    count: int | str | None
+    condition: bool | str
+    goes_on: bool | str
+    initial: tuple[str, ...]
+    rows: tuple[Row, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    bodies: tuple[Body, ...]
+
+
+Step = NativeStep | HostStep | ForeignStep | BranchStep | LoopStep
+
+
+def nested(steps: Iterable[Step]) -> Iterator[Step]:
+    """Steps and those of the bodies in them, in order."""
+    for step in steps:
+        yield step
+        for body in step.bodies if isinstance(step, BranchStep | LoopStep) else ():
+            yield from nested(body.steps)
+
+
+def all_steps(steps: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The same for steps as the manifest's JSON has them."""
+    for step in steps:
+        yield step
+        for body in step.get("bodies", ()):
+            yield from all_steps(body["steps"])
 
 
 @dataclass(frozen=True)
@@ -191,18 +286,29 @@ def parse_manifest(text: bytes) -> Manifest:
 def _check_order(inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], steps: Sequence[Step]) -> None:
     """Raises ArtifactError unless everything that is read was made before."""
     known = {info.name for info in inputs}
-    for step in steps:
-        read = [i.name for i in step.inputs] if isinstance(step, NativeStep) else list(step.inputs)
-        missing = [name for name in read if name not in known]
-        if missing:
-            raise ArtifactError(f"the manifest has a step that takes {missing[0]!r}, which nothing makes")
-        known.update(step.outputs)
+    _check_steps(known, steps)
     missing = [info.name for info in outputs if info.name not in known]
     if missing:
         raise ArtifactError(f"the manifest has an output {missing[0]!r}, which nothing makes")
 
 
-def _step(data: object) -> Step:
+def _check_steps(known: set[str], steps: Sequence[Step]) -> None:
+    """Adds what steps make to what is known, and looks into bodies."""
+    for step in steps:
+        read = [i.name for i in step.inputs] if isinstance(step, NativeStep) else list(step.inputs)
+        missing = [name for name in read if name not in known]
+        if missing:
+            raise ArtifactError(f"the manifest has a step that takes {missing[0]!r}, which nothing makes")
+        if isinstance(step, BranchStep | LoopStep):
+            for body in step.bodies:
+                inside = {*step.inputs, *body.inputs}
+                _check_steps(inside, body.steps)
+                if not inside.issuperset(n for n in body.outputs if n):
+                    raise ArtifactError(f"the manifest has a body of {step.operator} that lacks an output")
+        known.update(step.outputs)
+
+
+def _step(data: object, depth: int = 0) -> Step:
     kind = _get(data, "kind", str)
     if kind == "host":
         host = HostStep(
@@ -224,6 +330,8 @@ def _step(data: object) -> Step:
             inputs=_strings(data, "inputs"),
             outputs=_strings(data, "outputs"),
         )
+    if kind in ("branches", "loop"):
+        return _control(data, kind, depth)
     if kind != "native":
         raise ArtifactError(f"the manifest has a step of kind {kind!r}, which this hasten cannot run")
     names, dtypes = _strings(data, "inputs"), _strings(data, "input_dtypes")
@@ -256,6 +364,70 @@ def _step(data: object) -> Step:
             f"{', '.join(sorted(unknown))}"
         )
     return step
+
+
+def _control(data: object, kind: str, depth: int) -> Step:
+    if depth == MOST_DEPTH:
+        raise ArtifactError(f"the manifest has more than {MOST_DEPTH} loops and branches in one another")
+
+    def inner(steps: Sequence[object]) -> tuple[Step, ...]:
+        return tuple(_step(s, depth + 1) for s in steps)
+
+    operator = _get(data, "operator", str)
+    inputs, outputs = _strings(data, "inputs"), _strings(data, "outputs")
+    bodies = tuple(
+        Body(_strings(b, "inputs"), _strings(b, "outputs"), inner(_get(b, "steps", list)))
+        for b in _get(data, "bodies", list)
+    )
+    if kind == "branches":
+        branches = BranchStep(operator, _get(data, "condition", str), inputs, outputs, bodies)
+        whole = len(bodies) == 2 and all(len(b.outputs) == len(outputs) for b in bodies)
+        if not whole or any(b.inputs for b in bodies) or branches.condition not in inputs:
+            raise ArtifactError(f"the manifest describes {operator} in part")
+        return branches
+    loop = LoopStep(
+        operator,
+        _either(data, "count", int),
+        _either(data, "condition", bool) or False,
+        _either(data, "goes_on", bool) or False,
+        _strings(data, "initial"),
+        tuple(Row(_get(r, "dtype", str), _lengths(r, inputs)) for r in _get(data, "rows", list)),
+        inputs,
+        outputs,
+        bodies,
+    )
+    states, made = len(loop.initial), len(loop.initial) + len(loop.rows)
+    read = {n for n in (loop.count, loop.condition, *loop.initial) if isinstance(n, str)}
+    whole = len(bodies) == 1 and len(bodies[0].inputs) == states + 2
+    if not whole or not len(outputs) == len(bodies[0].outputs) - 1 == made or not read.issubset(inputs):
+        raise ArtifactError(f"the manifest describes {operator} in part")
+    if isinstance(loop.goes_on, str) and loop.goes_on != bodies[0].outputs[0]:
+        raise ArtifactError(f"the manifest describes the end of {operator} in part")
+    if loop.count is None and loop.goes_on is True and loop.condition is not False:
+        raise ArtifactError(f"the manifest has the loop {operator}, which never ends")
+    return loop
+
+
+def _lengths(row: object, inputs: Sequence[str]) -> tuple[int | tuple[str, int], ...]:
+    """The shape of rows: numbers, or a name and an axis."""
+    found: list[int | tuple[str, int]] = []
+    for item in _get(row, "shape", list):
+        match item:
+            case [str(name), int(axis)] if name in inputs and 0 <= axis < MOST_RANK:
+                found.append((name, axis))
+            case int(length) if 0 <= length < 1 << 63:
+                found.append(length)
+            case _:
+                raise ArtifactError(f"the manifest has {item!r} where the length of a row should be")
+    return tuple(found)
+
+
+def _either(data: object, key: str, kind: type[_T]) -> _T | str | None:
+    """A value of a kind, or a name."""
+    value = data.get(key) if isinstance(data, dict) else None
+    if value is not None and type(value) is not kind and not isinstance(value, str):
+        raise ArtifactError(f"the manifest's field {key!r} is of the wrong type")
+    return value
 
 
 def _threads(data: Mapping[str, Any]) -> int | None:

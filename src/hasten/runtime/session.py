@@ -18,12 +18,12 @@ from hasten.runtime.checks import bind_sizes, check_names, element, to_array
 from hasten.runtime.foreign import ForeignRunner
 from hasten.runtime.host import HostRunner
 from hasten.runtime.library import Library, choose_code, shared_pool
-from hasten.runtime.manifest import OBJECT, ForeignStep, HostStep, NativeStep, TensorInfo
+from hasten.runtime.manifest import OBJECT, ForeignStep, HostStep, NativeStep, TensorInfo, nested
 from hasten.runtime.native import NativeRunner
+from hasten.runtime.steps import Runner, make_runners, run_steps
 from hasten.target import Target, cores
 
 Array = NDArray[Any]
-Runner = NativeRunner | HostRunner | ForeignRunner
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,16 +159,7 @@ class Session:
             ],
         )
         values = dict(zip(self._names, arrays, strict=True))
-        for runner in runners:
-            if isinstance(runner, NativeRunner):
-                # The reference evaluator does not always keep to the types that the graph says.
-                taken = [values[info.name].astype(info.dtype, copy=False) for info in runner.step.inputs]
-            elif isinstance(runner, HostRunner):
-                names = zip(runner.step.inputs, runner.step.input_dtypes, strict=True)
-                taken = [values[n].astype(element(t), copy=False) if t else values[n] for n, t in names]
-            else:
-                taken = [values[name] for name in runner.step.inputs]
-            values.update(zip(runner.step.outputs, runner.run(taken), strict=True))
+        run_steps(runners, values)
         return [_given(info, values[info.name], arrays) for info in self.outputs]
 
 
@@ -232,7 +223,7 @@ def start(artifact: Artifact, threads: int | None) -> tuple[list[Runner], Target
     if threads is None:
         threads = min(manifest.threads or cores(), cores())
     target = library = None
-    if any(isinstance(step, NativeStep) for step in manifest.steps):
+    if any(isinstance(step, NativeStep) for step in nested(manifest.steps)):
         target, code = choose_code(artifact)
         try:
             library = Library(code)
@@ -241,13 +232,19 @@ def start(artifact: Artifact, threads: int | None) -> tuple[list[Runner], Target
     return start_runners(artifact, library, threads), target, threads
 
 
-def start_runners(artifact: Artifact, library: Library | None, threads: int) -> list[Runner]:
+def start_runners(
+    artifact: Artifact,
+    library: Library | None,
+    threads: int,
+    host: Callable[[HostStep, memoryview], HostRunner] = HostRunner,
+) -> list[Runner]:
     """A runner for each step of an artifact.
 
     Args:
         artifact: The steps, their models and weights.
         library: The code of the native steps; None if there are none.
         threads: Threads that a run uses, the caller's included.
+        host: Makes the runner of a host step from its model.
 
     Raises:
         ArtifactError: A member is missing.
@@ -257,17 +254,16 @@ def start_runners(artifact: Artifact, library: Library | None, threads: int) -> 
     """
     pool = shared_pool(library) if library is not None and threads > 1 else None
     weights = np.frombuffer(artifact.weights, np.uint8)
-    runners: list[Runner] = []
-    for step in artifact.manifest.steps:
-        if isinstance(step, HostStep | ForeignStep):
-            if step.member not in artifact.members:
-                raise ArtifactError(f"{artifact.path} has no member {step.member}: compile again")
-            member = artifact.members[step.member]
-            runners.append(
-                HostRunner(step, member)
-                if isinstance(step, HostStep)
-                else ForeignRunner(step, member, threads)
-            )
-        elif library is not None:
-            runners.append(NativeRunner(step, library, weights, pool, threads, artifact.manifest.guards))
-    return runners
+
+    def make(step: NativeStep | HostStep | ForeignStep) -> Runner:
+        if isinstance(step, NativeStep):
+            assert library is not None
+            return NativeRunner(step, library, weights, pool, threads, artifact.manifest.guards)
+        if step.member not in artifact.members:
+            raise ArtifactError(f"{artifact.path} has no member {step.member}: compile again")
+        member = artifact.members[step.member]
+        if isinstance(step, HostStep):
+            return host(step, member)
+        return ForeignRunner(step, member, threads)
+
+    return make_runners(artifact.manifest.steps, make)

@@ -6,6 +6,7 @@ import json
 import statistics
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from hasten.codegen.toolchain import default_cache
 from hasten.runtime.artifact import read_artifact
-from hasten.runtime.manifest import HostStep, NativeStep
+from hasten.runtime.manifest import HostStep, NativeStep, all_steps, nested
 from hasten.search.measure import Spread
 from hasten.search.peak import Peak
 from hasten.search.profile_record import Count, Recorder
@@ -209,7 +210,7 @@ def record(
     wanted = runs or min(_MOST, max(_FEWEST, int(_SECONDS / max(each, 1e-9))))
     timelines = tuple(recorder.run(feeds) for _ in range(wanted))
     artifact.close()
-    steps = artifact.manifest.steps
+    steps = list(nested(artifact.manifest.steps))
     return Recording(
         timelines,
         tuple(recorder.counts()),
@@ -242,9 +243,12 @@ def summarize(
         _median_us(getattr(d, name) for d in divisions) for name in ("barriers", "dispatch", "python")
     )
     sum_us = sum(kernel_us) + sum(host_us) + barriers + dispatch + python
+    # Parts of a loop's body are called many times: the last call stands for all of them.
+    calls = Counter(call.part for call in recording.timelines[-1].calls)
     kernels = []
     for number, ((part, function, title), us) in enumerate(zip(recording.kernels, kernel_us, strict=True)):
-        count = recording.counts[number]
+        once = recording.counts[number]
+        count = Count(calls[part] * once.flops, calls[part] * once.bytes, once.bits)
         floor, bound = peaks.floor_us(count)
         kernels.append(
             KernelProfile(
@@ -283,7 +287,7 @@ def summarize(
         dispatch_us=dispatch,
         python_us=python,
         waiting=_ratio(sum(k.us * k.waiting for k in kernels), sum(kernel_us)),
-        flops=sum(count.flops for count in recording.counts),
+        flops=sum(k.flops for k in kernels),
         peak_share=_ratio(sum(k.us * min(1.0, k.peak_share) for k in kernels), sum(kernel_us)),
         peaks=peaks,
     )
@@ -312,7 +316,8 @@ def _median_us(nanoseconds: Iterable[float]) -> float:
 def _kernels(path: Path, native: Sequence[NativeStep]) -> tuple[tuple[int, str, str], ...]:
     """(part, function, title) of all kernels; the functions stand in the manifest for people."""
     with zipfile.ZipFile(path) as archive:
-        steps = [s for s in json.loads(archive.read("manifest.json"))["steps"] if s["kind"] == "native"]
+        every = all_steps(json.loads(archive.read("manifest.json"))["steps"])
+    steps = [s for s in every if s["kind"] == "native"]
     return tuple(
         (step.part, function, title)
         for step, told in zip(native, steps, strict=True)

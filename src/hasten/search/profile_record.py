@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.resources
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from hasten.errors import ArtifactError
 from hasten.runtime.artifact import Artifact
 from hasten.runtime.host import HostRunner
 from hasten.runtime.library import Library, choose_code
-from hasten.runtime.manifest import HostStep, NativeStep
-from hasten.runtime.session import Runner, Session, start_runners
+from hasten.runtime.manifest import HostStep, NativeStep, nested
+from hasten.runtime.session import Session, start_runners
 from hasten.search.profile_timeline import HostRun, Timeline, read_calls
 from hasten.target import Target
 
@@ -82,7 +83,7 @@ class Recorder:
             ArtifactError: the artifact has no code for this machine, or was made before there were marks.
             ToolchainError: there is no compiler.
         """
-        steps = artifact.manifest.steps
+        steps = list(nested(artifact.manifest.steps))
         self.hosts: list[HostRun] = []
         self._native = [step for step in steps if isinstance(step, NativeStep)]
         target, library = None, None
@@ -101,16 +102,14 @@ class Recorder:
             self.now = _function(library, "hasten_profile_clock", ctypes.c_int64)
             self._keep_log = _function(library, "hasten_profile", None)
             self._log()
-        runners = start_runners(artifact, library, threads)
-        hosts = [runner for runner in runners if isinstance(runner, HostRunner)]
-        timed: list[Runner] = [
-            _TimedHost(runner.step, artifact.members[runner.step.member], hosts.index(runner), self)
-            if isinstance(runner, HostRunner)
-            else runner
-            for runner in runners
-        ]
+        numbers = itertools.count()
+
+        def timed(step: HostStep, model: memoryview) -> HostRunner:
+            return _TimedHost(step, model, next(numbers), self)
+
+        runners = start_runners(artifact, library, threads, timed)
         self.target = None if target is None else target.name
-        self._session = Session(artifact, timed, target, threads)
+        self._session = Session(artifact, runners, target, threads)
 
     def _log(self) -> None:
         """Says where marks go."""
