@@ -30,6 +30,7 @@ from hasten.runtime.session import Session, open_session, start
 from hasten.search.candidates import LOSSLESS
 from hasten.search.clock import Clock
 from hasten.search.data import load_samples
+from hasten.search.formats import WEIGHTS
 from hasten.search.measure_inputs import check_names
 from hasten.search.metrics import UserMetric, metric_named
 from hasten.search.prune.plan import Plan, Progress, check_plan, default_criterion
@@ -45,7 +46,7 @@ from hasten.search.start import Asked, pose, search
 from hasten.search.status import Status, Watch, nobody
 from hasten.search.trials import mapped
 from hasten.search.tune_options import Tuning, choose_schedules
-from hasten.search.uncalibrated import WEIGHTS, quantize_dynamic, quantize_weights_only
+from hasten.search.uncalibrated import quantize_dynamic, quantize_weights_only
 from hasten.target import Target, cores, with_factors
 
 PRECISIONS = ("f32", "bf16", "int8", *WEIGHTS)
@@ -80,8 +81,9 @@ def compile(  # noqa: A001, PLR0913 - the field's word; choices, each with a def
             without data by matrix products alone, with a scale for each row that is found in the run.
             "int8-weights", "int4-weights": the weights of matrix products take 8 or 4 bits, and all
             arithmetic stays f32; fast where few rows are multiplied with large weights.
-        data: for "int8", examples of what the model will see, as `search.data.load_samples` takes them.
-            Positions that a mask hides do not count. None for scales that are found in the run.
+        data: examples of what the model will see, as `search.data.load_samples` takes them. Positions that
+            a mask hides do not count. "int8" finds scales on them, or without them in the run; weights
+            alone are rounded by what they do to the results, or without data to the nearest codes.
         quantization: for "int8", which layers and how; None for all of them and the usual way.
         padding: "skip" computes a padded batch at the positions that its attention mask shows only;
             outputs keep their shape, and are 0 at hidden positions of outputs that have one for each.
@@ -174,10 +176,10 @@ def compile_payload(  # noqa: PLR0913 - the choices of `compile`, each with a de
         raise OptionError("target=[]: give at least one instruction set, or 'native' for this machine's")
     named = [Target.named(name) for name in names]
     how = _quantization(precision, data, quantization)
-    weights = WEIGHTS.get(precision)
+    form = next((form for form in WEIGHTS if form == precision), None)
     if how is not None:
         precision = how.rest
-    elif weights is not None:
+    elif form is not None:
         precision = "f32"
     tuning = Tuning(tune) if isinstance(tune, str) else tune
     progress("reading the model")
@@ -192,18 +194,17 @@ def compile_payload(  # noqa: PLR0913 - the choices of `compile`, each with a de
         "tuning": {},
     }
     folder, element = default_cache() if cache is None else Path(cache), DType(precision)
-    if weights is not None or (how is not None and data is None):
+    if how is not None or form is not None:
         progress("quantizing")
-        found = (
-            quantize_weights_only(model, weights)
-            if weights
-            else quantize_dynamic(model, how or Quantization())
-        )
+        feeds = [] if data is None else load_samples(data, _inputs(model), folder=_folder(given)).feeds
+        if form is not None:
+            found = quantize_weights_only(model, form, feeds, threads=threads, cache=folder)
+        elif data is None:
+            found = quantize_dynamic(model, how or Quantization())
+        else:
+            assert how is not None
+            found = quantize(model, feeds, how, threads=threads, cache=folder, progress=progress)
         model, noted["quantization"] = found.model, found.report
-    elif how is not None:
-        samples = load_samples(data, _inputs(model), folder=_folder(given))
-        quantized = quantize(model, samples.feeds, how, threads=threads, cache=folder, progress=progress)
-        model, noted["quantization"] = quantized.model, quantized.report
     factors = ({"bf16"} if precision == "bf16" else set()) | ({"u8"} if is_quantized(model) else set())
     targets = tuple(dict.fromkeys(t for target in named for t in with_factors(target, factors)))
 
@@ -335,9 +336,10 @@ def _quantization(precision: str, data: object, given: Quantization | None) -> Q
     """
     if precision == "int8":
         return given or Quantization()
-    for name, value in (("data", data), ("quantization", given)):
-        if value is not None:
-            raise OptionError(f"{name}= is for precision='int8', and precision is {precision!r}")
+    if given is not None:
+        raise OptionError(f"quantization= is for precision='int8', and precision is {precision!r}")
+    if data is not None and precision not in WEIGHTS:
+        raise OptionError(f"data= is for int8 and weights in codes, and precision is {precision!r}")
     return None
 
 

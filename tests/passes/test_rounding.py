@@ -10,9 +10,10 @@ from tests.passes.conftest import build, compute
 from tests.passes.test_quantize import with_names
 
 from hasten.passes.correct_bias import add_biases, mean_error
-from hasten.passes.gptq import gptq
+from hasten.passes.gptq import gptq, gptq_blocks
 from hasten.passes.quantize import products
 from hasten.passes.quantize_weights import Codes, quantize_weight
+from hasten.passes.weight_blocks import BlockCodes, WeightBlocks, round_blocks
 
 
 def correlated(rng: np.random.Generator, rows: int, inputs: int) -> np.ndarray:
@@ -41,6 +42,25 @@ def test_results_are_nearer_than_with_nearest_codes(rng, axis: int, inputs: int)
     np.testing.assert_array_equal(made.scale, nearest.scale)
     assert made.values.shape == weight.shape
     assert error(made) < 0.5 * error(nearest)
+
+
+@pytest.mark.parametrize(
+    "how", [WeightBlocks(4, 32, zero_points=True), WeightBlocks(4, 64), WeightBlocks(8, 128)]
+)
+def test_blocks_are_nearer_too(rng, how: WeightBlocks) -> None:
+    x = correlated(rng, 500, 256)
+    weight = rng.normal(0.1, 1, (256, 20)).astype(np.float32)
+
+    def error(codes: BlockCodes) -> float:
+        return float(np.square(x @ codes.weight() - x @ weight).mean())
+
+    nearest, made = round_blocks(weight, how), gptq_blocks(weight, how, (x.T @ x).astype(np.float64))
+    assert (made.values.dtype, made.scale.shape) == (nearest.values.dtype, nearest.scale.shape)
+    assert error(made) < 0.5 * error(nearest)
+    # Where no input says anything of another, the nearest codes are best.
+    for codes, wanted in ((gptq_blocks(weight, how, np.eye(256)), nearest),):
+        np.testing.assert_array_equal(codes.values, wanted.values)
+        np.testing.assert_array_equal(codes.weight(), wanted.weight())
 
 
 def test_inputs_without_correlation_leave_nearest_codes(rng) -> None:
@@ -96,7 +116,7 @@ def test_the_mean_of_results_is_as_before(rng, body: str) -> None:
     codes = Codes((np.rint(coarse.values / step)).astype(np.int8), coarse.scale * step)
     axes = (0,) if rank == 2 else (0, 2, 3)
     # Without padding, what a window's places see differs a little from the mean of the whole.
-    added = mean_error(layer, weight, codes, x.mean(axes))
+    added = mean_error(layer, weight, codes.weight(layer.axis), x.mean(axes))
     rounded = ir.from_proto(proto)
     rounded.graph.initializers[layer.weight].const_value = ir.tensor(codes.weight(layer.axis))
     rounded = with_names(rounded)

@@ -14,10 +14,11 @@ from hasten import frontends
 from hasten.backends.native import Options, compile_graph
 from hasten.loops.dtypes import DType
 from hasten.passes.pipeline import optimize_graph
-from hasten.passes.quantize import Range, products
+from hasten.passes.quantize import Layer, Range, products
 from hasten.runtime.artifact import write_artifact
-from hasten.search.probe import SETTINGS, with_switches
-from hasten.search.quantization import Quantization, prepare
+from hasten.search.formats import Format, layers_for
+from hasten.search.probe import SETTINGS, Switched, with_switches
+from hasten.search.quantization import Prepared, Quantization, prepare
 from hasten.target import native
 
 
@@ -71,6 +72,11 @@ def opened(tmp_path_factory: pytest.TempPathFactory):
     return compile_
 
 
+def switched(prepared: Prepared, layers: list[Layer], form: Format) -> list[Switched]:
+    corrections = prepared.corrections({layer.name: form for layer in layers})
+    return [Switched(i, prepared.weight(i, form), corrections[i.name]) for i in layers]
+
+
 def test_a_probe_is_the_graph_and_the_quantized_graph(opened) -> None:
     model = network()
     layers = products(model)
@@ -79,14 +85,16 @@ def test_a_probe_is_the_graph_and_the_quantized_graph(opened) -> None:
     names = [layer.name for layer in layers]
     prepared = prepare(model, [x], Quantization(smoothing=None))
     ranges = prepared.seen.ranges("minmax")
-    probe = with_switches(model, layers, prepared.corrections(names))
+    forms = dict.fromkeys(names, "int8")
+    probe = with_switches(model, switched(prepared, layers, "int8"))
     session = opened(probe.model)
     plain = opened(model).run(x)
     off = session.run({**x, SETTINGS: probe.settings({}, ())})
     for name in ("g", "y"):
         np.testing.assert_allclose(off[name], plain[name], rtol=1e-5, atol=1e-6)
     for quantized in ([], ["conv"], ["grouped", "scores"], names):
-        wanted = opened(prepared.quantized(quantized, ranges)).run(x) if quantized else plain
+        formats = {name: forms[name] for name in quantized}
+        wanted = opened(prepared.quantized(formats, ranges)).run(x) if quantized else plain
         got = session.run({**x, SETTINGS: probe.settings(ranges, quantized)})
         for name in ("g", "y"):
             # Another order of sums may round a value to the next step of the grid.
@@ -97,8 +105,58 @@ def test_a_probe_is_the_graph_and_the_quantized_graph(opened) -> None:
 
 def test_settings_have_a_row_for_each_layer() -> None:
     model = network()
-    probe = with_switches(model, products(model))
+    probe = with_switches(model, [Switched(i, np.zeros(i.shape, np.float32)) for i in products(model)])
     name = probe.layers[1].activation
     rows = probe.settings({name: Range(-1.0, 3.0)}, ["grouped"])
     np.testing.assert_allclose(rows[1], [1, 4 / 255, 64])
     np.testing.assert_array_equal(rows[[0, 2, 3]], [[0, 1, 0]] * 3)
+
+
+def perceptron() -> ir.Model:
+    """Two products, one of them a Gemm that reads its weight the other way round."""
+    rng = np.random.default_rng(0)
+    weights = {"w1": rng.standard_normal((64, 128)) / 8, "w2": rng.standard_normal((5, 128)) / 11}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["m"], "first"),
+        helper.make_node("Relu", ["m"], ["r"], "relu"),
+        helper.make_node("Gemm", ["r", "w2"], ["y"], "second", transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "perceptron",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 5])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )
+    model = frontends.load(
+        helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+    )
+    optimize_graph(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("form", "names"),
+    [
+        ("int8-dynamic", ["first", "second"]),
+        ("int8-weights", ["second"]),
+        ("int4-weights", ["first", "second"]),
+    ],
+)
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_a_probe_of_other_formats_is_the_graph_in_them(opened, form, names, rounding) -> None:
+    model = perceptron()
+    rng = np.random.default_rng(1)
+    x = {"x": (rng.standard_normal((40, 8)) @ rng.standard_normal((8, 64))).astype(np.float32)}
+    prepared = prepare(model, [x], Quantization(rounding=rounding), [form])
+    layers = layers_for(prepared.model, form)
+    assert [layer.name for layer in layers] == names
+    probe = with_switches(prepared.model, switched(prepared, layers, form), form)
+    session = opened(probe.model)
+    plain = opened(model).run(x)["y"]
+    for chosen in ([], [names[-1]], names):
+        graph = prepared.quantized(dict.fromkeys(chosen, form), {})
+        wanted = opened(graph).run(x)["y"] if chosen else plain
+        got = session.run({**x, SETTINGS: probe.settings({}, chosen)})["y"]
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=0.01 * np.abs(wanted).max())
+        assert not chosen or not np.allclose(got, plain, rtol=1e-5, atol=1e-6)

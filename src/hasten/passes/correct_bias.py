@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from hasten.graph.constants import constant_value
 from hasten.passes.insertion import Insertion
 from hasten.passes.quantize import Layer
-from hasten.passes.quantize_weights import Codes
 from hasten.passes.rule import replace_value
 
 
 def mean_error(
-    layer: Layer, weight: NDArray[np.float32], codes: Codes, mean: NDArray[np.floating]
+    layer: Layer, weight: NDArray[np.float32], changed: NDArray[np.float32], mean: NDArray[np.floating]
 ) -> NDArray[np.float32]:
     """How far the results of a layer are too small on average, for each output channel.
 
@@ -29,10 +28,10 @@ def mean_error(
     Args:
         layer: which.
         weight: in float32.
-        codes: its quantized weight.
+        changed: what is multiplied instead.
         mean: of each channel of what is multiplied.
     """
-    lost = np.moveaxis(weight - codes.weight(layer.axis), layer.axis, 0).astype(np.float64)
+    lost = np.moveaxis(weight - changed, layer.axis, 0).astype(np.float64)
     columns = lost.reshape(len(lost), lost.shape[1], -1).sum(axis=2)  # [outputs, inputs of a group]
     inputs = np.asarray(mean, np.float64).reshape(layer.groups, -1)
     groups = columns.reshape(layer.groups, -1, columns.shape[1])

@@ -8,7 +8,7 @@ Convolutions stay as they are: their windows reach over many places, which one s
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +16,7 @@ import onnx_ir as ir
 from hasten.passes.dead_code import remove_dead_code
 from hasten.passes.insertion import Insertion
 from hasten.passes.quantize import Inserter, Layer, chosen_nodes, products
-from hasten.passes.quantize_weights import LARGEST
+from hasten.passes.quantize_weights import LARGEST, Codes
 
 TINY = float(np.finfo(np.float32).tiny)
 """The least scale: that of a row of zeros."""
@@ -27,12 +27,15 @@ def rowwise_layers(model: ir.Model) -> list[Layer]:
     return [layer for layer in products(model) if layer.op_type != "Conv"]
 
 
-def insert_dynamic(model: ir.Model, layers: Collection[str]) -> ir.Model:
+def insert_dynamic(
+    model: ir.Model, layers: Collection[str], codes: Mapping[str, Codes] | None = None
+) -> ir.Model:
     """A model with some matrix products in int8, scales of activations computed for each row.
 
     Args:
         model: after `optimize_graph`; it is left as it is, and shares its tensors with the result.
         layers: names of some of `rowwise_layers`.
+        codes: weights of some layers that were quantized with more care, by the layer's name.
     """
     known = {layer.name: layer for layer in rowwise_layers(model)}
     result = model.clone()
@@ -45,7 +48,7 @@ def insert_dynamic(model: ir.Model, layers: Collection[str]) -> ir.Model:
             layer = known[name]
             rows[value] = _by_rows(insert, value, layer.depth)
         node.replace_input_with(0, rows[value])
-        insert.weight(known[name], node, "absmax", None)
+        insert.weight(known[name], node, "absmax", (codes or {}).get(name))
     remove_dead_code(result.graph)
     return result
 

@@ -6,8 +6,9 @@ version 21 on; products stay products of floats (`codegen.codes` says how they a
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -47,9 +48,15 @@ class BlockCodes:
         zero: likewise, of the type of the values; None without zero points.
     """
 
-    values: NDArray[np.generic]
+    values: NDArray[Any]
     scale: NDArray[np.float32]
-    zero: NDArray[np.generic] | None
+    zero: NDArray[Any] | None
+
+    def weight(self) -> NDArray[np.float32]:
+        """What the codes stand for: `[inputs, outputs]`."""
+        blocks = self.values.astype(np.float32).reshape(len(self.scale), -1, self.scale.shape[1])
+        zero = np.float32(0) if self.zero is None else self.zero.astype(np.float32)[:, None]
+        return ((blocks - zero) * self.scale[:, None]).reshape(self.values.shape)
 
 
 def block_layers(model: ir.Model, how: WeightBlocks) -> list[Layer]:
@@ -57,33 +64,57 @@ def block_layers(model: ir.Model, how: WeightBlocks) -> list[Layer]:
     return [layer for layer in rowwise_layers(model) if layer.depth % how.block == 0]
 
 
-def round_blocks(weight: NDArray[np.float32], how: WeightBlocks) -> BlockCodes:
-    """The nearest codes of a weight `[inputs, outputs]`, whose inputs divide into blocks."""
-    inputs, outputs = weight.shape
-    blocks = weight.reshape(-1, how.block, outputs)
+def codes_type(how: WeightBlocks) -> np.dtype[Any]:
+    """The type of codes in arrays."""
+    narrow, wide = (uint4, np.uint8) if how.zero_points else (int4, np.int8)
+    return np.dtype(narrow if how.bits == 4 else wide)
+
+
+def block_scales(
+    block: NDArray[np.float32], how: WeightBlocks
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Scales and zero points (0 without) of `[..., block, outputs]`, each `[..., outputs]`."""
     least = np.finfo(np.float32).tiny
     if not how.zero_points:
-        largest = (1 << (how.bits - 1)) - 1
-        scale = np.maximum(np.abs(blocks).max(axis=1) / np.float32(largest), least)
-        codes = np.clip(np.rint(blocks / scale[:, None]), -largest, largest)
-        signed = int4 if how.bits == 4 else np.int8
-        return BlockCodes(codes.reshape(inputs, outputs).astype(signed), scale, None)
+        scale = np.maximum(np.abs(block).max(axis=-2) / np.float32((1 << (how.bits - 1)) - 1), least)
+        return scale, np.zeros_like(scale)
     largest = (1 << how.bits) - 1
-    low, high = np.minimum(blocks.min(axis=1), 0), np.maximum(blocks.max(axis=1), 0)
+    low, high = np.minimum(block.min(axis=-2), 0), np.maximum(block.max(axis=-2), 0)
     scale = np.maximum((high - low) / np.float32(largest), least)
-    zero = np.clip(np.rint(-low / scale), 0, largest)
-    codes = np.clip(np.rint(blocks / scale[:, None]) + zero[:, None], 0, largest)
-    unsigned = uint4 if how.bits == 4 else np.uint8
-    return BlockCodes(codes.reshape(inputs, outputs).astype(unsigned), scale, zero.astype(unsigned))
+    return scale, np.clip(np.rint(-low / scale), 0, largest)
 
 
-def insert_weight_codes(model: ir.Model, layers: Collection[str], how: WeightBlocks) -> ir.Model:
+def block_codes(
+    weights: NDArray[np.float32], scale: NDArray[np.float32], zero: NDArray[np.float32], how: WeightBlocks
+) -> NDArray[np.float32]:
+    """The nearest codes of weights, as whole numbers."""
+    largest = (1 << (how.bits if how.zero_points else how.bits - 1)) - 1
+    codes: NDArray[np.float32] = np.rint(weights / scale) + zero
+    return np.clip(codes, 0 if how.zero_points else -largest, largest)
+
+
+def round_blocks(weight: NDArray[np.float32], how: WeightBlocks) -> BlockCodes:
+    """The nearest codes of a weight `[inputs, outputs]`, whose inputs divide into blocks."""
+    blocks = weight.reshape(-1, how.block, weight.shape[1])
+    scale, zero = block_scales(blocks, how)
+    codes = block_codes(blocks, scale[:, None], zero[:, None], how).reshape(weight.shape)
+    made = codes_type(how)
+    return BlockCodes(codes.astype(made), scale, zero.astype(made) if how.zero_points else None)
+
+
+def insert_weight_codes(
+    model: ir.Model,
+    layers: Collection[str],
+    how: WeightBlocks,
+    codes: Mapping[str, BlockCodes] | None = None,
+) -> ir.Model:
     """A model whose weights of some layers are codes.
 
     Args:
         model: after `optimize_graph`; it is left as it is, and shares its tensors with the result.
         layers: names of some of `block_layers`.
         how: bits, blocks and zero points.
+        codes: weights of some layers that were rounded with more care, by the layer's name.
     """
     known = {layer.name: layer for layer in block_layers(model, how)}
     result = model.clone()
@@ -93,15 +124,22 @@ def insert_weight_codes(model: ir.Model, layers: Collection[str], how: WeightBlo
         weight, axis = node.inputs[1], known[name].axis
         assert weight is not None
         if (weight, axis) not in made:
-            made[weight, axis] = _dequantized(insert, weight, axis, how)
+            found = (codes or {}).get(name) or round_blocks(columns(weight, axis), how)
+            made[weight, axis] = _dequantized(insert, weight, axis, how, found)
         node.replace_input_with(1, made[weight, axis])
     remove_dead_code(result.graph)
     return result
 
 
-def _dequantized(insert: Insertion, weight: ir.Value, axis: int, how: WeightBlocks) -> ir.Value:
+def columns(weight: ir.Value, axis: int) -> NDArray[np.float32]:
+    """A constant weight as `[inputs, outputs]`; `axis` is that of the outputs."""
     array = np.asarray(constant_value(weight), np.float32)
-    codes = round_blocks(np.ascontiguousarray(array if axis == 1 else array.T), how)
+    return np.ascontiguousarray(array if axis == 1 else array.T)
+
+
+def _dequantized(
+    insert: Insertion, weight: ir.Value, axis: int, how: WeightBlocks, codes: BlockCodes
+) -> ir.Value:
     parts = [codes.values, codes.scale, *([] if codes.zero is None else [codes.zero])]
     names = (f"int{how.bits}", "scale", "zero_point")
     inputs = [

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from hasten.search.engines import HASTEN, HASTEN_BF16, Engine, Precision
-from hasten.search.histogram import Method
+from hasten.search.formats import FORMATS, Format
 from hasten.search.quantization import Quantization
 from hasten.search.variants import WHOLE
 
@@ -20,8 +22,9 @@ class Candidate:
         name: unique within a search.
         description: for people.
         engine: what runs it, with its settings.
-        how: which layers are int8, and how they are quantized; None where none is.
+        how: how layers are quantized; None where none is.
         variant: the graph that it is made from (`variants`).
+        formats: of the layers that are quantized, by name.
     """
 
     name: str
@@ -29,11 +32,12 @@ class Candidate:
     engine: Engine
     how: Quantization | None = None
     variant: str = WHOLE
+    formats: Mapping[str, Format] = field(default_factory=dict)
 
     @property
     def quantized(self) -> tuple[str, ...]:
-        """Names of the layers that are int8."""
-        return () if self.how is None else tuple(self.how.layers or ())
+        """Names of the layers that are not in floats."""
+        return tuple(self.formats)
 
     @property
     def precision(self) -> Precision:
@@ -61,24 +65,41 @@ def narrow() -> Candidate:
     return Candidate(BF16, "compiled, all layers bf16", HASTEN_BF16)
 
 
-def everywhere(how: Quantization, ranges: Method, engine: Engine) -> Candidate:
-    """All layers that can be quantized in int8.
+_WORDS: Mapping[Format, str] = {
+    "int8": "int8",
+    "int8-dynamic": "int8 with a scale for each row",
+    "int8-weights": "weights of 8 bits",
+    "int4-weights": "weights of 4 bits",
+}
+
+
+def quantized(formats: Mapping[str, Format], how: Quantization, engine: Engine, of: int) -> Candidate:
+    """Some layers or all of them quantized.
 
     Args:
-        how: to quantize; its layers are all of them.
-        ranges: the method for the activations'.
+        formats: by the layer's name.
+        how: to quantize.
         engine: what runs it.
+        of: how many layers there are.
     """
-    where = "" if engine.runs == "artifact" else f", {engine.name}"
-    count = len(how.layers or ())
-    return _int8(f"int8 ({ranges}{_rest(engine)}{where})", f"all {count} layers", how, ranges, engine)
-
-
-def mixed(layers: tuple[str, ...], how: Quantization, ranges: Method, engine: Engine) -> Candidate:
-    """Some layers in int8."""
-    count, of = len(layers), len(how.layers or ())
-    name = f"int8 {count}/{of} ({ranges}{_rest(engine)})"
-    return _int8(name, f"{count} of {of} layers", replace(how, layers=layers), ranges, engine)
+    counts = Counter(formats.values())
+    found = [(form, counts[form]) for form in FORMATS if form in counts]
+    names = [form if count == of else f"{form} {count}/{of}" for form, count in found]
+    calibrated = "int8" in counts
+    choices: list[str] = [how.ranges] if calibrated else []
+    choices += ["gptq"] if how.rounding == "gptq" else []
+    choices += [engine.precision] if engine.precision != "f32" else []
+    choices += [] if engine.runs == "artifact" else [engine.name]
+    name = ", ".join(names) + (f" ({', '.join(choices)})" if choices else "")
+    described = [
+        f"{'all' if count == of else f'{count} of'} {of} layers {_WORDS[form]}" for form, count in found
+    ]
+    described += [f"ranges by {how.ranges}"] if calibrated else []
+    described += [] if how.smoothing is None else [f"smoothed by {how.smoothing:g}"]
+    described += ["rounded by GPTQ"] if how.rounding == "gptq" else []
+    described += ["biases corrected"] if how.correct_bias else []
+    described.append(f"the rest {engine.precision}")
+    return Candidate(name, ", ".join(described), engine, replace(how, rest=engine.precision), formats=formats)
 
 
 def pruned(of: Candidate, variant: str, flops: float) -> Candidate:
@@ -92,18 +113,8 @@ def pruned(of: Candidate, variant: str, flops: float) -> Candidate:
     left = f"{flops:.0%} of FLOPs"
     name = left if of.name == LOSSLESS else f"{left}, {of.name}"
     described = f"pruned to {flops:.1%} of the arithmetic, {of.description}"
-    return replace(of, name=name, description=described, variant=variant)
-
-
-def _rest(engine: Engine) -> str:
-    return "" if engine.precision == "f32" else f", {engine.precision}"
-
-
-def _int8(name: str, which: str, how: Quantization, ranges: Method, engine: Engine) -> Candidate:
-    smoothed = "" if how.smoothing is None else f", smoothed by {how.smoothing:g}"
-    corrected = ", biases corrected" if how.correct_bias else ""
-    described = f"{which} int8, ranges by {ranges}{smoothed}{corrected}, the rest {engine.precision}"
-    return Candidate(name, described, engine, replace(how, ranges=ranges, rest=engine.precision))
+    how = None if of.how is None else replace(of.how, rounding="nearest")
+    return replace(of, name=name, description=described, how=how, variant=variant)
 
 
 def foreign(engine: Engine) -> Candidate:

@@ -9,9 +9,9 @@ from hasten.search.trials import Trials
 
 
 def within_budget(trials: Trials, name: str) -> bool:
-    """Whether a candidate keeps the budget on the calibration part; notes it if not."""
+    """Whether a candidate keeps the budget on the calibration part; notes it if not. None set aside does."""
     found = trials.records[name]
-    if found.outcome is Outcome.BASELINE or found.drop is None or not trials.works(name):
+    if found.outcome in (Outcome.BASELINE, Outcome.SET_ASIDE) or found.drop is None or not trials.works(name):
         return False
     if found.drop > trials.problem.max_drop:
         reason = f"the drop is {found.drop:.3g} on the calibration part"

@@ -56,28 +56,45 @@ def hessians(
             part.append(wanted.pop(0))
             total += 8 * part[-1].depth ** 2
         sums = {layer.name: np.zeros((layer.depth, layer.depth)) for layer in part}
-        values = {layer.activation: _axis(layer) for layer in part}
-        for found in run_values(model, feeds, values, threads=threads, cache=cache):
+        for found in run_values(model, feeds, values_of(part), threads=threads, cache=cache):
             for layer in part:
-                rows = _inputs(found[layer.activation], nodes[layer.name], layer)
+                rows = inputs_of(found[layer.activation], nodes[layer.name], layer, _PLACES)
+                assert rows is not None
                 sums[layer.name] += (rows.T @ rows).astype(np.float64)
         for layer in part:
             yield layer, sums.pop(layer.name)
 
 
-def _axis(layer: Layer) -> int:
-    return 1 - len(layer.shape) if layer.op_type == "Conv" else -1
+def values_of(layers: Sequence[Layer]) -> dict[str, int]:
+    """What `run_values` must give for `inputs_of`: the values that layers multiply, and axes of channels."""
+    return {i.activation: 1 - len(i.shape) if i.op_type == "Conv" else -1 for i in layers}
 
 
 def _has_inputs(node: ir.Node, layer: Layer) -> bool:
+    return layer.groups == 1 and not _pads_itself(node)
+
+
+def _pads_itself(node: ir.Node) -> bool:
     pad = node.attributes.get("auto_pad")
-    return layer.groups == 1 and (pad is None or pad.as_string() == "NOTSET")
+    return pad is not None and pad.as_string() != "NOTSET"
 
 
-def _inputs(array: Array, node: ir.Node, layer: Layer) -> NDArray[np.float32]:
-    """[positions, inputs]: what the weights of an output are multiplied by, at each position."""
+def inputs_of(array: Array, node: ir.Node, layer: Layer, most: int) -> NDArray[np.float32] | None:
+    """[positions, inputs]: what the weights of an output are multiplied by; of groups, one after the other.
+
+    Args:
+        array: what the layer multiplies, its channels last.
+        node: the layer's.
+        layer: which.
+        most: positions of a convolution, evenly spread over all of them.
+
+    Returns:
+        None for a convolution that leaves its padding to `auto_pad`.
+    """
     if layer.op_type != "Conv":
         return np.ascontiguousarray(array.reshape(-1, array.shape[-1]))
+    if _pads_itself(node):
+        return None
     window = layer.shape[2:]
     rank = len(window)
     strides = integers(node, "strides") or (1,) * rank
@@ -91,6 +108,6 @@ def _inputs(array: Array, node: ir.Node, layer: Layer) -> NDArray[np.float32]:
         view = np.moveaxis(np.moveaxis(view, 1 + axis, 0)[::stride], 0, 1 + axis)
         view = np.moveaxis(np.moveaxis(view, axis - rank, 0)[::dilation], 0, axis - rank)
     places = view.shape[: rank + 1]
-    chosen = np.linspace(0, np.prod(places) - 1, min(_PLACES, int(np.prod(places)))).astype(int)
+    chosen = np.linspace(0, np.prod(places) - 1, min(most, int(np.prod(places)))).astype(int)
     rows = view[np.unravel_index(chosen, places)]
     return np.ascontiguousarray(rows.reshape(len(chosen), -1))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from hasten.passes.quantize import Range
 
 Method = Literal["minmax", "percentile", "entropy", "mse"]
-METHODS: tuple[str, ...] = get_args(Method)
+METHODS: tuple[Method, ...] = get_args(Method)
 
 BINS = 2048
 """Bins on each side of zero; a histogram takes 32 KB."""

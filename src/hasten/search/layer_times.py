@@ -74,18 +74,25 @@ def gains(
     after: Mapping[str, float],
     total: float,
 ) -> dict[str, float]:
-    """Microseconds that quantizing each layer saves.
+    """Microseconds that another format of each layer saves.
 
-    Layers whose times are not both known share what is left of the whole difference, by their work.
+    Layers whose times are not both known share what is left of the whole difference, by their work. Where the
+    layers' own times fell by more than a run's, what has been added elsewhere, such as the search for scales
+    of rows, is taken from them in proportion to the columns of what they multiply.
 
     Args:
-        layers: that could be quantized.
-        before: microseconds of layers that are not quantized.
-        after: microseconds of the same layers quantized.
-        total: microseconds that quantizing all of them saves in a run, as measured from end to end.
+        layers: that have the format.
+        before: microseconds of layers in floats.
+        after: microseconds of the same layers in the format.
+        total: microseconds that the format of all of them saves in a run, as measured from end to end.
     """
     known = {name: before[name] - after[name] for name in before if name in after}
     rest = [layer for layer in layers if layer.name not in known]
-    left = max(0.0, total - sum(known.values()))
+    left = total - sum(known.values())
     work = sum(layer.macs for layer in rest)
-    return known | {layer.name: left * layer.macs / work for layer in rest}
+    found = known | {layer.name: max(0.0, left) * layer.macs / work for layer in rest}
+    if left >= 0:
+        return found
+    columns = {layer.name: layer.depth for layer in layers}
+    every = sum(columns.values())
+    return {name: gain + left * columns[name] / every for name, gain in found.items()}

@@ -101,7 +101,7 @@ def numbers(candidate: CandidateRecord) -> dict[str, float]:
         "drop/at_most": None if c.bound is None else c.bound.upper,
         "size_mb": None if c.bytes is None else c.bytes / 1e6,
         "memory_mb": None if c.memory is None else c.memory / 1e6,
-        "layers_int8": float(len(c.quantized)),
+        "layers_quantized": float(len(c.quantized)),
     }
     return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
 

@@ -8,8 +8,9 @@ Phases:
    be short then.
 3. The graph is smoothed for int8, and ranges of its activations are observed; a probe (`probe.py`) gives the
    loss of each method of calibration and of each layer alone.
-4. All layers in int8; from its kernels' times and the losses the curve of time against loss, and from it
-   mixtures.
+4. All layers in int8, with weights rounded to the nearest and by GPTQ; in int8 with scales found in the run;
+   with weights alone in 8 and 4 bits, each with a probe of its own. From kernels' times and the losses
+   follows the curve of time against loss, and from it mixtures.
 5. If that is asked for, units are removed, and what is left is compiled in the fastest precision so far.
 6. Other engines on the same graphs.
 7. All that is within the budget on the calibration part is timed in turns with the original and the lossless.
@@ -83,6 +84,8 @@ class Search:
                 ("calibration", self.int8.calibrate),
                 ("sensitivity", self.int8.probe),
                 ("int8", self.int8.everywhere),
+                ("rounding", self.int8.round),
+                ("other formats", self.int8.others),
                 ("mixed precision", self.int8.mixtures),
                 ("pruning", self.pruning.try_amounts),
                 ("other engines", self._foreign),
@@ -201,7 +204,7 @@ class Search:
             if engine.version is None or not self.pace.has_time(0.5):
                 continue
             if quantized and prepared is not None:
-                trials.add(made.everywhere(prepared.how, self.int8.methods[0], engine))
+                trials.add(self.int8.all_in("int8", engine))
             elif not quantized:
                 trials.add(made.foreign(engine))
 

@@ -19,11 +19,12 @@ import onnx_ir as ir
 
 from hasten.errors import HastenError
 from hasten.passes.prune.units import UNITS
-from hasten.passes.quantize import insert_qdq, products
+from hasten.passes.quantize import products
 from hasten.search import candidates as made
 from hasten.search.build import build
 from hasten.search.candidates import LOSSLESS, Candidate
 from hasten.search.comparison import latency, within_budget
+from hasten.search.formats import in_formats
 from hasten.search.int8 import BUILDS, Int8
 from hasten.search.pace import Pace
 from hasten.search.prune.amounts import choose_amounts
@@ -116,9 +117,10 @@ class Pruning:
         graph = model
         if like.how is not None:
             there = {layer.name for layer in products(model)}
-            layers = [name for name in like.quantized if name in there]
-            ranges = trials.variants[WHOLE].ranges[like.how.ranges]
-            graph = insert_qdq(model, ranges, layers, scheme=like.how.scheme)
+            formats = {name: form for name, form in like.formats.items() if name in there}
+            graph = in_formats(
+                model, formats, trials.variants[WHOLE].ranges[like.how.ranges], like.how.scheme
+            )
         path, artifact = (folder / f"thinned{share:g}.{end}" for end in ("onnx", "hasten"))
         save_graph(graph, path)
         build(path, artifact, trials.problem.build, like.precision, trials.limits(trials.clock.left), {})

@@ -12,21 +12,23 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from hasten.errors import OptionError
-from hasten.graph.constants import constant_value
 from hasten.passes.correct_bias import add_biases, mean_error
 from hasten.passes.facts import is_quantized
-from hasten.passes.gptq import gptq
-from hasten.passes.quantize import Layer, Range, Scheme, insert_qdq, observed_values, products
+from hasten.passes.quantize import Layer, Range, Scheme, observed_values, products
 from hasten.passes.quantize_tables import quantize_tables
-from hasten.passes.quantize_weights import Codes, quantize_weight
 from hasten.passes.smooth import smooth
 from hasten.search.calibration import Feeds, Observations, observe
-from hasten.search.hessians import hessians
+from hasten.search.formats import NEAREST, Careful, Format, in_formats, weight_in, weight_of
 from hasten.search.histogram import METHODS, Method
+from hasten.search.range_choice import choose_ranges
+from hasten.search.rounding import round_carefully
 
+Ranges = Literal[Method, "layer"]
+RANGES: tuple[Ranges, ...] = (*METHODS, "layer")
 Rounding = Literal["nearest", "gptq"]
 ROUNDINGS: tuple[str, ...] = get_args(Rounding)
 RESTS = ("f32", "bf16")
+_INT8: tuple[Format, ...] = ("int8",)
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Quantization:
     Attributes:
         layers: names of the layers to quantize; None for all MatMul, Gemm and Conv with constant weights.
         ranges: how the range of an activation follows from what it is on the data: "minmax", "percentile",
-            "entropy" or "mse".
+            "entropy" or "mse"; "layer" takes for each the one that changes the layer's results least.
         scheme: how the scales of weights are found, and what is quantized beside the operands of layers.
         smoothing: how much of the outliers of matrix products' activations moves into weights before anything
             is quantized (`passes.smooth`), from 0 to 1; None for not at all. 0.8 suits MiniLM best of the
@@ -49,7 +51,7 @@ class Quantization:
     """
 
     layers: Collection[str] | None = None
-    ranges: Method = "minmax"
+    ranges: Ranges = "minmax"
     scheme: Scheme = field(default_factory=Scheme)
     smoothing: float | None = 0.8
     rounding: Rounding = "nearest"
@@ -58,8 +60,8 @@ class Quantization:
     rest: str = "f32"
 
     def __post_init__(self) -> None:
-        if self.ranges not in METHODS:
-            raise OptionError(f"ranges={self.ranges!r}: give one of {', '.join(METHODS)}")
+        if self.ranges not in RANGES:
+            raise OptionError(f"ranges={self.ranges!r}: give one of {', '.join(RANGES)}")
         if self.smoothing is not None and not 0 <= self.smoothing <= 1:
             raise OptionError(f"smoothing={self.smoothing!r}: give a number from 0 to 1, or None")
         if self.rounding not in ROUNDINGS:
@@ -105,7 +107,7 @@ def quantize(
     progress(f"calibrating on {len(feeds)} samples")
     ready = prepare(model, feeds, how, threads=threads, cache=cache)
     progress(f"quantizing {len(ready.layers)} layers")
-    result = ready.quantized(ready.layers, ready.seen.ranges(how.ranges))
+    result = ready.quantized(dict.fromkeys(ready.layers, "int8"), ready.ranges(how.ranges))
     report = {
         "layers": list(ready.layers),
         "ranges": how.ranges,
@@ -122,108 +124,112 @@ def quantize(
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model that is ready for int8: any of its layers can be quantized without the data.
+    """A model whose layers can be had in any format without the data.
 
     Attributes:
         model: smoothed; computes the same as the model that it was made from.
         layers: names of the layers that may be quantized, in order.
         seen: of the smoothed model's values.
-        careful: weights that were rounded by what they do, by layer.
+        methods: of calibration, for activations that have one of their own where ranges are those of "layer".
+        careful: weights that were rounded by what they do; taken if `how` says so.
         how: the choices.
     """
 
     model: ir.Model
     layers: tuple[str, ...]
     seen: Observations
-    careful: Mapping[str, Codes]
+    methods: Mapping[str, Method]
+    careful: Careful
     how: Quantization
 
-    def corrections(self, layers: Collection[str]) -> dict[str, NDArray[np.float32]]:
-        """What to add to the results of some layers so that their mean is as before; nothing if not asked."""
-        return self._corrections(self._codes(layers)) if self.how.correct_bias else {}
+    def ranges(self, method: Ranges) -> dict[str, Range]:
+        """A range for each value; values that only sums read have the whole of what was seen for "layer"."""
+        if method != "layer":
+            return self.seen.ranges(method)
+        return {n: h.range(self.methods.get(n, "minmax")) for n, h in self.seen.histograms.items()}
 
-    def quantized(self, layers: Collection[str], ranges: Mapping[str, Range]) -> ir.Model:
-        """The model with some layers in int8.
+    def corrections(self, formats: Mapping[str, Format]) -> dict[str, NDArray[np.float32]]:
+        """What to add to the results of layers so that their mean is as before; nothing if not asked."""
+        if not self.how.correct_bias:
+            return {}
+        return {
+            i.name: mean_error(
+                i,
+                weight_of(self.model, i),
+                self.weight(i, formats[i.name]),
+                self.seen.channels[i.activation].mean,
+            )
+            for i in products(self.model)
+            if i.name in formats
+        }
+
+    @property
+    def _rounded(self) -> Careful:
+        return self.careful if self.how.rounding == "gptq" else NEAREST
+
+    def weight(self, layer: Layer, form: Format) -> NDArray[np.float32]:
+        """What a layer's weight becomes in a format."""
+        return weight_in(self.model, layer, form, self.how.scheme, self._rounded)
+
+    def quantized(self, formats: Mapping[str, Format], ranges: Mapping[str, Range]) -> ir.Model:
+        """The model with some layers in other formats.
 
         Args:
-            layers: some of `layers`.
+            formats: by the name of some of `layers`.
             ranges: of what `seen` has seen, by any method.
         """
-        model, codes = self.model, {n: c for n, c in self.careful.items() if n in layers}
+        model = self.model
         if self.how.correct_bias:
-            codes = self._codes(layers)
-            model = add_biases(model, self._corrections(codes))
-        result = insert_qdq(model, ranges, layers, scheme=self.how.scheme, codes=codes)
+            model = add_biases(model, self.corrections(formats))
+        result = in_formats(model, formats, ranges, self.how.scheme, self._rounded)
         if self.how.tables:
             quantize_tables(result.graph)
         return result
-
-    def _codes(self, layers: Collection[str]) -> dict[str, Codes]:
-        scale = self.how.scheme.weights
-        return {
-            i.name: self.careful.get(i.name) or quantize_weight(_weight(self.model, i), i.axis, scale)
-            for i in products(self.model)
-            if i.name in layers
-        }
-
-    def _corrections(self, codes: Mapping[str, Codes]) -> dict[str, NDArray[np.float32]]:
-        channels = self.seen.channels
-        return {
-            i.name: mean_error(i, _weight(self.model, i), codes[i.name], channels[i.activation].mean)
-            for i in products(self.model)
-            if i.name in codes
-        }
 
 
 def prepare(
     model: ir.Model,
     feeds: Sequence[Feeds],
     how: Quantization,
+    formats: Collection[Format] = _INT8,
     *,
     threads: int | None = None,
     cache: Path | None = None,
 ) -> Prepared:
-    """Everything about int8 that needs the data: smoothing, observing, rounding with care.
+    """Everything about quantization that needs the data: smoothing, observing, rounding with care.
 
-    Arguments and errors are those of `quantize`.
+    Arguments and errors are those of `quantize`; weights are rounded with care for `formats`.
     """
     layers = _chosen_layers(model, how.layers)
-    run = _Run(feeds, threads, cache)
     if how.smoothing is not None:
-        model = run.smoothed(model, layers, how.smoothing)
-    seen = run.observe(model, observed_values(model, layers, how.scheme))
-    careful = run.rounded(model, layers, how.scheme) if how.rounding == "gptq" else {}
-    return Prepared(model, tuple(layers), seen, careful, how)
+        model = _smoothed(model, feeds, layers, how.smoothing, threads, cache)
+    values = observed_values(model, layers, how.scheme)
+    seen = observe(model, feeds, values, threads=threads, cache=cache)
+    methods: Mapping[str, Method] = {}
+    if how.ranges == "layer":
+        every = {method: seen.ranges(method) for method in METHODS}
+        methods = choose_ranges(model, feeds, layers, every, how.scheme, threads=threads, cache=cache)
+    careful = NEAREST
+    if how.rounding == "gptq":
+        careful = round_carefully(model, feeds, layers, formats, how.scheme, threads=threads, cache=cache)
+    return Prepared(model, tuple(layers), seen, methods, careful, how)
 
 
-@dataclass(frozen=True)
-class _Run:
-    """The data, and how to run a graph on it."""
-
-    feeds: Sequence[Feeds]
-    threads: int | None
-    cache: Path | None
-
-    def observe(self, model: ir.Model, values: Mapping[str, int | None]) -> Observations:
-        return observe(model, self.feeds, values, threads=self.threads, cache=self.cache)
-
-    def smoothed(self, model: ir.Model, layers: Collection[str], alpha: float) -> ir.Model:
-        """The model with outliers of what matrix products read moved into their weights."""
-        matrices = [i.name for i in products(model) if i.name in layers and i.op_type != "Conv"]
-        if not matrices:
-            return model
-        channels = self.observe(model, observed_values(model, matrices, Scheme(residuals=()))).channels
-        return smooth(model, {name: seen.largest for name, seen in channels.items()}, matrices, alpha)
-
-    def rounded(self, model: ir.Model, layers: Collection[str], scheme: Scheme) -> dict[str, Codes]:
-        """The weights of layers, rounded by what they do to the results."""
-        chosen = [layer for layer in products(model) if layer.name in layers]
-        found = hessians(model, self.feeds, chosen, threads=self.threads, cache=self.cache)
-        return {i.name: gptq(_weight(model, i), i.axis, matrix, scheme.weights) for i, matrix in found}
-
-
-def _weight(model: ir.Model, layer: Layer) -> NDArray[np.float32]:
-    return np.asarray(constant_value(model.graph.initializers[layer.weight]), np.float32)
+def _smoothed(
+    model: ir.Model,
+    feeds: Sequence[Feeds],
+    layers: Collection[str],
+    alpha: float,
+    threads: int | None,
+    cache: Path | None,
+) -> ir.Model:
+    """The model with outliers of what matrix products read moved into their weights."""
+    matrices = [i.name for i in products(model) if i.name in layers and i.op_type != "Conv"]
+    if not matrices:
+        return model
+    values = observed_values(model, matrices, Scheme(residuals=()))
+    channels = observe(model, feeds, values, threads=threads, cache=cache).channels
+    return smooth(model, {name: seen.largest for name, seen in channels.items()}, matrices, alpha)
 
 
 def _chosen_layers(model: ir.Model, wanted: Collection[str] | None) -> list[str]:

@@ -8,7 +8,7 @@ not measured.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from hasten.search.certify import Bound
@@ -25,6 +25,7 @@ class Outcome(StrEnum):
     CERTIFIED = "certified"
     NOT_CERTIFIED = "not certified"
     OVER_BUDGET = "over budget"
+    SET_ASIDE = "set aside"
     NOT_FASTER = "not faster"
     NOT_TRIED = "not tried"
     FAILED = "failed"
@@ -78,7 +79,7 @@ class LayerRecord:
     Attributes:
         name: of its node in the graph.
         operator: its kind.
-        precision: what it has in the chosen candidate: "int8", "bf16" or "f32".
+        precision: what it has in the chosen candidate: "bf16", "f32", or as in `CandidateRecord.formats`.
         macs: multiplications of one sample; None if unknown.
         sensitivity: for each precision, the loss when this layer alone has it: the mean squared change of
             the outputs by their variance.
@@ -102,7 +103,7 @@ class CandidateRecord:
         description: what it is, in words.
         engine: what runs it: "hasten", "onnxruntime", ...
         precision: of the layers that are not in `quantized`.
-        quantized: names of the layers that are int8.
+        quantized: names of the layers that are not in floats.
         calibration: the method of the activations' ranges; None where there are none.
         latency_ms: of a run of one sample, quartiles; None where it was not timed.
         to_original: the original's time divided by its time, in the same rounds: above 1, it is faster.
@@ -118,6 +119,9 @@ class CandidateRecord:
         correct_bias: whether the mean error of int8 weights was taken back in biases.
         flops: of a pruned one, the share of the arithmetic that is left; None for the whole model.
         cuts: of a pruned one, what each group of units has lost, in the order of the model.
+        formats: of the layers in `quantized`, by name: "int8", "int8-dynamic" (a scale for each row of
+            activations, found in the run), "int8-weights" or "int4-weights" (weights alone).
+        rounding: how weights were rounded: "nearest" or "gptq"; None where none were.
     """
 
     name: str
@@ -140,6 +144,8 @@ class CandidateRecord:
     correct_bias: bool = False
     flops: float | None = None
     cuts: tuple[Cut, ...] = ()
+    formats: Mapping[str, str] = field(default_factory=dict)
+    rounding: str | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,7 @@ class CurvePoint:
     Attributes:
         loss: predicted, as `CandidateRecord.loss`.
         us: predicted microseconds of a run.
-        quantized: how many layers are int8 there.
+        quantized: how many layers are quantized there.
     """
 
     loss: float

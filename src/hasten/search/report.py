@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from string import Template
 
+from hasten.search.formats import FORMATS
 from hasten.search.measure import Spread
 from hasten.search.record import CandidateRecord, LayerRecord, Outcome, SearchRecord
 from hasten.search.report_chart import Point, pareto, tone_of
@@ -182,7 +184,7 @@ def _predicted(record: SearchRecord) -> str:
     wide, narrow = (
         svg.replace("<svg", f'<svg class="{kind}"', 1) for svg, kind in ((wide, "wide"), (narrow, "narrow"))
     )
-    keys = [("good", "layers in int8, chosen by loss for time")]
+    keys = [("good", "formats of layers, chosen by loss for time")]
     if amounts(record):
         keys.append(("chosen", "units removed, in losses that fit the measured ones"))
     return (
@@ -237,11 +239,9 @@ def _candidates(record: SearchRecord, unit: Unit) -> str:
 def _candidate(
     number: int, c: CandidateRecord, record: SearchRecord, unit: Unit, slowest: float
 ) -> list[Cell]:
-    layers = (
-        f"int8: {len(c.quantized)} of {len(record.layers)} layers; rest {c.precision}"
-        if c.quantized
-        else c.precision
-    )
+    counts = Counter(c.formats.get(name, "int8") for name in c.quantized)
+    layers = ", ".join(f"{form}: {count} of {len(record.layers)}" for form, count in counts.items())
+    layers = f"{layers} layers; rest {c.precision}" if counts else c.precision
     latency = "-"
     if c.latency_ms is not None:
         share = 100 * c.latency_ms.median / slowest
@@ -275,16 +275,16 @@ def _layers(record: SearchRecord) -> str:
     if not record.layers:
         return ""
     precisions = [
-        p for p in ("int8", "bf16", "f32") if any(p in x.sensitivity or p in x.us for x in record.layers)
+        p for p in (*FORMATS, "bf16", "f32") if any(p in x.sensitivity or p in x.us for x in record.layers)
     ]
     losses = [v for x in record.layers for v in x.sensitivity.values() if v > 0]
     rows = [(_layer(layer, precisions, losses), "") for layer in record.layers]
     table = f'<div class="scroll">{_table(rows, "dense")}</div>'
     if len(rows) > _MANY:
         table = f"<details><summary>All {len(rows)} layers</summary>{table}</details>"
-    kept = sum(layer.precision == "int8" for layer in record.layers)
+    kept = sum(layer.precision in FORMATS for layer in record.layers)
     return (
-        f'<section><h2>Layers</h2><p class="lead">{kept} of {len(record.layers)} are int8 in what is '
+        f'<section><h2>Layers</h2><p class="lead">{kept} of {len(record.layers)} are quantized in what is '
         f"returned. Sensitivity is the "
         "mean squared change of the outputs, by their variance, when the layer alone has that precision "
         "(bars are "
@@ -294,7 +294,7 @@ def _layers(record: SearchRecord) -> str:
 
 
 def _layer(layer: LayerRecord, precisions: Sequence[str], losses: Sequence[float]) -> list[Cell]:
-    tone = {"int8": "chosen", "bf16": "good"}.get(layer.precision, "base")
+    tone = "chosen" if layer.precision in FORMATS else "good" if layer.precision == "bf16" else "base"
     cells: list[Cell] = [
         ("", "layer", f"{escape(layer.name)} <small>{escape(layer.operator)}</small>"),
         ("", "precision", f'<span class="pill {tone}">{escape(layer.precision)}</span>'),
@@ -305,7 +305,7 @@ def _layer(layer: LayerRecord, precisions: Sequence[str], losses: Sequence[float
             loss = layer.sensitivity[precision]
             bar = f'<span class="bar"><i style="width:{_log_share(loss, losses):.0f}%"></i></span>'
             cells.append(("n", f"sensitivity, {precision}", f"{loss:.2g}{bar}"))
-        elif precision != "f32":
+        elif precision in FORMATS:
             cells.append(("n", f"sensitivity, {precision}", "-"))
     for precision in precisions:
         cells.append(

@@ -7,31 +7,31 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hasten.passes.quantize import Layer, Range, products
-from hasten.search.answers import Outputs, Part, answers_to, relative_change, write_part
+from hasten.passes.quantize import Layer, Range
+from hasten.search.answers import Outputs, Part, answers_to, relative_change
 from hasten.search.build import build
-from hasten.search.data import Samples
 from hasten.search.engines import HASTEN, Worker
 from hasten.search.engines_worker import read_feeds, save_npz
-from hasten.search.histogram import Method
-from hasten.search.probe import SETTINGS, Probe, with_switches
+from hasten.search.formats import Format, layers_for
+from hasten.search.probe import SETTINGS, Probe, Switched, with_switches
+from hasten.search.quantization import Ranges
 from hasten.search.trials import Trials, described, save_graph
 from hasten.search.variants import Variant
 
 _FOR_METHODS, _FOR_LAYERS = 128, 16  # samples that the probe answers each time
-_SHARE = 0.15  # of the time limit that it may take
+_SHARE = 0.1  # of the time limit that it may take for each format
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What quantization does to the outputs, as `CandidateRecord.loss`.
+    """What a format does to the outputs, as `CandidateRecord.loss`.
 
     Attributes:
-        methods: for each method of calibration the loss of all layers together, where it was measured.
+        methods: of int8, for each method of calibration the loss of all layers together.
         layers: for each layer the loss of it alone, where it was measured.
     """
 
-    methods: Mapping[Method, float]
+    methods: Mapping[Ranges, float]
     layers: Mapping[str, float]
 
 
@@ -88,8 +88,8 @@ def alone(
     return found
 
 
-def probe_layers(trials: Trials, variant: Variant) -> Sensitivity:
-    """The sensitivity of a graph's layers, by a probe in a process of its own.
+def probe_layers(trials: Trials, variant: Variant, form: Format) -> Sensitivity:
+    """The sensitivity of a graph's layers to a format, by a probe in a process of its own.
 
     What an earlier search measured is not measured again.
 
@@ -98,36 +98,40 @@ def probe_layers(trials: Trials, variant: Variant) -> Sensitivity:
     """
     problem, clock, prepared = trials.problem, trials.clock, variant.prepared
     assert prepared is not None
-    about = {"seed": problem.seed, "how": described(prepared.how)}
+    about = {
+        "seed": problem.seed,
+        "how": described(prepared.how),
+        "format": form,
+        "rounded": sorted(prepared.careful.layers),
+    }
     known = trials.memory.get("sensitivity", **about)
     if known is not None:
         trials.reused += 1
         return Sensitivity(known["methods"], known["layers"])
-    layers = [layer for layer in products(prepared.model) if layer.name in prepared.layers]
-    probe = with_switches(prepared.model, layers, prepared.corrections(prepared.layers))
-    graph, artifact = problem.folder / "probe.onnx", problem.folder / "probe.hasten"
+    end = clock.elapsed + (clock.left if clock.limit is None else _SHARE * clock.limit)
+    layers = [layer for layer in layers_for(prepared.model, form) if layer.name in prepared.layers]
+    names = [layer.name for layer in layers]
+    corrections = prepared.corrections(dict.fromkeys(names, form))
+    switched = [Switched(i, prepared.weight(i, form), corrections.get(i.name)) for i in layers]
+    probe = with_switches(prepared.model, switched, form)
+    graph, artifact = (problem.folder / f"probe-{form}.{suffix}" for suffix in ("onnx", "hasten"))
     save_graph(probe.model, graph)
+    del switched, corrections
     build(graph, artifact, problem.build, "f32", trials.limits(clock.left), {})
-    size = trials.part("calibration").batches[0].place.stop
-    many, few = (_first_samples(trials, count, size) for count in (_FOR_METHODS, _FOR_LAYERS))
+    many, few = (trials.part("calibration", count) for count in (_FOR_METHODS, _FOR_LAYERS))
     first = problem.folder / "probe.npz"
     save_npz(str(first), {**read_feeds(str(few.batches[0].path)), SETTINGS: probe.settings({}, ())})
-    end = clock.elapsed + (clock.left if clock.limit is None else _SHARE * clock.limit)
-    names = [layer.name for layer in layers]
+    methods: dict[Ranges, float] = {}
+    ranges: Mapping[str, Range] = {}
     with Worker(HASTEN, artifact, first, problem.threads, trials.limits()) as worker:
-        board = Switchboard(worker, probe, many, problem.outputs)
-        methods = {method: board.loss(ranges, names) for method, ranges in variant.ranges.items()}
-        best = min(methods, key=lambda method: methods[method])
+        if form == "int8":
+            board = Switchboard(worker, probe, many, problem.outputs)
+            methods = {method: board.loss(found, names) for method, found in variant.ranges.items()}
+            ranges = variant.ranges[min(methods, key=lambda method: methods[method])]
         board = Switchboard(worker, probe, few, problem.outputs)
-        single = alone(board, layers, variant.ranges[best], lambda: clock.elapsed < end)
+        single = alone(board, layers, ranges, lambda: clock.elapsed < end)
+    for path in problem.folder.glob(f"probe-{form}.*"):
+        path.unlink()
     if len(single) == len(layers):
         trials.memory.put("sensitivity", {"methods": methods, "layers": single}, **about)
     return Sensitivity(methods, single)
-
-
-def _first_samples(trials: Trials, count: int, size: int) -> Part:
-    """The first samples of the calibration part, which are in random order."""
-    whole = trials.problem.calibration
-    labels = None if whole.labels is None else whole.labels[:count]
-    folder = trials.problem.folder / f"first{count}"
-    return write_part(Samples(whole.feeds[:count], labels), min(size, count), folder)

@@ -99,8 +99,8 @@ class Asked:
             need_torch("prune=True")
 
     def precisions(self) -> frozenset[str]:
-        """What layers may have. bf16 only where the processor multiplies it."""
-        wanted = {"f32", "bf16", "int8"} if self.precision == "auto" else {"f32", self.precision}
+        """What layers may have: formats begin so. bf16 only where the processor multiplies it."""
+        wanted = {"f32", "bf16", "int8", "int4"} if self.precision == "auto" else {"f32", self.precision}
         if not any("bf16" in t.factors and runs_here(t) for t in TARGETS):
             wanted.discard("bf16")
         return frozenset(wanted)

@@ -6,7 +6,7 @@ Whatever goes wrong with a candidate is noted in its record, and ends that candi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import numpy as np
 import onnx_ir as ir
 
 from hasten.errors import HastenError
-from hasten.passes.quantize import Range
 from hasten.search.answers import Outputs, Part, answers_to, relative_change, write_part
 from hasten.search.build import Build, build
 from hasten.search.candidates import LOSSLESS, ORIGINAL, Candidate
@@ -56,7 +55,7 @@ class Problem:
         max_drop: the budget, in the metric's units.
         confidence: of the certificate.
         seed: of what is random.
-        precisions: that layers may have, of f32, bf16 and int8.
+        precisions: that layers may have, of f32, bf16, int8 and int4.
         prune: whether candidates may lose units.
         foreign: whether other engines are candidates.
         build: how candidates are compiled.
@@ -121,7 +120,7 @@ class Trials:
         self._first_looks: set[str] = set()
         self._timed_now: set[str] = set()
         self._models: dict[str, Path] = {}
-        self._graphs: dict[tuple[str, tuple[str, ...], str], Path] = {}
+        self._graphs: dict[str, Path] = {}
         self._parts: dict[str, Part] = {}
         self._answers: dict[tuple[str, str], Outputs] = {}
 
@@ -171,7 +170,9 @@ class Trials:
             engine=candidate.engine.package,
             precision=candidate.precision,
             quantized=candidate.quantized,
-            calibration=None if how is None else how.ranges,
+            formats=candidate.formats,
+            calibration=how.ranges if how is not None and "int8" in candidate.formats.values() else None,
+            rounding=None if how is None else how.rounding,
             smoothing=None if how is None else how.smoothing,
             correct_bias=how is not None and how.correct_bias,
         )
@@ -181,13 +182,14 @@ class Trials:
     def graph(self, candidate: Candidate) -> Path:
         """The file of a candidate's graph."""
         how = candidate.how
-        key = (candidate.variant, candidate.quantized, "" if how is None else how.ranges)
+        key = repr(self._graph_identity(candidate))
         if key not in self._graphs:
             variant = self.variants[candidate.variant]
             graph = variant.graph
             if how is not None:
                 assert variant.prepared is not None
-                graph = variant.prepared.quantized(candidate.quantized, variant.ranges[how.ranges])
+                prepared = replace(variant.prepared, how=how)
+                graph = prepared.quantized(candidate.formats, variant.ranges[how.ranges])
             path = self.problem.folder / f"graph{len(self._graphs)}.onnx"
             save_graph(graph, path)
             self._graphs[key] = path
@@ -215,17 +217,23 @@ class Trials:
             self._models[candidate.name] = path
         return self._models[candidate.name]
 
-    def part(self, kind: str) -> Part:
-        """The samples of a part ("calibration" or "held_out"), in files."""
-        if kind not in self._parts:
+    def part(self, kind: str, count: int | None = None) -> Part:
+        """The samples of a part ("calibration" or "held_out"), or the first of them, in files.
+
+        The calibration part is in random order.
+        """
+        name = kind if count is None else f"{kind}{count}"
+        if name not in self._parts:
             dims = [
                 v.shape[0] for v in self.problem.graph.graph.inputs if v.shape is not None and len(v.shape)
             ]
             fixed = [dim for dim in dims if isinstance(dim, int)]
-            samples: Samples = getattr(self.problem, kind)
-            size = 1 if fixed else _BATCH
-            self._parts[kind] = write_part(samples, size, self.problem.folder / kind)
-        return self._parts[kind]
+            whole: Samples = getattr(self.problem, kind)
+            labels = None if whole.labels is None else whole.labels[:count]
+            samples = whole if count is None else Samples(whole.feeds[:count], labels)
+            size = 1 if fixed else min(_BATCH, len(samples))
+            self._parts[name] = write_part(samples, size, self.problem.folder / name)
+        return self._parts[name]
 
     def worker(self, candidate: Candidate) -> Worker:
         """A process with the candidate's model open."""
@@ -393,21 +401,28 @@ class Trials:
 
     def _identity(self, candidate: Candidate) -> dict[str, Any]:
         """What tells a candidate from all others of any search with the same `Memory.about`."""
-        how = candidate.how
-        ranges: Mapping[str, Range] = {}
-        if how is not None:
-            ranges = self.variants[candidate.variant].ranges[how.ranges]
-        known = [[k, r.low, r.high] for k, r in sorted(ranges.items())]
         return {
             "engine": candidate.engine.package,
             "engine version": candidate.engine.version,
             "mode": candidate.engine.mode,
             "original": candidate.name == ORIGINAL,
             "precision": candidate.precision,
+            **self._graph_identity(candidate),
+        }
+
+    def _graph_identity(self, candidate: Candidate) -> dict[str, Any]:
+        """What tells a candidate's graph from all others of the same problem."""
+        how, variant = candidate.how, self.variants[candidate.variant]
+        if how is None:
+            return {"variant": candidate.variant}
+        known = [[k, r.low, r.high] for k, r in sorted(variant.ranges[how.ranges].items())]
+        careful = None if variant.prepared is None or how.rounding == "nearest" else variant.prepared.careful
+        return {
             "variant": candidate.variant,
-            "quantized": sorted(candidate.quantized),
+            "formats": sorted(candidate.formats.items()),
             "how": described(how),
             "ranges": hashlib.sha256(repr(known).encode()).hexdigest(),
+            "rounded": [] if careful is None else sorted(careful.layers),
         }
 
     def limits(self, seconds: float = _PATIENCE) -> Limits:

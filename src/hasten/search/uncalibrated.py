@@ -1,21 +1,20 @@
-"""Quantization that needs no data: scales of activations computed in the run, or weights alone."""
+"""Whole models in int8 with scales computed in the run, or with weights alone in few bits."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 import onnx_ir as ir
 
 from hasten.errors import OptionError
 from hasten.passes.facts import is_quantized
-from hasten.passes.quantize import Layer
+from hasten.passes.quantize import Layer, Scheme
 from hasten.passes.quantize_dynamic import insert_dynamic, rowwise_layers
 from hasten.passes.quantize_tables import quantize_tables
-from hasten.passes.weight_blocks import WeightBlocks, block_layers, insert_weight_codes
-from hasten.search.quantization import Quantization, Quantized
-
-WEIGHTS = {"int8-weights": WeightBlocks(8, 128), "int4-weights": WeightBlocks(4, 32, zero_points=True)}
-"""Precisions of weights alone."""
+from hasten.search.calibration import Feeds
+from hasten.search.formats import WEIGHTS, Format, in_formats, layers_for
+from hasten.search.quantization import Quantization, Quantized, prepare
 
 
 def quantize_dynamic(model: ir.Model, how: Quantization) -> Quantized:
@@ -37,27 +36,47 @@ def quantize_dynamic(model: ir.Model, how: Quantization) -> Quantized:
 
 
 def quantize_weights_only(
-    model: ir.Model, how: WeightBlocks, layers: Collection[str] | None = None
+    model: ir.Model,
+    form: Format,
+    feeds: Sequence[Feeds] = (),
+    layers: Collection[str] | None = None,
+    *,
+    threads: int | None = None,
+    cache: Path | None = None,
 ) -> Quantized:
     """A model whose matrix products have weights of few bits, and compute in floats.
 
+    Without data weights are rounded to the nearest codes. With data they are rounded by what they do to the
+    results (GPTQ), after outliers of activations have moved into them.
+
     Args:
         model: after `optimize_graph`; it is left as it is.
-        how: bits, blocks and zero points.
+        form: one of `formats.WEIGHTS`.
+        feeds: calibration data; none for rounding to the nearest.
         layers: names; None for all MatMul and Gemm whose weights divide into blocks.
+        threads: threads to use; None for all cores.
+        cache: folder of compiled objects, or None.
 
     Raises:
         OptionError: as for `quantize_dynamic`.
+        CalibrationError: the data gives NaN or infinity.
     """
-    possible = block_layers(model, how)
+    how = WEIGHTS[form]
     needs = f"weights alone are quantized of MatMul and Gemm whose inputs divide into blocks of {how.block}"
-    chosen = _chosen(model, possible, layers, needs)
-    result = insert_weight_codes(model, chosen, how)
-    tables = quantize_tables(result.graph)
+    chosen = _chosen(model, layers_for(model, form), layers, needs)
+    formats = dict.fromkeys(chosen, form)
+    if feeds:
+        choices = Quantization(chosen, rounding="gptq", tables=False)
+        ready = prepare(model, feeds, choices, [form], threads=threads, cache=cache)
+        result = ready.quantized(formats, {})
+    else:
+        result = in_formats(model, formats, {}, Scheme())
     report = {
         "layers": chosen,
         "weights_only": {"bits": how.bits, "block": how.block, "zero_points": how.zero_points},
-        "tables": tables,
+        "rounding": "gptq" if feeds else "nearest",
+        "samples": len(feeds),
+        "tables": quantize_tables(result.graph),
     }
     return Quantized(result, report)
 

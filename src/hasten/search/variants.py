@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from hasten.passes.quantize import Range
-from hasten.search.histogram import Method
-from hasten.search.quantization import Prepared
+from hasten.search.quantization import Prepared, Ranges
 
 WHOLE = ""
 """Name of the problem's own graph."""
@@ -28,4 +27,4 @@ class Variant:
 
     graph: ir.Model
     prepared: Prepared | None = None
-    ranges: Mapping[Method, Mapping[str, Range]] = field(default_factory=dict)
+    ranges: Mapping[Ranges, Mapping[str, Range]] = field(default_factory=dict)
