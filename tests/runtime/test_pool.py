@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,10 @@ from hasten.codegen.toolchain import build, find_compiler
 from hasten.target import cores, native
 
 SOURCE = """
+#define _POSIX_C_SOURCE 200809L /* nanosleep */
 #include "pool.h"
+
+#include <time.h>
 
 enum { MOST = 64 };
 typedef struct { int64_t barriers, errors, count; int64_t turn[MOST][16]; } work;
@@ -67,6 +71,24 @@ HASTEN_API int64_t nested(hasten_pool *pool, int32_t threads) {
     hasten_pool_run(pool, threads, INT64_MAX, run_inside, &n);
     return n.errors;
 }
+
+typedef struct { int32_t milliseconds, count; } lag;
+
+/* The last thread stands still, as if another program had its core. */
+static void stand_still(void *argument, hasten_team *team) {
+    lag *l = argument;
+    struct timespec pause = {0, l->milliseconds * 1000000};
+    if (team->index == 0) l->count = team->count;
+    if (team->count > 1 && team->index == team->count - 1) nanosleep(&pause, NULL);
+    hasten_barrier(team);
+}
+
+/* Returns the size of the team of a task of 100 ms. */
+HASTEN_API int64_t team_size(hasten_pool *pool, int32_t threads, int32_t milliseconds) {
+    lag l = {milliseconds, 0};
+    hasten_pool_run(pool, threads, 100 * 1000 * 1000, stand_still, &l);
+    return l.count;
+}
 """
 
 
@@ -77,7 +99,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     library.hasten_pool_create.restype = ctypes.c_void_p
     library.hasten_pool_destroy.argtypes = [ctypes.c_void_p]
-    library.stress.restype = library.nested.restype = ctypes.c_int64
+    library.stress.restype = library.nested.restype = library.team_size.restype = ctypes.c_int64
     library.stress.argtypes = [
         ctypes.c_void_p,
         ctypes.c_int32,
@@ -87,6 +109,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         ctypes.c_void_p,
     ]
     library.nested.argtypes = [ctypes.c_void_p, ctypes.c_int32]
+    library.team_size.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32]
     return library
 
 
@@ -162,6 +185,24 @@ def test_short_tasks_do_not_wait_for_workers(library: ctypes.CDLL, pool: int) ->
         for other in others:
             other.kill()
             other.wait()
+
+
+def until(size: int, library: ctypes.CDLL, pool: int, lag: int) -> bool:
+    """Whether teams that ask for 3 threads get to be of this size within 10 s."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        if library.team_size(pool, 3, lag) == size:
+            return True
+        time.sleep(0.002)
+    return False
+
+
+def test_threads_whose_cores_others_use_are_left_out_for_a_while(library: ctypes.CDLL, pool: int) -> None:
+    assert until(3, library, pool, 0)
+    assert until(2, library, pool, 30)
+    assert until(1, library, pool, 30)
+    assert until(3, library, pool, 0)
+    assert stress(library, pool, 3, 5, 2) == 3  # whoever waits for all gets all
 
 
 def test_destroying_ends_the_threads(library: ctypes.CDLL) -> None:

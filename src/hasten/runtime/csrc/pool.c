@@ -32,13 +32,27 @@ static const int64_t YIELD_NANOSECONDS = 50 * 1000;
 /* How long a caller waits for its workers to come: an eighth of what the task takes alone, within limits. */
 static const int64_t PATIENCE_PART = 8;
 static const int64_t LEAST_PATIENCE = 2 * 1000;
-static const int64_t MOST_PATIENCE = 1000 * 1000;
+static const int64_t MOST_PATIENCE = 4 * 1000 * 1000;
 
-static int64_t now(void) {
+/* Cores that other programs use are left to them: a thread that has to share its core keeps the others waiting
+ * at every barrier. Shorter tasks do not repay two looks at the clocks of each thread. */
+static const int64_t LEAST_WATCHED = 200 * 1000;
+static const int64_t LOST_PART = 4;                    /* a team that loses this part of its time is too large */
+static const int64_t LEAST_MEMORY = 64 * 1000 * 1000;  /* of that time; a short disturbance is none */
+static const int64_t MEMORY_RUNS = 4;                  /* but at least so many runs are remembered */
+static const int64_t LEFT_RUNS = 16;                   /* after so many runs one more thread is tried, */
+static const int64_t LEAST_LEFT = 64 * 1000 * 1000;    /* but not before this time */
+static const int64_t MOST_LEFT = 500 * 1000 * 1000;    /* and not after this */
+
+static int64_t clock_of(clockid_t id) {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(id, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
+
+static int64_t now(void) { return clock_of(CLOCK_MONOTONIC); }
+
+static int64_t clamp(int64_t x, int64_t least, int64_t most) { return x < least ? least : x > most ? most : x; }
 
 static inline void relax(void) {
 #if defined(__x86_64__) || defined(__i386__)
@@ -108,14 +122,19 @@ static int changes_soon(number *n, uint32_t old, int spin) {
     return 0;
 }
 
+/* Nanoseconds that this thread slept of its own will. */
+static _Thread_local int64_t slept;
+
 /* Returns once the number is no longer `old`. */
 static void number_wait(number *n, uint32_t old, int spin) {
     if (!is_still(n, old) || changes_soon(n, old, spin)) return;
+    int64_t start = now();
     pthread_mutex_lock(&n->mutex);
     atomic_fetch_add(&n->sleepers, 1);
     while (atomic_load(&n->value) == old) pthread_cond_wait(&n->changed, &n->mutex);
     atomic_fetch_sub(&n->sleepers, 1);
     pthread_mutex_unlock(&n->mutex);
+    slept += now() - start;
 }
 
 /* --- the pool ---------------------------------------------------------------------------------------- */
@@ -142,6 +161,12 @@ struct pool {
     void *argument;
     int spin;    /* there is a core for each thread of the team */
     int closing; /* workers end */
+    int watched; /* the task is long enough for it */
+
+    int64_t lost;     /* nanoseconds that other programs took, forgotten in the course of time */
+    int32_t left_out; /* threads that are not used because of it */
+    int64_t again;    /* when one of them is tried again */
+    _Alignas(LINE) _Atomic(int64_t) losing; /* nanoseconds that the threads lost in this run */
 
     _Alignas(LINE) _Atomic(int32_t) arrived; /* at the barrier */
     number door;                             /* of the task: run number, CLOSED, workers that came in */
@@ -172,6 +197,19 @@ static int32_t enter(pool *p) {
     }
 }
 
+/* Runs a thread's share of the task, and notes for how long it wanted to run and could not. */
+static void take_part(pool *p, hasten_team *team) {
+    if (!p->watched) {
+        p->task(p->argument, team);
+        return;
+    }
+    int64_t start = now(), ran = clock_of(CLOCK_THREAD_CPUTIME_ID), asleep = slept;
+    p->task(p->argument, team);
+    int64_t wanted = now() - start - (slept - asleep);
+    int64_t lost = wanted - (clock_of(CLOCK_THREAD_CPUTIME_ID) - ran);
+    if (lost > 0) atomic_fetch_add_explicit(&p->losing, lost, memory_order_relaxed);
+}
+
 static void *work(void *argument) {
     worker *self = argument;
     pool *p = self->owner;
@@ -185,7 +223,7 @@ static void *work(void *argument) {
         spin = p->spin;
         int32_t count = (int32_t)(atomic_load(&p->door.value) & INSIDE) + 1;
         hasten_team team = {index, count, &p->shared};
-        p->task(p->argument, &team);
+        take_part(p, &team);
         atomic_fetch_add(&p->finished.value, 1);
         number_wake(&p->finished);
     }
@@ -233,9 +271,7 @@ static void give(pool *p, int32_t workers) {
 
 /* Waits for the workers, a small part of the task's time, and closes the door. Returns who came in. */
 static int32_t gather(pool *p, int32_t workers, int64_t nanoseconds) {
-    int64_t patience = nanoseconds / PATIENCE_PART;
-    if (patience < LEAST_PATIENCE) patience = LEAST_PATIENCE;
-    if (patience > MOST_PATIENCE) patience = MOST_PATIENCE;
+    int64_t patience = clamp(nanoseconds / PATIENCE_PART, LEAST_PATIENCE, MOST_PATIENCE);
     int64_t start = now();
     int looks = 0;
     while ((int32_t)(atomic_load_explicit(&p->door.value, memory_order_acquire) & INSIDE) < workers) {
@@ -250,6 +286,24 @@ static int32_t gather(pool *p, int32_t workers, int64_t nanoseconds) {
     return (int32_t)(last & INSIDE);
 }
 
+/* How many of the threads to use now. */
+static int32_t worth_using(pool *p, int32_t threads) {
+    if (p->left_out > 0 && now() >= p->again) p->left_out--;
+    return threads > p->left_out ? threads - p->left_out : 1;
+}
+
+/* Learns from a run whether the next ones leave out one thread more. */
+static void learn(pool *p, int64_t spent) {
+    int64_t memory = clamp(spent * MEMORY_RUNS, LEAST_MEMORY, INT64_MAX);
+    int64_t most = memory / LOST_PART;
+    p->lost -= (int64_t)((double)p->lost * (double)spent / (double)memory);
+    p->lost += atomic_exchange(&p->losing, 0);
+    if (p->lost < most) return;
+    p->lost = most; /* if the thread that is tried again loses time again, it does not take long to notice */
+    p->left_out++;
+    p->again = now() + clamp(spent * LEFT_RUNS, LEAST_LEFT, MOST_LEFT);
+}
+
 static void run(hasten_pool *shared, int32_t threads, int64_t nanoseconds, hasten_task task, void *argument) {
     pool *p = (pool *)shared;
     if (threads > p->most) threads = p->most;
@@ -258,6 +312,9 @@ static void run(hasten_pool *shared, int32_t threads, int64_t nanoseconds, haste
         task(argument, &alone);
         return;
     }
+    p->watched = nanoseconds >= LEAST_WATCHED && nanoseconds != INT64_MAX;
+    if (p->watched) threads = worth_using(p, threads);
+    int64_t start = p->watched ? now() : 0;
     while (p->workers_running < threads - 1 && start_worker(p, p->workers_running + 1)) p->workers_running++;
     if (threads > p->workers_running + 1) threads = p->workers_running + 1;
 
@@ -270,12 +327,13 @@ static void run(hasten_pool *shared, int32_t threads, int64_t nanoseconds, haste
     give(p, threads - 1);
     int32_t workers = gather(p, threads - 1, nanoseconds);
     hasten_team team = {0, workers + 1, shared};
-    task(argument, &team);
+    take_part(p, &team);
     for (;;) {
         uint32_t done = atomic_load(&p->finished.value);
         if (done - finished == (uint32_t)workers) break;
         number_wait(&p->finished, done, p->spin);
     }
+    if (p->watched && threads > 1) learn(p, now() - start);
     atomic_store_explicit(&p->busy, 0, memory_order_release);
 }
 
