@@ -2,10 +2,12 @@
 
     python -m benchmarks.pruning one r8 --flops 0.7 --speed       # one pruning
     python -m benchmarks.pruning one r8 --flops 0.5 --repair distill --learn 3000 --epochs 2 --seconds 1200
+    python -m benchmarks.pruning train r8 --given F.onnx --output G.onnx --seconds 300 --checkpoint t.pt
     python -m benchmarks.pruning together r8 --flops 0.7          # alone, int8 alone, and both
+    python -m benchmarks.pruning times r8 pruned.hasten f32.hasten  # what was made before, in turns
     python -m benchmarks.pruning criteria fashion --json c.json   # criteria, amounts, with repair or not
     python -m benchmarks.pruning picture r8.json fashion.json -o criteria.png
-    python -m benchmarks.pruning layers r8 --speed                # 1 to 4 of the 6 layers left out
+    python -m benchmarks.pruning layers r8 --output FOLDER        # 1 to 4 of the 6 layers left out
 
 Models and data: `benchmarks.pruning_cases`. `--on check` looks at samples of the train part, for who tries
 settings; `--on test`, the default, at those that no choice has seen. The certified drop is the exact bound of
@@ -36,7 +38,9 @@ from hasten.search.engines import HASTEN, ONNXRUNTIME
 from hasten.search.measure import Contestant, Result, measure
 from hasten.search.measure import Plan as Measuring
 from hasten.search.metrics import metric_named
+from hasten.search.prune.cost import graph_flops, typical_sizes
 from hasten.search.prune.criteria import CRITERIA
+from hasten.search.prune.distill import distill
 from hasten.search.prune.plan import Plan
 from hasten.search.prune.ranking import rank
 from hasten.search.prune.report import Pruned
@@ -188,6 +192,22 @@ def one(options: argparse.Namespace) -> None:
         print(speed(small, bench.case, options.rounds))
 
 
+def train(options: argparse.Namespace) -> None:
+    """Trains a model that was pruned and kept before, from its checkpoint if there is one."""
+    bench = Bench.of(options)
+    small = ir.load(options.given)
+    training = Training(options.epochs, options.seconds, options.rate, options.batch, options.checkpoint)
+    data = bench.data.feeds
+    done = distill(bench.model, small, data, training, progress=lambda text: print(f"  {text}", flush=True))
+    ir.save(small, options.output)
+    name = f"{done.epochs} epochs, {done.before:.3g} to {done.after:.3g}"
+    sizes = typical_sizes(bench.model, data[: Plan.looked_at])
+    share = graph_flops(small, sizes) / graph_flops(bench.model, sizes)
+    print(HEAD)
+    answers = bench.case.answers(Path(options.output), bench.examined.feeds)
+    print(line(name, share, bench.bound(answers), done.seconds))
+
+
 def criteria(options: argparse.Namespace) -> None:
     """Criteria and amounts, with and without repair, as a table and as JSON."""
     bench = Bench.of(options)
@@ -202,6 +222,8 @@ def criteria(options: argparse.Namespace) -> None:
                 options.flops, options.repair = flops, repair
                 start = time.perf_counter()
                 small = prune_ranked(ranking, plan_of(options, bench.case))
+                if options.output:
+                    small.save(options.output / f"{criterion}-{repair}-{flops}.onnx", overwrite=True)
                 bound = bench.bound_of(small)
                 seconds = time.perf_counter() - start
                 print(line(f"{criterion}, {repair}", small.report.flops, bound, seconds), flush=True)
@@ -293,7 +315,8 @@ def together(options: argparse.Namespace) -> None:
         with hasten.open(path) as session:
             bound = bench.bound_of_session(session)
         print(f"| {path.stem} | {100 * bound.measured:+.2f} | {100 * bound.upper:+.2f} |", flush=True)
-    show_times([*paths, bench.case.model], bench.case, options.rounds)
+    if not options.untimed:
+        show_times([*paths, bench.case.model], bench.case, options.rounds)
 
 
 def examine(options: argparse.Namespace) -> None:
@@ -327,7 +350,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = {
         "one": one, "criteria": criteria, "layers": layers, "together": together, "times": times,
-        "examine": examine,
+        "examine": examine, "train": train,
     }  # fmt: skip
     parsers = parser.add_subparsers(required=True)
     for name, command in commands.items():
@@ -369,9 +392,10 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--speed", action="store_true", help="time it too (on an idle machine)")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--given", type=Path, help="together: a model that is pruned already, as ONNX")
+    parser.add_argument("--given", type=Path, help="together, train: a model that is pruned already, as ONNX")
     parser.add_argument("--also", default="", help="together: bf16 too")
     parser.add_argument("--unexamined", action="store_true", help="together: times only")
+    parser.add_argument("--untimed", action="store_true", help="together: artifacts and drops only")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--output", type=Path, help="keep the pruned model as ONNX; a folder for several")
 

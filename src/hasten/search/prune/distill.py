@@ -29,6 +29,7 @@ from hasten.search.prune.joined import Batch, join
 from hasten.search.prune.training import Training
 
 _HELD = 10  # one sample in so many is not trained on, but says whether training helped
+_MOST_HELD = 128  # of those that are looked at, at most
 _TOGETHER = 32  # samples that are run at once where nothing is trained
 _WARM = 0.05  # share of the steps over which the rate rises
 
@@ -76,7 +77,8 @@ def distill(
     if len(samples) < _HELD:
         raise OptionError(f"distillation needs {_HELD} samples at least, got {len(samples)}")
     start = time.monotonic()
-    held, rest = list(samples[::_HELD]), [s for k, s in enumerate(samples) if k % _HELD]
+    every = max(_HELD, -(-len(samples) // _MOST_HELD))
+    held, rest = list(samples[::every]), [s for k, s in enumerate(samples) if k % every]
     pair = _Pair(original, pruned)
     names = _trainable(pair.student)
     weights = [pair.student.weights[name].requires_grad_() for name in names]

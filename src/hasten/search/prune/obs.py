@@ -29,7 +29,7 @@ from hasten.backends.torch_graph import TorchGraph
 from hasten.passes.prune.units import Group
 from hasten.search.prune.joined import Batch
 from hasten.search.prune.products import LARGEST_SYSTEM, Product, bias_of, product_of
-from hasten.search.prune.repair import RIDGE
+from hasten.search.prune.repair import GATHERED, RIDGE
 
 Values = NDArray[np.float64]
 Loss = Callable[[Mapping[str, Tensor], Batch], Tensor]
@@ -51,6 +51,7 @@ class _Reader:
         means: sum of x over all positions.
         count: positions.
         slopes: sum of squared gradients of the loss by each output, over all positions.
+        waiting: rows that were read and are not in the sums yet.
     """
 
     node: int
@@ -63,15 +64,24 @@ class _Reader:
     means: Tensor
     count: int = 0
     slopes: Tensor = field(default_factory=lambda: torch.zeros(0))
+    waiting: list[Tensor] = field(default_factory=list)
 
     def take(self, x: Tensor) -> Tensor:
-        """Adds what is read to the moments."""
+        """Takes in what is read, for the moments."""
         with torch.no_grad():
             rows = self.product.rows(x.detach())
-            self.moments += (rows.T @ rows).double()
-            self.means += rows.sum(0).double()
             self.count += len(rows)
+            self.waiting.append(rows)
+            if sum(map(len, self.waiting)) >= GATHERED:
+                self.finish()
         return x
+
+    def finish(self) -> None:
+        """Adds what is waiting: few large products instead of many small ones."""
+        rows = torch.cat(self.waiting) if self.waiting else self.means.new_zeros((0, len(self.means)))
+        self.waiting.clear()
+        self.moments += (rows.T @ rows).double()
+        self.means += rows.sum(0).double()
 
     def second_moments(self) -> Tensor:
         """Sums of squares and products of what is read, about the mean if a bias can make up for that."""
@@ -107,6 +117,8 @@ def obs_scores(
             if slope is not None:
                 reader.slopes = reader.slopes + reader.product.outputs(slope).double().square().sum(0)
         samples += len(batch)
+    for reader in every:
+        reader.finish()
     return {group: _eliminated(found, group.count, samples) for group, found in readers.items()}
 
 

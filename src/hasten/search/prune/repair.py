@@ -21,7 +21,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -40,6 +40,8 @@ RIDGE = 1e-3
 """How strongly weights stay what they were, in units of the mean square of what is read."""
 _TOGETHER = 16  # samples that are run at once
 _ROWS = 32768  # most positions of a run that equations are made from
+GATHERED = 8192
+"""Positions of several runs that are multiplied at once."""
 _ENOUGH = 4  # equations to an unknown, below which a product that lost nothing stays as it is
 _SCALES = (0.2, 5.0)  # by how much "statistics" changes weights, at most
 _AXES = {
@@ -58,6 +60,7 @@ class Equations:
     sum_x: Tensor
     sum_y: Tensor
     count: int = 0
+    waiting: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     @staticmethod
     def of(unknowns: int, outputs: int) -> Equations:
@@ -69,9 +72,18 @@ class Equations:
         return Equations(zeros(unknowns, unknowns), zeros(unknowns, outputs), zeros(unknowns), zeros(outputs))
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Takes rows of x and y in."""
+        """Takes rows of x and y in; `finish` comes after the last of them."""
         every = -(-len(x) // _ROWS)
-        x, y = x[::every], y[::every]
+        self.waiting.append((x[::every], y[::every]))
+        if sum(len(x) for x, _ in self.waiting) >= GATHERED:
+            self.finish()
+
+    def finish(self) -> None:
+        """Multiplies what is waiting."""
+        if not self.waiting:
+            return
+        x, y = (torch.cat(parts) for parts in zip(*self.waiting, strict=True))
+        self.waiting.clear()
         self.inner += (x.T @ x).double()
         self.cross += (x.T @ y).double()
         self.sum_x += x.sum(0).double()
@@ -255,6 +267,7 @@ def linear(at: Site) -> tuple[Product, Tensor, Equations] | str:
     equations = Equations.of(*matrix.shape)
     for now, target in at.targets():
         equations.add(product.rows(now[source.name or ""]), product.outputs(target))
+    equations.finish()
     return product, matrix, equations
 
 
