@@ -19,6 +19,7 @@ from hasten.loops.descriptions import (
     Description,
     Forest,
     Gemm,
+    Greedy,
     Order,
     RankSelect,
     Recurrence,
@@ -258,7 +259,7 @@ def _walkable(c: Description, name: str, e: Expr) -> bool:
         return True
     if isinstance(c, RankSelect):
         return isinstance(e, Load)
-    if isinstance(c, Forest):
+    if isinstance(c, Forest | Greedy):
         return not any(isinstance(n, Reduce) for n in walk(e))
     if isinstance(c, Recurrence):
         return all(_along_last(n, c.unit) for n in walk(e) if isinstance(n, Load))

@@ -18,6 +18,7 @@ from hasten.codegen.depthwise import depthwise_kernel
 from hasten.codegen.forest import PackedForest, forest_kernel, pack_forest
 from hasten.codegen.fuse import fuse
 from hasten.codegen.gemm import extent
+from hasten.codegen.greedy import greedy_kernel
 from hasten.codegen.images import Run, find_runs
 from hasten.codegen.kernel import Kernel
 from hasten.codegen.layout import Layout, arrange_constants, assign_layouts, row_major
@@ -41,7 +42,16 @@ from hasten.codegen.stage import Stage
 from hasten.codegen.tiles import PANEL, factor_of, tiles_for
 from hasten.codegen.winograd import winograd_kernel
 from hasten.codegen.winograd_transforms import transform_weights
-from hasten.loops.descriptions import Attention, Contraction, Forest, Gemm, Order, RankSelect, Recurrence
+from hasten.loops.descriptions import (
+    Attention,
+    Contraction,
+    Forest,
+    Gemm,
+    Greedy,
+    Order,
+    RankSelect,
+    Recurrence,
+)
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Expr, Load, Var, binary, const, constant_int, round_up, select, substitute, walk
 from hasten.loops.program import Program
@@ -195,6 +205,8 @@ def _kernel(
         return rank_kernel(s, layouts, f"rank_{number}")
     if isinstance(s.body, Forest):
         return forest_kernel(s, forests[s.name], layouts, target.vector_bytes, f"forest_{number}")
+    if isinstance(s.body, Greedy):
+        return greedy_kernel(s, layouts, f"greedy_{number}")
     if isinstance(s.body, Order):
         return order_kernel(s, layouts, f"order_{number}")
     if isinstance(s.body, Recurrence):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from hasten.codegen.kernel import Kernel
-from hasten.codegen.layout import Layouts, flatten
+from hasten.codegen.layout import Layout, Layouts, flatten
 from hasten.codegen.maps import OUTPUT, decode, finish_kernel, name_buffers, share
 from hasten.codegen.reductions import Names, hoist
 from hasten.codegen.stage import Stage
@@ -29,54 +29,73 @@ def order_kernel(stage: Stage, layouts: Layouts, name: str) -> Kernel:
     before, buffers = name_buffers(flatten(c.before, layouts))
     lanes = math.prod((v.extent for v in c.lanes if v.extent is not None), start=const(1))
     task = Var(INDEX, "task", lanes)
-    body = _Lane(stage, c, layouts, before).body()
+    zero, one, at = const(0), const(1), c.at
+    lane = Lane(layouts[stage.name], c.lanes, c.position, c.other, before, c.at.extent)
     own = decode(task, c.lanes) if c.lanes else []
-    loop = For(task, *share(lanes, const(1)), (*own, *body))
+    body = (
+        *own,
+        For(at, zero, c.at.extent, (lane.write(zero, at, at),)),
+        *lane.sort(),
+        Comment("the inverse: the place of each position"),
+        For(at, zero, c.at.extent, (lane.write(one, lane.read(zero, at), at),)),
+    )
+    loop = For(task, *share(lanes, one), body)
     return finish_kernel(name, (loop,), buffers, layouts, stage, work=lanes * c.at.extent * 64)
 
 
-def _op(op: str, a: Expr, b: Expr) -> Expr:
+def number(op: str, a: Expr, b: Expr) -> Expr:
     """An operation on numbers of which nothing is proved."""
     return Op(DType.BOOL if op in ("lt", "eq") else INDEX, op, (a, b))
 
 
-class _Lane:
-    """The statements that sort one lane."""
+class Lane:
+    """The statements that sort the positions which stand in the first plane of a lane's output."""
 
-    def __init__(self, stage: Stage, c: Order, layouts: Layouts, before: Expr) -> None:
-        assert c.at.extent is not None
-        self.c, self.before, self.count = c, before, c.at.extent
-        self.out = layouts[stage.name]
+    def __init__(
+        self, out: Layout, lanes: tuple[Var, ...], position: Var, other: Var, before: Expr, count: Expr
+    ) -> None:
+        """Says what is sorted.
+
+        Args:
+            out: of the output [plane, lanes, at].
+            lanes: variables of the lane.
+            position: what `before` is in terms of.
+            other: the same.
+            before: whether `position` comes before `other`.
+            count: how many there are, an expression that stays the same.
+        """
+        self.out, self.lanes, self.position, self.other = out, lanes, position, other
+        self.before, self.count = before, count
         self.names = Names()
 
     def place(self, plane: Expr, at: Expr) -> Expr:
         """The address of an element of a plane."""
-        return self.out.address((plane, *self.c.lanes, at))
+        return self.out.address((plane, *self.lanes, at))
 
     def read(self, plane: Expr, at: Expr) -> Load:
+        """An element of a plane."""
         return Load(INDEX, OUTPUT, (self.place(plane, at),))
 
     def write(self, plane: Expr, at: Expr, value: Expr) -> Store:
+        """Writes an element of a plane."""
         return Store(OUTPUT, (self.place(plane, at),), value)
 
-    def body(self) -> tuple[Stmt, ...]:
+    def sort(self) -> tuple[Stmt, ...]:
+        """Sorts; the second plane is overwritten."""
         zero, one = const(0), const(1)
-        at, turn, width = self.c.at, Var(INDEX, "turn"), Var(INDEX, "width")
+        at, turn, width = Var(INDEX, "copied"), Var(INDEX, "turn"), Var(INDEX, "width")
         plane = Load(INDEX, "plane", ())
         run = Var(INDEX, "run")
-        double = _op("add", width, width)
-        runs = _op("truncdiv", _op("sub", _op("add", self.count, double), one), double)
+        double = number("add", width, width)
+        runs = number("truncdiv", number("sub", number("add", self.count, double), one), double)
         merge = For(run, zero, runs, self.merge(run, width, plane))
-        flip = Store("plane", (), _op("sub", one, plane))
-        one_pass = (Let(width, _op("shl", one, turn)), If(_op("lt", width, self.count), (merge, flip)))
+        flip = Store("plane", (), number("sub", one, plane))
+        one_pass = (Let(width, number("shl", one, turn)), If(number("lt", width, self.count), (merge, flip)))
         copy = For(at, zero, self.count, (self.write(zero, at, self.read(one, at)),))
         return (
             Declare("plane", INDEX, value=zero),
-            For(at, zero, self.count, (self.write(zero, at, at),)),
             For(turn, zero, const(PASSES), one_pass),
-            If(_op("eq", plane, one), (copy,)),
-            Comment("the inverse: the place of each position"),
-            For(at, zero, self.count, (self.write(one, self.read(zero, at), at),)),
+            If(number("eq", plane, one), (copy,)),
         )
 
     def merge(self, run: Expr, width: Expr, plane: Expr) -> tuple[Stmt, ...]:
@@ -86,27 +105,26 @@ class _Lane:
         to, at = Var(INDEX, "to"), Var(INDEX, "merged")
         from_left = Load(INDEX, "from_left", ())
         take = Store("from_left", (), const(1))
-        c = self.c
-        bound = frozenset((*c.lanes, c.position, c.other))
+        bound = frozenset((*self.lanes, self.position, self.other))
         found, goes_first = hoist(self.before, bound, self.names, 1)
         compare = (
-            Let(c.position, self.read(plane, right)),
-            Let(c.other, self.read(plane, left)),
+            Let(self.position, self.read(plane, right)),
+            Let(self.other, self.read(plane, left)),
             *found,
             If(goes_first, (), (take,)),
         )
-        choose = If(_op("lt", left, middle), (If(_op("lt", right, high), compare, (take,)),))
+        choose = If(number("lt", left, middle), (If(number("lt", right, high), compare, (take,)),))
         move = If(
-            _op("eq", from_left, const(1)),
-            (self.write(to, at, self.read(plane, left)), Store("left", (), _op("add", left, const(1)))),
-            (self.write(to, at, self.read(plane, right)), Store("right", (), _op("add", right, const(1)))),
+            number("eq", from_left, const(1)),
+            (self.write(to, at, self.read(plane, left)), Store("left", (), number("add", left, const(1)))),
+            (self.write(to, at, self.read(plane, right)), Store("right", (), number("add", right, const(1)))),
         )
-        start = _op("mul", run, _op("add", width, width))
+        start = number("mul", run, number("add", width, width))
         return (
             Let(low, start),
-            Let(middle, _op("min", _op("add", low, width), self.count)),
-            Let(high, _op("min", _op("add", middle, width), self.count)),
-            Let(to, _op("sub", const(1), plane)),
+            Let(middle, number("min", number("add", low, width), self.count)),
+            Let(high, number("min", number("add", middle, width), self.count)),
+            Let(to, number("sub", const(1), plane)),
             Declare("left", INDEX, value=low),
             Declare("right", INDEX, value=middle),
             For(at, low, high, (Declare("from_left", INDEX, value=const(0)), choose, move)),

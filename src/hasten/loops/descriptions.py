@@ -1,6 +1,6 @@
-"""What a body may describe instead of spelling out: products, attention, counts, orders, recurrences, trees.
+"""What a body may describe instead of spelling out: products, attention, counts, orders, choices and more.
 
-`expression` gives each, but for recurrences and trees, as a plain expression, which is its meaning.
+`expression` gives each, but for choices, recurrences and trees, as a plain expression, which is its meaning.
 """
 
 from __future__ import annotations
@@ -261,8 +261,40 @@ class Forest:
         return self.x.dtype
 
 
+@dataclass(frozen=True)
+class Greedy:
+    """Positions that are chosen one after the other, each unless one that was chosen before excludes it.
+
+    With variables (which, lanes, at): out[0, lanes, n] is the n-th position that is chosen, and
+    out[0, lanes, number of positions] says how many are. What else is in the output is not defined: it is
+    memory for the kernel.
+
+    Attributes:
+        which: 0 or 1.
+        lanes: what is independent of each other.
+        at: from 0 to the number of positions.
+        position: a position.
+        other: another one, with the same extent.
+        eligible: whether `position` may be chosen, in terms of lanes and it.
+        before: whether its turn comes before that of `other`, in terms of lanes and both; those of which
+            neither does take their turns as they stand.
+        excluded: whether `other`, if chosen, excludes it, in the same terms.
+        most: how many are chosen at the most, in terms of lanes.
+    """
+
+    which: Var
+    lanes: tuple[Var, ...]
+    at: Var
+    position: Var
+    other: Var
+    eligible: Expr
+    before: Expr
+    excluded: Expr
+    most: Expr
+
+
 Contraction = Gemm | Attention
-Whole = Recurrence | Forest
+Whole = Recurrence | Forest | Greedy
 """Descriptions that no expression stands for."""
 Description = Contraction | RankSelect | Order | Whole
 
@@ -271,7 +303,7 @@ def expression(c: Description) -> Expr:
     """A description as a plain expression of its output variables.
 
     Raises:
-        TypeError: it is a recurrence or a forest.
+        TypeError: it is one that none stands for.
     """
     if isinstance(c, Whole):
         raise TypeError(f"a {type(c).__name__.lower()} is no expression")
@@ -364,6 +396,8 @@ def operands(c: Description) -> dict[str, Expr]:
         names = ("before",)
     elif isinstance(c, RankSelect):
         names = ("condition",)
+    elif isinstance(c, Greedy):
+        names = ("eligible", "before", "excluded", "most")
     elif isinstance(c, Forest):
         names = ("x", "root", "split", "limit", "below", "end", "value")
     return {n: getattr(c, n) for n in names if getattr(c, n) is not None}

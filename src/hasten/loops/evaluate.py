@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from hasten.errors import InputError
-from hasten.loops.descriptions import Attention, Forest, Gemm, Order, RankSelect, Recurrence
+from hasten.loops.descriptions import Attention, Forest, Gemm, Greedy, Order, RankSelect, Recurrence
 from hasten.loops.dtypes import BYTES, INDEX
 from hasten.loops.expr import Expr, Var
 from hasten.loops.operations import Array
@@ -99,6 +99,8 @@ def _define(d: Definition, tensors: Mapping[str, Array], sizes: Mapping[str, int
                 value = _rank_select(d.body, scope, ranges)
             case Order():
                 value = _order(d.body, scope, ranges)
+            case Greedy():
+                value = _greedy(d.body, scope, ranges)
             case Recurrence():
                 value = _recurrence(d.body, scope, ranges)
             case Forest():
@@ -217,16 +219,49 @@ def _rank_select(c: RankSelect, scope: Scope, block: Mapping[Var, Range]) -> Val
 
 def _order(c: Order, scope: Scope, block: Mapping[Var, Range]) -> Value:
     """Places by counting what comes before each position, which compares all with all."""
-    ranged = _ranged([*c.lanes, c.position, c.other], scope, block)
-    axes = axis_arrays([v for v, _ in ranged], [r for _, r in ranged])
-    value = Scope(scope.tensors, scope.sizes, axes).value(c.before)
-    before = np.broadcast_to(value.array, [high - low for _, (low, high) in ranged])
-    earlier = np.tri(before.shape[-1], k=-1, dtype=bool)  # [position, other]: other < position
-    place = (np.swapaxes(before, -1, -2) | (~before & earlier)).sum(axis=-1)
+    ((before,), fault) = _pairs(c, [c.before], scope, block)
+    place = _places(before)
     both = np.stack([np.argsort(place, axis=-1, kind="stable"), place])
     own = (slice(*block[c.which]), *[slice(None)] * len(c.lanes), slice(*block[c.at]))
-    fault = None if value.fault is None else np.asarray(value.fault.max(), np.int8)
     return Value(both[own].astype(INDEX.numpy), fault)
+
+
+def _pairs(
+    c: Order | Greedy, expressions: Sequence[Expr], scope: Scope, block: Mapping[Var, Range]
+) -> tuple[list[Array], Array | None]:
+    """Expressions as arrays [lanes, position, other], and their worst fault."""
+    ranged = _ranged([*c.lanes, c.position, c.other], scope, block)
+    axes = axis_arrays([v for v, _ in ranged], [r for _, r in ranged])
+    found = [Scope(scope.tensors, scope.sizes, axes).value(e) for e in expressions]
+    fault = join_faults(*(v.fault for v in found))
+    worst = None if fault is None or not fault.size else np.asarray(fault.max(), np.int8)
+    return [np.broadcast_to(v.array, [high - low for _, (low, high) in ranged]) for v in found], worst
+
+
+def _places(before: Array) -> Array:
+    """The place of each position in order."""
+    earlier = np.tri(before.shape[-1], k=-1, dtype=bool)  # [position, other]: other < position
+    place: Array = (np.swapaxes(before, -1, -2) | (~before & earlier)).sum(axis=-1)
+    return place
+
+
+def _greedy(c: Greedy, scope: Scope, block: Mapping[Var, Range]) -> Value:
+    """Each lane position by position."""
+    arrays, fault = _pairs(c, [c.before, c.excluded, c.eligible, c.most], scope, block)
+    before, excluded, eligible, most = arrays
+    order = np.argsort(_places(before), axis=-1, kind="stable")
+    count = before.shape[-1]
+    both = np.zeros((2, *before.shape[:-2], count + 1), INDEX.numpy)
+    for lane in np.ndindex(*before.shape[:-2]) if count else ():
+        chosen: list[int] = []
+        for p in order[lane]:
+            free = not excluded[lane][p, chosen].any()
+            if eligible[(*lane, p, 0)] and free and len(chosen) < most[(*lane, 0, 0)]:
+                chosen.append(int(p))
+        both[(0, *lane)][: len(chosen)] = chosen
+        both[(0, *lane, count)] = len(chosen)
+    own = (slice(*block[c.which]), *[slice(None)] * len(c.lanes), slice(*block[c.at]))
+    return Value(both[own], fault)
 
 
 def _recurrence(c: Recurrence, scope: Scope, block: Mapping[Var, Range]) -> Value:

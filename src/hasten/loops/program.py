@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from hasten.loops.descriptions import Description, Forest, Recurrence, expression, operands
+from hasten.loops.descriptions import Description, Forest, Greedy, Recurrence, expression, operands
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import (
     Expr,
@@ -57,13 +57,13 @@ class Definition:
         """What the definition computes with all its loops, so that every size in it shows."""
         if isinstance(self.body, Recurrence):
             return (*self.expressions(), self.body.step)
-        if isinstance(self.body, Forest):
+        if isinstance(self.body, Forest | Greedy):
             return self.expressions()
         return (self.expr,)
 
     @property
     def expr(self) -> Expr:
-        """The body as an expression, whatever it is but a recurrence or a forest, which none can say."""
+        """The body as an expression, whatever it is but one that none can say."""
         return self.body if isinstance(self.body, Expr) else expression(self.body)
 
 

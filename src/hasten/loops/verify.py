@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hasten.loops.descriptions import Attention, Forest, Gemm, Order, RankSelect, Recurrence
+from hasten.loops.descriptions import Attention, Forest, Gemm, Greedy, Order, RankSelect, Recurrence
 from hasten.loops.dtypes import BYTES, INDEX, DType
 from hasten.loops.expr import (
     REDUCTIONS,
@@ -147,6 +147,9 @@ def _check_definition(d: Definition, tensors: Mapping[str, TensorInfo], sizes: s
     if isinstance(d.body, Recurrence):
         _check_recurrence(d.body, d, tensors, sizes, where)
         return
+    if isinstance(d.body, Greedy):
+        _check_greedy(d.body, d, tensors, sizes, where)
+        return
     if isinstance(d.body, Forest):
         _check_forest(d.body, d, tensors, sizes, where)
         return
@@ -174,6 +177,24 @@ def _check_recurrence(
         checker.check(e, lanes | {c.step, c.unit})
         known[name] = TensorInfo(name, e.dtype, shape)
     require(set(c.carried) <= set(c.values), f"{where}: a state becomes what no step computes")
+
+
+def _check_greedy(
+    c: Greedy, d: Definition, tensors: Mapping[str, TensorInfo], sizes: set[str], where: str
+) -> None:
+    require(d.vars == (c.which, *c.lanes, c.at), f"{where}: the variables of a choice are not its own")
+    require(c.position.extent == c.other.extent, f"{where}: the positions of a choice are not as many")
+    checker = _Checker(tensors, sizes, where)
+    both = {c.position, c.other}
+    terms: tuple[tuple[Expr, set[Var], DType], ...] = (
+        (c.eligible, {c.position}, DType.BOOL),
+        (c.before, both, DType.BOOL),
+        (c.excluded, both, DType.BOOL),
+        (c.most, set(), INDEX),
+    )
+    for e, variables, dtype in terms:
+        checker.check(e, frozenset({*c.lanes, *variables}))
+        require(e.dtype is dtype, f"{where}: {spell(e)} of a choice is {e.dtype}, not {dtype}")
 
 
 def _check_forest(

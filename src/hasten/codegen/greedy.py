@@ -1,0 +1,62 @@
+"""The kernel that chooses positions greedily: it collects those that may be chosen, sorts and tries them."""
+
+from __future__ import annotations
+
+import math
+
+from hasten.codegen.kernel import Kernel
+from hasten.codegen.layout import Layouts, flatten
+from hasten.codegen.maps import decode, finish_kernel, renamed_buffers, share
+from hasten.codegen.order import Lane, number
+from hasten.codegen.stage import Stage
+from hasten.loops.descriptions import Greedy
+from hasten.loops.dtypes import INDEX
+from hasten.loops.expr import Load, Var, cast, const
+from hasten.loops.nest import Comment, Declare, For, If, Let, Store
+
+
+def greedy_kernel(stage: Stage, layouts: Layouts, name: str) -> Kernel:
+    """The kernel of a `Greedy`, each lane by one thread.
+
+    What is chosen is written over what was tried in the first plane: it is never more.
+    """
+    c = stage.body
+    assert isinstance(c, Greedy) and c.position.extent is not None and c.at.extent is not None
+    found: dict[str, str] = {}
+    eligible, before, excluded, most = (
+        renamed_buffers(flatten(e, layouts), found) for e in (c.eligible, c.before, c.excluded, c.most)
+    )
+    buffers = {param: tensor for tensor, param in found.items()}
+    lanes = math.prod((v.extent for v in c.lanes if v.extent is not None), start=const(1))
+    task, count = Var(INDEX, "task", lanes), c.position.extent
+    zero, one = const(0), const(1)
+    tried, left = Var(INDEX, "tried"), Var(INDEX, "left")
+    number_left, chosen, free = (Load(INDEX, n, ()) for n in ("to_try", "chosen", "free"))
+    limit, earlier = Var(INDEX, "limit"), Var(INDEX, "earlier")
+    lane = Lane(layouts[stage.name], c.lanes, c.position, c.other, before, left)
+    collect = (
+        lane.write(zero, number_left, c.position),
+        Store("to_try", (), number("add", number_left, cast(eligible, INDEX))),
+    )
+    compare = (Let(c.other, lane.read(zero, earlier)), If(excluded, (Store("free", (), zero),)))
+    take = (lane.write(zero, chosen, c.position), Store("chosen", (), number("add", chosen, one)))
+    attempt = (
+        Let(c.position, lane.read(zero, tried)),
+        Declare("free", INDEX, value=one),
+        For(earlier, zero, chosen, (If(number("eq", free, one), compare),)),
+        If(number("eq", free, one), take),
+    )
+    body = (
+        *(decode(task, c.lanes) if c.lanes else []),
+        Declare("to_try", INDEX, value=zero),
+        For(c.position, zero, count, collect),
+        Let(left, number_left),
+        Comment("in order"),
+        *lane.sort(),
+        Declare("chosen", INDEX, value=zero),
+        Let(limit, most),
+        For(tried, zero, left, (If(number("lt", chosen, limit), attempt),)),
+        lane.write(zero, count, chosen),
+    )
+    work = lanes * c.at.extent * 64
+    return finish_kernel(name, (For(task, *share(lanes, one), body),), buffers, layouts, stage, work=work)
