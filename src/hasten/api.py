@@ -74,7 +74,8 @@ def compile(  # noqa: A001, PLR0913 - the field's word; choices, each with a def
 
     Args:
         source: an ONNX file (path, bytes or ModelProto), a Hugging Face model folder, a torch.nn.Module or
-            ExportedProgram, or what `prune` returned.
+            ExportedProgram, a fitted estimator or pipeline of scikit-learn (LightGBM's and XGBoost's too), or
+            what `prune` returned.
         precision: "f32", or "bf16": weights and what products read are stored in 16 bits, sums and
             all other arithmetic stay f32. Fast on processors with AVX512-BF16; others give the same
             results to rounding. "int8": products are computed in 8 bits, with scales found on `data`, or
@@ -90,7 +91,8 @@ def compile(  # noqa: A001, PLR0913 - the field's word; choices, each with a def
             "compute" computes hidden positions too, as the source does.
         threads: threads that a run uses; None for all cores that this process may use.
         target: instruction set, or several for one artifact that picks the best at opening.
-        example: inputs to trace a torch.nn.Module with.
+        example: inputs to trace a torch.nn.Module with; some rows, for an estimator whose columns have types
+            that it does not tell itself.
         dynamic: for torch.nn.Module, the symbolic dims: input name -> {dim: name}.
         cache: folder of compiled objects; None for the user's cache folder.
         tune: how tile shapes and the like are chosen: "0" from the model alone, the same on every

@@ -114,6 +114,10 @@ def products() -> list[Case]:
         Case("FusedMatMul", (np.moveaxis(a, 2, 0).copy(), b), attributes={"transBatchA": 1}),
         Case("DynamicQuantizeMatMul", (x, weight, scale, zero, bias), constant=(1, 2, 3, 4)),
         Case("DynamicQuantizeMatMul", (x, weight, scale), constant=(1, 2)),
+        *(
+            Case("CDist", (x, floats(6, 7)), attributes={"metric": metric})
+            for metric in ("euclidean", "sqeuclidean")
+        ),
         Case(
             "MatMulIntegerToFloat",
             (byte, weight, np.array(0.1, np.float32), scale, np.array(120, np.uint8), zero, bias),

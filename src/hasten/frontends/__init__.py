@@ -6,14 +6,14 @@ from typing import cast
 import onnx_ir as ir
 
 from hasten.errors import ModelError
-from hasten.frontends import huggingface, onnx, torch
+from hasten.frontends import huggingface, onnx, sklearn, torch
 from hasten.frontends.prepare import prepare
 from hasten.frontends.protocol import Dynamic, Example, Frontend
 
 __all__ = ["Dynamic", "Example", "Frontend", "load", "prepare"]
 
 # In order: a Hugging Face folder is also a path.
-_FRONTENDS: tuple[ModuleType, ...] = (huggingface, torch, onnx)
+_FRONTENDS: tuple[ModuleType, ...] = (huggingface, torch, sklearn, onnx)
 
 
 def load(source: object, *, example: Example | None = None, dynamic: Dynamic | None = None) -> ir.Model:
@@ -21,9 +21,11 @@ def load(source: object, *, example: Example | None = None, dynamic: Dynamic | N
 
     Args:
         source: The path of an ONNX file, its bytes, a `ModelProto`, an `onnx_ir.Model`; the path
-            of a Hugging Face model folder; a `torch.nn.Module` or `ExportedProgram`.
+            of a Hugging Face model folder; a `torch.nn.Module` or `ExportedProgram`; a fitted estimator
+            of scikit-learn, LightGBM or XGBoost.
         example: Inputs to trace a PyTorch module with: a tuple in the order of its parameters,
-            or a mapping by name. Others do not need it.
+            or a mapping by name. For an estimator with columns of several types, some rows. Others do
+            not need it.
         dynamic: For PyTorch: which dimensions of an input are symbolic, and their names.
 
     Returns:
@@ -42,5 +44,6 @@ def load(source: object, *, example: Example | None = None, dynamic: Dynamic | N
         f"Cannot read a model from an object of type {type(source).__module__}."
         f"{type(source).__qualname__}. Give the path of an .onnx file or of a Hugging Face folder, "
         "the bytes of an ONNX file, an onnx.ModelProto, an onnx_ir.Model, a torch.nn.Module with "
-        "example=, or a torch.export.ExportedProgram."
+        "example=, a torch.export.ExportedProgram, or a fitted estimator of scikit-learn, LightGBM or "
+        "XGBoost."
     )

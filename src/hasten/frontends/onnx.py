@@ -20,7 +20,17 @@ _LARGEST_PROTOBUF = 2**31 - 1
 # How files that people try to open instead begin, and what they are.
 _OTHER_KINDS = (
     (b"PK\x03\x04", "a zip archive, perhaps a saved PyTorch model: load it with torch and give "),
-    (b"\x80\x02", "a Python pickle, perhaps a saved PyTorch model: load it with torch and give "),
+    *(
+        (
+            start,
+            "a Python pickle, which runs code when it is read: if you trust it, load it yourself and give ",
+        )
+        for start in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    ),
+    *(
+        (start, "a compressed file, perhaps of joblib, which runs code: if you trust it, load it and give ")
+        for start in (b"x\x01", b"x^", b"x\x9c", b"x\xda", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
+    ),
     (b"\x89HDF", "an HDF5 file: convert it to ONNX first, and give "),
 )
 

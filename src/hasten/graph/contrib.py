@@ -149,6 +149,17 @@ def _matmul_integer_to_float(r: Rewrite) -> Sequence[ir.Value | None] | None:
     return [float_product(r, a, b, (first, second), (r.input(4), r.input(5)), r.input(6))]
 
 
+def _distances(r: Rewrite) -> Sequence[ir.Value | None] | None:
+    """Distances of the rows of two matrices, by differences: little is lost where rows are close."""
+    metric = r.attribute("metric", "sqeuclidean")
+    if metric not in ("euclidean", "sqeuclidean"):
+        return None
+    rows = r.op("Unsqueeze", r.input(0), r.constant([1]))
+    others = r.op("Unsqueeze", r.input(1), r.constant([0]))
+    square = r.op("ReduceSumSquare", r.op("Sub", rows, others), r.constant([2]), keepdims=0)
+    return [square if metric == "sqeuclidean" else r.op("Sqrt", square)]
+
+
 SIMPLE: Mapping[str, Definition] = MappingProxyType(
     {
         "Gelu": _gelu,
@@ -162,6 +173,7 @@ SIMPLE: Mapping[str, Definition] = MappingProxyType(
         "RotaryEmbedding": _rotary,
         "DynamicQuantizeMatMul": _dynamic_quantize_matmul,
         "MatMulIntegerToFloat": _matmul_integer_to_float,
+        "CDist": _distances,
     }
 )
 """Definitions of operators other than attention."""

@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from hasten.frontends import huggingface, torch
+from hasten.frontends import huggingface, sklearn, torch
 from hasten.search.candidates import ORIGINAL, Candidate
 from hasten.search.engines import ONNXRUNTIME, TORCH, Engine
 
@@ -48,6 +48,8 @@ def original_of(source: object, folder: Path) -> Original | str:
         return _saved_module(source, folder / "original.pt")
     if ONNXRUNTIME.version is None:
         return "ONNX Runtime is not installed"
+    if sklearn.accepts(source):
+        source = sklearn.convert(source)
     if isinstance(source, str | os.PathLike):
         return Original(ONNXRUNTIME, Path(source))
     path = folder / "original.onnx"
