@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hasten.codegen import module
+from hasten.codegen import part
 from hasten.codegen.batch import batch_sources
 from hasten.codegen.elementary import expand_operation
 from hasten.codegen.kernel import scratch_view
 from hasten.codegen.lower_stages import Lowered, lower_program
 from hasten.codegen.microkernels import microkernels
-from hasten.codegen.module import Part
+from hasten.codegen.part import Part
 from hasten.codegen.schedule import DEFAULTS, Schedules
 from hasten.codegen.toolchain import build, find_compiler
 from hasten.codegen.weights import Weights
@@ -219,10 +219,10 @@ PARTS_PER_FILE = 60
 @contextlib.contextmanager
 def division_of_work(parallel: bool) -> Iterator[None]:
     """Where asked for, even the smallest kernel is divided among the threads."""
-    kept = module.SERIAL_WORK, module.SERIAL_RUN
+    kept = part.SERIAL_WORK, part.SERIAL_RUN
     if parallel:
-        module.SERIAL_WORK = module.SERIAL_RUN = 0
+        part.SERIAL_WORK = part.SERIAL_RUN = 0
     try:
         yield
     finally:
-        module.SERIAL_WORK, module.SERIAL_RUN = kept
+        part.SERIAL_WORK, part.SERIAL_RUN = kept

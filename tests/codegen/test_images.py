@@ -5,7 +5,7 @@ import pytest
 from tests.codegen.engines import compile_programs
 from tests.codegen.graphs import agree, program
 
-from hasten.codegen import images, module
+from hasten.codegen import images, part
 from hasten.codegen.lower_stages import lower_program
 from hasten.loops.dtypes import DType
 from hasten.target import Target, native, runs_here
@@ -48,7 +48,7 @@ def worth_it(monkeypatch):
 @pytest.mark.parametrize("precision", [DType.F32, DType.BF16])
 @pytest.mark.parametrize("target", HERE, ids=lambda t: t.name)
 def test_pictures_one_after_the_other(target, precision, few, monkeypatch):
-    monkeypatch.setattr(module, "FEW_THREADS", few)
+    monkeypatch.setattr(part, "FEW_THREADS", few)
     programs = [network(), network(size=16)]
     for p, engine in zip(
         programs, compile_programs(programs, target, parallel=True, precision=precision), strict=True

@@ -9,7 +9,7 @@ from hasten.backends.graph_members import Members
 from hasten.backends.native import Payload, Planned, lower_parts, pack
 from hasten.codegen.batch import batch_sources
 from hasten.codegen.elementary import expand_operation
-from hasten.codegen.module import Part
+from hasten.codegen.part import Part
 from hasten.codegen.schedule import DEFAULTS
 from hasten.codegen.toolchain import build, find_compiler
 from hasten.codegen.weights import Weights

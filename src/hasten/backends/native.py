@@ -14,8 +14,9 @@ from hasten.backends.graph_members import Members, graph_members
 from hasten.codegen.elementary import expand_operation
 from hasten.codegen.kernel import Kernel
 from hasten.codegen.lower_stages import lower_program
-from hasten.codegen.module import Part, PartCode, module_sources, part_code
+from hasten.codegen.module import PartCode, module_sources, part_code
 from hasten.codegen.padding import Skipped, skip_padding
+from hasten.codegen.part import Part
 from hasten.codegen.partition import ControlStep, NativePart, Step, native_parts, partition
 from hasten.codegen.schedule import DEFAULTS, Schedules
 from hasten.codegen.toolchain import build, find_compiler

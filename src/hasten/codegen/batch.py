@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from hasten.codegen.c_names import SIZE_HELPERS
 from hasten.codegen.emit_c import Expand, declaration, emit_functions
 from hasten.codegen.microkernels import called_by_kernels
-from hasten.codegen.module import Part, PartCode, module_sources, part_code, share_functions
+from hasten.codegen.module import PartCode, module_sources, part_code, share_functions
+from hasten.codegen.part import Part
 from hasten.loops.nest import Function
 from hasten.target import Target
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.codegen.module import MOST_THREADS
+from hasten.codegen.part import MOST_THREADS
 from hasten.codegen.toolchain import build, find_compiler
 from hasten.errors import ArtifactError
 from hasten.runtime.artifact import Artifact

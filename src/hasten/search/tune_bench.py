@@ -17,7 +17,7 @@ from hasten.codegen.alone import symbolic_sizes, well_formed
 from hasten.codegen.batch import batch_sources
 from hasten.codegen.elementary import expand_operation
 from hasten.codegen.lower_stages import lower_program
-from hasten.codegen.module import Part
+from hasten.codegen.part import Part
 from hasten.codegen.schedule import ProductShape, Schedule, Schedules
 from hasten.codegen.toolchain import build, find_compiler
 from hasten.codegen.weights import Weights
