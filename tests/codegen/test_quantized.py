@@ -240,3 +240,20 @@ def test_a_residual_of_bytes_is_added_in_the_epilogue():
     (engine,) = compile_programs([p], native())
     feeds = feeds_of(p, rng)
     assert_within_a_step(engine.run(feeds)["y"], evaluate(p, feeds)["y"])
+
+
+def test_a_concatenation_is_quantized():
+    """Biases of its parts are read at the part's own columns, which are fewer than those of the whole."""
+    rng = np.random.default_rng(0)
+    arrays = constants(rng, (24, 16, 1, 1), 24, zero=100) | {
+        "v": rng.integers(-127, 128, (40, 16, 1, 1)).astype(np.int8),
+        "vs": rng.uniform(0.001, 0.01, 40).astype(np.float32),
+        "shift": rng.standard_normal(40).astype(np.float32),
+    }
+    text = f"(float[b, 16, h, v] x) => (float[b, 64, h, v] y) {{ {BEFORE}"
+    text += "wd = DequantizeLinear<axis = 0>(w, ws) vd = DequantizeLinear<axis = 0>(v, vs) "
+    text += "p = Conv(xd, wd, bias) q = Conv(xd, vd, shift) c = Concat<axis = 1>(p, q) r = Relu(c) " + AFTER
+    p = program(text + "}", arrays)
+    (engine,) = compile_programs([p], native())
+    feeds = feeds_of(p, rng)
+    assert_within_a_step(engine.run(feeds)["y"], evaluate(p, feeds)["y"])

@@ -200,7 +200,7 @@ class _Rewriter:
         if isinstance(e, Const | Load):
             return e
         variables = tuple(free_vars(e))
-        array = tabulate(e, variables, self.constants)
+        array = tabulate(self.inside(e), variables, self.constants)
         for neutral in (0.0, 1.0):
             if (array == neutral).all():
                 return const(neutral, F32)
@@ -208,6 +208,14 @@ class _Rewriter:
         self.count += 1
         self.constants[name] = array
         return Load(F32, name, variables)
+
+    def inside(self, e: Expr) -> Expr:
+        """The same with indices kept within the constants: branches that a select leaves may read beyond."""
+        new = tuple(self.inside(child) for child in children(e))
+        if isinstance(e, Load):
+            lengths = self.constants[e.buffer].shape
+            new = tuple(binary("min", binary("max", i, 0), n - 1) for i, n in zip(new, lengths, strict=True))
+        return rebuild(e, new) if new else e
 
 
 def _quantized(e: Expr) -> tuple[Expr, Expr] | None:
