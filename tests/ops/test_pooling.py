@@ -82,3 +82,22 @@ def test_pooling_of_whole_images(check_node, rank):
     for p in (1, 2, 3):
         norm = (np.abs(x) ** p).sum(axes, keepdims=True) ** np.float32(1 / p)
         check_node("GlobalLpPool", [x], symbolic=symbolic, p=p, expected=[norm])
+
+
+@pytest.mark.parametrize("column", [0, 1])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+def test_where_the_largest_elements_stand(check_node, column, dtype):
+    x = RNG.integers(0, 4, (2, 3, 7, 8)).astype(dtype)  # many are equal: the first one counts
+    attributes = {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 1, 1], "storage_order": column}
+    symbolic = {0: ["n", 3, "h", "w"]}
+    check_node("MaxPool", [x], outputs=("y", "places"), symbolic=symbolic, onnxruntime=True, **attributes)
+
+
+def test_elements_back_where_they_stood(check_node):
+    x = RNG.permutation(2 * 3 * 6 * 8).reshape(2, 3, 6, 8).astype(np.float32)
+    views = x.reshape(2, 3, 3, 2, 4, 2).transpose(0, 1, 2, 4, 3, 5).reshape(2, 3, 3, 4, 4)
+    largest, tap = views.max(-1), views.argmax(-1)
+    rows, columns = 2 * np.arange(3)[:, None] + tap // 2, 2 * np.arange(4) + tap % 2
+    places = np.arange(6).reshape(2, 3, 1, 1) * 48 + rows * 8 + columns
+    for more in ([], [np.array([2, 3, 7, 9])]):
+        check_node("MaxUnpool", [largest, places, *more], kernel_shape=[2, 2], strides=[2, 2])

@@ -202,11 +202,6 @@ def _einsum_labels(equation: str, operands: Sequence[Tensor]) -> tuple[list[str]
     return expanded, digits + "".join(once)
 
 
-def lower_matmul_integer(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
-    """Always declined: there is no integer microkernel yet."""
-    raise Declined("products of 8-bit integers are not compiled")
-
-
 def _matmul_ties(node: Operands) -> list[Tie | None]:
     """Rows, columns and what is summed over; products of two variables are one head for each matrix."""
     a, b, y = input_(0), input_(1), output(0)
@@ -254,5 +249,4 @@ OPS = (
     Op(name="MatMul", lower=lower_matmul, pruning=PruningFacts(_matmul_ties)),
     Op(name="Gemm", lower=lower_gemm, pruning=PruningFacts(_gemm_ties)),
     Op(name="Einsum", lower=lower_einsum),
-    Op(name="MatMulInteger", lower=lower_matmul_integer),
 )

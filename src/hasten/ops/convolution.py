@@ -26,7 +26,7 @@ from hasten.ops.pruning import (
     same,
 )
 from hasten.ops.reductions import reduce_over
-from hasten.ops.windows import SPATIAL_NAMES, TAP_NAMES, names, padded, windows
+from hasten.ops.windows import SPATIAL_NAMES, TAP_NAMES, Window, names, padded, windows
 
 
 def _operands(node: ir.Node, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor | None, list[int], int]:
@@ -72,14 +72,33 @@ def _finish(
 
 
 def lower_conv(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
-    """Sum over window and input channels; one product, or a plain reduction where it is depthwise."""
+    """Sum over window and input channels."""
     x, w, bias, kernel, groups = _operands(node, inputs)
+    return [convolved(ctx, x, w, bias, windows(node, x.shape[2:], kernel), groups)]
+
+
+def convolved(
+    ctx: Lowering, x: Tensor, w: Tensor, bias: Tensor | None, sliding: Sequence[Window], groups: int
+) -> Tensor:
+    """A convolution; one product, or a plain reduction where it is depthwise.
+
+    Args:
+        ctx: what is lowered to.
+        x: [n, channel, spatial...].
+        w: [output channel, channel of a group, window...] of constant shape and the same element type.
+        bias: [output channel], or None.
+        sliding: the windows.
+        groups: number of groups of channels.
+
+    Raises:
+        Declined: the channels do not divide into groups.
+    """
     ctx.require_equal(x.shape[1], w.shape[1] * groups)
     channels, per_input = constant_int(w.shape[0]), constant_int(w.shape[1])
-    assert channels is not None and per_input is not None  # checked by _operands
+    assert channels is not None and per_input is not None  # the shape is constant
     if groups < 1 or channels % groups:
         raise Declined(f"Conv of {channels} output channels in {groups} groups")
-    sliding = windows(node, x.shape[2:], kernel)
+    kernel = [s.kernel for s in sliding]
     spatial = [ctx.dim(s.out) for s in sliding]
     zero, dtype = const(0, x.dtype), x.dtype
     taps = _taps(kernel)
@@ -105,12 +124,12 @@ def lower_conv(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     if groups > 1 and per_input > 1:
         wide = [x.shape[0], const(groups), const(per_group), *spatial]
         product = ctx.temporary(wide, grouped, dtype, "product", vars=("n", "g", "oc", *labels))
-        return [_finish(ctx, product, shape, bias, plain)]
+        return _finish(ctx, product, shape, bias, plain)
     body = depthwise if groups > 1 else whole
     if bias is None:
-        return [ctx.define(shape, body, dtype, vars=plain)]
+        return ctx.define(shape, body, dtype, vars=plain)
     product = ctx.temporary(shape, body, dtype, "product", vars=plain)
-    return [_finish(ctx, product, shape, bias, plain)]
+    return _finish(ctx, product, shape, bias, plain)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ import onnx_ir as ir
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Expr, binary, cast, const, constant_int, reduce, select, unary, var
 from hasten.loops.simplify import divide, to_poly
+from hasten.ops.antialias import Shrunk, shrink
 from hasten.ops.attributes import attribute_float, attribute_int, attribute_ints, attribute_str
 from hasten.ops.axes import index_values
 from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, moved, normalize_axis, optional, required
@@ -39,6 +41,9 @@ class _Axis:
 
 _Position = tuple[Expr, Expr]
 """A position in the input as (numerator, denominator), the latter positive."""
+
+_Place = tuple[Expr, Expr]
+"""A position as the element before it and how far behind that it lies, in [0, 1)."""
 
 
 def _half_pixel(a: _Axis, i: Expr) -> _Position:
@@ -92,10 +97,13 @@ def lower_resize(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     if mode not in ("nearest", "linear", "cubic"):
         raise Declined(f"mode '{mode}' is not supported, only nearest, linear and cubic")
     exclude = mode == "cubic" and attribute_int(node, "exclude_outside", 0) == 1
-    if attribute_int(node, "antialias", 0) == 1:
-        raise Declined("antialias is not supported")
     if mode != "nearest" and not x.dtype.is_float:
         raise Declined(f"{mode} interpolation of {x.dtype.numpy} is not supported, only of floats")
+    smooth = mode != "nearest" and attribute_int(node, "antialias", 0) == 1
+    if attribute_str(node, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
+        if smooth:
+            raise Declined("tf_crop_and_resize with antialias is not supported")
+        return _cropped(ctx, node, x, inputs, mode)
     where = _choice(node, "coordinate_transformation_mode", "half_pixel", _POSITIONS)
     rounding = _choice(node, "nearest_mode", "round_prefer_floor", _ROUNDING)
     axes = _resized_axes(ctx, node, x, optional(inputs, 2), optional(inputs, 3))
@@ -112,10 +120,74 @@ def lower_resize(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
 
     a = attribute_float(node, "cubic_coeff_a", -0.75) if mode == "cubic" else None
 
-    def body(*index: Expr) -> Expr:
-        positions = {d: where(axis, index[d]) for d, axis in axes.items()}
-        return _interpolated(x, index, axes, positions, a, exclude)
+    def place(axis: _Axis, i: Expr) -> _Place:
+        numerator, denominator = where(axis, i)
+        fraction = binary("div", cast(numerator % denominator, x.dtype), cast(denominator, x.dtype))
+        return numerator // denominator, fraction
 
+    if smooth:
+        for d, axis in axes.items():
+            shrunk = Shrunk(d, axis.new, axis.num, axis.den, partial(place, axis))
+            x = shrink(ctx, x, shrunk, a, attribute_int(node, "exclude_outside", 0) == 1)
+        return [ctx.define(shape, x.at, x.dtype)]
+
+    def body(*index: Expr) -> Expr:
+        return _interpolated(x, index, {d: place(axis, index[d]) for d, axis in axes.items()}, a, exclude)
+
+    return [ctx.define(shape, body, x.dtype)]
+
+
+_FLOAT_ROUNDING: tuple[tuple[str, Callable[[Expr], Expr]], ...] = (
+    ("round_prefer_floor", lambda p: unary("ceil", binary("sub", p, const(0.5, p.dtype)))),
+    ("round_prefer_ceil", lambda p: unary("floor", binary("add", p, const(0.5, p.dtype)))),
+    ("floor", lambda p: unary("floor", p)),
+    ("ceil", lambda p: unary("ceil", p)),
+)
+
+
+def _cropped(ctx: Lowering, node: ir.Node, x: Tensor, inputs: Inputs, mode: str) -> list[Tensor]:
+    """A region of X, given by its ends as parts of the whole, at another resolution."""
+    region = required(inputs, 1)
+    order = [normalize_axis(a, x.rank) for a in attribute_ints(node, "axes", range(x.rank))]
+    axes = _resized_axes(ctx, node, x, optional(inputs, 2), optional(inputs, 3), every=True)
+    ctx.require_equal(region.shape[0], const(2 * len(order)))
+    rounding = _choice(node, "nearest_mode", "round_prefer_floor", _FLOAT_ROUNDING)
+    outside_value = const(attribute_float(node, "extrapolation_value", 0.0), x.dtype)
+    a = attribute_float(node, "cubic_coeff_a", -0.75) if mode == "cubic" else None
+    exclude = mode == "cubic" and attribute_int(node, "exclude_outside", 0) == 1
+    f32 = DType.F32
+
+    def position(d: int, i: Expr) -> tuple[Expr, Expr]:
+        """Where an element lies, and whether that is inside of X."""
+        axis, k = axes[d], order.index(d)
+        start, end = (cast(region.at(const(n)), f32) for n in (k, len(order) + k))
+        last = cast(axis.old - 1, f32)
+        length = binary("div", cast(axis.old * axis.num, f32), cast(axis.den, f32))
+        span = binary("mul", binary("sub", end, start), last)
+        one = const(1.0, f32)
+        apart = binary("div", binary("mul", cast(i, f32), span), binary("sub", length, one))
+        single = binary("eq", length, one)
+        from_start = select(single, binary("mul", span, const(0.5, f32)), apart)
+        at = binary("add", from_start, binary("mul", start, last))
+        inside = binary("and", binary("le", const(0.0, f32), at), binary("le", at, last))
+        return select(inside, at, const(0.0, f32)), inside
+
+    def body(*index: Expr) -> Expr:
+        places, at = {}, list(index)
+        there: Expr = const(True, DType.BOOL)
+        for d, axis in axes.items():
+            place, inside = position(d, index[d])
+            there = binary("and", there, inside)
+            low = cast(unary("floor", place), INDEX)
+            fraction = binary("sub", place, cast(low, f32))
+            places[d] = (clamp(low, const(0), axis.old - 1), cast(fraction, x.dtype))
+            at[d] = clamp(cast(rounding(place), INDEX), const(0), axis.old - 1)
+        value = x.at(*at) if mode == "nearest" else _interpolated(x, index, places, a, exclude)
+        return select(there, value, outside_value)
+
+    shape = [axes[d].new if d in axes else n for d, n in enumerate(x.shape)]
+    for d, axis in axes.items():
+        ctx.require_some(axis.old, [shape[d]])
     return [ctx.define(shape, body, x.dtype)]
 
 
@@ -130,8 +202,7 @@ def _choice(node: ir.Node, name: str, default: str, choices: Sequence[tuple[str,
 def _interpolated(
     x: Tensor,
     index: Sequence[Expr],
-    axes: dict[int, _Axis],
-    positions: dict[int, _Position],
+    places: dict[int, _Place],
     a: float | None,
     exclude: bool,
 ) -> Expr:
@@ -140,16 +211,15 @@ def _interpolated(
     It is linear, or cubic where the parameter `a` of its kernel is given. With `exclude` elements outside
     have no weight, and the sum of the others' is 1.
     """
-    if not positions:
+    if not places:
         return x.at(*index)
-    d, (numerator, denominator) = next(iter(positions.items()))
-    rest = {k: v for k, v in positions.items() if k != d}
-    low, last = numerator // denominator, axes[d].old - 1
-    fraction = binary("div", cast(numerator % denominator, x.dtype), cast(denominator, x.dtype))
+    d, (low, fraction) = next(iter(places.items()))
+    rest = {k: v for k, v in places.items() if k != d}
+    last = x.shape[d] - 1
 
     def tap(offset: int) -> Expr:
         at = clamp(low + offset, const(0), last)
-        return _interpolated(x, [*index[:d], at, *index[d + 1 :]], axes, rest, a, exclude)
+        return _interpolated(x, [*index[:d], at, *index[d + 1 :]], rest, a, exclude)
 
     if a is None:
         return weighted([tap(0), tap(1)], linear_weights(fraction))
@@ -164,9 +234,15 @@ def _interpolated(
 
 
 def _resized_axes(
-    ctx: Lowering, node: ir.Node, x: Tensor, scales: Tensor | None, sizes: Tensor | None
+    ctx: Lowering,
+    node: ir.Node,
+    x: Tensor,
+    scales: Tensor | None,
+    sizes: Tensor | None,
+    *,
+    every: bool = False,
 ) -> dict[int, _Axis]:
-    """The axes whose length or scale changes."""
+    """The axes whose length or scale changes, or all that are listed."""
     listed = attribute_ints(node, "axes", range(x.rank))
     order = [normalize_axis(a, x.rank) for a in listed]
     if sizes is not None and constant_int(sizes.shape[0]) != 0:
@@ -175,13 +251,13 @@ def _resized_axes(
             return _by_one_scale(ctx, x, order, index_values(ctx, sizes, "the new size"), policy)
         lengths = [ctx.dim(n) for n in index_values(ctx, sizes, "the new size")]
         found = {d: _by_size(x.shape[d], n) for d, n in zip(order, lengths, strict=True)}
-        return {d: a for d, a in found.items() if a.old != a.new}
+        return {d: a for d, a in found.items() if every or a.old != a.new}
     assert scales is not None
     factors = ctx.constant_of(scales)
     if factors is None:
         return _by_read_scales(ctx, x, order, scales)
     pairs = zip(order, factors.reshape(-1), strict=True)
-    return {d: _by_scale(ctx, x.shape[d], f) for d, f in pairs if f != 1}
+    return {d: _by_scale(ctx, x.shape[d], f) for d, f in pairs if every or f != 1}
 
 
 def _by_one_scale(
