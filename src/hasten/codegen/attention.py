@@ -11,6 +11,7 @@ and all sums are f32.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from hasten.codegen.amx import END_PRODUCTS, Strided, begin_products, matrix_step, multiply_matrix
 from hasten.codegen.attention_operands import (
@@ -28,8 +29,8 @@ from hasten.codegen.kernel import SCRATCH, SCRATCH_PARAM, THREADS, Kernel, scrat
 from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.maps import Domain, finish_kernel, inner_loop, share
 from hasten.codegen.reductions import Names
-from hasten.codegen.stage import Stage
-from hasten.codegen.tiles import PANEL, Columns, Rows, multiply, tiles_for
+from hasten.codegen.stage import ACCUMULATOR, Stage
+from hasten.codegen.tiles import PANEL, Columns, Rows, finished_sum, multiply, tile_sums, tiles_for
 from hasten.codegen.vectorize import coefficient, vectorizable, vectorize
 from hasten.loops.descriptions import Attention
 from hasten.loops.dtypes import INDEX, DType
@@ -48,13 +49,16 @@ from hasten.loops.expr import (
     substitute,
     unary,
 )
-from hasten.loops.nest import Comment, Declare, For, Let, Param, Stmt, Store
+from hasten.loops.nest import Comment, Declare, For, Let, Param, Stmt, Store, choose, unrolled
 from hasten.target import Target
 
 F32 = DType.F32
 _MINUS_INFINITY = const(float("-inf"), F32)
 ROWS_AHEAD = 16
 """Steps of depth by which a panel of keys or values is asked for before it is needed."""
+
+ABREAST = 2
+"""Vectors of a row that the softmax works on at once."""
 
 
 def attention_kernel(stage: Stage, layouts: Layouts, target: Target, name: str) -> Kernel:
@@ -116,6 +120,9 @@ def _body(p: Parts) -> tuple[Stmt, ...]:
         *outside,
         Declare("table", p.dtype, (max(p.rows, p.lanes),), pointer=True),
         Declare("tile", F32, (p.rows * PANEL,)),
+        Declare("peaks", F32, (p.rows,), p.lanes),
+        Declare("row_sums", F32, (p.rows,), p.lanes),
+        Declare("shift", F32, (p.rows,)),
         Declare("total", F32, (p.rows,)),
         For(
             task,
@@ -150,30 +157,29 @@ def _query_tile(p: Parts, block: Var, end: Var, pitch: Var) -> tuple[Stmt, ...]:
     """Scores, softmax and result of up to `rows` queries."""
     a = p.a
     m, r = Var(INDEX, "m"), Var(INDEX, "r")
-    query = substitute(operand(p, a.q, "q").index[0], {**bound(p), a.depth: const(0)})
+    query = substitute(operand(p, a.q, "queries").index[0], {**bound(p), a.depth: const(0)})
     key_panel = Var(INDEX, "panel")
 
     def row(at: Expr) -> Address:
-        return Address(p.dtype, "q", (substitute(query, {a.row: block + at}),))
+        return Address(p.dtype, "queries", (substitute(query, {a.row: block + at}),))
 
     fill, rows = _rows(p, row, m, p.pitch, extent_of(a.depth), p.step)
     panel_at = p.keys_at(pitch) + key_panel * (extent_of(a.depth) * PANEL)
     keys = Address(p.dtype, p.packed, (panel_at,))
-    scores = Address(F32, SCRATCH, (key_panel * PANEL,))
     width = Var(INDEX, "width")
-    product = (
+    scores = (
         Let(width, binary("min", p.keys - key_panel * PANEL, const(PANEL))),
-        *_product(p, m, rows, keys, const(PANEL * p.group), width, scores, pitch),
+        *_tile_of_scores(p, m, block, rows, keys, width, pitch),
     )
-    strip = r * pitch
     return (
         Let(m, binary("min", end - block, const(p.rows))),
         *fill,
         *(() if p.step is None else (begin_products(m, p.step),)),
-        Comment("scores"),
-        For(key_panel, const(0), pitch // const(PANEL), product),
+        Comment("scores, and the largest of each row"),
+        For(r, const(0), const(p.rows), (Store("peaks", (r,), _MINUS_INFINITY),)),
+        For(key_panel, const(0), pitch // const(PANEL), scores),
         Comment("softmax, not yet divided by its sum"),
-        For(r, const(0), m, (*_masked_scores(p, block + r, strip), *_weights(p, r, strip, pitch))),
+        *_softmax(p, m, pitch),
         Comment("weighted sum of the values"),
         *((begin_products(m, PANEL // p.group),) if p.step not in (None, PANEL // p.group) else ()),
         *_weighted_sum(p, m, block, pitch),
@@ -219,68 +225,150 @@ def _product(
     return multiply(p.tiles, m, rows, columns, result, result_pitch)
 
 
-def _masked_scores(p: Parts, row: Expr, strip: Expr) -> tuple[Stmt, ...]:
-    """Scales and masks a strip of scores in place, finds the largest, fills its last vector with -inf."""
+def _score(p: Parts, row: Expr, t: Var, product: Expr) -> tuple[Expr, Expr]:
+    """The score of a query and the key `t`, of which the product is given, and whether it counts."""
     a = p.a
-    t = Var(INDEX, "t", p.keys)
     at = {**bound(p), a.row: row, a.key: p.first + t}
-    value: Expr = Op(F32, "mul", (Load(F32, SCRATCH, (strip + t,)), const(a.scale, F32)))
+    value: Expr = Op(F32, "mul", (product, const(a.scale, F32)))
     if a.bias is not None:
         value = Op(F32, "add", (value, substitute(renamed(p, a.bias), at)))
     keep = const(True, DType.BOOL) if a.keep is None else substitute(renamed(p, a.keep), at)
-    lanes = p.lanes if all(vectorizable(e, t, gathers=True) for e in (value, keep)) else 1
-    whole = p.keys // lanes * lanes
-    last = Var(INDEX, "last", p.keys)
+    return value, keep
 
-    def step(at: Var, width: int, peak: str) -> tuple[Stmt, ...]:
-        scaled, score = Var(F32, "scaled", lanes=width), Var(F32, "score", lanes=width)
-        kept = Load(F32, peak, (), lanes=width)
-        larger = Op(DType.BOOL, "lt", (kept, score), lanes=width)
-        masked = select(vectorize(keep, t, at, width), scaled, _MINUS_INFINITY)
-        return (
-            Let(scaled, vectorize(value, t, at, width)),
-            Let(score, masked),
-            Store(SCRATCH, (strip + at,), score),
-            # A score that is no number is never the largest, but makes the sum none.
-            Store(peak, (), Op(F32, "select", (larger, score, kept), lanes=width)),
-        )
 
-    begin: Expr = _MINUS_INFINITY
+def _kept_score(score: tuple[Expr, Expr], t: Var, at: Expr, lanes: int) -> tuple[Let, Expr]:
+    """The scores of `lanes` keys from `at` on: a definition of them, and -inf where one does not count."""
+    value, keep = score
+    scaled = Var(F32, "scaled", lanes=lanes)
+    masked = select(vectorize(keep, t, at, lanes), scaled, _MINUS_INFINITY)
+    return Let(scaled, vectorize(value, t, at, lanes)), masked
+
+
+def _raise_peaks(r: Expr, score: Expr) -> Store:
+    """Keeps the larger of each lane: never a score that is no number, which makes the sum none."""
+    kept = Load(F32, "peaks", (r,), lanes=score.lanes)
+    larger = Op(DType.BOOL, "lt", (kept, score), lanes=score.lanes)
+    return Store("peaks", (r,), Op(F32, "select", (larger, score, kept), lanes=score.lanes))
+
+
+def _tile_of_scores(
+    p: Parts, m: Var, block: Var, rows: Rows | Strided, keys: Address, width: Expr, pitch: Var
+) -> tuple[Stmt, ...]:
+    """Scores of a tile of queries and a panel of keys, and the largest of each row so far."""
+    key_panel = Var(INDEX, "panel")
+    stride = const(PANEL * p.group)
+    scores = Address(F32, SCRATCH, (key_panel * PANEL,))
+    r = Var(INDEX, "r")
+    by_row = (
+        *_product(p, m, rows, keys, stride, width, scores, pitch),
+        For(r, const(0), m, _masked_row(p, block, r, width, pitch)),
+    )
+    whole = _scores_in_registers(p, block, rows, keys, pitch)
+    if whole is None:
+        return by_row
+    condition = binary("and", binary("eq", m, const(p.rows)), binary("eq", width, PANEL))
+    return choose(condition, whole, by_row)
+
+
+def _scores_in_registers(
+    p: Parts, block: Var, rows: Rows | Strided, keys: Address, pitch: Var
+) -> tuple[Stmt, ...] | None:
+    """Scores of a whole tile, which leave the registers as they are needed; None where that cannot be."""
+    if isinstance(rows, Strided):
+        return None
+    tile, t = p.tiles[0], Var(INDEX, "t", p.keys)
+    r, v = Var(INDEX, "r", const(tile.rows)), Var(INDEX, "v", const(tile.vectors))
+    held = Load(F32, ACCUMULATOR, (t,))
+    score = _score(p, block + r, t, held)
+    if not all(vectorizable(e, t, gathers=True) for e in score):
+        return None
+    column: Expr = const(0) if tile.columns == PANEL else Var(INDEX, "column", const(PANEL))
+    stride = const(PANEL * p.group)
+    panel = Address(p.dtype, keys.buffer, (keys.index[0] + column * p.group,))
+    ahead = Address(p.dtype, keys.buffer, (keys.index[0] + stride * ROWS_AHEAD,))
+    at = Var(INDEX, "panel") * PANEL + column + v * tile.lanes
+    scaled, masked = _kept_score(score, t, at, tile.lanes)
+    sums: dict[Expr, Expr] = {replace(held, index=(at,), lanes=tile.lanes): finished_sum(tile, r, v)}
+    kept = Var(F32, "score", lanes=tile.lanes)
+    each = (
+        replace(scaled, value=substitute(scaled.value, sums)),
+        Let(kept, masked),
+        Store(SCRATCH, (r * pitch + at,), kept),
+        _raise_peaks(r, kept),
+    )
+    body = (
+        *tile_sums(tile, rows, Columns(panel, stride, const(tile.columns), ahead, stride)),
+        unrolled(r, unrolled(v, *each)),
+    )
+    return (
+        (For(column, const(0), const(PANEL), body, step=tile.columns),) if isinstance(column, Var) else body
+    )
+
+
+def _masked_row(p: Parts, block: Var, r: Var, width: Expr, pitch: Var) -> tuple[Stmt, ...]:
+    """Makes scores of a row of products with a panel of keys; what the panel lacks becomes -inf."""
+    t, j = Var(INDEX, "t", p.keys), Var(INDEX, "j", const(PANEL))
+    begin = Var(INDEX, "panel") * PANEL
+    strip = r * pitch
+    score = _score(p, block + r, t, Load(F32, SCRATCH, (strip + t,)))
+    lanes = p.lanes if all(vectorizable(e, t, gathers=True) for e in score) else 1
+    whole: Expr = const(0)
     vectors: tuple[Stmt, ...] = ()
     if lanes > 1:
-        begin = Op(F32, "total_max", (Load(F32, "peaks", (), lanes=lanes),))
-        vectors = (
-            Declare("peaks", F32, (), lanes, value=_MINUS_INFINITY),
-            For(t, const(0), whole, step(t, lanes, "peaks"), step=lanes),
-        )
+        whole = Var(INDEX, "whole", const(PANEL + 1))
+        scaled, masked = _kept_score(score, t, begin + j, lanes)
+        kept = Var(F32, "score", lanes=lanes)
+        each = (scaled, Let(kept, masked), Store(SCRATCH, (strip + begin + j,), kept), _raise_peaks(r, kept))
+        vectors = (Let(whole, width // lanes * lanes), For(j, const(0), whole, each, step=lanes))
+    single, masked = _kept_score(score, t, begin + j, 1)
+    last = Load(F32, SCRATCH, (strip + begin + j,), lanes=p.lanes)
     return (
         *vectors,
-        Declare("peak", F32, value=begin),
-        For(last, whole if lanes > 1 else const(0), p.keys, step(last, 1, "peak")),
-        For(last, p.keys, p.whole_keys, (Store(SCRATCH, (strip + last,), _MINUS_INFINITY),)),
+        For(j, whole, width, (single, Store(SCRATCH, (strip + begin + j,), masked))),
+        For(j, width, const(PANEL), (Store(SCRATCH, (strip + begin + j,), _MINUS_INFINITY),)),
+        For(j, whole, const(PANEL), (_raise_peaks(r, last),), step=p.lanes),
     )
 
 
-def _weights(p: Parts, r: Var, strip: Expr, pitch: Var) -> tuple[Stmt, ...]:
-    """Makes weights exp(score - peak) of a strip of scores, and keeps one over their sum."""
-    t, lanes = Var(INDEX, "t", p.keys), p.lanes
-    score = Load(F32, SCRATCH, (strip + t,), lanes=lanes)
-    peak, shift = Load(F32, "peak", ()), Var(F32, "shift")
-    dead = Op(DType.BOOL, "eq", (peak, _MINUS_INFINITY))
-    weight, sums = Var(F32, "weight", lanes=lanes), Load(F32, "sums", (), lanes=lanes)
-    one, zero = const(1.0, F32), const(0.0, F32)
+def _softmax(p: Parts, m: Var, pitch: Var) -> tuple[Stmt, ...]:
+    """Makes weights exp(score - peak) of the scores of a tile, and keeps one over the sum of each row.
+
+    What folds vectors has loops of its own: the rows of one do not wait for each other.
+    """
+    r, t, v, lanes = Var(INDEX, "r"), Var(INDEX, "t", p.keys), Var(INDEX, "v", const(ABREAST)), p.lanes
+    zero, one = const(0.0, F32), const(1.0, F32)
+    peak, shift, total = Var(F32, "peak"), Var(F32, "by"), Var(F32, "sum")
+    at = r * pitch + t + v * lanes
+    weight, sums = Var(F32, "weight", lanes=lanes), Load(F32, "sums", (v,), lanes=lanes)
+    shifted = Op(F32, "sub", (Load(F32, SCRATCH, (at,), lanes=lanes), shift), lanes=lanes)
     each = (
-        Let(weight, unary("exp_nonpositive", Op(F32, "sub", (score, shift), lanes=lanes))),
-        Store(p.packed, (p.weights_at(pitch) + strip + t,), cast(weight, p.dtype)),
-        Store("sums", (), Op(F32, "add", (sums, weight), lanes=lanes)),
+        Let(weight, unary("exp_nonpositive", shifted)),
+        Store(p.packed, (p.weights_at(pitch) + at,), cast(weight, p.dtype)),
+        Store("sums", (v,), Op(F32, "add", (sums, weight), lanes=lanes)),
     )
+    first, *others = (Load(F32, "sums", (const(n),), lanes=lanes) for n in range(ABREAST))
+    joined: Expr = first
+    for other in others:
+        joined = Op(F32, "add", (joined, other), lanes=lanes)
+    no_key = Op(DType.BOOL, "eq", (peak, _MINUS_INFINITY))
+    nothing = Op(DType.BOOL, "eq", (total, zero))
     return (
-        Let(shift, Op(F32, "select", (dead, zero, peak))),
-        Declare("sums", F32, (), lanes, value=zero),
-        For(t, const(0), p.whole_keys, each, step=lanes),
-        Let(Var(F32, "sum"), Op(F32, "total_sum", (sums,))),
-        Store("total", (r,), Op(F32, "select", (dead, zero, Op(F32, "div", (one, Var(F32, "sum")))))),
-    )
+        For(r, const(0), m, (
+            Let(peak, Op(F32, "total_peak", (Load(F32, "peaks", (r,), lanes=lanes),))),
+            Store("shift", (r,), Op(F32, "select", (no_key, zero, peak))),
+        )),
+        For(r, const(0), m, (
+            Let(shift, Load(F32, "shift", (r,))),
+            Declare("sums", F32, (ABREAST,), lanes),
+            unrolled(v, Store("sums", (v,), zero)),
+            For(t, const(0), pitch, (unrolled(v, *each),), step=ABREAST * lanes),
+            Store("row_sums", (r,), joined),
+        )),
+        For(r, const(0), m, (
+            Let(total, Op(F32, "total_sum", (Load(F32, "row_sums", (r,), lanes=lanes),))),
+            Store("total", (r,), Op(F32, "select", (nothing, zero, Op(F32, "div", (one, total))))),
+        )),
+    )  # fmt: skip
 
 
 def _weighted_sum(p: Parts, m: Var, block: Var, pitch: Var) -> tuple[Stmt, ...]:

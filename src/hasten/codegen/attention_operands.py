@@ -103,14 +103,9 @@ class Parts:
         return keys if self.group == 1 else keys + pitch * self.rows
 
     @property
-    def whole_keys(self) -> Expr:
-        """Keys rounded up to whole vectors, or to what the weighted sum takes: weights beyond are zero."""
-        return round_up(self.keys, self.lanes if self.step is None else PANEL)
-
-    @property
     def summed_keys(self) -> Expr:
-        """Keys that the weighted sum goes over: whole groups, or all that have weights."""
-        return round_up(self.keys, self.group) if self.step is None else self.whole_keys
+        """Keys that the weighted sum goes over: as many as it takes at once, and weights beyond are zero."""
+        return round_up(self.keys, self.group if self.step is None else PANEL)
 
 
 def extent_of(v: Var) -> Expr:
@@ -159,7 +154,7 @@ def pack_keys(p: Parts, pitch: Var) -> tuple[Stmt, ...]:
     a, size, lanes = p.a, p.group, p.lanes
     steps = extent_of(a.depth) // size
     panel, j, d = Var(INDEX, "panel"), Var(INDEX, "j", const(PANEL)), Var(INDEX, "d", steps)
-    load = operand(p, a.k, "k")
+    load = operand(p, a.k, "keys")
     contiguous = constant_int(coefficient(load.index[0], a.depth) or const(0)) == 1
     # Whole blocks are transposed in registers, the rest of the depth goes one group at a time.
     whole = steps // lanes * lanes if contiguous else const(0)
@@ -177,7 +172,7 @@ def pack_keys(p: Parts, pitch: Var) -> tuple[Stmt, ...]:
          Address(p.dtype, p.packed, (into + d * (PANEL * size),)), const(PANEL * size)),
     )  # fmt: skip
     blocks = (
-        For(i, const(0), const(lanes), (Store("table", (i,), Address(p.dtype, "k", row.index)),)),
+        For(i, const(0), const(lanes), (Store("table", (i,), Address(p.dtype, "keys", row.index)),)),
         For(d, const(0), whole, (block,), step=lanes),
     )
     single = substitute(load, {**key(j), a.depth: d * size})
@@ -203,7 +198,7 @@ def _copy_values(p: Parts, pitch: Var) -> tuple[Stmt, ...]:
     """Panels of values: in place their rows often lie so far apart that few fit the first-level cache."""
     a = p.a
     panel, key, j, width = (Var(INDEX, n) for n in ("panel", "key", "j", "width"))
-    load = operand(p, a.v, "v")
+    load = operand(p, a.v, "values")
     assert constant_int(coefficient(load.index[0], a.column) or const(0)) == 1
     value = substitute(load, {**bound(p), a.key: p.first + key, a.column: panel * PANEL + j})
     at = p.values_at(pitch) + panel * (pitch * PANEL) + key * PANEL + j
@@ -226,7 +221,7 @@ def _pair_values(p: Parts, pitch: Var) -> tuple[Stmt, ...]:
     """Panels of values in pairs of keys."""
     a = p.a
     panel, pair, j = Var(INDEX, "panel"), Var(INDEX, "pair"), Var(INDEX, "j", const(PANEL))
-    load = operand(p, a.v, "v")
+    load = operand(p, a.v, "values")
     values = {**bound(p), a.column: panel * PANEL + j}
     even, odd = (
         _or_zero(

@@ -80,8 +80,11 @@ def _types_of(op: str, dtype: DType, lanes: int) -> list[tuple[DType, int]]:
             (DType.U32, lanes // 2),
             (DType.F32, lanes // 2),
         ]
-    if lanes == 1 and op not in ("total_sum", "total_max", "total_min", "total_prod"):
+    if lanes == 1:
         return []
+    if op.startswith("total_"):
+        halves = [lanes >> n for n in range(lanes.bit_length() - 1)]
+        return [(t, n) for n in halves for t in (dtype, _MASK[dtype.bytes])]
     types = [dtype, _MASK[dtype.bytes], DType.I32]
     if op == "bitcast":
         types.append(_BIT_PARTNER[dtype])
@@ -212,20 +215,36 @@ def _bound(op: str, name: str, dtype: DType, t: str, lanes: int) -> str:
 
 
 def _total(op: str, dtype: DType, lanes: int) -> str:
-    """Reduction of a vector to a scalar by halves, the same order on every target."""
-    t, c = vector_type(dtype, lanes), dtype.c_name
-    combine = {
-        "sum": "v[l] + v[l + half]",
-        "prod": "v[l] * v[l + half]",
-        "max": "v[l] < v[l + half] || v[l + half] != v[l + half] ? v[l + half] : v[l]",
-        "min": "v[l] > v[l + half] || v[l + half] != v[l + half] ? v[l + half] : v[l]",
-    }[op]
-    return (
-        f"static inline {c} total_{op}_{t}({t} vector) {{\n"
-        f"    {c} v[{lanes}];\n    memcpy(v, &vector, sizeof v);\n"
-        f"    for (int half = {lanes // 2}; half > 0; half /= 2)\n"
-        f"        for (int l = 0; l < half; ++l) v[l] = {combine};\n    return v[0];\n}}"
-    )
+    """Reduction of a vector to a scalar by halves, the same order on every target.
+
+    The halves are vectors: of a loop over lanes, compilers make gathers over what calls it in a loop.
+    """
+    c = dtype.c_name
+    lines = [
+        f"static inline {c} total_{op}_{vector_type(dtype, lanes)}({vector_type(dtype, lanes)} v{lanes}) {{"
+    ]
+    n = lanes // 2
+    while n > 1:
+        t = vector_type(dtype, n)
+        lines += [
+            f"    {t} a{n}, b{n};",
+            f"    memcpy(&a{n}, &v{2 * n}, sizeof a{n}), "
+            f"memcpy(&b{n}, (const {c} *)&v{2 * n} + {n}, sizeof b{n});",
+            f"    const {t} v{n} = {_combined(op, f'a{n}', f'b{n}', t, vector_type(_MASK[dtype.bytes], n))};",
+        ]
+        n //= 2
+    return "\n".join([*lines, f"    return {_combined(op, 'v2[0]', 'v2[1]')};", "}"])
+
+
+def _combined(op: str, a: str, b: str, t: str = "", mask: str = "") -> str:
+    """Two values of a reduction as one; of vectors where their type and that of a mask are given."""
+    if op in ("sum", "prod"):
+        return f"{a} {'+' if op == 'sum' else '*'} {b}"
+    chosen = f"{a} {'>' if op == 'min' else '<'} {b}"
+    if not t:
+        return f"{chosen}{'' if op == 'peak' else f' || {b} != {b}'} ? {b} : {a}"
+    m = f"(({mask})({chosen})" + ("" if op == "peak" else f" | ({mask})({b} != {b})") + ")"
+    return f"({t})(({m} & ({mask}){b}) | (~{m} & ({mask}){a}))"
 
 
 def _scalar_function(op: str, name: str, dtype: DType) -> str:

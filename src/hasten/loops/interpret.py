@@ -352,7 +352,7 @@ def _broadcast(value: Value, lanes: int) -> Value:
 
 def _total(op: str, v: Array) -> Array:
     """A vector reduced by halves, the order that generated code keeps on every target."""
-    name = {"sum": "add", "prod": "mul", "max": "max", "min": "min"}[op]
+    name = {"sum": "add", "prod": "mul", "max": "max", "min": "min", "peak": "max"}[op]
     while v.size > 1:
         v = np.asarray(OPERATIONS[name].apply(v[: v.size // 2], v[v.size // 2 :]))
     return v.reshape(())

@@ -49,8 +49,11 @@ def verify_function(f: Function, callees: Iterable[Function] = ()) -> None:
 
 
 _UNARY_OF_NESTS = frozenset(
-    {"total_sum", "total_prod", "total_max", "total_min", "exp_nonpositive", "broadcast", "apart"}
-)
+    {
+        "total_sum", "total_prod", "total_max", "total_min", "total_peak",
+        "exp_nonpositive", "broadcast", "apart",
+    }
+)  # fmt: skip
 
 
 @dataclass

@@ -11,16 +11,22 @@
 #define HASTEN_UNROLL _Pragma("GCC unroll 64")
 #endif
 
+typedef float f32x2 __attribute__((vector_size(8)));
+typedef float f32x4 __attribute__((vector_size(16)));
 typedef float f32x8 __attribute__((vector_size(32)));
+typedef int32_t i32x2 __attribute__((vector_size(8)));
+typedef int32_t i32x4 __attribute__((vector_size(16)));
 typedef int32_t i32x8 __attribute__((vector_size(32)));
 static inline f32x8 splat_f32x8(float x) { return x - (f32x8){0}; }
 static inline f32x8 load_f32x8(const float *p) { f32x8 v; memcpy(&v, p, sizeof v); return v; }
-static inline float total_sum_f32x8(f32x8 vector) {
-    float v[8];
-    memcpy(v, &vector, sizeof v);
-    for (int half = 4; half > 0; half /= 2)
-        for (int l = 0; l < half; ++l) v[l] = v[l] + v[l + half];
-    return v[0];
+static inline float total_sum_f32x8(f32x8 v8) {
+    f32x4 a4, b4;
+    memcpy(&a4, &v8, sizeof a4), memcpy(&b4, (const float *)&v8 + 4, sizeof b4);
+    const f32x4 v4 = a4 + b4;
+    f32x2 a2, b2;
+    memcpy(&a2, &v4, sizeof a2), memcpy(&b2, (const float *)&v4 + 2, sizeof b2);
+    const f32x2 v2 = a2 + b2;
+    return v2[0] + v2[1];
 }
 static inline float sqrt_float(float x) { return sqrtf(x); }
 static inline void store_f32x8(float *p, f32x8 v) { memcpy(p, &v, sizeof v); }

@@ -11,18 +11,24 @@
 #define HASTEN_UNROLL _Pragma("GCC unroll 64")
 #endif
 
+typedef float f32x2 __attribute__((vector_size(8)));
+typedef float f32x4 __attribute__((vector_size(16)));
 typedef float f32x8 __attribute__((vector_size(32)));
+typedef int32_t i32x2 __attribute__((vector_size(8)));
+typedef int32_t i32x4 __attribute__((vector_size(16)));
 typedef int32_t i32x8 __attribute__((vector_size(32)));
 static inline f32x8 splat_f32x8(float x) { return x - (f32x8){0}; }
 static inline f32x8 max_f32x8(f32x8 a, f32x8 b) { const i32x8 w = (i32x8)((a < b) | (b != b)); return (f32x8)((w & (i32x8)b) | (~w & (i32x8)a)); }
 static inline f32x8 load_f32x8(const float *p) { f32x8 v; memcpy(&v, p, sizeof v); return v; }
 static inline float max_float(float a, float b) { return a < b || b != b ? b : a; }
-static inline float total_max_f32x8(f32x8 vector) {
-    float v[8];
-    memcpy(v, &vector, sizeof v);
-    for (int half = 4; half > 0; half /= 2)
-        for (int l = 0; l < half; ++l) v[l] = v[l] < v[l + half] || v[l + half] != v[l + half] ? v[l + half] : v[l];
-    return v[0];
+static inline float total_max_f32x8(f32x8 v8) {
+    f32x4 a4, b4;
+    memcpy(&a4, &v8, sizeof a4), memcpy(&b4, (const float *)&v8 + 4, sizeof b4);
+    const f32x4 v4 = (f32x4)((((i32x4)(a4 < b4) | (i32x4)(b4 != b4)) & (i32x4)b4) | (~((i32x4)(a4 < b4) | (i32x4)(b4 != b4)) & (i32x4)a4));
+    f32x2 a2, b2;
+    memcpy(&a2, &v4, sizeof a2), memcpy(&b2, (const float *)&v4 + 2, sizeof b2);
+    const f32x2 v2 = (f32x2)((((i32x2)(a2 < b2) | (i32x2)(b2 != b2)) & (i32x2)b2) | (~((i32x2)(a2 < b2) | (i32x2)(b2 != b2)) & (i32x2)a2));
+    return v2[0] < v2[1] || v2[1] != v2[1] ? v2[1] : v2[0];
 }
 static inline f32x8 select_f32x8(i32x8 m, f32x8 a, f32x8 b) { const i32x8 w = m; return (f32x8)((w & (i32x8)a) | (~w & (i32x8)b)); }
 static inline i32x8 bitcast_f32x8(f32x8 x) { i32x8 y; memcpy(&y, &x, sizeof y); return y; }
@@ -30,12 +36,14 @@ static inline i32x8 splat_i32x8(int32_t x) { return x - (i32x8){0}; }
 static inline f32x8 bitcast_i32x8(i32x8 x) { f32x8 y; memcpy(&y, &x, sizeof y); return y; }
 static inline int32_t bitcast_float(float x) { int32_t y; memcpy(&y, &x, sizeof y); return y; }
 static inline float bitcast_int32_t(int32_t x) { float y; memcpy(&y, &x, sizeof y); return y; }
-static inline float total_sum_f32x8(f32x8 vector) {
-    float v[8];
-    memcpy(v, &vector, sizeof v);
-    for (int half = 4; half > 0; half /= 2)
-        for (int l = 0; l < half; ++l) v[l] = v[l] + v[l + half];
-    return v[0];
+static inline float total_sum_f32x8(f32x8 v8) {
+    f32x4 a4, b4;
+    memcpy(&a4, &v8, sizeof a4), memcpy(&b4, (const float *)&v8 + 4, sizeof b4);
+    const f32x4 v4 = a4 + b4;
+    f32x2 a2, b2;
+    memcpy(&a2, &v4, sizeof a2), memcpy(&b2, (const float *)&v4 + 2, sizeof b2);
+    const f32x2 v2 = a2 + b2;
+    return v2[0] + v2[1];
 }
 static inline void store_f32x8(float *p, f32x8 v) { memcpy(p, &v, sizeof v); }
 
