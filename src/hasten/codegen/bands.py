@@ -173,7 +173,7 @@ def flat_product(s: Stage, layouts: Layouts) -> FlatProduct | None:
             broken.append(node)
             return node
         layout = layouts[node.buffer]
-        flat[node.buffer] = replace(layout, shape=(layout.elements,), order=(0,))
+        flat[node.buffer] = replace(layout, shape=(layout.elements,), order=(0,), gap=0)
         return replace(node, index=(address,))
 
     a = transform(g.a, visit)
@@ -182,7 +182,7 @@ def flat_product(s: Stage, layouts: Layouts) -> FlatProduct | None:
     sizes = [n for e in (a, epilogue) if e is not None for n in walk(e) if isinstance(n, Size)]
     if broken or sizes or out is None or out != pixel * steps[s.name] + g.column:
         return None
-    flat[s.name] = replace(layouts[s.name], shape=(PIXELS, const(steps[s.name])), order=(0, 1))
+    flat[s.name] = replace(layouts[s.name], shape=(PIXELS, const(steps[s.name])), order=(0, 1), gap=0)
     body = replace(g, rows=(pixel,), a=a)
     stage = replace(s, vars=(pixel, g.column), body=body, epilogue=epilogue)
     return FlatProduct(stage, {**layouts, **flat}, steps)

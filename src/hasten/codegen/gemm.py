@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from hasten.codegen.epilogue import ColumnRange, epilogue_value, write_row
 from hasten.codegen.kernel import THREADS, Kernel
-from hasten.codegen.layout import Layouts, flatten
+from hasten.codegen.layout import LINE, Layouts, flatten
 from hasten.codegen.maps import OUTPUT, finish_kernel, renamed_buffers, share
 from hasten.codegen.packing import PADDING, PackedOperand, padding_name, padding_of, whole_depth
 from hasten.codegen.reductions import Names
@@ -57,9 +57,6 @@ from hasten.loops.nest import Declare, For, Let, Param, Prefetch, Stmt, Store, c
 
 PRODUCTS_PER_WORK = 8
 """Multiply-adds of a register tile that take as long as one operation of another kernel."""
-
-LINE = 64
-"""Bytes of a cache line, which one prefetch brings."""
 
 SHORT = 512
 """Steps of a sum up to which whole tiles are finished in registers, by code of their own in each kernel."""

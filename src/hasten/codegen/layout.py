@@ -24,6 +24,12 @@ from hasten.loops.program import TensorInfo
 
 Order = tuple[int, ...]
 
+SAME_SET = 4096
+"""Bytes after which lines fall into the same set of a first-level cache, on all processors of today."""
+
+LINE = 64
+"""Bytes of a cache line."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -34,27 +40,32 @@ class Layout:
         dtype: element type.
         shape: logical extents.
         order: logical dimensions from the outermost in memory to the innermost.
+        gap: elements of memory between the rows of the innermost dimension.
     """
 
     name: str
     dtype: DType
     shape: tuple[Expr, ...]
     order: Order
+    gap: int = 0
 
     def address(self, index: Sequence[Expr]) -> Expr:
         """Offset, in elements, of the element at a logical index."""
         flat: Expr = const(0)
         for d in self.order:
-            flat = flat * self.shape[d] + index[d]
+            flat = flat * self._room(d) + index[d]
         return flat
 
     @property
     def elements(self) -> Expr:
-        """Number of elements."""
+        """Number of elements, those between rows included."""
         total: Expr = const(1)
-        for n in self.shape:
-            total = total * n
+        for d in range(len(self.shape)):
+            total = total * self._room(d)
         return total
+
+    def _room(self, d: int) -> Expr:
+        return self.shape[d] + self.gap if d == self.order[-1] else self.shape[d]
 
 
 Layouts = Mapping[str, Layout]
@@ -92,6 +103,7 @@ def assign_layouts(
     """
     layouts = {name: row_major(info) for name, info in fixed.items()}
     wishes = _wishes(stages)
+    spread = _operands_of_products(stages) - set(results)
     done: list[Stage] = []
     for stage in stages:
         s = _with_copies(stage, layouts, done, fixed)
@@ -103,9 +115,28 @@ def assign_layouts(
             order = identity
         else:
             order = own or wishes.get(s.name) or _inherited(s, layouts)
-        layouts[s.name] = Layout(s.name, s.dtype, s.shape, order)
+        layout = Layout(s.name, s.dtype, s.shape, order)
+        layouts[s.name] = _spread(layout) if s.name in spread else layout
         done.append(s)
     return done, layouts
+
+
+def _operands_of_products(stages: Sequence[Stage]) -> set[str]:
+    """Tensors that products write and nothing but products read."""
+    products = [s for s in stages if isinstance(s.body, Gemm)]
+    others = {name for s in stages if not isinstance(s.body, Gemm) for name in s.reads()}
+    return {s.name for s in products} - others
+
+
+def _spread(layout: Layout) -> Layout:
+    """The layout with a gap between rows where all rows would begin in the same set of the first-level cache.
+
+    A tile of a product reads as many rows side by side as the set has places, and panels must fit as well.
+    """
+    row = constant_int(layout.shape[layout.order[-1]]) if layout.order else None
+    if row is None or row * layout.dtype.bytes % SAME_SET:
+        return layout
+    return replace(layout, gap=LINE // layout.dtype.bytes)
 
 
 def _written_order(s: Stage) -> Order | None:
