@@ -8,11 +8,14 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx import helper
+from tests.codegen.engines import Interpreted, compile_programs
+from tests.codegen.graphs import agree
 
 from hasten.loops.evaluate import evaluate
 from hasten.loops.verify import verify
 from hasten.onnx_backend import HastenRep, prepare_all
 from hasten.ops.lowering import lower_graph
+from hasten.target import Target, runs_here
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 FUNCTIONS = {"RNN": 1, "GRU": 2, "LSTM": 3}
@@ -30,6 +33,7 @@ class Setting:
     model: onnx.ModelProto
     feeds: dict[str, np.ndarray]
     text: str
+    units: int
 
 
 def setting(seed: int) -> Setting:
@@ -107,7 +111,7 @@ def setting(seed: int) -> Setting:
         [onnx.numpy_helper.from_array(a, n) for n, a in values.items() if n in constant],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
-    return Setting(model, given, f"{op} {attributes} {present} {steps}x{batch}x{features}")
+    return Setting(model, given, f"{op} {attributes} {present} {steps}x{batch}x{features}", units)
 
 
 def by_onnxruntime(s: Setting) -> list[np.ndarray]:
@@ -137,6 +141,22 @@ def test_compiled_code_agrees(settings):
         assert not rep.host
         for found, right in zip(rep.run(s.feeds), by_onnxruntime(s), strict=True):
             np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-5, err_msg=s.text)
+
+
+@pytest.mark.parametrize("name", ["x86-64-v3", "x86-64-v4", "aarch64"])
+def test_lanes_side_by_side_are_lanes_one_by_one(settings, name):
+    """With more lanes than go together, and on any number of threads, on each width of vectors."""
+    target = Target.named(name)
+    many = [s for s in settings if s.feeds["x"].shape[1] >= 5 and s.units >= 16]
+    here = runs_here(target)
+    many = many[:6] if here else [min(many, key=lambda s: s.feeds["x"].shape[0] * s.units)]
+    programs = [lower_graph(ir.from_proto(onnx.shape_inference.infer_shapes(s.model))).program for s in many]
+    if here:
+        engines = compile_programs(programs, target, parallel=True)
+    else:
+        engines = [Interpreted.of(p, target) for p in programs]
+    for s, engine in zip(many, engines, strict=True):
+        agree(engine, s.feeds, (1, 2, 3) if here else (1,))
 
 
 def test_batch_first_is_the_same_with_axes_exchanged():

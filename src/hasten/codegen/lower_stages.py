@@ -210,7 +210,7 @@ def _kernel(
     if isinstance(s.body, Order):
         return order_kernel(s, layouts, f"order_{number}")
     if isinstance(s.body, Recurrence):
-        return recurrence_kernel(s, layouts, target.vector_bytes, f"recurrence_{number}")
+        return recurrence_kernel(s, layouts, target, f"recurrence_{number}")
     window = depthwise_kernel(s, layouts, target, f"depthwise_{number}")
     return window or map_kernel(s, layouts, target.vector_bytes, f"map_{number}")
 
