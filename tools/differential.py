@@ -9,6 +9,7 @@ A graph on which hasten differs is made smaller and written to FOLDER; given suc
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections import Counter
@@ -21,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import onnx
 from tests.differential.generate import random_graph
 from tests.differential.graph import Graph
-from tests.differential.run import BATCH, Config, Outcome, configs, run_batch
+from tests.differential.run import BATCH, PER_PROCESS, Config, Outcome, configs, run_batch
 from tests.differential.shrink import read, shrink, write
 
 MOST_SHRUNK = 20
-"""Differences that are made smaller: the first ones, since many have one cause."""
+"""Differences that are made smaller."""
 
 
 def main() -> int:
@@ -42,26 +43,36 @@ def main() -> int:
     start = time.monotonic()
     seeds = range(options.first, options.first + options.count)
     ways = configs()
-    batches = [
-        [(seed, ways[n % len(ways)]) for seed in seeds[at : at + BATCH]]
-        for n, at in enumerate(range(0, len(seeds), BATCH))
-    ]
+    items = [(seed, ways[n // BATCH % len(ways)]) for n, seed in enumerate(seeds)]
+    batches = [items[at : at + PER_PROCESS] for at in range(0, len(items), PER_PROCESS)]
     outcomes: list[Outcome] = []
     bad: list[tuple[Outcome, Config]] = []
     with ThreadPoolExecutor(options.workers) as pool:
         for batch, found in zip(batches, pool.map(run_batch, batches), strict=True):
             outcomes += found
-            for o in (o for o in found if not o.passed):
-                bad.append((o, batch[0][1]))
-                print(f"{o.verdict} {o.seed} {batch[0][1]} {o.detail}", flush=True)
+            for (_, way), o in zip(batch, found, strict=True):
+                if not o.passed:
+                    bad.append((o, way))
+                    print(f"{o.verdict} {o.seed} {way} {o.detail}", flush=True)
     print(summary(outcomes), f"in {time.monotonic() - start:.0f} s", flush=True)
-    for outcome, way in bad[:MOST_SHRUNK]:
+    for outcome, way in list(alike(bad).values())[:MOST_SHRUNK]:
         options.folder.mkdir(parents=True, exist_ok=True)
         path = options.folder / f"{outcome.seed}.zip"
         smaller = shrink(random_graph(outcome.seed), lambda g, o=outcome, w=way: same_failure(g, o, w))
         write(path, smaller)
         print(f"\n{path}: {outcome.verdict}, {outcome.detail}\n{onnx.printer.to_text(smaller.model)[:2000]}")
     return bool(bad)
+
+
+def alike(bad: Sequence[tuple[Outcome, Config]]) -> dict[str, tuple[Outcome, Config]]:
+    """One difference of each kind: what says the same but for its numbers has one cause, mostly."""
+    kinds: dict[str, tuple[Outcome, Config]] = {}
+    for o, way in bad:
+        kinds.setdefault(
+            f"{o.verdict} {re.sub(r'[0-9.]+', '', o.detail)}" if o.verdict != "wrong" else str(o.seed),
+            (o, way),
+        )
+    return kinds
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:

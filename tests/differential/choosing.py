@@ -158,7 +158,7 @@ def sizes(b: Builder) -> None:
 
 
 def reverse(b: Builder) -> None:
-    x = b.source(lambda v: v.rank >= 2 and all(0 not in d for d in v.shape[:2]))
+    x = b.source(lambda v: v.rank >= 2 and v.dtype != "bfloat16" and all(0 not in d for d in v.shape[:2]))
     time = b.int(0, 1)
     lengths, batch = x.shape[time], x.shape[1 - time]
     least = min(lengths)

@@ -23,7 +23,7 @@ def _log2(n: int) -> float:
 
 def reduce(b: Builder) -> None:
     op = b.pick(REDUCTIONS)
-    x = b.source(lambda v: v.dtype in (*WIDE, "float16", "int32", "int64", "uint8", "int8", "float32"))
+    x = b.source(lambda v: v.dtype not in ("bfloat16", "bool", "int16", "uint16"))
     if not x.is_float and op not in ("Sum", "Max", "Min", "SumSquare", "L1", "Prod"):
         raise Unfit
     if x.dtype in ("uint8", "int8") and op not in ("Max", "Min"):
@@ -207,7 +207,11 @@ def _matrix(b: Builder, x: Value) -> Value:
 
 def matmul(b: Builder) -> None:
     x = b.source(
-        lambda v: v.rank >= 1 and v.bound <= 100 and v.dtype in (*WIDE, "float16", "int32", "float32")
+        lambda v: (
+            v.rank >= 1
+            and v.bound <= 100
+            and v.dtype in (*WIDE, "float16", "int32", "int64", "uint32", "uint64")
+        )
     )
     y = _matrix(b, x)
     if y.rank == 1:

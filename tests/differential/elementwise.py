@@ -62,7 +62,9 @@ def smooth(b: Builder) -> None:
         attributes["alpha"] = 0.75
     if op == "HardSigmoid" and b.chance(0.5):
         attributes |= {"alpha": 0.3, "beta": 0.4}
-    if op in ("Celu", "Mish", "Selu", "Softsign") and x.dtype not in ("float32", "float64"):
+    if op == "Celu" and x.dtype != "float32":
+        raise Unfit
+    if op in ("Mish", "Selu", "Softsign") and x.dtype not in ("float32", "float64"):
         raise Unfit
     b.emit(op, [x], x, bound=bound(x.bound), fraction=None, **attributes)
 

@@ -120,6 +120,8 @@ class Builder:
         rng: decides everything.
         sizes: values of the symbolic sizes in each binding, by name.
         version: the graph's opset.
+        recency: how likely a step takes the latest value that fits; else an older one.
+        preferred: name of the value that a step takes if it fits.
     """
 
     rng: np.random.Generator
@@ -129,6 +131,8 @@ class Builder:
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: dict[str, np.ndarray] = field(default_factory=dict)
     inputs: dict[str, tuple[Value, Maker]] = field(default_factory=dict)
+    recency: float = 0.4
+    preferred: str = ""
 
     @property
     def bindings(self) -> int:
@@ -158,7 +162,20 @@ class Builder:
         found = [v for v in self.values if fits(v)]
         if not found:
             raise Unfit
-        return found[-1 - min(int(self.rng.geometric(0.4)) - 1, len(found) - 1)]
+        named = [v for v in found if v.name == self.preferred]
+        if named:
+            return named[0]
+        return found[-1 - min(int(self.rng.geometric(self.recency)) - 1, len(found) - 1)]
+
+    def attempt(self, step: Callable[[Builder], None]) -> bool:
+        """Takes a step, or none of it where it does not fit."""
+        nodes, values, inputs = list(self.nodes), list(self.values), dict(self.inputs)
+        try:
+            step(self)
+        except Unfit:
+            self.nodes, self.values, self.inputs = nodes, values, inputs
+            return False
+        return True
 
     def floating(self, most: float = 1e4, *, rank: int = 0, exact: bool = False) -> Value:
         """A float value of at least some rank."""
@@ -170,6 +187,8 @@ class Builder:
         """A symbolic size, or a number."""
         if self.chance(0.45):
             return self.sizes[self.pick(list(self.sizes))]
+        if self.chance(0.01):
+            return (0,) * self.bindings
         return (self.pick([1, 2, 3, 4, 5, 7, 8, 16, 17, 33]),) * self.bindings
 
     def const_dim(self, n: int) -> Dim:

@@ -12,6 +12,16 @@ def _product(dims: Sequence[Dim], bindings: int) -> Dim:
     return tuple(int(np.prod([d[k] for d in dims])) for k in range(bindings))
 
 
+def flat(b: Builder, shape: Shape) -> Shape:
+    """The shape of all elements in one axis."""
+    return (_product(shape, b.bindings),)
+
+
+def longer(shape: Shape, by: int) -> Shape:
+    """A shape whose first axis has more elements."""
+    return (tuple(n + by for n in shape[0]), *shape[1:])
+
+
 def transpose(b: Builder) -> None:
     x = b.source(lambda v: v.rank >= 2)
     order = [int(i) for i in b.rng.permutation(x.rank)]
@@ -304,6 +314,9 @@ def resize(b: Builder) -> None:
             "coordinate_transformation_mode": "asymmetric",
             "nearest_mode": b.pick(["floor", "round_prefer_floor", "ceil"]),
         }
+    coordinates = attributes["coordinate_transformation_mode"]
+    if coordinates == "align_corners" and any(d[0] * f % 1 for d, f in zip(x.shape[2:], factor, strict=True)):
+        raise Unfit  # ONNX's corners lie a broken number of elements apart, ONNX Runtime's a whole one
     scales = b.constant(np.array([1, 1, *factor]), "float32")
     b.emit(
         "Resize",

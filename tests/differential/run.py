@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,12 +30,8 @@ from tests.differential.peers import (
 
 from hasten import __version__, frontends
 from hasten.backends.batch import compile_batch
-from hasten.backends.native import Payload, Planned, lower_parts, plan_graph
-from hasten.codegen.elementary import expand_operation
-from hasten.codegen.module import part_code
-from hasten.codegen.schedule import DEFAULTS
+from hasten.backends.native import Payload, Planned, plan_graph
 from hasten.codegen.toolchain import default_cache
-from hasten.codegen.weights import Weights
 from hasten.errors import HastenError, InputError, ToolchainError
 from hasten.loops.dtypes import DType
 from hasten.passes.pipeline import optimize_graph
@@ -44,7 +40,12 @@ from hasten.runtime.session import Session, open_session
 from hasten.target import TARGETS, Target, runs_here
 
 BATCH = 64
-LIMITS = processes.Limits(seconds=60, first=480, bytes=12 << 30)
+"""Graphs in one shared object: more of them make it long to write and to load for each."""
+
+PER_PROCESS = 4 * BATCH
+"""Graphs that one process runs: it starts for as long as some of them take."""
+
+LIMITS = processes.Limits(seconds=480, first=480, bytes=12 << 30)
 PASSED = ("same", "unrun")
 
 
@@ -56,11 +57,13 @@ class Config:
         target: name of the instruction set.
         threads: of a run.
         precision: "f32" or "bf16".
+        level: how hard the C compiler optimizes: most of the time would go into that.
     """
 
     target: str = "native"
     threads: int = 1
     precision: str = "f32"
+    level: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,16 +95,8 @@ class Outcome:
 def configs() -> list[Config]:
     """The ways that graphs are run on this machine, in turn."""
     names = [t.name for t in TARGETS if runs_here(t)]
-    found = [Config(), Config(threads=2), *(Config(target=n) for n in names)]
-    return [*found, Config(threads=2, target=names[0]), Config(precision="bf16")]
-
-
-def run_seeds(seeds: Sequence[int], config: Config, workers: int = 1) -> Iterator[Outcome]:
-    """Makes the graphs of some seeds and runs them."""
-    batches = [seeds[i : i + BATCH] for i in range(0, len(seeds), BATCH)]
-    with ThreadPoolExecutor(workers) as pool:
-        for outcomes in pool.map(lambda s: run_batch([(seed, config) for seed in s]), batches):
-            yield from outcomes
+    found = [Config(level=1), Config(threads=2), *(Config(target=n) for n in names)]
+    return [*found, Config(threads=2, target=names[0], level=1), Config(precision="bf16")]
 
 
 Item = tuple[int | Graph, Config]
@@ -109,7 +104,7 @@ Item = tuple[int | Graph, Config]
 
 
 def run_batch(items: Sequence[Item]) -> list[Outcome]:
-    """Runs graphs of one configuration in a process of their own."""
+    """Runs graphs in a process of their own."""
     found = processes.run(work, items, LIMITS)
     lost = "the process died or did not end"
     seeds = [g if isinstance(g, int) else g.seed for g, _ in items]
@@ -117,8 +112,12 @@ def run_batch(items: Sequence[Item]) -> list[Outcome]:
 
 
 def work(items: Sequence[Item]) -> Iterator[Outcome]:
-    """What a process does: all items have the same configuration."""
-    yield from evaluate([random_graph(g) if isinstance(g, int) else g for g, _ in items], items[0][1])
+    """What a process does: neighbours of one configuration are compiled together."""
+    for config, group in itertools.groupby(items, key=lambda item: item[1]):
+        graphs = [g for g, _ in group]
+        for start in range(0, len(graphs), BATCH):
+            some = graphs[start : start + BATCH]
+            yield from evaluate([random_graph(g) if isinstance(g, int) else g for g in some], config)
 
 
 def evaluate(graphs: Sequence[Graph], config: Config) -> Iterator[Outcome]:
@@ -141,15 +140,12 @@ def evaluate(graphs: Sequence[Graph], config: Config) -> Iterator[Outcome]:
 
 def _prepare(models: Sequence[onnx.ModelProto], config: Config) -> list[Session | Exception]:
     """A session for each model, or what was raised."""
-    planned = [_planned(model, config) for model in models]
+    planned = [_planned(model) for model in models]
     payloads = iter(_separately([p for p in planned if not isinstance(p, Exception)], config))
     opened: list[Session | Exception] = []
     with tempfile.TemporaryDirectory() as folder:
         for k, plan in enumerate(planned):
-            if isinstance(plan, Exception):
-                opened.append(plan)
-                continue
-            payload = next(payloads)
+            payload = plan if isinstance(plan, Exception) else next(payloads)
             if isinstance(payload, Exception):
                 opened.append(payload)
                 continue
@@ -160,33 +156,31 @@ def _prepare(models: Sequence[onnx.ModelProto], config: Config) -> list[Session 
     return opened
 
 
-def _planned(model: onnx.ModelProto, config: Config) -> Planned | Exception:
-    """A graph as far as C, which is made once more for the whole batch; or what was raised."""
-    target = Target.named(config.target)
+def _planned(model: onnx.ModelProto) -> Planned | Exception:
+    """A graph cut into steps, or what was raised."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             graph = frontends.load(model)
             optimize_graph(graph)
-            planned = plan_graph(graph, "skip")
-            for part in lower_parts(planned.native, target, DEFAULTS, DType(config.precision), Weights()):
-                part_code(part, target, expand_operation)
+            return plan_graph(graph, "skip")
     except Exception as error:  # noqa: BLE001 - any exception is a finding
         return error
-    return planned
-
-
-def _compiled(planned: Sequence[Planned], config: Config) -> list[Payload]:
-    target, cache = Target.named(config.target), default_cache()
-    with division_of_work(config.threads > 1):
-        return compile_batch(planned, target, __version__, cache=cache, precision=DType(config.precision))
 
 
 def _separately(planned: Sequence[Planned], config: Config) -> list[Payload | Exception]:
     """Compiles graphs of which one may be at fault: by halves, until it is alone."""
+    if not planned:
+        return []
+    target, cache, precision = Target.named(config.target), default_cache(), DType(config.precision)
     try:
-        return list(_compiled(planned, config))
-    except ToolchainError as error:
+        with division_of_work(config.threads > 1):
+            return list(
+                compile_batch(
+                    planned, target, __version__, cache=cache, precision=precision, level=config.level
+                )
+            )
+    except Exception as error:  # noqa: BLE001 - any exception is a finding
         if len(planned) == 1:
             return [error]
         half = len(planned) // 2

@@ -188,6 +188,14 @@ def test_slice_of_all_but_one_keeps_a_simple_size():
     assert getattr(size, "op", None) == "sub"
 
 
+@pytest.mark.parametrize("shape", [[5, 4], [6, "n"], ["n", 3]])
+def test_center_crop_pad(shape):
+    prepared = case("CenterCropPad", [("float32", shape), ints(4, 3)])
+    assert [d.value for d in prepared.program.info("y0").shape] == [4, 3]
+    for n in (1, 3, 8):
+        prepared.check(ramp(*(n if d == "n" else d for d in shape)))
+
+
 PADS = [[0, 0, 0, 0], [1, 2, 0, 1], [0, 0, 2, 0], [2, 1, 2, 1]]
 
 

@@ -28,6 +28,7 @@ def compile_batch(
     *,
     cache: Path | None,
     precision: DType = DType.F32,
+    level: int = LEVEL,
 ) -> list[Payload]:
     """Compiles some graphs; each payload holds the same code and runs its own parts of it.
 
@@ -37,6 +38,7 @@ def compile_batch(
         version: hasten's version.
         cache: folder of compiled objects, or None.
         precision: see `Options`.
+        level: see `toolchain.build`.
 
     Returns:
         An artifact's content for each graph, for one thread.
@@ -54,7 +56,7 @@ def compile_batch(
     code: Members = {}
     sources, codes = batch_sources(parts, target, expand_operation, per_file=GRAPHS_PER_FILE)
     if parts:
-        library = build(sources, target, find_compiler(target), cache=cache, level=LEVEL)
+        library = build(sources, target, find_compiler(target), cache=cache, level=level)
         code[f"code/{target.name}.so"] = library
     payloads = []
     first = 0

@@ -35,6 +35,7 @@ from hasten.loops.expr import (
     Op,
     Reduce,
     Var,
+    children,
     const,
     constant_int,
     free_vars,
@@ -47,6 +48,9 @@ from hasten.loops.simplify import spell, to_poly
 
 CHEAP = 3
 """Largest cost, in simple operations, of an element that is computed again rather than stored."""
+
+HIGHEST = 120
+"""Longest chain of operations in one expression: what handles expressions goes down by calling itself."""
 
 _COSTS = {"cast": 0, "select": 1, "div": 4, "sqrt": 4, "floordiv": 1, "mod": 1, "truncdiv": 4}
 _SIMPLE = frozenset(
@@ -181,6 +185,22 @@ def cost(e: Expr) -> int:
     return total
 
 
+def height(e: Expr) -> int:
+    """The longest chain of operations in an expression; elementary functions count as their polynomials."""
+    found: dict[Expr, int] = {}
+    stack = [e]
+    while stack:
+        node = stack[-1]
+        below = [c for c in children(node) if c not in found]
+        if below:
+            stack += below
+            continue
+        stack.pop()
+        own = 10 if isinstance(node, Op) and node.op not in _SIMPLE and node.op not in _COSTS else 1
+        found[node] = own + max((found[c] for c in children(node)), default=0)
+    return found[e]
+
+
 def is_movement(e: Expr) -> bool:
     """Whether an element is only fetched, chosen or a constant, never computed from data."""
     if isinstance(e, (Load, Const)):
@@ -195,6 +215,8 @@ def _reads(e: Expr) -> bool:
 
 
 def _disappears(body: Expr, uses: int, stages: list[Stage]) -> bool:
+    if height(body) > HIGHEST:
+        return False
     if is_movement(body):
         return uses <= 1 or not any(_is_lookup(n) for n in walk(body))
     if uses <= 1:
@@ -356,4 +378,6 @@ def _merge(c: Stage, s: Stage) -> Stage | None:
     back: dict[Expr, Expr] = dict(zip(s.vars, c.vars, strict=True))
     inner = c.epilogue if c.epilogue is not None else Load(c.dtype, ACCUMULATOR, ())
     epilogue = substitute(s.body, {**back, **dict.fromkeys(loads, inner)})
+    if height(epilogue) > HIGHEST:
+        return None
     return Stage(s.name, s.dtype, c.vars, c.body, epilogue, c.origins + s.origins)

@@ -202,6 +202,11 @@ def _check_raw(tensor: ir.TensorProtoTensor) -> None:
 def _check_external(tensor: ir.ExternalTensor, sizes: dict[str, int]) -> None:
     path = Path(tensor.path)
     base = Path(tensor.base_dir or ".").resolve()
+    if "\0" in str(path):
+        raise ModelError(
+            f"The weights '{tensor.name}' are said to be in {str(path)!r}, which is no name of a file: "
+            "the model is damaged. Export it again."
+        )
     if not path.resolve().is_relative_to(base):
         raise ModelError(
             f"The weights '{tensor.name}' are said to be in '{path}', outside the model's own "

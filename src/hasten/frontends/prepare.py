@@ -16,6 +16,12 @@ from hasten.graph.opset import to_internal_opset
 from hasten.graph.repairs import write_defaults
 from hasten.graph.rewrite import write_definitions
 
+MOST_NODES = 200_000
+"""More than a model has that somebody trained."""
+
+MOST_NESTED = 100
+"""Functions inside functions."""
+
 
 def prepare(model: ir.Model) -> ir.Model:
     """Bring a model of any opset into the form that passes and lowering rely on.
@@ -34,6 +40,7 @@ def prepare(model: ir.Model) -> ir.Model:
     Raises:
         ModelError: The model is not valid, or an operator cannot be converted.
     """
+    _check_functions(model)
     try:
         InlinePass()(model)
     except (ValueError, ir.passes.InvariantError, ir.passes.PassError) as error:
@@ -58,6 +65,42 @@ def prepare(model: ir.Model) -> ir.Model:
     lift_constants(model)
     infer_shapes(model)
     return model
+
+
+def _check_functions(model: ir.Model) -> None:
+    """Functions that call others several times each grow without bounds when they are written out."""
+    made: dict[ir.OperatorIdentifier, int] = {}
+    open_: list[ir.OperatorIdentifier] = []
+
+    def nodes(body: ir.Graph | ir.Function) -> int:
+        return sum(size(n.op_identifier()) for n in ir.traversal.RecursiveGraphIterator(body))
+
+    def size(called: ir.OperatorIdentifier) -> int:
+        function = model.functions.get(called)
+        if function is None:
+            return 1
+        if called in open_:
+            raise ModelError(
+                f"The function '{'.'.join(called[:2])}' inside the model calls itself, which ONNX does "
+                "not allow. Export the model without functions."
+            )
+        if len(open_) > MOST_NESTED:
+            raise ModelError(
+                f"Functions inside the model call each other more than {MOST_NESTED} levels deep. "
+                "Export the model without functions."
+            )
+        if called not in made:
+            open_.append(called)
+            made[called] = nodes(function)
+            open_.pop()
+        return made[called]
+
+    total = nodes(model.graph)
+    if total > MOST_NODES:
+        raise ModelError(
+            f"The model has {total} nodes when its functions are written out, more than {MOST_NODES}: "
+            "its functions call each other several times each. Export the model without functions."
+        )
 
 
 def _check_interface(model: ir.Model) -> None:

@@ -45,6 +45,11 @@ def infer_shapes(model: ir.Model) -> None:
         inferred = ir.from_proto(
             onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
         )
+    except MemoryError as error:
+        raise ModelError(
+            "Inferring the model's shapes needs more memory than there is: a size in it is beyond all "
+            "bounds. Export it again, or repair it."
+        ) from error
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError) as error:
         raise ModelError(
             f"The model contradicts itself: {one_line(error)}. Export it again, or repair it."

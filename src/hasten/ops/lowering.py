@@ -240,7 +240,7 @@ def _host_can_run(model: ir.Model, node: ir.Node) -> bool:
         return True  # an implementation that depends on types, which the run knows
     except (NotImplementedError, RuntimeImplementationError):
         return False
-    except (TypeError, ValueError):
+    except (RuntimeError, TypeError, ValueError):
         return False  # it refuses an attribute
     return True
 

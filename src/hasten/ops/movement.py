@@ -27,6 +27,9 @@ from hasten.ops.base import (
 from hasten.ops.indices import clamp, linear_index, product, split_index
 
 _FAR = 2**31 - 1
+
+MOST_AXES = 8
+"""New axes that data may place: each may come before or after each other one."""
 """Exporters write this, or more, for "to the end" in Slice."""
 
 
@@ -152,6 +155,8 @@ def lower_unsqueeze(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor
     count = constant_int(product(given.shape))
     if count is None:
         raise Declined("the number of new axes is not constant")
+    if count > MOST_AXES and ctx.values(given, read=False) is None:
+        raise Declined(f"{count} new axes are read from data")
     return [with_ones(ctx, x, axis_numbers(ctx, given, x.rank + count, ()))]
 
 

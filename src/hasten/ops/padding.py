@@ -6,9 +6,9 @@ import onnx_ir as ir
 
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, binary, const, constant_int, select
-from hasten.ops.attributes import attribute_str
+from hasten.ops.attributes import attribute_ints, attribute_str
 from hasten.ops.axes import axis_numbers, by_axis, index_values
-from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, moved, optional, required
+from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, moved, normalize_axis, optional, required
 from hasten.ops.elementwise import scalar
 from hasten.ops.indices import clamp
 from hasten.ops.movement_pruning import PAD
@@ -78,4 +78,30 @@ def _constant_border(
     return ctx.define(shape, body, x.dtype)
 
 
-OPS: tuple[Op, ...] = (Op(name="Pad", lower=lower_pad, pruning=PAD),)
+def lower_center_crop_pad(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
+    """The middle of each axis, or the axis in the middle of zeros; an odd element more is at the end."""
+    x = required(inputs, 0)
+    lengths = index_values(ctx, required(inputs, 1), "the lengths to crop or pad to")
+    axes = [normalize_axis(a, x.rank) for a in attribute_ints(node, "axes", range(x.rank))]
+    if len(axes) != len(lengths):
+        raise Declined(f"{len(lengths)} lengths were given for {len(axes)} axes")
+    shape = list(x.shape)
+    for d, n in zip(axes, lengths, strict=True):
+        shape[d] = ctx.dim(n)
+
+    def body(*index: Expr) -> Expr:
+        inside: Expr = const(True, DType.BOOL)
+        at = list(index)
+        for d in axes:
+            at[d] = index[d] + binary("truncdiv", x.shape[d] - shape[d], const(2))
+            here = binary("and", binary("le", const(0), at[d]), binary("lt", at[d], x.shape[d]))
+            inside = binary("and", inside, here)
+        return select(inside, x.at(*at), const(0, x.dtype))
+
+    return [ctx.define(shape, body, x.dtype)]
+
+
+OPS: tuple[Op, ...] = (
+    Op(name="Pad", lower=lower_pad, pruning=PAD),
+    Op(name="CenterCropPad", lower=lower_center_crop_pad),
+)
