@@ -23,12 +23,12 @@ class Limits:
     Attributes:
         seconds: of computing, from one result to the next; ten times that if it waits.
         first: the same until the first result, importing and preparing included.
-        bytes: address space.
+        bytes: address space; None for no limit.
     """
 
     seconds: float
     first: float
-    bytes: int
+    bytes: int | None
 
 
 Work = Callable[[Sequence[Any]], Iterator[Any]]
@@ -100,8 +100,9 @@ def _computed(pid: int) -> float:
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
-def _child(pipe: Connection, work: Work, items: Sequence[Any], limit: int) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+def _child(pipe: Connection, work: Work, items: Sequence[Any], limit: int | None) -> None:
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     warnings.simplefilter("ignore")
     for result in work(items):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,14 +127,23 @@ class HastenBackend(Backend):
         return device.partition(":")[0] == "CPU"
 
 
+Opener = Callable[[Path], Session]
+
+
+def open_for_one_thread(path: Path) -> Session:
+    """A session whose runs use one thread."""
+    return open_session(path, threads=1)
+
+
 def prepare_all(
-    models: Sequence[onnx.ModelProto], cache: Path | None = None
+    models: Sequence[onnx.ModelProto], cache: Path | None = None, opener: Opener = open_for_one_thread
 ) -> list[HastenRep | HastenError]:
     """Compiles many small models at once, in one shared object, for one thread and little optimization.
 
     Args:
         models: The models.
         cache: Folder of compiled objects; None for the user's.
+        opener: Opens an artifact.
 
     Returns:
         For each model what runs it, or the error that `HastenBackend.prepare` would raise.
@@ -155,15 +164,15 @@ def prepare_all(
     payloads = iter(
         compile_batch(planned, Target.named("native"), __version__, cache=cache or default_cache())
     )
-    return [_opened(next(payloads)) if r is None else r for r in results]
+    return [_opened(next(payloads), opener) if r is None else r for r in results]
 
 
-def _opened(payload: Payload) -> HastenRep | HastenError:
+def _opened(payload: Payload, opener: Opener) -> HastenRep | HastenError:
     with tempfile.TemporaryDirectory(prefix="hasten-") as folder:
         path = Path(folder) / "model.hasten"
         write_artifact(path, payload.manifest, payload.members)
         try:
-            return HastenRep(open_session(path, threads=1))
+            return HastenRep(opener(path))
         except HastenError as error:
             return error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,12 +144,13 @@ def _run_batch(cases: Sequence[Case]) -> list[Outcome]:
     return [o or Outcome(c.key, "crashed", lost) for c, o in zip(cases, found, strict=True)]
 
 
-def evaluate(cases: Iterable[Case]) -> Iterator[Outcome]:
+def evaluate(cases: Iterable[Case], opener: Callable[[Path], Any] | None = None) -> Iterator[Outcome]:
     """Compiles cases together and runs them in this process."""
-    from hasten.onnx_backend import HastenRep, prepare_all
+    from hasten.onnx_backend import HastenRep, open_for_one_thread, prepare_all
 
     cases = list(cases)
-    prepared = prepare_all([onnx.load_from_string(c.model) for c in cases])
+    models = [onnx.load_from_string(c.model) for c in cases]
+    prepared = prepare_all(models, opener=opener or open_for_one_thread)
     for case, rep in zip(cases, prepared, strict=True):
         if isinstance(rep, HastenRep):
             yield _compare(case, rep)

@@ -143,7 +143,7 @@ def build(
 ) -> bytes:
     """Compiles C files, and the thread pool with them, into one shared object.
 
-    The result depends on the sources, the target, the level and the compiler's version alone.
+    The result depends on the sources, the target, the level, and the compiler's version and arguments alone.
 
     Args:
         sources: C text by file name ("part.c"; a name that does not end in ".c" is a header). They can
@@ -170,7 +170,14 @@ def build(
         flags = _compile_flags(target, compiler, level)
         headers = sorted((name, text) for name, text in texts.items() if not name.endswith(".c"))
         keys = {
-            name: _key(compiler.version, *flags, *(part for h in headers for part in h), name, text)
+            name: _key(
+                compiler.version,
+                *compiler.command[1:],
+                *flags,
+                *(part for h in headers for part in h),
+                name,
+                text,
+            )
             for name, text in sorted(texts.items())
             if name.endswith(".c")
         }

@@ -97,8 +97,10 @@ class NativeRunner:
         pool: int | None,
         threads: int,
         guards: Sequence[str],
+        staged_bytes: int = STAGED_BYTES,
     ) -> None:
         self.step = step
+        self._staged_bytes = staged_bytes
         self._library = library
         self._run = library.run
         self._part = step.part
@@ -243,7 +245,7 @@ class NativeRunner:
         values = (ctypes.c_void_p * (len(key) + len(shapes)))()
         kinds = [*zip(key, self._input_dtypes, strict=True)]
         kinds += zip(shapes, self._output_dtypes, strict=True)
-        buffers = _stage(kinds)
+        buffers = _stage(kinds, self._staged_bytes)
         for index, buffer in enumerate(buffers):
             if buffer is not None:
                 values[index] = buffer.ctypes.data
@@ -305,15 +307,15 @@ class NativeRunner:
         raise InputError(message)
 
 
-def _stage(kinds: Sequence[tuple[tuple[int, ...], np.dtype[Any]]]) -> list[Array | None]:
-    """One aligned buffer for each small array, all in one block; None for each large one."""
+def _stage(kinds: Sequence[tuple[tuple[int, ...], np.dtype[Any]]], largest: int) -> list[Array | None]:
+    """One aligned buffer for each array up to `largest` bytes, all in one block; None for each other one."""
     places = []
     total = 0
     for shape, dtype in kinds:
         count = dtype.itemsize
         for length in shape:
             count *= length
-        small = count <= STAGED_BYTES
+        small = count <= largest
         places.append(total if small else -1)
         total += -(-count // _ALIGNMENT) * _ALIGNMENT if small else 0
     block, address = _allocate(total)

@@ -19,7 +19,7 @@ from hasten.runtime.foreign import ForeignRunner
 from hasten.runtime.host import HostRunner
 from hasten.runtime.library import Library, choose_code, shared_pool
 from hasten.runtime.manifest import OBJECT, ForeignStep, HostStep, NativeStep, TensorInfo, nested
-from hasten.runtime.native import NativeRunner
+from hasten.runtime.native import STAGED_BYTES, NativeRunner
 from hasten.runtime.steps import Runner, make_runners, run_steps
 from hasten.target import Target, cores
 
@@ -213,8 +213,16 @@ def open_session(
         raise
 
 
-def start(artifact: Artifact, threads: int | None) -> tuple[list[Runner], Target | None, int]:
+def start(
+    artifact: Artifact, threads: int | None, staged_bytes: int = STAGED_BYTES
+) -> tuple[list[Runner], Target | None, int]:
     """What a session over an artifact needs beside it: runners of its steps, the target of its code, threads.
+
+    Args:
+        artifact: Where it is from.
+        threads: Threads that a run uses, or None for what it was compiled for.
+        staged_bytes: Arrays up to this size pass through buffers of the session. With -1 compiled code works
+            on the callers' arrays, so that what it reads or writes beside them can be found.
 
     Raises:
         HastenError: as `open_session`.
@@ -229,13 +237,14 @@ def start(artifact: Artifact, threads: int | None) -> tuple[list[Runner], Target
             library = Library(code)
         except ArtifactError as error:
             raise ArtifactError(f"cannot open {artifact.path}: {error}") from None
-    return start_runners(artifact, library, threads), target, threads
+    return start_runners(artifact, library, threads, staged_bytes), target, threads
 
 
 def start_runners(
     artifact: Artifact,
     library: Library | None,
     threads: int,
+    staged_bytes: int = STAGED_BYTES,
     host: Callable[[HostStep, memoryview], HostRunner] = HostRunner,
 ) -> list[Runner]:
     """A runner for each step of an artifact.
@@ -244,6 +253,7 @@ def start_runners(
         artifact: The steps, their models and weights.
         library: The code of the native steps; None if there are none.
         threads: Threads that a run uses, the caller's included.
+        staged_bytes: See `start`.
         host: Makes the runner of a host step from its model.
 
     Raises:
@@ -258,7 +268,8 @@ def start_runners(
     def make(step: NativeStep | HostStep | ForeignStep) -> Runner:
         if isinstance(step, NativeStep):
             assert library is not None
-            return NativeRunner(step, library, weights, pool, threads, artifact.manifest.guards)
+            guards = artifact.manifest.guards
+            return NativeRunner(step, library, weights, pool, threads, guards, staged_bytes)
         if step.member not in artifact.members:
             raise ArtifactError(f"{artifact.path} has no member {step.member}: compile again")
         member = artifact.members[step.member]

@@ -107,7 +107,7 @@ class Recorder:
         def timed(step: HostStep, model: memoryview) -> HostRunner:
             return _TimedHost(step, model, next(numbers), self)
 
-        runners = start_runners(artifact, library, threads, timed)
+        runners = start_runners(artifact, library, threads, host=timed)
         self.target = None if target is None else target.name
         self._session = Session(artifact, runners, target, threads)
 
