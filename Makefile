@@ -5,12 +5,13 @@
 #   make conformance   all of ONNX's own test suite
 #   make differential  10,000 random graphs, compared with ONNX Runtime and ONNX's reference evaluator
 #   make fuzz          20,000 damaged models, artifacts and inputs
+#   make sanitize      generated code and the C runtime under gcc's sanitizers
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test conformance differential fuzz check lint format suite clean
+.PHONY: demo test conformance differential fuzz sanitize check lint format suite clean
 
 demo: $(STAMP)
 	@$(BIN)/python examples/demo.py
@@ -27,6 +28,9 @@ differential: $(STAMP)
 
 fuzz: $(STAMP)
 	$(BIN)/python tools/fuzz.py
+
+sanitize: $(STAMP)
+	$(BIN)/python tools/sanitize.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -153,6 +153,16 @@ def test_which_compiler_is_found(
             find_compiler()
 
 
+def test_objects_of_other_arguments_are_others(tmp_path: Path) -> None:
+    target = native()
+    compiler = find_compiler(target)
+    library = build(SOURCES, target, compiler, cache=tmp_path)
+    again = Compiler((*compiler.command, "-DHASTEN_OTHER"), compiler.kind, compiler.version)
+    before = len(list((tmp_path / "objects").iterdir()))
+    assert build(SOURCES, target, again, cache=tmp_path) == library
+    assert len(list((tmp_path / "objects").iterdir())) > before
+
+
 def test_the_cache_is_bounded_and_never_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = toolchain._Store(tmp_path / "objects")
     for index in range(10):

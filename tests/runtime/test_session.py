@@ -22,8 +22,9 @@ from hasten.errors import (
     OptionError,
 )
 from hasten.runtime import Session, TensorInfo
-from hasten.runtime.artifact import write_artifact
+from hasten.runtime.artifact import read_artifact, write_artifact
 from hasten.runtime.native import KEPT_SHAPES
+from hasten.runtime.session import start
 from hasten.target import TARGETS, native, runs_here
 
 ROWS = 16
@@ -53,6 +54,13 @@ def test_runs_every_batch_staged_or_large_or_empty(session: Session) -> None:
     # 64 KB is 4096 rows of x and 8192 ids
     for batch in (1, 3, 4096, 4097, 9000, 0, 3, 20000):
         check(session, feeds(batch))
+
+
+def test_runs_on_the_callers_arrays(write) -> None:
+    artifact = read_artifact(write(), verify="now")
+    with Session(artifact, *start(artifact, 2, staged_bytes=-1)) as session:
+        for batch in (1, 3, 3, 0, 5000):
+            check(session, feeds(batch))
 
 
 def test_describes_itself(session: Session) -> None:
