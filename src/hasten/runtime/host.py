@@ -46,6 +46,8 @@ class HostRunner:
             with np.errstate(all="ignore"):  # NaN and infinity pass through as IEEE says
                 results = self._evaluator.run(list(self.step.outputs), feeds)
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            kinds = ", ".join(self.step.operators)
-            raise InputError(f"{kinds}, run on the host, refused its inputs: {error}") from error
+            kinds, made = ", ".join(self.step.operators), ", ".join(map(repr, self.step.outputs))
+            raise InputError(
+                f"{kinds}, run on the host to make {made}, refused its inputs: {error}"
+            ) from error
         return [r if r is None or isinstance(r, list) else np.asarray(r) for r in results]

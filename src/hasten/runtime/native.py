@@ -347,7 +347,7 @@ def _new(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
 def _no_memory(size: int) -> InputError:
     return InputError(
         f"a run on inputs of these shapes needs {size >> 20} MB more memory than there is: "
-        "give smaller batches"
+        "give smaller batches, or smaller numbers where sizes are read from an input"
     )
 
 
