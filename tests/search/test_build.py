@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +34,22 @@ def how(cache: Path, target: str = "native") -> Build:
     return Build((target,), 1, "skip", str(cache), "0.1.0")
 
 
+def waiting_for_files(folder: Path) -> Callable[..., int]:
+    """A wait that is over its time as soon as the process has a folder of its own in one of `folder`."""
+    wait = subprocess.Popen.wait
+
+    def waiting(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        if timeout is None:
+            return wait(process)
+        end = time.monotonic() + timeout
+        while not list(folder.glob("hasten-*/*")) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert list(folder.glob("hasten-*/*"))
+        raise subprocess.TimeoutExpired("build", timeout)
+
+    return waiting
+
+
 def test_what_it_compiles_runs(graph: Path, mlp_artifact: Path, tmp_path: Path) -> None:
     path = tmp_path / "made.hasten"
     build(graph, path, how(tmp_path / "cache"), "f32", NO_LIMITS, {"notes": "none"})
@@ -39,13 +59,22 @@ def test_what_it_compiles_runs(graph: Path, mlp_artifact: Path, tmp_path: Path) 
         np.testing.assert_allclose(made.run(x)["y"], wanted.run(x)["y"], rtol=1e-5, atol=1e-6)
 
 
-def test_a_failure_a_hang_and_a_lack_of_memory_are_told(graph: Path, tmp_path: Path) -> None:
+def test_a_failure_and_a_hang_are_told_and_leave_no_files(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     path = tmp_path / "made.hasten"
     with pytest.raises(EngineError, match=r"hasten cannot compile it: .*unknown target 'sausage'"):
         build(graph, path, how(tmp_path / "cache", "sausage"), "f32", NO_LIMITS, {})
     with pytest.raises(EngineError, match="compiling took longer than 0 s, and was ended"):
         build(graph, path, how(tmp_path / "cache"), "f32", Limits(seconds=0.05), {})
+    # Killed while the compiler works: it would have left its folder behind.
+    monkeypatch.setattr(subprocess.Popen, "wait", waiting_for_files(tmp_path))
+    with pytest.raises(EngineError, match="was ended"):
+        build(graph, path, how(tmp_path / "cache"), "f32", Limits(seconds=60), {})
+    monkeypatch.undo()
     assert not path.exists()
+    assert not list(tmp_path.glob("hasten-*"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's own data")

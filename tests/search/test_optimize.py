@@ -18,6 +18,7 @@ from hasten.backends.graph_members import whole_graph
 from hasten.errors import DataError, EngineError, MetricError, ModelError, OptionError
 from hasten.runtime.artifact import read_artifact
 from hasten.search import int8, trials
+from hasten.search.candidates import ORIGINAL, Candidate
 from hasten.search.engines import Limits
 from hasten.search.measure import Contestant, Measurement, Plan, Result, Spread
 from hasten.search.record import Outcome
@@ -321,6 +322,22 @@ def test_a_candidate_that_cannot_be_compiled_is_lost_alone(
     lost = [c for c in told.candidates if c.outcome is Outcome.FAILED]
     assert {c.reason for c in lost} == {"hasten cannot compile it: its process ended with status -11"}
     assert told.chosen == "lossless"
+
+
+def test_an_original_that_fails_later_loses_nothing_but_itself(
+    search: Search, clockwork: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = trials.Trials.answers
+
+    def failing(self: trials.Trials, candidate: Candidate, kind: str) -> Any:
+        if candidate.name == ORIGINAL and self.reference == ORIGINAL:
+            raise EngineError("onnxruntime cannot run this model: it needs more memory")
+        return answers(self, candidate, kind)
+
+    monkeypatch.setattr(trials.Trials, "answers", failing)
+    found = outcomes(search())
+    assert found[ORIGINAL] is Outcome.FAILED
+    assert Outcome.CHOSEN in {found[name] for name in found if name.startswith("int8")}
 
 
 def test_bad_arguments_are_refused_before_anything_is_compiled(search: Search) -> None:

@@ -61,7 +61,8 @@ Examples:
     "--data",
     metavar="D",
     type=click.Path(path_type=Path),
-    help="For int8: what the model will see, in an .npz file, a folder of such, Parquet or JSON lines.",
+    help="For int8 and weights in codes: what the model will see, in an .npz file, a folder of such, Parquet "
+    "or JSON lines.",
 )
 @click.option(
     "--padding",

@@ -6,6 +6,7 @@ import importlib.util
 import sys
 
 _NEEDED = ("click", "rich", "onnx", "onnx_ir")  # the extra `compile`
+_INTERRUPTED = 130  # as shells have it for SIGINT
 
 
 def main() -> None:
@@ -18,8 +19,11 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(2)
-    from hasten.cli.group import hasten
-
+    try:
+        from hasten.cli.group import hasten
+    except KeyboardInterrupt:
+        print("hasten: interrupted", file=sys.stderr)
+        raise SystemExit(_INTERRUPTED) from None
     hasten(prog_name="hasten")
 
 

@@ -63,7 +63,8 @@ def build(
         "report": report,
         "path": str(Path(__file__).parents[2]),
     }
-    with tempfile.TemporaryFile() as errors:
+    # Its temporary files are in a folder of ours: they are deleted even if it is killed.
+    with tempfile.TemporaryFile() as errors, tempfile.TemporaryDirectory(prefix="hasten-") as scratch:
         # A session of its own, so that the compiler that it starts ends with it.
         process = subprocess.Popen(
             [sys.executable, "-P", str(script), json.dumps(job)],
@@ -71,6 +72,7 @@ def build(
             stdout=errors,
             stderr=errors,
             start_new_session=True,
+            env={**os.environ, "TMPDIR": scratch},
         )
         try:
             status = process.wait(limits.seconds)

@@ -264,8 +264,14 @@ class Trials:
         return (self.reference, "held_out") in self._answers
 
     def reference_answers(self, kind: str) -> Outputs:
-        """The answers that candidates are compared with."""
-        return self.answers(self.candidates[self.reference], kind)
+        """The answers that candidates are compared with: the lossless ones where the original fails."""
+        if self.reference == ORIGINAL:
+            try:
+                return self.answers(self.candidates[ORIGINAL], kind)
+            except HastenError as error:
+                self.note(ORIGINAL, outcome=Outcome.FAILED, reason=str(error))
+                self.reference = LOSSLESS
+        return self.answers(self.candidates[LOSSLESS], kind)
 
     # Measurements
 
@@ -277,7 +283,9 @@ class Trials:
             found = self.answers(candidate, "calibration")
             base = self.answers(self.candidates[LOSSLESS], "calibration")
             labels = self.problem.calibration.labels
-            lost = drop(self.problem.metric, self.reference_answers("calibration"), found, labels)
+            reference = self.reference_answers("calibration")
+            about["reference"] = self.reference
+            lost = drop(self.problem.metric, reference, found, labels)
             known = {"loss": relative_change(base, found), "drop": lost}
             if self.problem.reusable:
                 self.memory.put("judged", known, **about)
@@ -334,6 +342,7 @@ class Trials:
         if known is None:
             self.say(f"{name}: answering the held-out samples")
             reference = self.reference_answers("held_out")
+            about["reference"] = self.reference
             found = self.answers(candidate, "held_out")
             bound = certify(
                 problem.metric,
