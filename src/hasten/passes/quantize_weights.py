@@ -13,6 +13,7 @@ WeightScale = Literal["absmax", "mse"]
 LARGEST = 127
 """Codes lie in -127..127: a scale fits both signs, and a product of two of them can be negated."""
 
+_AT_ONCE = 1 << 20  # weights that are rounded together: tables have many, and copies of all would be large
 _CLIPS = np.linspace(1.0, 0.6, 41)  # shares of the largest weight that the search for a scale tries
 
 
@@ -45,8 +46,12 @@ def quantize_weight(weight: NDArray[np.float32], axis: int, scale: WeightScale =
             one, for which the squares of the errors of the channel's weights add up to the least.
     """
     rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
-    steps = channel_scales(rows, scale)
-    codes = rounded(rows / steps[:, None])
+    steps, codes = np.empty(len(rows), np.float32), np.empty(rows.shape, np.int8)
+    several = max(1, _AT_ONCE // max(1, rows.shape[1]))
+    for start in range(0, len(rows), several):
+        part = slice(start, start + several)
+        steps[part] = channel_scales(rows[part], scale)
+        codes[part] = rounded(rows[part] / steps[part, None])
     moved = np.moveaxis(weight, axis, 0).shape
     return Codes(np.ascontiguousarray(np.moveaxis(codes.reshape(moved), 0, axis)), steps)
 

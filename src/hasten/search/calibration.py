@@ -24,6 +24,7 @@ from hasten.passes.quantize import Range, Scheme, observed_values
 from hasten.runtime.artifact import write_artifact
 from hasten.runtime.session import open_session
 from hasten.search.histogram import Histogram, Method
+from hasten.search.pages import give_back
 from hasten.target import native
 
 Array = NDArray[Any]
@@ -162,7 +163,8 @@ def run_values(
     with tempfile.TemporaryDirectory(prefix="hasten-") as folder:
         path = Path(folder) / "observed.hasten"
         write_artifact(path, payload.manifest, payload.members)
-        del payload
+        del payload, extended
+        give_back(model)  # what runs is mapped from the artifact
         session = open_session(path, threads=threads, verify="never")
     with session:
         for number, given in enumerate(feeds):

@@ -10,8 +10,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from hasten.passes.quantize import Range, Scheme, products
+from hasten.passes.quantize_weights import quantize_weight
 from hasten.search.calibration import Feeds, run_values
-from hasten.search.formats import weight_in, weight_of
+from hasten.search.formats import weight_of
 from hasten.search.hessians import inputs_of, values_of
 from hasten.search.histogram import Method
 
@@ -49,13 +50,7 @@ def choose_ranges(
     """
     chosen = [layer for layer in products(model) if layer.name in layers]
     nodes = {node.name: node for node in model.graph}
-    weights = {
-        i.name: (
-            _outputs_first(weight_of(model, i), i.axis),
-            _outputs_first(weight_in(model, i, "int8", scheme), i.axis),
-        )
-        for i in chosen
-    }
+    codes = {i.name: quantize_weight(weight_of(model, i), i.axis, scheme.weights) for i in chosen}
     few = [feeds[i] for i in np.unique(np.linspace(0, len(feeds) - 1, _FEEDS).astype(int))]
     errors: dict[str, NDArray[np.float64]] = {i.activation: np.zeros(len(ranges)) for i in chosen}
     for found in run_values(model, few, values_of(chosen), threads=threads, cache=cache):
@@ -63,7 +58,8 @@ def choose_ranges(
             rows = inputs_of(found[layer.activation], nodes[layer.name], layer, _ROWS)
             if rows is None or not rows.size:
                 continue
-            plain, narrow = weights[layer.name]
+            plain = _outputs_first(weight_of(model, layer), layer.axis)
+            narrow = _outputs_first(codes[layer.name].weight(layer.axis), layer.axis)
             wanted = _results(rows, plain, layer.groups)
             spread = float(wanted.var()) or 1.0
             for number, of in enumerate(ranges.values()):
@@ -76,7 +72,7 @@ def choose_ranges(
 
 def _outputs_first(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
     """[outputs, inputs of a group]."""
-    return np.ascontiguousarray(np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1))
+    return np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
 
 
 def _results(rows: NDArray[np.float32], weight: NDArray[np.float32], groups: int) -> NDArray[np.float32]:

@@ -15,6 +15,7 @@ from hasten.passes.weight_blocks import BlockCodes, columns
 from hasten.search.calibration import Feeds
 from hasten.search.formats import WEIGHTS, Careful, Format, layers_for, weight_of
 from hasten.search.hessians import LIMIT, hessians
+from hasten.search.pages import give_back
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def round_carefully(
             if layer.name in able[form]:
                 weight = columns(model.graph.initializers[layer.weight], layer.axis)
                 found[layer.name] = gptq_blocks(weight, WEIGHTS[form], matrix)
+        give_back(model)
         if not bounds.enough_time():
             break
     return Careful(channels, blocks)

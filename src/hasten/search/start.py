@@ -31,6 +31,7 @@ from hasten.search.memory import Memory
 from hasten.search.metrics import Metric, metric_named
 from hasten.search.optimize import Search
 from hasten.search.original import original_of
+from hasten.search.pages import give_back
 from hasten.search.prune.criteria import need_torch
 from hasten.search.record import SearchRecord
 from hasten.search.results import Results
@@ -266,6 +267,7 @@ def _graph_hash(model: ir.Model) -> str:
         if value.const_value is not None:
             digest.update(name.encode())
             digest.update(_content(value.const_value.numpy()))
+    give_back(model)
     return digest.hexdigest()
 
 

@@ -27,6 +27,7 @@ from hasten.search.measure_case import files_of
 from hasten.search.memory import Memory
 from hasten.search.metrics import Metric, drop, evaluate
 from hasten.search.original import Original
+from hasten.search.pages import give_back
 from hasten.search.quantization import Quantization
 from hasten.search.record import CandidateRecord, Outcome
 from hasten.search.status import Status, Watch, nobody
@@ -35,6 +36,7 @@ from hasten.search.variants import WHOLE, Variant
 _PATIENCE = 120.0  # seconds until an answer of any worker
 _BATCH = 32
 _ROUNDS, _FEWEST_ROUNDS, _TURN = 11, 3, 0.15
+_AT_ONCE = 2  # candidates that are open while they are timed, beside the original and the lossless one
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,7 @@ class Trials:
                 graph = prepared.quantized(candidate.formats, variant.ranges[how.ranges])
             path = self.problem.folder / f"graph{len(self._graphs)}.onnx"
             save_graph(graph, path)
+            give_back(variant.graph if how is None else prepared.model)
             self._graphs[key] = path
         return self._graphs[key]
 
@@ -296,7 +299,8 @@ class Trials:
     def time(self, names: Collection[str], rounds: int = _ROUNDS) -> None:
         """Times candidates in turns with the lossless one and the original, if that was not done before.
 
-        If one was not, all of them are timed again: only figures of the same rounds can be compared.
+        A few at once, so that not all of them are in memory together: what can be compared is how many times
+        faster they are than the lossless one in the same rounds. If one was not timed, all are again.
 
         Args:
             names: of the candidates.
@@ -310,21 +314,28 @@ class Trials:
             return
         if not first_look:
             unknown = asked  # compared with each other: in the same rounds
-        timed = [n for n in (LOSSLESS, ORIGINAL) if self.works(n)]
-        timed += [n for n in unknown if n not in timed]
+        baselines = [n for n in (LOSSLESS, ORIGINAL) if self.works(n)]
+        others = [n for n in unknown if n not in baselines]
+        groups = [others[i : i + _AT_ONCE] for i in range(0, len(others), _AT_ONCE)] or [[]]
+        turns = sum(len(baselines) + len(group) for group in groups)
+        fitting = max(0.0, min(self.clock.left, 1e6)) / (2 * _TURN * turns)
+        rounds = max(_FEWEST_ROUNDS, min(rounds, int(fitting)))
+        for group in groups:
+            self._time_together([*baselines, *group], rounds, keep=not first_look)
+        timed = {*baselines, *others}
+        self._first_looks = self._first_looks | timed if first_look else self._first_looks - timed
+
+    def _time_together(self, names: Sequence[str], rounds: int, *, keep: bool) -> None:
+        """Times candidates in turns. All take part in all rounds, however slow: ratios need both."""
         contestants = []
-        for name in timed:
+        for name in names:
             model = self.model(self.candidates[name])
             contestants.append(Contestant(self.candidates[name].engine, model, files_of(model), name))
-        # All take part in all rounds, the original too, however slow it is: ratios need both.
-        fitting = max(0.0, min(self.clock.left, 1e6)) / (2 * _TURN * len(timed))
-        rounds = max(_FEWEST_ROUNDS, min(rounds, int(fitting)))
         plan = Plan(self.problem.threads, rounds, _TURN, 1, limits=self.limits())
         found = measure(contestants, self.typical_sample(), plan, progress=self.say)
         for name, reason in found.failures.items():
             self.note(name, outcome=Outcome.FAILED, reason=reason)
-        self._first_looks = self._first_looks | set(timed) if first_look else self._first_looks - set(timed)
-        self._note_times(found, unknown, keep=not first_look)
+        self._note_times(found, names, keep=keep)
 
     def certify(self, name: str) -> bool:
         """Tests a candidate on the held-out part; returns whether its drop is certain to keep the budget.
@@ -381,7 +392,7 @@ class Trials:
 
     def _note_times(self, found: Measurement, names: Sequence[str], *, keep: bool) -> None:
         results = {result.engine: result for result in found.results}
-        for name in dict.fromkeys([LOSSLESS, ORIGINAL, *names]):
+        for name in names:
             own = results.get(name)
             if own is None or not self.works(name):
                 continue
@@ -457,6 +468,7 @@ def described(how: Quantization | None) -> str:
 def save_graph(model: ir.Model, path: Path) -> None:
     """Writes a graph with its weights beside it; the model stays as it is."""
     ir.save(model.clone(), path, external_data=f"{path.name}.data")
+    give_back(model)
 
 
 def mapped(model: ir.Model, path: Path) -> ir.Model:
