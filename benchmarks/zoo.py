@@ -7,6 +7,7 @@ free sizes symbolic.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ class Architecture:
         dims: For each input, the names of its free sizes by axis.
         sizes: Values of the free sizes, to export with (the first) and to run with (all).
         finish: Changes the exported file.
+        scripted: Whether TorchScript exports it, which keeps loops.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Architecture:
     dims: Mapping[str, Mapping[int, str]]
     sizes: tuple[Sizes, ...]
     finish: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None
+    scripted: bool = False
 
     def all_inputs(self) -> list[dict[str, Array]]:
         """Inputs for all values of the free sizes."""
@@ -72,6 +75,10 @@ def architectures() -> Iterator[Architecture]:
     yield Architecture("wav2vec 2.0", "wav2vec2", _wave, {"wave": {0: "batch", 1: "samples"}}, _WAVE_SIZES)
     mixed = {"dense": {0: "batch"}, "sparse": {0: "batch"}}
     yield Architecture("DLRM", "Mixed", _mixed, mixed, _BATCHES)
+    yield Architecture("gate (If)", "Gate", _mixed, mixed, _BATCHES)
+    yield Architecture("Mamba (Scan)", "SelectiveScan", _ids, {"tokens": {0: "batch"}}, _FIXED_TEXT_SIZES)
+    for name, network in (("LSTM in steps (Loop)", "Stepped"), ("greedy writer (Loop)", "Writer")):
+        yield Architecture(name, network, _ids, _IDS, _TEXT_SIZES, scripted=True)
 
 
 _PICTURE_NETWORKS = {
@@ -138,6 +145,9 @@ def _export(architecture: Architecture, path: Path) -> None:
     torch.manual_seed(0)
     network = zoo_networks.spread(getattr(zoo_networks, architecture.network)())
     inputs = architecture.inputs(architecture.sizes[0])
+    if architecture.scripted:
+        _export_script(network, inputs, architecture.dims, path)
+        return
     program = torch.onnx.export(
         network,
         tuple(torch.from_numpy(value) for value in inputs.values()),
@@ -151,6 +161,24 @@ def _export(architecture: Architecture, path: Path) -> None:
     program.save(str(path), external_data=False)
     if architecture.finish:
         onnx.save(architecture.finish(onnx.load(path)), path)
+
+
+def _export_script(
+    network: Any, inputs: Mapping[str, Array], dims: Mapping[str, Mapping[int, str]], path: Path
+) -> None:
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch would rather have the other exporter used
+        torch.onnx.export(
+            torch.jit.script(network),
+            tuple(torch.from_numpy(value) for value in inputs.values()),
+            str(path),
+            dynamo=False,
+            input_names=list(inputs),
+            dynamic_axes={name: dict(axes) for name, axes in dims.items()},
+            opset_version=17,
+        )
 
 
 def with_suppression(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan
 
 
 class Tensors(nn.Module):
@@ -265,6 +266,103 @@ class Tagger(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens [batch, tokens] to classes [batch, tokens, 7]."""
         return self.head(self.lstm(self.table(tokens))[0])
+
+
+class SelectiveScan(nn.Module):
+    """The layer of Mamba as it is defined, with its scan left as one (Gu and Dao, 2023)."""
+
+    def __init__(self, words: int = 60, width: int = 32, states: int = 8) -> None:
+        super().__init__()
+        self.table = nn.Embedding(words, width)
+        self.step = nn.Linear(width, width)
+        self.gates = nn.Linear(width, 2 * states)
+        self.decay = nn.Parameter(torch.randn(width, states))
+        self.head = nn.Linear(width, words)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens [batch, tokens] to scores of the next one [batch, tokens, words]."""
+        x = self.table(tokens)
+        step = nn.functional.softplus(self.step(x))
+        into, out = self.gates(x).chunk(2, -1)
+        rate = -self.decay.exp()
+
+        def one(state: Tensor, now: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+            x, step, into, out = now
+            kept = torch.exp(step.unsqueeze(-1) * rate) * state
+            state = kept + (step * x).unsqueeze(-1) * into.unsqueeze(1)
+            return state, (state * out.unsqueeze(1)).sum(-1)
+
+        start = x[:, 0, :, None] * torch.zeros(self.decay.shape[1])
+        _, y = scan(one, start, tuple(t.transpose(0, 1) for t in (x, step, into, out)))
+        return self.head(y.transpose(0, 1))
+
+
+class Gate(nn.Module):
+    """Two networks of different depth, of which the input chooses one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quick = nn.Linear(13, 4)
+        self.thorough = nn.Sequential(nn.Linear(13, 32), nn.ReLU(), nn.Linear(32, 4))
+
+    def forward(self, dense: Tensor, sparse: Tensor) -> Tensor:
+        """Numbers [batch, 13] and categories [batch, 3] to scores [batch, 4]."""
+        easy = dense.mean() + sparse.sum() % 2 > 0.5
+        return torch.cond(easy, lambda x: self.quick(x).tanh(), self.thorough, (dense,))
+
+
+class Writer(nn.Module):
+    """A decoder that writes one token after the other, the likeliest, with a cache of what it attended to."""
+
+    def __init__(self, words: int = 60, width: int = 32) -> None:
+        super().__init__()
+        self.table = nn.Embedding(words, width)
+        self.query = nn.Linear(width, width)
+        self.cell = nn.Linear(2 * width, width)
+        self.head = nn.Linear(width, words)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [batch, tokens] to those that follow, until all texts end, and to their cache."""
+        token = tokens[:, -1:]
+        cache = self.table(tokens)
+        written = tokens[:, :0]
+        going = True
+        steps = 0
+        while going:
+            now = self.table(token)
+            weights = torch.softmax(torch.matmul(self.query(now), cache.transpose(1, 2)), dim=-1)
+            seen = torch.matmul(weights, cache)
+            made = torch.tanh(self.cell(torch.cat([now, seen], dim=2)))
+            token = torch.argmax(self.head(made), dim=2)
+            written = torch.cat([written, token], dim=1)
+            cache = torch.cat([cache, made], dim=1)
+            steps += 1
+            going = steps < 20 and bool(torch.any(token > 5))
+        return written, cache
+
+
+class Stepped(nn.Module):
+    """An LSTM that goes through its steps in a loop of Python, as many research models do."""
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        self.table = nn.Embedding(60, width)
+        self.into = nn.Linear(width, 4 * width)
+        self.again = nn.Linear(width, 4 * width)
+        self.head = nn.Linear(width, 7)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens [batch, tokens] to classes [batch, tokens, 7]."""
+        x = self.table(tokens)
+        classes = self.head(x)[:, :0]
+        state = torch.zeros_like(x[:, 0])
+        cell = torch.zeros_like(x[:, 0])
+        for step in range(x.shape[1]):
+            keep, take, new, show = torch.chunk(self.into(x[:, step]) + self.again(state), 4, dim=1)
+            cell = torch.sigmoid(keep) * cell + torch.sigmoid(take) * torch.tanh(new)
+            state = torch.sigmoid(show) * torch.tanh(cell)
+            classes = torch.cat([classes, self.head(state).unsqueeze(1)], dim=1)
+        return classes
 
 
 def spread(model: nn.Module) -> nn.Module:
