@@ -179,7 +179,7 @@ def one(options: argparse.Namespace) -> None:
     bench = Bench.of(options)
     plan = plan_of(options, bench.case)
     start, used = time.perf_counter(), time.process_time()
-    small = prune_model(bench.model, plan, bench.data, lambda text: print(f"  {text}", flush=True))
+    small = prune_model(bench.model, plan, bench.data, tell)
     seconds, used = time.perf_counter() - start, time.process_time() - used
     if options.output:
         small.save(options.output, overwrite=True)
@@ -192,13 +192,18 @@ def one(options: argparse.Namespace) -> None:
         print(speed(small, bench.case, options.rounds))
 
 
+def tell(text: str) -> None:
+    """Prints what begins."""
+    print(f"  {text}", flush=True)
+
+
 def train(options: argparse.Namespace) -> None:
     """Trains a model that was pruned and kept before, from its checkpoint if there is one."""
     bench = Bench.of(options)
     small = ir.load(options.given)
     training = Training(options.epochs, options.seconds, options.rate, options.batch, options.checkpoint)
-    data = bench.data.feeds
-    done = distill(bench.model, small, data, training, progress=lambda text: print(f"  {text}", flush=True))
+    data, labels = bench.data.feeds, None if bench.data.labels is None else bench.data.labels.tolist()
+    done = distill(bench.model, small, data, training, labels=labels, progress=tell)
     ir.save(small, options.output)
     name = f"{done.epochs} epochs, {done.before:.3g} to {done.after:.3g}"
     sizes = typical_sizes(bench.model, data[: Plan.looked_at])
@@ -375,7 +380,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--looked-at", type=int, default=Plan.looked_at, help="of those by ranking and repair"
     )
-    parser.add_argument("--labelled", action="store_true", help="gradients of the loss with labels")
+    parser.add_argument("--labelled", action="store_true", help="gradients and training with labels")
     parser.add_argument("--unit")
     parser.add_argument("--criterion", default="fisher")
     parser.add_argument("--criteria", default=_COMPARED)

@@ -2,13 +2,15 @@
 
 The loss of a sample is the squared distance to the original's outputs, and to its values between layers
 where the pruned graph has them too, each in units of its squared norm (Hinton et al. 2015, "Distilling the
-Knowledge in a Neural Network"; values in between: Romero et al. 2015, "FitNets"). No labels are needed.
+Knowledge in a Neural Network"; values in between: Romero et al. 2015, "FitNets"). No labels are needed; where
+they are known and classes of the first output, their cross-entropy is added, in units of that of a guess.
 AdamW, with a rate that rises over the first steps and then falls to zero over the steps, or over the time
 if that ends first.
 """
 
 from __future__ import annotations
 
+import math
 import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -57,6 +59,7 @@ def distill(
     samples: Sequence[Feeds],
     training: Training,
     *,
+    labels: Sequence[int] | None = None,
     seed: int = 0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Trained:
@@ -67,6 +70,7 @@ def distill(
         pruned: the graph after; values that both have are called alike.
         samples: inputs by name, ten at least.
         training: how long, how fast, and where checkpoints are kept.
+        labels: of the samples, classes of the first output; None to learn from the original alone.
         seed: of the order of samples.
         progress: is told of each epoch.
 
@@ -78,11 +82,12 @@ def distill(
         raise OptionError(f"distillation needs {_HELD} samples at least, got {len(samples)}")
     start = time.monotonic()
     every = max(_HELD, -(-len(samples) // _MOST_HELD))
-    held, rest = list(samples[::every]), [s for k, s in enumerate(samples) if k % every]
     pair = _Pair(original, pruned)
+    held = _Known(samples, labels, range(0, len(samples), every))
+    rest = _Known(samples, labels, [k for k in range(len(samples)) if k % every])
     names = _trainable(pair.student)
     weights = [pair.student.weights[name].requires_grad_() for name in names]
-    state = _State(names, weights, training, -(-len(rest) // training.batch) * training.epochs)
+    state = _State(names, weights, training, -(-len(rest.samples) // training.batch) * training.epochs)
     state.resume()
     before = pair.mean(held)
     best, kept = before, [w.detach().clone() for w in weights]
@@ -102,16 +107,28 @@ def distill(
     return Trained(before, best, epoch, time.monotonic() - start)
 
 
+class _Known:
+    """Some of the samples, with their labels if there are any."""
+
+    def __init__(self, samples: Sequence[Feeds], labels: Sequence[int] | None, which: Sequence[int]) -> None:
+        self.samples = [samples[k] for k in which]
+        self._labels = None if labels is None else torch.tensor([labels[k] for k in which])
+
+    def labels(self, part: Batch) -> Tensor | None:
+        """Those of the members of a batch."""
+        return None if self._labels is None else self._labels[torch.from_numpy(part.members)]
+
+
 def _epoch(
-    pair: _Pair, samples: Sequence[Feeds], batch: int, state: _State, start: float, rng: np.random.Generator
+    pair: _Pair, data: _Known, batch: int, state: _State, start: float, rng: np.random.Generator
 ) -> bool:
     """One pass over the samples; whether it came to its end before the time was up."""
-    parts = join(pair.model, samples, batch, rng.permutation(len(samples)).tolist())
+    parts = join(pair.model, data.samples, batch, rng.permutation(len(data.samples)).tolist())
     gathered = 0
     for place in rng.permutation(len(parts)):
         if state.over(start):
             return False
-        loss = pair.losses(parts[place]).sum() / batch
+        loss = pair.losses(parts[place], data.labels(parts[place])).sum() / batch
         loss.backward()  # type: ignore[no-untyped-call]
         gathered += len(parts[place])
         if gathered >= batch:
@@ -132,7 +149,7 @@ class _Pair:
         between = [layer.exit for layer in find_layers(original) if layer.exit in there]
         self._names = tuple(dict.fromkeys([*self.teacher.outputs, *between]))
 
-    def losses(self, part: Batch) -> Tensor:
+    def losses(self, part: Batch, labels: Tensor | None) -> Tensor:
         """The loss of each of some samples."""
         with torch.no_grad():
             right = self.teacher.run(part.feeds, keep=self._names)
@@ -146,12 +163,17 @@ class _Pair:
                 rows = (count, -1) if apart else (1, -1)
                 distance = (got - goal).reshape(rows).square().sum(1)
                 total = total + distance / goal.reshape(rows).square().sum(1).clamp_min(1e-12)
+        if labels is not None:
+            said = found[self.teacher.outputs[0]]
+            guess = math.log(max(2, said.shape[-1]))
+            total = total + torch.nn.functional.cross_entropy(said, labels, reduction="none") / guess
         return total
 
-    def mean(self, samples: Sequence[Feeds]) -> float:
+    def mean(self, data: _Known) -> float:
         """The mean loss of some samples."""
         with torch.no_grad():
-            losses = [self.losses(part) for part in join(self.model, samples, _TOGETHER)]
+            parts = join(self.model, data.samples, _TOGETHER)
+            losses = [self.losses(part, data.labels(part)) for part in parts]
         return float(torch.cat(losses).mean())
 
 

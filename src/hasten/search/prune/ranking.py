@@ -38,6 +38,7 @@ class Ranking:
         worth: of the layers.
         notes: what the user should know.
         price: of a node: what amounts are chosen by.
+        labels: of the samples, where they are classes of the first output.
     """
 
     model: ir.Model
@@ -52,6 +53,7 @@ class Ranking:
     worth: NDArray[np.float64]
     notes: tuple[str, ...]
     price: Price = operations
+    labels: Sequence[int] | None = None
 
     def cost(self, model: ir.Model, analysis: Analysis) -> Cost:
         """What the graph, or what layers have left of it, costs."""
@@ -101,9 +103,9 @@ def rank(
         UnsupportedModelError: gradients are needed and cannot pass through an operator.
     """
     samples = () if data is None else data.feeds[: plan.looked_at]
-    if plan.flops is None:
-        return _unranked(model, plan, data)
     labels, notes = _classes(model, data)
+    if plan.flops is None:
+        return replace(_unranked(model, plan, data), labels=labels)
     progress("finding what hangs together")
     analysis = find_units(model)
     groups = tuple(group for group in analysis.groups if group.unit in plan.units)
@@ -137,6 +139,7 @@ def rank(
         tuple(layers),
         worth,
         tuple(notes),
+        labels=labels,
     )
 
 

@@ -132,7 +132,15 @@ def _distilled(ranking: Ranking, small: ir.Model, plan: Plan, start: float, prog
         left = max(1e-3, plan.seconds - (time.monotonic() - start))
         training = dataclasses.replace(training, seconds=min(left, training.seconds or left))
     progress("training")
-    done = distill(ranking.model, small, ranking.samples, training, seed=plan.seed, progress=progress)
+    done = distill(
+        ranking.model,
+        small,
+        ranking.samples,
+        training,
+        labels=ranking.labels,
+        seed=plan.seed,
+        progress=progress,
+    )
     return [
         f"{done.epochs} epochs in {done.seconds:.0f} s: distance to the original {done.after:.3g} on samples "
         f"held out, {done.before:.3g} before"
