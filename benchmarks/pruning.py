@@ -264,6 +264,7 @@ def picture(options: argparse.Namespace) -> None:
             axes.set_title(f"{case}: {how}", loc="left")
             axes.set_xlabel("FLOPs left, %")
             axes.set_yscale("symlog", linthresh=1)
+            axes.yaxis.set_major_formatter("{x:g}")
             axes.axhline(1, color="#444444", linewidth=0.8, linestyle="--")
             axes.grid(color="#dddddd", linewidth=0.7)
             axes.spines[["top", "right"]].set_visible(False)
