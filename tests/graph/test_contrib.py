@@ -7,8 +7,12 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
+import torch
 from onnx import helper
+from torch.nn import functional
 
+from hasten.errors import InputError
 from hasten.onnx_backend import HastenRep, prepare_all
 
 BATCH, LENGTH, HEADS, SIZE = 2, 5, 4, 8
@@ -35,6 +39,7 @@ class Case:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     constant: tuple[int, ...] = ()
     shown: np.ndarray | None = None  # positions that are compared: what a mask hides is not computed
+    used: int | None = None  # positions of caches that are compared: behind them they hold anything
 
     def model(self, ranks: Sequence[int] = ()) -> onnx.ModelProto:
         """The model; with `ranks` its outputs have so many dims of unknown size."""
@@ -63,6 +68,8 @@ class Case:
         return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
     def kind(self, output: int) -> int:
+        if self.op == "NhwcMaxPool":
+            return onnx.TensorProto.UINT8
         lengths = self.op == "EmbedLayerNormalization" and output == 1
         return onnx.TensorProto.INT32 if lengths else onnx.TensorProto.FLOAT
 
@@ -190,6 +197,91 @@ def attentions() -> list[Case]:
     ]
 
 
+def fused() -> list[Case]:
+    picture, weight, bias = floats(2, 4, 7, 6), floats(6, 2, 3, 3, scale=0.3), floats(6)
+    conv = {"group": 2, "pads": [1, 1, 1, 1], "kernel_shape": [3, 3]}
+    a, b, c = floats(3, 5), floats(4, 5), floats(4)
+    activations = [
+        ("Relu", []),
+        ("Sigmoid", []),
+        ("Tanh", []),
+        ("LeakyRelu", [0.3]),
+        ("Clip", [-0.5, 0.75]),
+        ("HardSigmoid", [0.3, 0.4]),
+    ]
+    grid = (rng.random((2, 5, 4, 2)) * 2.2 - 1.1).astype(np.float32)
+    return [
+        *(
+            Case(
+                "FusedConv",
+                (picture, weight, bias),
+                attributes=conv | {"activation": kind, **({"activation_params": numbers} if numbers else {})},
+                constant=(1, 2),
+            )
+            for kind, numbers in activations
+        ),
+        Case(
+            "FusedConv",
+            (picture, weight, bias, floats(2, 6, 7, 6)),
+            attributes=conv | {"activation": "Relu"},
+            constant=(1, 2),
+        ),
+        Case(
+            "FusedGemm",
+            (a, b, c),
+            attributes={"transB": 1, "alpha": 0.5, "activation": "Tanh"},
+            constant=(1, 2),
+        ),
+        Case(
+            "FusedGemm",
+            (a, b, c),
+            attributes={"transB": 1, "activation": "LeakyRelu", "activation_alpha": 0.2},
+            constant=(1, 2),
+        ),
+        Case("TransposeMatMul", (a, b), attributes={"transB": 1, "alpha": 2.0}),
+        Case("Trilu", (floats(3, 4, 5), np.array(1)), attributes={"upper": 0}),
+        Case("ExpandDims", (a, np.array(-1, np.int32)), constant=(1,)),
+        Case("Pad", (a, np.array([[1, 0, 2, 1]]), np.array([0.5], np.float32)), constant=(1,)),
+        Case("GridSample", (picture, grid), attributes={"mode": "bilinear", "align_corners": 1}),
+        Case("GridSample", (picture, grid), attributes={"mode": "nearest", "padding_mode": "border"}),
+        Case(
+            "NhwcMaxPool",
+            (codes(np.uint8, 2, 7, 6, 4),),
+            attributes={"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 1, 1]},
+        ),
+    ]
+
+
+def grouped() -> list[Case]:
+    """Heads that share keys, a prompt, one more position, caches that are longer, packed operands."""
+    heads, groups, size, batch = 4, 2, 16, 2
+    angles = np.arange(20)[:, None] / 100 ** (np.arange(size // 2) / (size // 2))
+    tables = (np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32))
+    common = {"num_heads": heads, "kv_num_heads": groups}
+
+    def case(new: int, past: int, packed: bool = False, turned: bool = True, **more: Any) -> Case:
+        widths = [heads * size, groups * size, groups * size]
+        parts = [floats(batch, new, w) for w in ([sum(widths)] if packed else widths)]
+        caches = [floats(batch, groups, past, size) for _ in range(2)]
+        total = np.array(min(past, 6) + new, np.int32)
+        ends = np.full(batch, total - 1, np.int32)
+        inputs = (*parts, *([None, None] if packed else []), *caches, ends, total)
+        inputs = (*inputs, *(tables if turned else ()))
+        attributes = common | {"do_rotary": int(turned)} | more
+        constant = tuple(range(7, len(inputs)))
+        return Case("GroupQueryAttention", inputs, (0, 1, 2), attributes, constant, used=int(total))
+
+    return [
+        case(5, 0),
+        case(5, 0, packed=True, rotary_interleaved=1),
+        case(1, 6),
+        case(1, 6, turned=False, scale=0.2, softcap=3.0),
+        case(1, 6, local_window_size=3),
+        case(5, 0, turned=False, local_window_size=2),
+        case(1, 12, packed=True),  # a cache with room
+    ]
+
+
 def by_onnxruntime(case: Case) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -198,7 +290,7 @@ def by_onnxruntime(case: Case) -> list[np.ndarray]:
 
 
 def test_compiled_code_agrees():
-    cases = [*activations(), *norms(), *products(), *rotary(), *attentions()]
+    cases = [*activations(), *norms(), *products(), *rotary(), *attentions(), *fused(), *grouped()]
     expected = [by_onnxruntime(c) for c in cases]
     models = [c.model([a.ndim for a in e]) for c, e in zip(cases, expected, strict=True)]
     wrong = []
@@ -211,7 +303,99 @@ def test_compiled_code_agrees():
                 assert found.shape == wanted.shape
                 assert found.dtype == wanted.dtype
                 shown = slice(None) if case.shown is None else case.shown
+                if case.used is not None and found.ndim == 4:
+                    shown = np.s_[:, :, : case.used]
                 np.testing.assert_allclose(found[shown], wanted[shown], rtol=1e-3, atol=2e-5)
         except Exception as error:  # noqa: BLE001 - all cases are listed
             wrong.append(f"{what}: {type(error).__name__} {str(error)[:300]}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_operators_without_a_kernel_here_agree_with_their_definition():
+    """ONNX Runtime has these for other processors, so PyTorch says what is right."""
+    picture, weight, bias = floats(2, 5, 4, 8), floats(6, 4, 3, 3, scale=0.3), floats(6)
+    scale, offset, rows = floats(8), floats(8), floats(3, 5, 12)
+    first = torch.from_numpy(np.ascontiguousarray(picture.transpose(0, 3, 1, 2)))
+    skip, wide = floats(2, 5, 4, 8), floats(12)
+    conv = functional.conv2d(first, torch.from_numpy(weight), torch.from_numpy(bias), padding=1, groups=2)
+
+    def normed(x: np.ndarray) -> np.ndarray:
+        turned = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+        y = functional.group_norm(turned, 4, torch.from_numpy(scale), torch.from_numpy(offset))
+        return functional.silu(y).permute(0, 2, 3, 1).numpy()
+
+    left, right = np.split(rows + wide, 2, axis=-1)
+    groups = {"groups": 4, "activation": 1}
+    convolution = {"group": 2, "pads": [1, 1, 1, 1], "activation": "Relu"}
+    cases = [
+        (
+            Case("NhwcFusedConv", (picture, weight, bias), (0,), convolution, (1, 2)),
+            conv.relu().permute(0, 2, 3, 1).numpy(),
+        ),
+        (Case("GroupNorm", (picture, scale, offset), attributes=groups), normed(picture)),
+        (Case("SkipGroupNorm", (picture, scale, offset, skip), attributes=groups), normed(picture + skip)),
+        (Case("BiasAdd", (rows, wide, rows)), rows + wide + rows),
+        (Case("BiasSplitGelu", (rows, wide)), left * functional.gelu(torch.from_numpy(right)).numpy()),
+    ]
+    models = [case.model([right.ndim]) for case, right in cases]
+    for (case, right), rep in zip(cases, prepare_all(models), strict=True):
+        assert isinstance(rep, HastenRep), (case.op, rep)
+        assert not rep.host, (case.op, rep.host)
+        np.testing.assert_allclose(rep.run(case.feeds)[0], right, rtol=1e-4, atol=1e-5, err_msg=case.op)
+
+
+def old_model(op: str, version: int, inputs: dict[str, np.ndarray], **attributes: Any) -> onnx.ModelProto:
+    """A node that ONNX Runtime writes into ONNX's own domain, with constants but for the first input."""
+    (first, x), *others = inputs.items()
+    node = helper.make_node(op, list(inputs), ["y"], **attributes)
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info(first, onnx.TensorProto.FLOAT, x.shape)],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, x.shape)],
+        [onnx.numpy_helper.from_array(a, name) for name, a in others],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", version)], ir_version=8)
+
+
+def test_normalizations_that_onnxruntime_puts_into_the_domain_of_onnx():
+    x, scale, bias = floats(3, 4, 16), floats(16), floats(16)
+    models = [
+        old_model("SimplifiedLayerNormalization", 17, {"x": x, "scale": scale}, axis=-1, epsilon=1e-3),
+        old_model("LayerNormalization", 13, {"x": x, "scale": scale, "bias": bias}, axis=-1, epsilon=1e-3),
+    ]
+    for model, rep in zip(models, prepare_all(models), strict=True):
+        assert isinstance(rep, HastenRep), rep
+        assert not rep.host
+        (right,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+        np.testing.assert_allclose(rep.run({"x": x})[0], right, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_an_lstm_with_weights_in_bytes(columns: bool):
+    """ONNX Runtime rounds inputs and states to bytes in every step, so that answers are near, not equal."""
+    steps, batch, width, hidden = 4, 2, 6, 8
+    shapes = {1: (2, width, 4 * hidden), 2: (2, hidden, 4 * hidden)}
+    w, r = (codes(np.int8, *shapes[k]) for k in (1, 2))
+    scales = [np.full((2, 4 * hidden) if columns else (2,), 0.004, np.float32) for _ in range(2)]
+    zeros = [np.zeros(s.shape, np.int8) for s in scales]
+    inputs = (floats(steps, batch, width), w, r, floats(2, 8 * hidden, scale=0.1), None, None, None, None)
+    given = (*inputs, scales[0], zeros[0], scales[1], zeros[1])
+    attributes = {"hidden_size": hidden, "direction": "bidirectional"}
+    case = Case("DynamicQuantizeLSTM", given, (0, 1, 2), attributes, (1, 2, 3, 8, 9, 10, 11))
+    expected = by_onnxruntime(case)
+    (rep,) = prepare_all([case.model([a.ndim for a in expected])])
+    assert isinstance(rep, HastenRep), rep
+    assert not rep.host
+    for found, right in zip(rep.run(case.feeds), expected, strict=True):
+        np.testing.assert_allclose(found, right, atol=0.03)
+
+
+def test_an_inverse_is_found_on_the_host():
+    x = floats(2, 4, 4)
+    case = Case("Inverse", (x,))
+    (rep,) = prepare_all([case.model([3])])
+    assert isinstance(rep, HastenRep)
+    np.testing.assert_allclose(rep.run({"x0": x})[0], by_onnxruntime(case)[0], rtol=1e-3, atol=1e-4)
+    with pytest.raises(InputError, match="no inverse"):
+        rep.run({"x0": np.zeros_like(x)})

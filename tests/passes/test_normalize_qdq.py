@@ -155,6 +155,31 @@ def test_static(tmp_path: Path, name: str, kind: QuantFormat, activation: QuantT
     assert_answers(path, which, 1.01 * step_of(path))
 
 
+@pytest.mark.parametrize("name", ["residual", "depthwise"])
+def test_what_onnxruntime_has_optimized(tmp_path: Path, name: str) -> None:
+    """Its convolutions of bytes have channels last then."""
+    which, tiled, windows = NETWORKS[name]
+    source = network(which, tmp_path / "source.onnx")
+    quantize_static(
+        source,
+        tmp_path / "quantized.onnx",
+        Feeds(which),
+        quant_format=QuantFormat.QOperator,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        reduce_range=True,
+    )
+    path = tmp_path / "optimized.onnx"
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(path)
+    options.log_severity_level = 4  # it warns that the file is for processors like this one
+    onnxruntime.InferenceSession(tmp_path / "quantized.onnx", options)
+    nodes = onnx.load(path).graph.node
+    assert any(a.name == "channels_last" and a.i for n in nodes for a in n.attribute)
+    assert_products_are_of_bytes(optimized(path), tiled, windows)
+    assert_answers(path, which, 1.01 * step_of(path))
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("weight", [QuantType.QInt8, QuantType.QUInt8])
 def test_dynamic(tmp_path: Path, name: str, weight: QuantType) -> None:

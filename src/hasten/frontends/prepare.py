@@ -13,7 +13,7 @@ from hasten.graph.constants import lift_constants
 from hasten.graph.dims import name_dims
 from hasten.graph.inference import check, infer_shapes, one_line
 from hasten.graph.opset import to_internal_opset
-from hasten.graph.repairs import write_defaults
+from hasten.graph.repairs import name_contrib, write_defaults
 from hasten.graph.rewrite import write_definitions
 
 MOST_NODES = 200_000
@@ -57,6 +57,7 @@ def prepare(model: ir.Model) -> ir.Model:
     RemoveUnusedOpsetsPass()(model)
     # Files before version 4 listed initializers among the inputs, where they no longer are.
     write_defaults(model)
+    name_contrib(model)
     model.ir_version = max(model.ir_version, 4)
     check(model)
     model = to_internal_opset(model)

@@ -160,6 +160,8 @@ def _distances(r: Rewrite) -> Sequence[ir.Value | None] | None:
     return [square if metric == "sqeuclidean" else r.op("Sqrt", square)]
 
 
+FUSED_MATMUL: Definition = _fused_matmul
+
 SIMPLE: Mapping[str, Definition] = MappingProxyType(
     {
         "Gelu": _gelu,

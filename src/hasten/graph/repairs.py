@@ -3,6 +3,23 @@
 import numpy as np
 import onnx_ir as ir
 
+from hasten.graph.contrib import CONTRIB
+
+
+def name_contrib(model: ir.Model) -> None:
+    """Give operators that ONNX Runtime writes into ONNX's own domain, where ONNX has none, theirs, in place.
+
+    Its optimizers write LayerNormalization into models that are older than ONNX's.
+    """
+    version = model.opset_imports.get("", 17)
+    for graph in model.graphs():
+        for node in graph:
+            older = node.op_type == "LayerNormalization" and version < 17
+            if node.domain == "" and (older or node.op_type == "SimplifiedLayerNormalization"):
+                node.domain = CONTRIB
+                model.opset_imports.setdefault(CONTRIB, 1)
+                model.graph.opset_imports.setdefault(CONTRIB, 1)
+
 
 def write_defaults(model: ir.Model) -> None:
     """Write out defaults that ONNX's shape inference or reference evaluator goes wrong without, in place."""

@@ -11,10 +11,12 @@ from onnx_ir.convenience import replace_nodes_and_values
 from hasten.graph.classical import CLASSICAL, ML, OPSET_ML
 from hasten.graph.contrib import CONTRIB, SIMPLE
 from hasten.graph.contrib_attention import ATTENTION
+from hasten.graph.contrib_fused import FUSED
+from hasten.graph.contrib_grouped import GROUPED
 from hasten.graph.definition import Definition, Rewrite, is_used
 
 DEFINITIONS: Mapping[str, Mapping[str, Definition]] = MappingProxyType(
-    {CONTRIB: MappingProxyType({**SIMPLE, **ATTENTION}), ML: CLASSICAL}
+    {CONTRIB: MappingProxyType({**SIMPLE, **FUSED, **ATTENTION, **GROUPED}), ML: CLASSICAL}
 )
 """Definitions by domain and operator."""
 

@@ -48,6 +48,7 @@ def normalize_qdq(graph: ir.Graph) -> int:
         if node.graph is not graph:
             continue  # it went with another one
         build = Builder()
+        facts.write_shapes(v for v in node.inputs if v is not None and v.shape is None)
         found = _rewritten(node, build)
         if found is None:
             facts.infer(node)  # types that were not known before something else was rewritten

@@ -23,10 +23,12 @@ Form = Callable[[ir.Node, Builder], ir.Value | None]
 """What computes the output of a node; None where the node stays."""
 
 
-def _result(node: ir.Node, build: Builder, value: ir.Value, first: int, like: ir.Value) -> ir.Value | None:
+def _result(
+    node: ir.Node, build: Builder, value: ir.Value | None, first: int, like: ir.Value
+) -> ir.Value | None:
     """QuantizeLinear by the scale and zero point at two inputs of a node in a row."""
     scale, zero = input_at(node, first), input_at(node, first + 1)
-    if scale is None or not is_single(scale):
+    if value is None or scale is None or not is_single(scale):
         return None
     return quantized(build, value, scale, zero, like)
 
@@ -43,9 +45,10 @@ def _matmul(node: ir.Node, build: Builder) -> ir.Value | None:
 
 def _conv(node: ir.Node, build: Builder) -> ir.Value | None:
     data, weight = Operand.at(node, 0), Operand.at(node, 3)
-    if data is None or weight is None or _channels_last(node):
+    if data is None or weight is None:
         return None
     x, w = data.dequantized(build, 1), weight.dequantized(build, 0)
+    x = None if x is None else _with_channels(node, build, x, 1)
     if x is None or w is None:
         return None
     inputs = [x, w]
@@ -53,7 +56,7 @@ def _conv(node: ir.Node, build: Builder) -> ir.Value | None:
     if bias is not None:
         inputs.append(_bias(build, bias, data.scale, weight.scale, 1.0))
     y = build.op("Conv", inputs, attributes_of(node, ("channels_last",)))
-    return _result(node, build, y, 6, data.codes)
+    return _result(node, build, _with_channels(node, build, y, -1), 6, data.codes)
 
 
 def _gemm(node: ir.Node, build: Builder) -> ir.Value | None:
@@ -86,8 +89,20 @@ def _bias(build: Builder, bias: ir.Value, x: ir.Value, w: ir.Value, factor: floa
     return build.op("Mul", [build.op("Cast", [bias], {"to": ir.DataType.FLOAT.value}), scales])
 
 
-def _channels_last(node: ir.Node) -> bool:
-    return bool(attributes_of(node).get("channels_last", 0))
+def _with_channels(node: ir.Node, build: Builder, value: ir.Value | None, place: int) -> ir.Value | None:
+    """A value with its channels in another place, second (1) or last (-1), for a node that has them last.
+
+    Returns:
+        The value itself for other nodes; None where the number of dims is not known.
+    """
+    if value is None or not attributes_of(node).get("channels_last", 0):
+        return value
+    x = node.inputs[0]
+    if x is None or x.shape is None:
+        return None
+    dims = x.shape.rank()
+    order = [0, dims - 1, *range(1, dims - 1)] if place == 1 else [0, *range(2, dims), 1]
+    return build.op("Transpose", [value], {"perm": order})
 
 
 def _elementwise(kind: str, operands: int) -> Form:
@@ -96,11 +111,12 @@ def _elementwise(kind: str, operands: int) -> Form:
     def form(node: ir.Node, build: Builder) -> ir.Value | None:
         given = [Operand.at(node, 3 * k) for k in range(operands)]
         inputs = [None if o is None else o.dequantized(build, 1) for o in given]
+        inputs = [_with_channels(node, build, v, 1) for v in inputs]
         first = given[0]
-        if first is None or any(v is None for v in inputs) or _channels_last(node):
+        if first is None or any(v is None for v in inputs):
             return None
         y = build.op(kind, inputs, attributes_of(node, ("channels_last",)))
-        return _result(node, build, y, 3 * operands, first.codes)
+        return _result(node, build, _with_channels(node, build, y, -1), 3 * operands, first.codes)
 
     return form
 

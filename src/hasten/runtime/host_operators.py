@@ -134,5 +134,17 @@ def coupled(r: Array, classes: int) -> Array:
     return p.astype(np.float32)
 
 
-HOST_OPERATORS: tuple[type[OpRun], ...] = (ZipMap, DictVectorizer, CastMap, PairwiseCoupling)
+class Inverse(OpRun):
+    """Inverses of square matrices, the last two axes."""
+
+    op_domain = DOMAIN
+
+    def _run(self, x: Array) -> Any:
+        try:
+            return (np.linalg.inv(x).astype(x.dtype, copy=False),)
+        except np.linalg.LinAlgError as error:
+            raise ValueError(f"a matrix has no inverse: {error}") from error
+
+
+HOST_OPERATORS: tuple[type[OpRun], ...] = (ZipMap, DictVectorizer, CastMap, PairwiseCoupling, Inverse)
 """What ONNX's reference evaluator is given in addition."""
