@@ -79,6 +79,8 @@ def _biased(r: Rewrite, bias: ir.Value, *operands: ir.Value) -> list[ir.Value]:
     """Operands with their parts of one bias; values may have another width than the other two."""
     widths = [r.op("Shape", t, start=2, end=3) for t in operands]
     parts = r.ops("Split", 3, bias, r.op("Concat", *widths, axis=0), axis=0)
+    for part in parts:
+        part.shape = ir.Shape([None])  # inference gives up on widths that it does not see
     return [r.op("Add", t, b) for t, b in zip(operands, parts, strict=True)]
 
 

@@ -1,7 +1,11 @@
 """Checking a graph and inferring the types and shapes of its values, by ONNX's own rules."""
 
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
 import onnx
 import onnx.checker
+import onnx.defs
 import onnx.shape_inference
 import onnx_ir as ir
 
@@ -61,6 +65,72 @@ def infer_shapes(model: ir.Model) -> None:
             for output in node.outputs:
                 _take(output, found.get(output.name), bound)
     forget_unbound_dims(model)
+
+
+Dims = Sequence[int | str | None]
+"""Sizes of a tensor: a number, a name, or None for one that is not known."""
+
+_GRAPH_ATTRIBUTES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+
+
+def infer_node(
+    node: ir.Node,
+    imports: Mapping[str, int],
+    dims: Callable[[ir.Value], Dims | None],
+    data: Callable[[ir.Value], np.ndarray | None],
+) -> dict[str, onnx.TypeProto.Tensor]:
+    """Infer types and shapes of one node's outputs, by name, by ONNX's rule of its operator.
+
+    Args:
+        node: A node; its inputs come first, as they need types.
+        imports: Versions of the operator sets.
+        dims: Gives the dimensions of an input as far as they are known, or None.
+        data: Gives what an input always holds, or None.
+
+    Returns:
+        What is known; nothing for operators with bodies, for those that ONNX has no rule for, and where types
+        of inputs are not known.
+    """
+    if any(a.type in _GRAPH_ATTRIBUTES for a in node.attributes.values()):
+        return {}
+    if not onnx.defs.has(node.op_type, node.domain):
+        return {}
+    types: dict[str, onnx.TypeProto] = {}
+    known: dict[str, onnx.TensorProto] = {}
+    for value in node.inputs:
+        if value is None:
+            continue
+        if value.name is None or not isinstance(value.type, ir.TensorType):
+            return {}  # inference needs the type of every input, and only knows tensors here
+        types[value.name] = _type_proto(value, dims(value))
+        array = data(value)
+        if array is not None and array.dtype.kind != "S":  # texts say nothing of shapes
+            known[value.name] = onnx.numpy_helper.from_array(array, value.name)
+    try:
+        result = onnx.shape_inference.infer_node_outputs(
+            onnx.defs.get_schema(node.op_type, imports.get(node.domain, 1), node.domain),
+            ir.serde.serialize_node(node),
+            types,
+            known,
+            opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in imports.items()],
+        )
+    except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError):
+        return {}  # the declared shapes stand; the checker of the frontend judges models
+    return {n: t.tensor_type for n, t in result.items() if t.HasField("tensor_type")}
+
+
+def _type_proto(value: ir.Value, dims: Dims | None) -> onnx.TypeProto:
+    proto = onnx.TypeProto()
+    proto.tensor_type.elem_type = int(value.dtype) if value.dtype is not None else 0
+    if dims is not None:
+        proto.tensor_type.shape.SetInParent()
+        for dim in dims:
+            entry = proto.tensor_type.shape.dim.add()
+            if isinstance(dim, int):
+                entry.dim_value = dim
+            elif dim is not None:
+                entry.dim_param = dim
+    return proto
 
 
 def one_line(error: BaseException) -> str:

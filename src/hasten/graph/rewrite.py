@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.convenience import replace_nodes_and_values
 
 from hasten.graph.classical import CLASSICAL, ML, OPSET_ML
+from hasten.graph.constants import constant_value
 from hasten.graph.contrib import CONTRIB, SIMPLE
 from hasten.graph.contrib_attention import ATTENTION
 from hasten.graph.contrib_fused import FUSED
 from hasten.graph.contrib_grouped import GROUPED
 from hasten.graph.definition import Definition, Rewrite, is_used
+from hasten.graph.inference import infer_node
 
 DEFINITIONS: Mapping[str, Mapping[str, Definition]] = MappingProxyType(
     {CONTRIB: MappingProxyType({**SIMPLE, **FUSED, **ATTENTION, **GROUPED}), ML: CLASSICAL}
 )
 """Definitions by domain and operator."""
+
+_LARGEST = 64  # elements of what may be a shape
 
 
 def write_definitions(model: ir.Model) -> int:
@@ -33,10 +38,13 @@ def write_definitions(model: ir.Model) -> int:
         The number of nodes that were rewritten.
     """
     graph = model.graph
+    if not any(node.op_type in DEFINITIONS.get(node.domain, {}) for node in graph):
+        return 0
     count = 0
     for node in list(graph):
         define = DEFINITIONS.get(node.domain, {}).get(node.op_type)
         if define is None:
+            _infer(node, model.opset_imports)
             continue
         rewrite = Rewrite(node)
         outputs = define(rewrite)
@@ -53,8 +61,39 @@ def write_definitions(model: ir.Model) -> int:
             made.name = f"{node.name}/{made.op_type}_{number}"
             _import(model, made.domain)
         replace_nodes_and_values(graph, node, [node], nodes, wanted, found)
+        for made in nodes:
+            _infer(made, model.opset_imports)
         count += 1
     return count
+
+
+def _infer(node: ir.Node, imports: Mapping[str, int]) -> None:
+    """Types and ranks of a node's outputs where they are not known: what follows is defined by them."""
+    if all(v.type is not None and v.shape is not None for v in node.outputs):
+        return
+    inferred = infer_node(node, imports, _dims, _small)
+    for value in node.outputs:
+        found = inferred.get(value.name or "")
+        if found is None:
+            continue
+        if value.type is None and found.elem_type:
+            value.type = ir.TensorType(ir.DataType(found.elem_type))
+        if value.shape is None and found.HasField("shape"):
+            value.shape = ir.Shape(
+                [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in found.shape.dim]
+            )
+
+
+def _dims(value: ir.Value) -> list[int | str | None] | None:
+    if value.shape is None:
+        return None
+    return [d if isinstance(d, int) else d.value for d in value.shape]
+
+
+def _small(value: ir.Value) -> np.ndarray | None:
+    """What a value always holds, if it may be a shape or axes."""
+    known = constant_value(value)
+    return known if known is not None and known.size <= _LARGEST and known.dtype.kind in "iu" else None
 
 
 def _import(model: ir.Model, domain: str) -> None:

@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from hasten.graph.constants import constant_value
+from hasten.graph.inference import infer_node
 
 Dim = int | str
 Dims = tuple[Dim, ...]
@@ -70,7 +71,7 @@ class Facts:
 
     def infer(self, node: ir.Node) -> None:
         """Record what is known about the outputs of one node; its inputs come first."""
-        inferred = self._inferred_by_onnx(node)
+        inferred = infer_node(node, self._imports, self.dims, self._data)
         for index, value in enumerate(node.outputs):
             proto = inferred.get(value.name or "")
             if proto is not None and value.type is None and proto.elem_type:
@@ -89,51 +90,6 @@ class Facts:
             dims = self._dims.get(value)
             if dims is not None:
                 value.shape = ir.Shape([None if is_private(d) else d for d in dims])
-
-    def _inferred_by_onnx(self, node: ir.Node) -> dict[str, onnx.TypeProto.Tensor]:
-        if any(a.type in _GRAPH_ATTRIBUTES for a in node.attributes.values()):
-            return {}
-        if not onnx.defs.has(node.op_type, node.domain):
-            return {}
-        types: dict[str, onnx.TypeProto] = {}
-        data: dict[str, onnx.TensorProto] = {}
-        for value in node.inputs:
-            if value is None:
-                continue
-            if value.name is None or not isinstance(value.type, ir.TensorType):
-                return {}  # inference needs the type of every input, and only knows tensors here
-            types[value.name] = self._type_proto(value)
-            array = self._data(value)
-            if array is not None and array.dtype.kind != "S":  # texts say nothing of shapes
-                data[value.name] = onnx.numpy_helper.from_array(array, value.name)
-        try:
-            schema = onnx.defs.get_schema(node.op_type, self._imports.get(node.domain, 1), node.domain)
-            result = onnx.shape_inference.infer_node_outputs(
-                schema,
-                ir.serde.serialize_node(node),
-                types,
-                data,
-                opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in self._imports.items()],
-            )
-        except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError):
-            return {}  # the declared shapes stand; the checker of the frontend judges models
-        return {n: t.tensor_type for n, t in result.items() if t.HasField("tensor_type")}
-
-    def _type_proto(self, value: ir.Value) -> onnx.TypeProto:
-        proto = onnx.TypeProto()
-        proto.tensor_type.elem_type = int(value.dtype) if value.dtype is not None else 0
-        dims = self.dims(value)
-        if dims is not None:
-            shape = proto.tensor_type.shape
-            shape.ClearField("dim")
-            shape.SetInParent()
-            for dim in dims:
-                entry = shape.dim.add()
-                if isinstance(dim, int):
-                    entry.dim_value = dim
-                else:
-                    entry.dim_param = dim
-        return proto
 
     def _data(self, value: ir.Value) -> np.ndarray | None:
         array = small_constant(value)
@@ -218,7 +174,6 @@ class Facts:
 
 _SAME_ELEMENTS = ("Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape")
 _FOLLOWED = frozenset({"Concat", "Gather", "Slice", "Add", "Sub", "Mul", "Div", *_SAME_ELEMENTS})
-_GRAPH_ATTRIBUTES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 def integer(node: ir.Node, name: str, default: int) -> int:
