@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from tools import operators
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -94,3 +95,8 @@ def test_make_targets_that_documents_name_exist() -> None:
     scripts = re.findall(r"\$\(BIN\)/python (\S+\.py)", makefile)
     assert scripts
     assert [script for script in scripts if not (ROOT / script).is_file()] == []
+
+
+def test_the_lists_of_operators_are_those_of_the_code() -> None:
+    """`python tools/operators.py --markdown docs/coverage.md` writes them."""
+    assert operators.document() in (ROOT / "docs/coverage.md").read_text("utf-8")

@@ -27,6 +27,12 @@ from hasten.passes.qlinear import CONTRIB, QLINEAR
 from hasten.passes.quantized_operand import attributes_of, signed_codes
 from hasten.passes.rule import Builder, commit
 
+CONTRIB_QUANTIZED = frozenset(
+    {name for domain, name in QLINEAR if domain == CONTRIB}
+    | {"QuantizeLinear", "DequantizeLinear", "MatMulNBits"}
+)
+"""Quantized operators of com.microsoft that are rewritten."""
+
 
 def normalize_qdq(graph: ir.Graph) -> int:
     """Rewrite quantized operators in place.
@@ -60,9 +66,11 @@ def normalize_qdq(graph: ir.Graph) -> int:
 
 
 def _is_quantized(node: ir.Node) -> bool:
-    known = QLINEAR.keys() | {("", kind) for kind in INTEGER_PRODUCTS | QUANTIZATION}
-    known = known | {(CONTRIB, "MatMulNBits")}
-    return (node.domain, node.op_type) in known or (node.domain == CONTRIB and node.op_type in QUANTIZATION)
+    if node.domain == CONTRIB:
+        return node.op_type in CONTRIB_QUANTIZED
+    return (node.domain, node.op_type) in QLINEAR or (
+        node.domain == "" and node.op_type in INTEGER_PRODUCTS | QUANTIZATION
+    )
 
 
 def _rewritten(node: ir.Node, build: Builder) -> tuple[ir.Node, ir.Value] | None:
