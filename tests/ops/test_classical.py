@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 from tests.codegen.engines import Interpreted
 from tests.ops.ml_cases import Case, encoding, linear, machine, preparing
 
@@ -63,6 +67,39 @@ def test_compiled_code_agrees(cases):
         except Exception as error:  # noqa: BLE001 - all cases are listed
             wrong.append(f"{case.text}: {type(error).__name__} {str(error)[:500]}")
     assert not wrong, "\n\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"kernel_params": [0.5]}, "parameters of the kernel"),
+        ({"vectors_per_class": [4, -1]}, "groups of vectors"),
+        ({"vectors_per_class": [1, 1]}, "do not fit"),
+        ({"kernel_type": "COSINE"}, "COSINE"),
+        ({"rho": []}, "do not fit"),
+    ],
+)
+def test_a_damaged_machine_is_not_compiled(change: dict[str, Any], reason: str):
+    attributes = {
+        "kernel_type": "RBF",
+        "kernel_params": [0.5, 0.0, 3.0],
+        "support_vectors": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0],
+        "coefficients": [1.0, -1.0, 0.5],
+        "rho": [0.1],
+        "vectors_per_class": [2, 1],
+        "classlabels_ints": [0, 1],
+    }
+    outputs = (TensorProto.INT64, TensorProto.FLOAT)
+    case = Case("SVMClassifier", (np.zeros((3, 2), np.float32),), attributes, outputs)
+    assert not lower_graph(frontends.load(case.model())).host_nodes
+    damaged = onnx.ModelProto.FromString(case.model().SerializeToString())
+    for name, value in change.items():
+        (found,) = (a for a in damaged.graph.node[0].attribute if a.name == name)
+        found.CopyFrom(
+            helper.make_attribute(name, value, attr_type=None if value else onnx.AttributeProto.FLOATS)
+        )
+    reasons = lower_graph(frontends.load(damaged)).reasons
+    assert reason in "".join(reasons.values())
 
 
 def test_an_unknown_category_is_an_error_if_the_model_says_so():

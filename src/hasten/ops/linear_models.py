@@ -121,7 +121,9 @@ def _machine(node: ir.Node, count: int) -> _Machine:
     if count < 1 or vectors is None or not vectors.size or vectors.size % count:
         raise Declined(f"{node.op_type} without support vectors, or with parts of one")
     parameters = attribute_values(node, "kernel_params")
-    gamma, shift, degree = [float(v) for v in parameters] if parameters is not None else (0.0, 0.0, 0.0)
+    if parameters is not None and parameters.size != 3:
+        raise Declined(f"{parameters.size} parameters of the kernel of {node.op_type}, not 3")
+    gamma, shift, degree = [0.0] * 3 if parameters is None else [float(v) for v in parameters]
     kind = attribute_str(node, "kernel_type", "LINEAR")
     if kind not in ("LINEAR", "POLY", "RBF", "SIGMOID"):
         raise Declined(f"the kernel {kind} is not known")
@@ -193,7 +195,7 @@ def lower_svm_regressor(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Te
             raise Declined(f"{weights.size} coefficients of {node.op_type} for {count} support vectors")
         x = _kernel(ctx, x, _machine(node, count))
     raw = _product(ctx, x, weights.reshape(-1, 1), "decision")
-    raw = _shifted(ctx, raw, np.zeros(1) if rho is None else rho[:1], "shifted")
+    raw = _shifted(ctx, raw, np.zeros(1) if rho is None or not rho.size else rho[:1], "shifted")
     if not attribute_int(node, "one_class", 0):
         return [ctx.define(raw.shape, lambda i, k: cast(raw.at(i, k), DType.F32), DType.F32)]
     zero, one = const(0.0, raw.dtype), const(1.0, DType.F32)
@@ -213,7 +215,7 @@ def lower_svm_classifier(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[T
     classes = len(labels)
     if attribute_values(node, "prob_a") is not None:
         raise Declined(f"probabilities of {node.op_type} that do not fit its classes")
-    if classes < 2 or len(sizes) != classes:
+    if classes < 2 or len(sizes) != classes or min(sizes) < 0:
         raise Declined(f"{node.op_type} with {len(sizes)} groups of vectors for {classes} integer labels")
     pairs = [(i, j) for i in range(classes) for j in range(i + 1, classes)]
     machine = _machine(node, sum(sizes))
