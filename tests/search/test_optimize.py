@@ -17,11 +17,13 @@ import hasten
 from hasten.backends.graph_members import whole_graph
 from hasten.errors import DataError, EngineError, MetricError, ModelError, OptionError
 from hasten.runtime.artifact import read_artifact
-from hasten.search import int8, trials
+from hasten.search import int8, pruning, trials
 from hasten.search.candidates import ORIGINAL, Candidate
 from hasten.search.engines import Limits
 from hasten.search.measure import Contestant, Measurement, Plan, Result, Spread
+from hasten.search.prune.cost import flops_by_node
 from hasten.search.record import Outcome
+from hasten.search.size_times import Point
 from hasten.search.start import Asked
 from hasten.search.status import Status
 
@@ -102,6 +104,10 @@ def clockwork(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         quantized = "candidate0" not in artifact.name
         return {layer.name: 1000.0 if quantized else 2000.0 for layer in layers}
 
+    def node_times(artifact: Path, model: Any, sizes: Mapping[str, int], *_: Any) -> dict[str, Point]:
+        return {name: Point(flops, flops / 1e3) for name, flops in flops_by_node(model, sizes).items()}
+
+    monkeypatch.setattr(pruning, "node_times", node_times)
     monkeypatch.setattr(int8, "_LEAST_SHARE", 1.0)  # no other formats, unless a test wants them
     monkeypatch.setattr(trials, "measure", measure)
     monkeypatch.setattr(int8, "layer_times", layer_times)

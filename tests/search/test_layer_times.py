@@ -1,0 +1,29 @@
+"""Times of kernels shared out among layers, and what formats save."""
+
+from __future__ import annotations
+
+import pytest
+
+from hasten.passes.quantize import Layer
+from hasten.search.layer_times import gains, shared_out
+
+
+def layer(name: str, depth: int, outputs: int) -> Layer:
+    return Layer(name, "MatMul", f"{name}.x", f"{name}.w", f"{name}.y", (depth, outputs), 1, 1)
+
+
+def test_a_kernel_is_shared_by_the_nodes_in_its_title() -> None:
+    titles = ["MatMul 'a' with Add 'c'", "MatMul 'a' and MatMul 'b'", "Softmax 's'"]
+    found = shared_out(titles, [10.0, 8.0, 5.0], {"MatMul 'a'": 3.0, "MatMul 'b'": 1.0})
+    assert found == {"MatMul 'a'": 10 + 6, "MatMul 'b'": 2}
+
+
+def test_what_a_format_adds_elsewhere_is_taken_from_its_layers() -> None:
+    layers = [layer("a", 100, 10), layer("b", 300, 10), layer("unknown", 100, 20)]
+    before, after = {"a": 10.0, "b": 20.0}, {"a": 4.0, "b": 8.0}
+    # More was saved in a run than in known layers: the rest is the unknown one's.
+    assert gains(layers, before, after, 25.0) == {"a": 6, "b": 12, "unknown": 7}
+    # Less: 8 of the 18 were lost again, by columns.
+    found = gains(layers, before, after, 10.0)
+    assert found == pytest.approx({"a": 6 - 1.6, "b": 12 - 4.8, "unknown": -1.6})
+    assert sum(found.values()) == pytest.approx(10.0)
