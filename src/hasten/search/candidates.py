@@ -73,6 +73,9 @@ _WORDS: Mapping[Format, str] = {
 }
 
 
+_BY = {"layer": "the best method for each layer"}
+
+
 def quantized(formats: Mapping[str, Format], how: Quantization, engine: Engine, of: int) -> Candidate:
     """Some layers or all of them quantized.
 
@@ -94,7 +97,7 @@ def quantized(formats: Mapping[str, Format], how: Quantization, engine: Engine, 
     described = [
         f"{'all' if count == of else f'{count} of'} {of} layers {_WORDS[form]}" for form, count in found
     ]
-    described += [f"ranges by {how.ranges}"] if calibrated else []
+    described += [f"ranges by {_BY.get(how.ranges, how.ranges)}"] if calibrated else []
     described += [] if how.smoothing is None else [f"smoothed by {how.smoothing:g}"]
     described += ["rounded by GPTQ"] if how.rounding == "gptq" else []
     described += ["biases corrected"] if how.correct_bias else []

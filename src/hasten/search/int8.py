@@ -127,7 +127,7 @@ class Int8:
             candidate = self.all_in("int8", made.own_engine("f32"), ranges=method)
             if losses:
                 trials.register(candidate)
-                reason = f"{first} changes the outputs less, by the probe"
+                reason = f"ranges by {first} change the outputs less, by the probe"
                 trials.note(candidate.name, loss=losses[method], reason=reason)
             elif self._pace.has_time(BUILDS):
                 trials.add(candidate)

@@ -16,8 +16,8 @@ from hasten.search.formats import weight_of
 from hasten.search.hessians import inputs_of, values_of
 from hasten.search.histogram import Method
 
-_FEEDS = 16  # calibration samples that errors are measured on
-_ROWS = 512  # of what a layer multiplies that count in each of them, evenly spread
+_FEEDS = 8  # calibration samples that errors are measured on
+_ROWS = 256  # of what a layer multiplies that count in each of them, evenly spread
 
 
 def choose_ranges(
@@ -58,6 +58,7 @@ def choose_ranges(
             rows = inputs_of(found[layer.activation], nodes[layer.name], layer, _ROWS)
             if rows is None or not rows.size:
                 continue
+            rows = rows[:: -(-len(rows) // _ROWS)]
             plain = _outputs_first(weight_of(model, layer), layer.axis)
             narrow = _outputs_first(codes[layer.name].weight(layer.axis), layer.axis)
             wanted = _results(rows, plain, layer.groups)
