@@ -17,6 +17,7 @@ from hasten.passes.fuse_gelu import GELU
 from hasten.passes.fuse_layer_norm import LAYER_NORM
 from hasten.passes.fuse_qkv import QKV, QKV_SLICES
 from hasten.passes.fuse_rms_norm import RMS_NORM
+from hasten.passes.inline_branches import inline_branches
 from hasten.passes.move_parts import PART_RULES
 from hasten.passes.no_ops import NO_OP_RULES
 from hasten.passes.normalize_qdq import normalize_qdq
@@ -72,18 +73,20 @@ def optimize_graph(model: ir.Model) -> PassReport:
 def _simplify(graph: ir.Graph, counts: Counter[str]) -> None:
     """Run the passes that only remove, until none finds anything."""
     for _ in range(_MAX_ROUNDS):
+        inlined = inline_branches(graph)
         facts = Facts(graph)
         folded = fold_constants(graph, facts)
         found = sweep(graph, (*NO_OP_RULES, *PART_RULES), facts)
         merged_constants = merge_equal_constants(graph, largest=_SMALL_BYTES)
         merged = merge_equal_nodes(graph)
         dead = remove_dead_code(graph)
+        counts["take known branches"] += inlined
         counts["fold constants"] += folded
         counts["merge equal constants"] += merged_constants
         counts["merge equal nodes"] += merged
         counts["remove dead nodes"] += dead
         counts.update(item.rule for item in found.fused)
-        if not (folded or merged or merged_constants or dead or found.fused):
+        if not (inlined or folded or merged or merged_constants or dead or found.fused):
             return
 
 
