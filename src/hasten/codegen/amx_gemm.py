@@ -49,6 +49,8 @@ def product_kernel(
 class _MatrixBuilder(ProductBuilder):
     """Builds one kernel."""
 
+    adapts = False
+
     def __init__(
         self,
         stage: Stage,
@@ -63,10 +65,15 @@ class _MatrixBuilder(ProductBuilder):
         self.step = step
         depth = self.length = constant_int(self.taps * self.depth) or 0
         self.pitch = self.row_pitch()
-        self.tallest, self.grain = self.row_block, PAIR
+        self.tallest = self.row_block
         if self.pitch is None:
             self.scratch = const(self.row_block * depth * self.dtype.bytes)
             self.views = (SCRATCH_PARAM, scratch_view(self.dtype))
+
+    @property
+    def grain(self) -> Expr:
+        """Rows that a thread has a multiple of."""
+        return const(PAIR)
 
     @property
     def row_block(self) -> int:

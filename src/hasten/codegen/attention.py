@@ -24,7 +24,7 @@ from hasten.codegen.attention_operands import (
     renamed,
     value_panels,
 )
-from hasten.codegen.gemm import PRODUCTS_PER_WORK
+from hasten.codegen.gemm import PRODUCTS_PER_WORK, STEPS_AHEAD
 from hasten.codegen.kernel import SCRATCH, SCRATCH_PARAM, THREADS, Kernel, scratch_view
 from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.maps import Domain, finish_kernel, inner_loop, share
@@ -54,9 +54,6 @@ from hasten.target import Target
 
 F32 = DType.F32
 _MINUS_INFINITY = const(float("-inf"), F32)
-ROWS_AHEAD = 16
-"""Steps of depth by which a panel of keys or values is asked for before it is needed."""
-
 ABREAST = 2
 """Vectors of a row that the softmax works on at once."""
 
@@ -218,7 +215,7 @@ def _product(
     result_pitch: Expr | None = None,
 ) -> tuple[Stmt, ...]:
     """The rows of a tile of queries times one panel."""
-    ahead = Address(p.dtype, panel.buffer, (panel.index[0] + stride * ROWS_AHEAD,))
+    ahead = Address(p.dtype, panel.buffer, (panel.index[0] + stride * STEPS_AHEAD,))
     columns = Columns(panel, stride, width, ahead, stride)
     if isinstance(rows, Strided):
         return multiply_matrix(m, rows, columns, result, result_pitch)
@@ -285,7 +282,7 @@ def _scores_in_registers(
     column: Expr = const(0) if tile.columns == PANEL else Var(INDEX, "column", const(PANEL))
     stride = const(PANEL * p.group)
     panel = Address(p.dtype, keys.buffer, (keys.index[0] + column * p.group,))
-    ahead = Address(p.dtype, keys.buffer, (keys.index[0] + stride * ROWS_AHEAD,))
+    ahead = Address(p.dtype, keys.buffer, (keys.index[0] + stride * STEPS_AHEAD,))
     at = Var(INDEX, "panel") * PANEL + column + v * tile.lanes
     scaled, masked = _kept_score(score, t, at, tile.lanes)
     sums: dict[Expr, Expr] = {replace(held, index=(at,), lanes=tile.lanes): finished_sum(tile, r, v)}

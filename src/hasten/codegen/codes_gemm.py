@@ -140,6 +140,8 @@ def codes_kernel(
 class _CodesBuilder(ProductBuilder):
     """Builds one kernel."""
 
+    adapts = False
+
     def __init__(
         self,
         stage: Stage,

@@ -17,7 +17,7 @@ from hasten.codegen.layout import LINE, Layouts, flatten
 from hasten.codegen.maps import OUTPUT, finish_kernel, renamed_buffers, share
 from hasten.codegen.packing import PADDING, PackedOperand, padding_name, padding_of, whole_depth
 from hasten.codegen.reductions import Names
-from hasten.codegen.schedule import Order, Schedule, Split
+from hasten.codegen.schedule import TIE, Order, Schedule, Split, tile_cost
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.tiles import (
     HALF_PANEL,
@@ -57,6 +57,12 @@ from hasten.loops.nest import Declare, For, Let, Param, Prefetch, Stmt, Store, c
 
 PRODUCTS_PER_WORK = 8
 """Multiply-adds of a register tile that take as long as one operation of another kernel."""
+
+STEPS_AHEAD = 16
+"""Steps of depth by which a panel that one tile reads is asked for before it is needed: 2 kB."""
+
+LEAST_ROWS = 4
+"""Rows whose multiply-adds take as long as the weights do on their way from the last-level cache."""
 
 SHORT = 512
 """Steps of a sum up to which whole tiles are finished in registers, by code of their own in each kernel."""
@@ -109,13 +115,16 @@ class ProductBuilder:
 
     Attributes:
         tallest: rows of the largest result that is finished at a time.
-        grain: rows that a thread has a multiple of.
+        lower: rows of two lower tiles that take less time than a tall one and what it leaves, where a call
+            can have so few rows; else None.
+        adapts: whether that is asked at all.
         scratch: bytes of memory of its own that a thread needs, or None.
         views: the parameters for that.
     """
 
     scratch: Expr | None = None
     views: tuple[Param, ...] = ()
+    adapts = True
 
     def __init__(
         self,
@@ -129,8 +138,9 @@ class ProductBuilder:
         assert isinstance(g, Gemm)
         self.stage, self.g, self.packed, self.layouts, self.tiles = stage, g, packed, layouts, tiles
         self.schedule = schedule
-        self.tallest = self.grain = tiles[0].rows
+        self.tallest = tiles[0].rows
         self.rows, self.columns = extent(g.rows), extent((g.column,))
+        self.lower = self.lower_rows()
         self.taps, self.batch = extent(g.taps), extent(g.batch)
         assert g.depth.extent is not None and constant_int(self.taps) is not None
         self.depth = whole_depth(g)
@@ -157,10 +167,31 @@ class ProductBuilder:
             self.buffers[PADDING] = padding_name(padding)
         self.buffers["b"] = packed.tensor
 
+    def lower_rows(self) -> int | None:
+        """The height of two tiles for rows that are a few more than the tallest takes, if that is open."""
+        if not self.adapts or self.schedule.tile_rows is not None or constant_int(self.rows) is not None:
+            return None
+        tall = self.tallest
+        lower = next((t.rows for t in self.tiles if tall < 2 * t.rows < 2 * tall), None)
+        if lower is None or 2 * tile_cost(lower) * (1 + TIE) >= tile_cost(tall) + tile_cost(2 * lower - tall):
+            return None
+        return lower
+
+    @property
+    def tall(self) -> Expr:
+        """Rows of the tiles of a call, except the last."""
+        return const(self.tallest) if self.lower is None else Var(INDEX, "tall", const(self.tallest + 1))
+
+    @property
+    def grain(self) -> Expr:
+        """Rows that a thread has a multiple of: which tile takes a row must not depend on the threads."""
+        return self.tall
+
     def kernel(self, name: str) -> Kernel:
         """The kernel as a function of this name."""
         g = self.g
-        products = extent((*g.batch, *g.rows, *g.taps, g.depth)) * extent((g.column,))
+        rows = binary("max", self.rows, const(LEAST_ROWS))
+        products = self.batch * rows * self.taps * extent((g.depth, g.column))
         work = (products + PRODUCTS_PER_WORK) // PRODUCTS_PER_WORK
         return finish_kernel(
             name,
@@ -176,6 +207,12 @@ class ProductBuilder:
     def body(self) -> tuple[Stmt, ...]:
         """All statements of the kernel."""
         shares, (entries, rows, panels) = self.partition()
+        if self.lower is not None:
+            few = binary(
+                "and", binary("lt", self.tallest, self.rows), binary("le", self.rows, 2 * self.lower)
+            )
+            assert isinstance(self.tall, Var)
+            shares.insert(0, Let(self.tall, select(few, const(self.lower), const(self.tallest))))
         step = self.row_block
         height = Var(INDEX, "height", const(step + 1))
         in_block = (
@@ -218,11 +255,11 @@ class ProductBuilder:
         statements, split = self.divided()
         ranges: list[tuple[Expr, Expr]] = []
         for label, total, grain, mine in (
-            ("entry", self.batch, 1, split[Split.ENTRIES]),
+            ("entry", self.batch, const(1), split[Split.ENTRIES]),
             ("row", self.rows, self.grain, split[Split.ROWS]),
-            ("panel", self.part_panels, 1, split[Split.PANELS]),
+            ("panel", self.part_panels, const(1), split[Split.PANELS]),
         ):
-            first, last = share(total, const(grain))
+            first, last = share(total, grain)
             begin, end = Var(INDEX, f"first_{label}"), Var(INDEX, f"last_{label}")
             if (label == "entry" and self.single) or mine == _NO:
                 ranges.append((const(0), total))
@@ -293,15 +330,24 @@ class ProductBuilder:
     def over_block(self, height: Var, panels: tuple[Expr, Expr]) -> tuple[Stmt, ...]:
         """All tiles of a block over this thread's panels, in the order of the schedule."""
         r0, m = Var(INDEX, "r0", const(self.row_block)), Var(INDEX, "m", const(self.tallest + 1))
-        tall = const(self.tallest)
         panel, columns = self.columns_of_panel(r0, height)
-        count = Let(m, binary("min", height - r0, tall))
+        count = Let(m, binary("min", height - r0, self.tall))
         tile = self.finished_tile(r0, m, columns)
         if self.schedule.order is Order.ROWS:
-            inside = (count, *self.over_panels(panels, (*panel, *tile)))
-            return (For(r0, const(0), height, inside, step=self.tallest),)
-        over_rows = For(r0, const(0), height, (count, *tile), step=self.tallest)
-        return self.over_panels(panels, (*panel, over_rows))
+            return (self.over_tiles(r0, height, (count, *self.over_panels(panels, (*panel, *tile)))),)
+        return self.over_panels(panels, (*panel, self.over_tiles(r0, height, (count, *tile))))
+
+    def over_tiles(self, r0: Var, height: Var, body: tuple[Stmt, ...]) -> For:
+        """The loop over the tiles of a block, by their first rows."""
+        if self.lower is None:
+            return For(r0, const(0), height, body, step=self.tallest)
+        piece = Var(INDEX, "piece", const(self.row_block))
+        return For(piece, const(0), self.pieces(height), (Let(r0, piece * self.tall), *body))
+
+    def pieces(self, height: Expr) -> Expr:
+        """Tiles of some rows."""
+        whole = height + (self.tall - 1)
+        return whole // self.tall if self.lower is None else Op(INDEX, "truncdiv", (whole, self.tall))
 
     def over_panels(self, panels: tuple[Expr, Expr], body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
         """The loop over this thread's panels: of each part the same stretch."""
@@ -347,14 +393,14 @@ class ProductBuilder:
         ahead_step: Expr = wide  # rows outside: one tile, and the next panel is needed
         if self.schedule.order is Order.PANELS:
             # While a panel is in use, each of its tiles asks for a part of the next one.
-            tall = const(self.tallest)
             ahead_step = Var(INDEX, "ahead_step")
-            pieces = (height + (tall - 1)) // tall
+            pieces = self.pieces(height)
             lets.append(Let(ahead_step, (pieces + (PANEL * self.together - 1)) // pieces))
-            # Where one tile takes a panel, the next one would have left the cache before it is needed: the
-            # processor sees by itself that memory is read in order.
-            far = next_part + r0 // tall * (self.steps * ahead_step)
-            next_part = select(binary("eq", pieces, 1), packed, far)
+            # Where one tile takes a panel, the next one would have left the cache before it is needed: it
+            # asks for what it reads itself a little later.
+            number = r0 // self.tall if self.lower is None else Var(INDEX, "piece", const(self.row_block))
+            far = next_part + number * (self.steps * ahead_step)
+            next_part = select(binary("eq", pieces, 1), packed + wide * STEPS_AHEAD, far)
         columns = Columns(
             Address(self.factor, "b", (packed,)),
             stride,

@@ -342,10 +342,10 @@ def _rows_cost(rows: int, most: int, heights: Sequence[int]) -> float:
     """Cost of all tiles over some rows, in rows of tall tiles."""
     whole, rest = divmod(rows, most)
     last = min((h for h in heights if h >= rest), default=0) if rest else 0
-    return whole * _tile_cost(most) + (_tile_cost(last) if rest else 0)
+    return whole * tile_cost(most) + (tile_cost(last) if rest else 0)
 
 
-def _tile_cost(height: int) -> float:
+def tile_cost(height: int) -> float:
     """Low tiles wait for the panel and for their own sums: what they take in rows of tall tiles, measured."""
     return max(height, LOW_TILE + height / 2)
 
