@@ -27,3 +27,9 @@ def test_what_a_format_adds_elsewhere_is_taken_from_its_layers() -> None:
     found = gains(layers, before, after, 10.0)
     assert found == pytest.approx({"a": 6 - 1.6, "b": 12 - 4.8, "unknown": -1.6})
     assert sum(found.values()) == pytest.approx(10.0)
+
+
+def test_layers_that_cannot_have_the_format_have_no_part_in_it() -> None:
+    layers = [layer("a", 100, 10)]
+    times = {"a": 10.0, "odd": 20.0}
+    assert gains(layers, times, {"a": 4.0, "odd": 20.0}, 2.0) == {"a": 2.0}

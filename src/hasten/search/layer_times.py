@@ -82,11 +82,12 @@ def gains(
 
     Args:
         layers: that have the format.
-        before: microseconds of layers in floats.
-        after: microseconds of the same layers in the format.
+        before: microseconds of layers in floats, of others too.
+        after: microseconds of layers where all that can have the format have it.
         total: microseconds that the format of all of them saves in a run, as measured from end to end.
     """
-    known = {name: before[name] - after[name] for name in before if name in after}
+    names = [layer.name for layer in layers]
+    known = {name: before[name] - after[name] for name in names if name in before and name in after}
     rest = [layer for layer in layers if layer.name not in known]
     left = total - sum(known.values())
     work = sum(layer.macs for layer in rest)
