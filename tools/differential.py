@@ -83,7 +83,7 @@ def summary(outcomes: Sequence[Outcome]) -> str:
     empty = sum(o.empty for o in outcomes)
     return (
         f"{len(outcomes)} graphs, {nodes} nodes of which {host} on the host: {counts}; "
-        f"{empty} runs on empty inputs ended in an error that says so;"
+        f"{empty} runs with empty values ended in an error that says so;"
     )
 
 

@@ -39,6 +39,19 @@ def by_reference(model: onnx.ModelProto, feeds: Sequence[Feeds]) -> Results:
     return [_run(lambda f=f: evaluator.run(None, dict(f))) for f in feeds]
 
 
+def all_values(model: onnx.ModelProto, feeds: Feeds) -> dict[str, np.ndarray]:
+    """What the values of a graph hold whose type and shape can be inferred; none where no engine runs it."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    known = {o.name for o in model.graph.output}
+    copy.graph.output.extend(
+        v for v in inferred.value_info if v.name not in known and v.type.tensor_type.HasField("shape")
+    )
+    held = by_onnxruntime(copy, [feeds])[0] or by_reference(copy, [feeds])[0]
+    return {} if held is None else dict(zip([o.name for o in copy.graph.output], held, strict=True))
+
+
 def _run(work: Callable[[], Sequence[np.ndarray]]) -> list[np.ndarray] | None:
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -55,7 +68,17 @@ def _has(*operators: str) -> Callable[[onnx.ModelProto], bool]:
     return lambda model: any(n.op_type in operators for n in model.graph.node)
 
 
+def _grouped_bias(model: onnx.ModelProto) -> bool:
+    return any(
+        n.op_type == "ConvTranspose"
+        and len(n.input) == 3
+        and any(a.name == "group" and a.i > 1 for a in n.attribute)
+        for n in model.graph.node
+    )
+
+
 REFERENCE_ERRORS: tuple[Known, ...] = (
+    ("adds the bias of the first group to all groups of ConvTranspose", _grouped_bias),
     ("takes the axes of GlobalMaxPool from the wrong end", _has("GlobalMaxPool")),
 )
 ONNXRUNTIME_ERRORS: tuple[Known, ...] = ()

@@ -23,6 +23,7 @@ from tests.differential.peers import (
     ONNXRUNTIME_ERRORS,
     REFERENCE_ERRORS,
     Feeds,
+    all_values,
     by_onnxruntime,
     by_reference,
     known,
@@ -77,7 +78,7 @@ class Outcome:
         detail: what differs, or the error.
         host: operators that ran on the host.
         nodes: the graph's nodes.
-        empty: runs in which an input was empty and an error said that something is taken from it.
+        empty: runs in which a value was empty and an error said that something is taken from it.
     """
 
     seed: int
@@ -221,7 +222,7 @@ def _compare(
             found = list(session.run(feeds).values())
             again = list(session.run(dict(reversed(feeds.items()))).values())
         except Exception as error:  # noqa: BLE001 - any exception is a finding
-            if isinstance(error, InputError) and _nothing(feeds) and _declared(error):
+            if isinstance(error, InputError) and _declared(error) and _nothing(graph, feeds):
                 empty += 1
                 continue
             return "refused", f"binding {k}: {_raised(error)}", empty
@@ -240,12 +241,14 @@ def _compare(
     return "same", "", empty
 
 
-def _nothing(feeds: Feeds) -> bool:
-    return any(a.size == 0 for a in feeds.values())
+def _nothing(graph: Graph, feeds: Feeds) -> bool:
+    """Whether an input or another value is empty."""
+    values = feeds if any(a.size == 0 for a in feeds.values()) else all_values(graph.model, feeds)
+    return any(a.size == 0 for a in values.values())
 
 
 def _declared(error: InputError) -> bool:
-    """Whether an error is one that empty inputs may get: where something is taken from what is empty."""
+    """Whether an error is one that empty values may get: where something is taken from what is empty."""
     return " > 0 " in str(error) or "too small" in str(error)
 
 

@@ -14,7 +14,7 @@ import onnx.shape_inference
 from onnx import numpy_helper
 from tests.differential.compare import Tolerance
 from tests.differential.graph import Graph, reads
-from tests.differential.peers import by_onnxruntime, by_reference
+from tests.differential.peers import all_values
 
 CANDIDATES = 48
 """Smaller graphs that are tried at once: as parts of one object they take hardly longer than one."""
@@ -87,15 +87,9 @@ def _with_outputs(g: Graph, outputs: Sequence[onnx.ValueInfoProto]) -> Graph:
 
 def _cuts(g: Graph, types: dict[str, onnx.ValueInfoProto]) -> Iterator[Graph]:
     """A value in the middle becomes an input that holds what it held."""
-    model = _copy(g.model)
-    names = [n for node in model.graph.node for n in node.output if n in types]
-    model.graph.output.extend(types[n] for n in names if n not in {o.name for o in model.graph.output})
-    held = by_onnxruntime(model, g.feeds)[0] or by_reference(model, g.feeds)[0]
-    if held is None:
-        return
-    values = dict(zip([o.name for o in model.graph.output], held, strict=True))
-    for name in names:
-        if name in {o.name for o in g.model.graph.output}:
+    values = all_values(g.model, g.feeds[0])
+    for name in values:
+        if name not in types or name in {o.name for o in g.model.graph.output}:
             continue
         cut = _copy(g.model)
         nodes = [n for n in cut.graph.node if name not in n.output]

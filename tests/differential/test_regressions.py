@@ -102,6 +102,13 @@ CASES = {
         {"x": floats(4, 4), "m": np.zeros((3, 1, 1, 4), np.float32)},
         ROUNDED,
     ),
+    # What is cropped to one element was taken to be as long as what it is repeated for.
+    "cropped to one element": (
+        """(float[m, 3] x, float[1, 5] z) => (float[1, 5] y) <int64[2] one = {1, 1}>
+        { c = CenterCropPad (x, one) y = Mul (c, z) }""",
+        {"x": floats(5, 3), "z": floats(1, 5)},
+        EXACT,
+    ),
     # ONNX's evaluator takes a condition that is left out for one that does not hold.
     "a loop without a condition": (
         """(float[2] x) => (float[2] y) <int64 n = {3}> {

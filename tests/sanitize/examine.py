@@ -18,12 +18,15 @@ import onnx
 from tests import processes
 from tests.codegen.engines import division_of_work
 from tests.onnx_suite.suite import Case, Outcome, evaluate, load_cases, sample, skipped
+from tests.runtime import extremes
 
 from benchmarks import models, zoo
 from hasten import __version__, frontends
 from hasten.backends.batch import compile_batch
 from hasten.backends.native import plan_graph
 from hasten.codegen.toolchain import default_cache
+from hasten.errors import InputError
+from hasten.onnx_backend import HastenRep, prepare_all
 from hasten.passes.pipeline import optimize_graph
 from hasten.runtime.artifact import read_artifact, write_artifact
 from hasten.runtime.session import Session, start
@@ -53,11 +56,29 @@ def address() -> list[str]:
     reasons = skipped()
     bad = [c.key for c, o in zip(cases, found, strict=True) if o is None or (o.passed == (c.key in reasons))]
     print(f"{len(cases)} cases of ONNX's suite, {len(bad)} at fault", flush=True)
+    extreme = list(extremes.models())
+    ran = processes.run(numbers, extreme, LIMITS)
+    bad += [n for n, o in zip(extreme, ran, strict=True) if o is None]
+    print(f"{len(extreme)} operators that read numbers, {ran.count(None)} at fault", flush=True)
     names = sorted(networks())
     ran = processes.run(network, names, LIMITS)
     lost = [n for n, o in zip(names, ran, strict=True) if o is None]
     print(f"{len(names)} networks, {len(lost)} at fault", flush=True)
     return bad + lost
+
+
+def numbers(names: Sequence[str]) -> Iterator[int]:
+    """Runs operators on numbers that nobody expects, and says how many were refused."""
+    protos = extremes.models()
+    prepared = prepare_all([protos[name] for name in names], opener=open_unstaged)
+    for name, rep in zip(names, prepared, strict=True):
+        refused = 0
+        for number in extremes.MODELS[name][1] if isinstance(rep, HastenRep) else ():
+            try:
+                rep.run(extremes.feeds(protos[name], number))
+            except InputError:
+                refused += 1
+        yield refused
 
 
 def networks() -> dict[str, tuple[Path, list[dict[str, np.ndarray]]]]:
