@@ -79,6 +79,10 @@ class Tensor:
 
     def broadcast(self, *index: Expr) -> Expr:
         """The element at an index of a shape that this tensor broadcasts to (NumPy's rule)."""
+        if self.rank > len(index):
+            raise Declined(
+                f"'{self.name}' has rank {self.rank}, more than the {len(index)} of what it is for"
+            )
         tail = index[len(index) - self.rank :]
         return self.at(
             *(const(0) if constant_int(n) == 1 else i for n, i in zip(self.shape, tail, strict=True))

@@ -178,6 +178,8 @@ def lower_gather_elements(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[
     """x[i][index[i][j]] and the like: the index of one axis is read, the others stay."""
     x, indices = required(inputs, 0), required(inputs, 1)
     axis = normalize_axis(attribute_int(node, "axis", 0), x.rank)
+    if indices.rank != x.rank:
+        raise Declined(f"indices of rank {indices.rank} choose from a tensor of rank {x.rank}")
     for d in range(x.rank):
         have, want = constant_int(x.shape[d]), constant_int(indices.shape[d])
         fits = have is not None and want is not None and want <= have
