@@ -139,6 +139,10 @@ def evaluate(graphs: Sequence[Graph], config: Config) -> Iterator[Outcome]:
             yield Outcome(graph.seed, verdict, detail, host, nodes, empty)
 
 
+class Unopened(Exception):  # noqa: N818 - what was found
+    """An artifact that hasten wrote and does not open: never excused as an error that a model deserves."""
+
+
 def _prepare(models: Sequence[onnx.ModelProto], config: Config) -> list[Session | Exception]:
     """A session for each model, or what was raised."""
     planned = [_planned(model) for model in models]
@@ -152,7 +156,10 @@ def _prepare(models: Sequence[onnx.ModelProto], config: Config) -> list[Session 
                 continue
             path = Path(folder) / f"{k}.hasten"
             write_artifact(path, payload.manifest, payload.members)
-            opened.append(open_session(path, threads=config.threads))
+            try:
+                opened.append(open_session(path, threads=config.threads))
+            except HastenError as error:
+                opened.append(Unopened(str(error)))
             path.unlink()
     return opened
 

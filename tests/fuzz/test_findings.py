@@ -43,7 +43,7 @@ def test_functions_that_call_each_other_twice_are_refused_before_they_are_writte
     functions.append(helper.make_function(
         "own", "F40", ["v"], ["w"], [helper.make_node("Neg", ["v"], ["w"])], [helper.make_opsetid("", 20)]
     ))  # fmt: skip
-    with pytest.raises(ModelError, match="[0-9]{13} nodes when its functions are written out"):
+    with pytest.raises(ModelError, match=r"[0-9]{13} nodes when its functions are written out"):
         as_far_as_c(model([helper.make_node("F0", ["x"], ["y"], domain="own")], functions=functions))
 
 

@@ -196,6 +196,13 @@ def test_center_crop_pad(shape):
         prepared.check(ramp(*(n if d == "n" else d for d in shape)))
 
 
+def test_center_crop_pad_of_nothing_is_refused():
+    # Sizes are taken to be 1 or more, so that an element in the middle would be read.
+    prepared = case("CenterCropPad", [("float32", ["n", 3]), ints(1, 3)])
+    with pytest.raises(InputError, match="n > 0"):
+        evaluate(prepared.program, {"x0": ramp(0, 3)})
+
+
 PADS = [[0, 0, 0, 0], [1, 2, 0, 1], [0, 0, 2, 0], [2, 1, 2, 1]]
 
 

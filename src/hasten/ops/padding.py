@@ -88,6 +88,8 @@ def lower_center_crop_pad(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[
     shape = list(x.shape)
     for d, n in zip(axes, lengths, strict=True):
         shape[d] = ctx.dim(n)
+    for d in axes:
+        ctx.require_some(x.shape[d], shape)
 
     def body(*index: Expr) -> Expr:
         inside: Expr = const(True, DType.BOOL)
