@@ -47,13 +47,6 @@ def test_functions_that_call_each_other_twice_are_refused_before_they_are_writte
         as_far_as_c(model([helper.make_node("F0", ["x"], ["y"], domain="own")], functions=functions))
 
 
-def test_functions_that_nobody_calls_are_counted_too():
-    functions = [function(f"F{k}", [f"F{k + 1}"] * 2) for k in range(1, 40)]
-    functions.append(function("F40", []))
-    with pytest.raises(ModelError, match="when its functions are written out"):
-        as_far_as_c(model([helper.make_node("Neg", ["x"], ["y"])], functions=functions))
-
-
 @pytest.mark.parametrize(
     ("op", "extra"),
     [("LayerNormalization", INFO("w", 1, [1, 2, 3])), ("GatherElements", INFO("w", 7, [1, 2, 3]))],
