@@ -37,12 +37,12 @@ static const int64_t MOST_PATIENCE = 4 * 1000 * 1000;
 /* Cores that other programs use are left to them: a thread that has to share its core keeps the others waiting
  * at every barrier. Shorter tasks do not repay two looks at the clocks of each thread. */
 static const int64_t LEAST_WATCHED = 200 * 1000;
-static const int64_t LOST_PART = 4;                    /* a team that loses this part of its time is too large */
-static const int64_t LEAST_MEMORY = 64 * 1000 * 1000;  /* of that time; a short disturbance is none */
-static const int64_t MEMORY_RUNS = 4;                  /* but at least so many runs are remembered */
-static const int64_t LEFT_RUNS = 16;                   /* after so many runs one more thread is tried, */
-static const int64_t LEAST_LEFT = 64 * 1000 * 1000;    /* but not before this time */
-static const int64_t MOST_LEFT = 500 * 1000 * 1000;    /* and not after this */
+static const double TOO_MUCH = 0.4;                   /* a team that loses this part of its time is too large */
+static const int64_t LEAST_MEMORY = 64 * 1000 * 1000; /* of that time; a short disturbance is none, nor is it
+                                                         if threads that wake up begin on one core */
+static const int64_t MEMORY_RUNS = 4;                 /* but at least so many runs are remembered */
+static const int64_t LEAST_LEFT = 64 * 1000 * 1000;   /* after this time one more thread is tried; */
+static const int64_t MOST_LEFT = 1000 * 1000 * 1000;  /* if that fails, after twice the time, up to this */
 
 static int64_t clock_of(clockid_t id) {
     struct timespec t;
@@ -165,7 +165,8 @@ struct pool {
 
     int64_t lost;     /* nanoseconds that other programs took, forgotten in the course of time */
     int32_t left_out; /* threads that are not used because of it */
-    int64_t again;    /* when one of them is tried again */
+    int64_t pause;    /* how long it is until one of them is tried again */
+    int64_t again;    /* when that is */
     _Alignas(LINE) _Atomic(int64_t) losing; /* nanoseconds that the threads lost in this run */
 
     _Alignas(LINE) _Atomic(int32_t) arrived; /* at the barrier */
@@ -288,20 +289,27 @@ static int32_t gather(pool *p, int32_t workers, int64_t nanoseconds) {
 
 /* How many of the threads to use now. */
 static int32_t worth_using(pool *p, int32_t threads) {
-    if (p->left_out > 0 && now() >= p->again) p->left_out--;
+    if (p->left_out > 0 && now() >= p->again) {
+        p->left_out--;
+        p->lost = 0;
+    }
     return threads > p->left_out ? threads - p->left_out : 1;
 }
 
 /* Learns from a run whether the next ones leave out one thread more. */
 static void learn(pool *p, int64_t spent) {
     int64_t memory = clamp(spent * MEMORY_RUNS, LEAST_MEMORY, INT64_MAX);
-    int64_t most = memory / LOST_PART;
     p->lost -= (int64_t)((double)p->lost * (double)spent / (double)memory);
     p->lost += atomic_exchange(&p->losing, 0);
-    if (p->lost < most) return;
-    p->lost = most; /* if the thread that is tried again loses time again, it does not take long to notice */
+    int64_t end = now();
+    if ((double)p->lost < (double)memory * TOO_MUCH) {
+        if (end - p->again > memory) p->pause = 0; /* the last try went well */
+        return;
+    }
+    p->lost = 0;
     p->left_out++;
-    p->again = now() + clamp(spent * LEFT_RUNS, LEAST_LEFT, MOST_LEFT);
+    p->pause = clamp(p->pause * 2, LEAST_LEFT, MOST_LEFT);
+    p->again = end + p->pause;
 }
 
 static void run(hasten_pool *shared, int32_t threads, int64_t nanoseconds, hasten_task task, void *argument) {
