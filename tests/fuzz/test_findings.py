@@ -47,6 +47,12 @@ def test_functions_that_call_each_other_twice_are_refused_before_they_are_writte
         as_far_as_c(model([helper.make_node("F0", ["x"], ["y"], domain="own")], functions=functions))
 
 
+def test_functions_that_nobody_calls_are_not_written_out():
+    functions = [function(f"F{k}", [f"F{k + 1}"] * 2) for k in range(1, 40)]
+    functions.append(function("F40", []))
+    as_far_as_c(model([helper.make_node("Neg", ["x"], ["y"])], functions=functions))
+
+
 @pytest.mark.parametrize(
     ("op", "extra"),
     [("LayerNormalization", INFO("w", 1, [1, 2, 3])), ("GatherElements", INFO("w", 7, [1, 2, 3]))],

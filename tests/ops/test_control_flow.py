@@ -111,6 +111,23 @@ def test_a_condition_ends_a_loop(prepared):
     check(prepared["while"], "while", *examples)
 
 
+WIDENED = """g (float[16,n] x, float[16,k] z) => (float[16,q] y, float[16,r] all) {
+  three = Constant<value_int=3>()
+  pads = Constant<value_ints=[0,1,0,2]>()
+  wide = Pad(x, pads)
+  y = Loop(three, , wide) <body = b (int64 i, bool go, float[16,w] h) => (bool go2, float[16,w2] h2) {
+     h2 = Add(h, z)
+     go2 = Identity(go)
+  }>
+  all = Concat<axis=1>(z, x, y)
+}"""
+
+
+def test_a_state_of_computed_length(prepared):
+    """Its length follows from inputs: what comes before the loop does not wait for the loop's answer."""
+    check(prepared["widened"], "widened", *({"x": normal(16, n), "z": normal(16, n + 3)} for n in (2, 5)))
+
+
 NESTED = """g (float[n] x, int64 m) => (float[n] y) {
   c = Constant<value = bool {1}>()
   y = Loop(m, c, x) <body = b (int64 i, bool k, float[n] h) => (bool k, float[n] h2) {
@@ -215,6 +232,7 @@ MODELS = {
     "branches": BRANCHES,
     "loop": LOOP,
     "while": WHILE,
+    "widened": WIDENED,
     "nested": NESTED,
     "scan": SCAN.replace("WAY", "0"),
     "scan backwards": SCAN.replace("WAY", "1"),

@@ -185,7 +185,7 @@ def _native_part(
             used |= sizes_of((program.derived[name],))
     elements = {n: e for n, e in program.elements.items() if n in used}
     read |= {e.tensor for e in elements.values()}
-    free = [s for s in levels.sizes if s in used]
+    free = [s for s in levels.sizes if s in used and s not in program.derived]
     for s in free:
         # Every size must be bound by an input, if need be by one that is not read otherwise.
         holders = [n for n, i in program.inputs.items() if size(s) in i.shape]

@@ -69,7 +69,10 @@ def prepare(model: ir.Model) -> ir.Model:
 
 
 def _check_functions(model: ir.Model) -> None:
-    """Functions that call others several times each grow without bounds when they are written out."""
+    """Functions that call others several times each grow without bounds when they are written out.
+
+    Those that nobody calls are dropped.
+    """
     made: dict[ir.OperatorIdentifier, int] = {}
     open_: list[ir.OperatorIdentifier] = []
 
@@ -97,6 +100,8 @@ def _check_functions(model: ir.Model) -> None:
         return made[called]
 
     total = nodes(model.graph)
+    for called in [name for name in model.functions if name not in made]:
+        del model.functions[called]
     if total > MOST_NODES:
         raise ModelError(
             f"The model has {total} nodes when its functions are written out, more than {MOST_NODES}: "
