@@ -61,6 +61,9 @@ PRODUCTS_PER_WORK = 8
 STEPS_AHEAD = 16
 """Steps of depth by which a panel that one tile reads is asked for before it is needed: 2 kB."""
 
+SMALL_WEIGHTS = 1 << 17
+"""Bytes of weights that stay in the second-level cache from one call to the next: nothing is asked for."""
+
 LEAST_ROWS = 4
 """Rows whose multiply-adds take as long as the weights do on their way from the last-level cache."""
 
@@ -400,7 +403,10 @@ class ProductBuilder:
             # asks for what it reads itself a little later.
             number = r0 // self.tall if self.lower is None else Var(INDEX, "piece", const(self.row_block))
             far = next_part + number * (self.steps * ahead_step)
-            next_part = select(binary("eq", pieces, 1), packed + wide * STEPS_AHEAD, far)
+            elements = constant_int(self.columns * self.steps * self.together)
+            small = elements is not None and elements * self.factor.bytes <= SMALL_WEIGHTS
+            near = packed if small else packed + wide * STEPS_AHEAD
+            next_part = select(binary("eq", pieces, 1), near, far)
         columns = Columns(
             Address(self.factor, "b", (packed,)),
             stride,

@@ -7,13 +7,22 @@ from hasten.search.measure import Spread
 from hasten.search.record import Outcome
 from hasten.search.trials import Trials
 
+_ROUNDING = 1e-9
+"""Two metrics that differ by just the budget differ by a little more in floats."""
+
+
+def over_budget(trials: Trials, name: str) -> bool:
+    """Whether a candidate's drop on the calibration part is known and above the budget."""
+    drop = trials.records[name].drop
+    return drop is not None and drop > trials.problem.max_drop + _ROUNDING
+
 
 def within_budget(trials: Trials, name: str) -> bool:
     """Whether a candidate keeps the budget on the calibration part; notes it if not. None set aside does."""
     found = trials.records[name]
     if found.outcome in (Outcome.BASELINE, Outcome.SET_ASIDE) or found.drop is None or not trials.works(name):
         return False
-    if found.drop > trials.problem.max_drop:
+    if over_budget(trials, name):
         reason = f"the drop is {found.drop:.3g} on the calibration part"
         trials.note(name, outcome=Outcome.OVER_BUDGET, reason=reason)
         return False

@@ -13,7 +13,7 @@ from hasten.passes.quantize import Layer, products
 from hasten.search import candidates as made
 from hasten.search.candidates import BF16, LOSSLESS, Candidate
 from hasten.search.choice import Choice, LayerCost, curve
-from hasten.search.comparison import latency, within_budget
+from hasten.search.comparison import latency, over_budget, within_budget
 from hasten.search.engines import Engine, Precision
 from hasten.search.formats import FORMATS, Careful, Format, layers_for
 from hasten.search.layer_times import gains, layer_times
@@ -221,9 +221,9 @@ class Int8:
         candidate = self.all_in("int8", before.engine)
         if not trials.add(candidate):
             return
-        losses = {n: trials.records[n].loss or 0.0 for n in (before.name, candidate.name)}
-        better, worse = sorted(losses, key=lambda n: losses[n])
-        reason = f"takes the time of {better}, which changes the outputs less"
+        both = (before.name, candidate.name)
+        better, worse = sorted(both, key=lambda n: (over_budget(trials, n), trials.records[n].loss or 0.0))
+        reason = f"takes the time of {better}, which changes the outputs less, or keeps the budget"
         trials.note(worse, outcome=Outcome.SET_ASIDE, reason=reason)
         if better == before.name:
             self._keep_nearest(careful)

@@ -58,7 +58,7 @@ void product_0(const float *restrict a, const float *restrict x0, const float *r
                     __builtin_prefetch(x1 + panel * 32 + row * 40 + 16);
                 }
                 for (int64_t column = 0; column < width; column += 16) {
-                    tile_rows_x16(m, table + r0, 192, 1, 48, b + column + packed, stride, b + ((height + 5) / 6 == 1 ? packed + 512 : ahead_step * (r0 / 6 * 48) + packed + 1536), ahead_step, tile + column, 32);
+                    tile_rows_x16(m, table + r0, 192, 1, 48, b + column + packed, stride, b + ((height + 5) / 6 == 1 ? packed : ahead_step * (r0 / 6 * 48) + packed + 1536), ahead_step, tile + column, 32);
                 }
                 for (int64_t r = 0; r < m; ++r) {
                     const int64_t row = block + r + r0;
