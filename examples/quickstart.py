@@ -8,7 +8,7 @@ import hasten
 model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.GELU(), torch.nn.Linear(128, 10))
 x = np.ones((1, 64), np.float32)
 
-session = hasten.compile(model, example={"input": x})  # or "model.onnx", a Hugging Face folder, a pipeline
+session = hasten.compile(model, example={"input": x})  # or "model.onnx", a folder, a fitted pipeline
 answer = session.run({"input": x})  # a dict of NumPy arrays in, another one out
 session.save("mlp.hasten")
 session = hasten.open("mlp.hasten")  # needs NumPy alone: no compiler, no framework
