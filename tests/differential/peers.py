@@ -77,11 +77,31 @@ def _grouped_bias(model: onnx.ModelProto) -> bool:
     )
 
 
+def _loop_without_condition(model: onnx.ModelProto) -> bool:
+    return any(n.op_type == "Loop" and not n.input[1] for n in model.graph.node)
+
+
+def _squares_of_unsigned(model: onnx.ModelProto) -> bool:
+    unsigned = any(v.type.tensor_type.elem_type == onnx.TensorProto.UINT32 for v in model.graph.input)
+    return unsigned and _has("ReduceSumSquare")(model)
+
+
+def _cubic_at_border(model: onnx.ModelProto) -> bool:
+    return any(
+        n.op_type == "GridSample" and {b"cubic", b"border"} <= {a.s for a in n.attribute}
+        for n in model.graph.node
+    )
+
+
 REFERENCE_ERRORS: tuple[Known, ...] = (
+    ("takes no step of a Loop without a condition", _loop_without_condition),
+    ("gives squares of uint32 the type uint64", _squares_of_unsigned),
     ("adds the bias of the first group to all groups of ConvTranspose", _grouped_bias),
     ("takes the axes of GlobalMaxPool from the wrong end", _has("GlobalMaxPool")),
 )
-ONNXRUNTIME_ERRORS: tuple[Known, ...] = ()
+ONNXRUNTIME_ERRORS: tuple[Known, ...] = (
+    ("samples past the border otherwise than ONNX says in cubic mode", _cubic_at_border),
+)
 
 
 def known(model: onnx.ModelProto, errors: Sequence[Known]) -> str:
