@@ -109,6 +109,16 @@ CASES = {
         {"x": floats(5, 3), "z": floats(1, 5)},
         EXACT,
     ),
+    # Vectors of bool are masks of 32 bits: the C did not compile.
+    "a choice between bools": (
+        """(float[n, 2, m, 3] x) => (bool[n, 2, m] y) {
+            i = ArgMin <axis = 3, keepdims = 0, select_last_index = 1> (x)
+            c = GreaterOrEqual (i, i)
+            y = Trilu <upper = 0> (c)
+        }""",
+        {"x": floats(4, 2, 20, 3)},
+        EXACT,
+    ),
     # ONNX's evaluator takes a condition that is left out for one that does not hold.
     "a loop without a condition": (
         """(float[2] x) => (float[2] y) <int64 n = {3}> {

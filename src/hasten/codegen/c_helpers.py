@@ -122,8 +122,9 @@ def _function(op: str, dtype: DType, lanes: int) -> str:
     if op in ("gather", "strided", "ramp"):
         return _lanewise_access(op, name, dtype, t, lanes)
     if op == "select" and lanes > 1:
-        mask = vector_type(_MASK[dtype.bytes], lanes)
-        wide = "m" if dtype.bytes == 4 else f"__builtin_convertvector(m, {mask})"
+        size = 4 if dtype is DType.BOOL else dtype.bytes  # vectors of bool are masks of i32
+        mask = vector_type(_MASK[size], lanes)
+        wide = "m" if size == 4 else f"__builtin_convertvector(m, {mask})"
         return (
             f"{head}{t} {name}(i32x{lanes} m, {t} a, {t} b) {{ const {mask} w = {wide}; "
             f"return ({t})((w & ({mask})a) | (~w & ({mask})b)); }}"
