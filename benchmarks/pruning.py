@@ -17,7 +17,6 @@ settings; `--on test`, the default, at those that no choice has seen. The certif
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import tempfile
 import time
@@ -135,11 +134,8 @@ def line(name: str, flops: float, bound: Bound, seconds: float) -> str:
 
 def timed(models: Sequence[Path], case: Case, rounds: int) -> Sequence[Result]:
     """Times of models in turns: artifacts by hasten, ONNX files by ONNX Runtime."""
-    # `measure` tells contestants apart by the names of their engines.
     contestants = [
-        Contestant(
-            dataclasses.replace(HASTEN if p.suffix == ".hasten" else ONNXRUNTIME, name=str(number)), p, [p]
-        )
+        Contestant(HASTEN if p.suffix == ".hasten" else ONNXRUNTIME, p, [p], label=str(number))
         for number, p in enumerate(models)
     ]
     found = measure(contestants, case.fixed, Measuring(cores(), rounds, openings=1))

@@ -81,21 +81,28 @@ def lower_unique(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
         return binary("or", binary("eq", s, const(0)), differ(order.at(0, s), order.at(0, back)))
 
     number, start, rank = found(ctx, count, begins)
-    first: Lookup = lambda u: order.at(0, start(u))  # noqa: E731 - one of two
-    group: Lookup = lambda p: rank(order.at(1, p) + 1) - 1  # noqa: E731
-    which: Lookup = lambda u: u  # noqa: E731
-    inverse = group
-    if attribute_int(node, "sorted", 1) == 0:
 
-        def stands_first(p: Expr) -> Expr:
-            return binary("eq", order.at(0, start(group(p))), p)
+    def first_of(group: Expr) -> Expr:
+        """Where a value stands first."""
+        return order.at(0, start(group))
 
-        _, nth, earlier = found(ctx, count, stands_first)
-        first, inverse = nth, lambda p: earlier(order.at(0, start(group(p))))
-        which = lambda u: group(nth(u))  # noqa: E731
+    def group_at(p: Expr) -> Expr:
+        """Which value stands at a position."""
+        return rank(order.at(1, p) + 1) - 1
+
+    first: Lookup = first_of
+    inverse: Lookup = group_at
+    by_value = attribute_int(node, "sorted", 1) != 0
+    if not by_value:
+        _, first, earlier = found(ctx, count, lambda p: binary("eq", first_of(group_at(p)), p))
+
+        def place_of_first(p: Expr) -> Expr:
+            return earlier(first_of(group_at(p)))
+
+        inverse = place_of_first
 
     def many(u: Expr) -> Expr:
-        g = which(u)
+        g = u if by_value else group_at(first(u))
         last = binary("le", number, g + 1)
         following = binary("min", g + 1, number - 1)
         return select(last, count, start(following)) - start(g)

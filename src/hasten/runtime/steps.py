@@ -7,6 +7,7 @@ makes in one step of a loop is overwritten in the next.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,12 @@ Make = Callable[[NativeStep | HostStep | ForeignStep], "Runner"]
 _FIRST_ROWS = 16  # rows that there is room for at first
 
 
+@dataclass(frozen=True)
 class BranchRunner:
     """Runs one of two bodies."""
 
-    def __init__(self, step: BranchStep, bodies: Sequence[Sequence[Runner]]) -> None:
-        self.step = step
-        self.bodies = bodies
+    step: BranchStep
+    bodies: Sequence[Sequence[Runner]]
 
     def run(self, arrays: Sequence[Any]) -> list[Any]:
         """Runs the body that the condition chooses.
@@ -39,17 +40,17 @@ class BranchRunner:
         """
         step = self.step
         values = dict(zip(step.inputs, arrays, strict=True))
-        chosen = 0 if _scalar(values[step.condition], step.operator, "condition") else 1
+        chosen = 0 if _known(step.condition, values, step.operator, "condition") else 1
         run_steps(self.bodies[chosen], values)
         return [values[name] for name in step.bodies[chosen].outputs]
 
 
+@dataclass(frozen=True)
 class LoopRunner:
     """Repeats a body."""
 
-    def __init__(self, step: LoopStep, bodies: Sequence[Sequence[Runner]]) -> None:
-        self.step = step
-        self.bodies = bodies
+    step: LoopStep
+    bodies: Sequence[Sequence[Runner]]
 
     def run(self, arrays: Sequence[Any]) -> list[Any]:
         """Takes steps until there have been as many as there may be, or the condition does not hold.
@@ -60,11 +61,9 @@ class LoopRunner:
         step = self.step
         (body,), (runners,) = step.bodies, self.bodies
         values = dict(zip(step.inputs, arrays, strict=True))
-        going, count = step.condition, step.count
-        if isinstance(going, str):
-            going = bool(_scalar(values[going], step.operator, "condition"))
-        if isinstance(count, str):
-            count = int(_scalar(values[count], step.operator, "trip count"))
+        going = _known(step.condition, values, step.operator, "condition")
+        count = _known(step.count, values, step.operator, "trip count")
+        count = None if count is None else int(count)
         states: list[Any] = [values[name] for name in step.initial]
         rows = [_Rows(row, count, step.operator) for row in step.rows]
         true = np.array(True)  # a step is taken only if the condition holds
@@ -76,9 +75,7 @@ class LoopRunner:
             for row, name in zip(rows, body.outputs[1 + len(states) :], strict=True):
                 row.append(values[name])
             done += 1
-            going = step.goes_on
-            if isinstance(going, str):
-                going = bool(_scalar(values[going], step.operator, "condition"))
+            going = _known(step.goes_on, values, step.operator, "condition")
         return [*states, *(row.all(values) for row in rows)]
 
 
@@ -123,8 +120,11 @@ class _Rows:
         return self._made[: self._count]
 
 
-def _scalar(value: Any, operator: str, what: str) -> Any:
-    array = np.asarray(value)
+def _known(given: Any, values: Mapping[str, Any], operator: str, what: str) -> Any:
+    """A number or a flag, or what the value of that name holds."""
+    if not isinstance(given, str):
+        return given
+    array = np.asarray(values[given])
     if array.size != 1:
         raise InputError(f"the {what} of {operator} has the shape {list(array.shape)}: give one value")
     return array.reshape(-1)[0]
