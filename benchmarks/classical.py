@@ -1,4 +1,4 @@
-"""Ensembles of trees and recurrences against ONNX Runtime.
+"""Ensembles of trees, neighbours, recurrences and detections against ONNX Runtime.
 
     python -m benchmarks.classical [--rounds 15]
 
@@ -74,6 +74,16 @@ def forest(trees: int, classes: int) -> onnx.ModelProto:
     return to_onnx(model, x[:1], options={"zipmap": False})
 
 
+def neighbours(trained_on: int) -> onnx.ModelProto:
+    """scikit-learn's nearest neighbours: all distances, of which the five least count."""
+    from skl2onnx import to_onnx
+    from sklearn.neighbors import KNeighborsClassifier
+
+    x, y = samples(trained_on, 2)
+    x = np.nan_to_num(x)
+    return to_onnx(KNeighborsClassifier(5).fit(x, y), x[:1], options={"zipmap": False})
+
+
 def _features() -> list[tuple[str, Any]]:
     from onnxmltools.convert.common.data_types import FloatTensorType
 
@@ -102,12 +112,13 @@ def recurrence(operator: str, directions: int) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
-TREES: Mapping[str, Callable[[], onnx.ModelProto]] = {
+TABLES: Mapping[str, Callable[[], onnx.ModelProto]] = {
     "LightGBM, 100 trees": lambda: lightgbm_trees(100, 2),
     "LightGBM, 5 x 100 trees": lambda: lightgbm_trees(100, 5),
     "XGBoost, 100 trees": lambda: xgboost_trees(100, 2),
     "random forest, 100 trees": lambda: forest(100, 2),
     "random forest, 100 trees, 5 classes": lambda: forest(100, 5),
+    "5 nearest of 2000 neighbours": lambda: neighbours(2000),
 }
 RECURRENCES: Mapping[str, Callable[[], onnx.ModelProto]] = {
     "LSTM": lambda: recurrence("LSTM", 1),
@@ -139,7 +150,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     warnings.simplefilter("ignore")
     print("| model | rows | by ONNX Runtime |\n|---|---:|---:|")
-    for name, build in {**TREES, **RECURRENCES}.items():
+    for name, build in {**TABLES, **RECURRENCES}.items():
         model = build()
         source = model.graph.input[0].name
         for rows in (1, 8) if name in RECURRENCES else (1, 1000):

@@ -228,7 +228,40 @@ def test_states_of_narrow_types(prepared):
     check(prepared["states"], "states", {"x": normal(6).astype(np.float16), "m": np.array(3)})
 
 
+INDEPENDENT = """g (float[n,8] x, float[t,n,8] z, float[8] h0)
+    => (float[8] h, float[n,t] ys, float[8,t] same, float[t,n,8] plain) {
+  w = Constant<value = float[8] {1, 2, 3, 4, 5, 6, 7, 8}>()
+  h, ys, same, plain = Scan<num_scan_inputs=1, scan_input_directions=[WAY], scan_output_axes=[1, -1, 0],
+               scan_output_directions=[WAY, 0, 0],
+               body = b (float[8] s, float[n,8] e) => (float[8] s2, float[n] r, float[8] c, float[n,8] p) {
+     s2 = Identity(s)  d = Sub(x, e)  dw = Mul(d, w)  axes = Constant<value_ints=[1]>()
+     r = ReduceSumSquare<keepdims=0>(dw, axes)  c = Identity(s)  p = Mul(e, s) }>(h0, z)
+}"""
+
+COUNTED = """g (float[n] x) => (float[5,n] rows) {
+  m = Constant<value_int=5>()  c = Constant<value = bool {1}>()
+  rows = Loop(m, c) <body = b (int64 i, bool k) => (bool k2, float[n] r) {
+     k2 = Identity(k)  f = Cast<to=1>(i)  r = Mul(x, f) }>
+}"""
+
+
+@pytest.mark.parametrize("name", ["independent", "independent backwards", "counted"])
+def test_steps_that_do_not_depend_on_each_other_need_no_loop(prepared, name):
+    if name == "counted":
+        examples = [{"x": normal(n)} for n in (1, 6)]
+    else:
+        sizes = [(3, 5), (1, 1), (2, 40)]
+        examples = [{"x": normal(n, 8), "z": normal(t, n, 8), "h0": normal(8)} for n, t in sizes]
+        empty = prepared[name].run({**examples[0], "z": normal(0, 3, 8)})
+        assert empty["ys"].shape == (3, 0) and empty["same"].shape == (8, 0)
+    check(prepared[name], name, *examples)
+    assert not any(isinstance(s, LoopStep) for s in steps(prepared[name]))
+
+
 MODELS = {
+    "independent": INDEPENDENT.replace("WAY", "0"),
+    "independent backwards": INDEPENDENT.replace("WAY", "1"),
+    "counted": COUNTED,
     "branches": BRANCHES,
     "loop": LOOP,
     "while": WHILE,

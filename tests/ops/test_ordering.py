@@ -57,6 +57,19 @@ def test_what_is_different(tmp_path, ordered, axis):
             np.testing.assert_array_equal(found[name], right)
 
 
+@pytest.mark.parametrize("k", [1, 2, 5, 64, 1000, 4000])
+def test_the_first_few_of_many(tmp_path, k):
+    """A heap gives what sorting gives, whatever the order in which they come; of equal ones those that stand first."""
+    prepared = case("TopK", [("float32", [3, 4000]), ("int64", [1])], outputs=2, largest=0)
+    session = compiled(prepared.proto, tmp_path)
+    rising = np.sort(RNG.integers(0, 700, (3, 4000)).astype(np.float32))
+    for x in (rising, -rising, RNG.permuted(rising, axis=1)):
+        found = session.run({"x0": x, "x1": np.array([k])})
+        right = np.argsort(x, kind="stable")[:, :k]
+        np.testing.assert_array_equal(found["y1"], right)
+        np.testing.assert_array_equal(found["y0"], np.take_along_axis(x, right, 1))
+
+
 def test_many_elements_in_order(tmp_path):
     prepared = case("TopK", [("float32", [100_000]), ("int64", [1])], outputs=2)
     x = RNG.integers(0, 50_000, 100_000).astype(np.float32)

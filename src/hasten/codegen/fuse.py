@@ -278,7 +278,8 @@ def _inline_operands(
 def _walkable(c: Description, name: str, e: Expr) -> bool:
     """Whether a microkernel can read an operand as it is (any expression does for what it packs)."""
     if isinstance(c, Order):
-        return True
+        # Elements are compared many times, so what they are is computed before.
+        return _arithmetic(e) <= _arithmetic(operands(c)[name])
     if isinstance(c, RankSelect):
         return isinstance(e, Load)
     if isinstance(c, Forest | Greedy):
@@ -291,6 +292,11 @@ def _walkable(c: Description, name: str, e: Expr) -> bool:
         return True
     along = c.column if name == "v" else c.depth
     return isinstance(e, Load) and _is_direct(operand_load(e, along))
+
+
+def _arithmetic(e: Expr) -> int:
+    """How many operations on floats and sums an expression has."""
+    return sum(isinstance(n, Reduce) or (isinstance(n, Op) and n.dtype.is_float) for n in walk(e))
 
 
 def _along_last(load: Load, v: Var) -> bool:

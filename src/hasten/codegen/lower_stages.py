@@ -20,6 +20,7 @@ from hasten.codegen.fuse import fuse
 from hasten.codegen.gemm import extent
 from hasten.codegen.greedy import greedy_kernel
 from hasten.codegen.images import Run, find_runs
+from hasten.codegen.heap import first_places_kernel
 from hasten.codegen.kernel import Kernel
 from hasten.codegen.layout import Layout, arrange_constants, assign_layouts, row_major
 from hasten.codegen.maps import map_kernel
@@ -208,7 +209,7 @@ def _kernel(
     if isinstance(s.body, Greedy):
         return greedy_kernel(s, layouts, f"greedy_{number}")
     if isinstance(s.body, Order):
-        return order_kernel(s, layouts, f"order_{number}")
+        return (first_places_kernel if s.body.partial else order_kernel)(s, layouts, f"order_{number}")
     if isinstance(s.body, Recurrence):
         return recurrence_kernel(s, layouts, target, f"recurrence_{number}")
     window = depthwise_kernel(s, layouts, target, f"depthwise_{number}")

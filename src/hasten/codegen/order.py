@@ -19,7 +19,7 @@ PASSES = 62
 
 
 def order_kernel(stage: Stage, layouts: Layouts, name: str) -> Kernel:
-    """The kernel of an `Order`.
+    """The kernel of an `Order` of which all places are wanted.
 
     Both planes of the output serve as memory: a pass merges runs of one into runs of twice the length in the
     other. At the end the first has the positions in order, the second the inverse.

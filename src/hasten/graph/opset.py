@@ -72,6 +72,7 @@ def to_internal_opset(model: ir.Model) -> ir.Model:
         onnx.version_converter.ConvertError,
         onnx.shape_inference.InferenceError,
         onnx.checker.ValidationError,
+        MemoryError,
         RuntimeError,
     ) as error:
         raise ModelError(

@@ -146,12 +146,12 @@ class Order:
     """Positions in order, both ways round; those of which neither comes before the other stay as they were.
 
     With variables (which, lanes, at): out[0, lanes, n] is the n-th position in order, out[1, lanes, p] is the
-    place of position p in it.
+    place of position p in it. Where only the first places are wanted, `which` is always 0.
 
     Attributes:
         which: 0 or 1.
         lanes: what is independent of each other.
-        at: from 0 up to the number of positions.
+        at: from 0 up to the number of positions, or to that of the first places that are wanted: no more.
         position: a position, with the same extent.
         other: another one.
         before: whether `position` must come before `other`, in terms of lanes and both.
@@ -163,6 +163,11 @@ class Order:
     position: Var
     other: Var
     before: Expr
+
+    @property
+    def partial(self) -> bool:
+        """Whether only the first places are wanted."""
+        return self.which.extent == const(1)
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ def _check_definition(d: Definition, tensors: Mapping[str, TensorInfo], sizes: s
     elif isinstance(d.body, Order):
         o = d.body
         require(d.vars == (o.which, *o.lanes, o.at), f"{where}: the variables of an order are not its own")
-        same = o.at.extent == o.position.extent == o.other.extent
+        same = o.position.extent == o.other.extent and (o.partial or o.at.extent == o.position.extent)
         require(same, f"{where}: the positions of an order are not as many as its places")
         extra = free_vars(o.before) - {*o.lanes, o.position, o.other}
         require(not extra, f"{where}: what comes before in an order depends on more than two positions")

@@ -22,8 +22,11 @@ def is_control(node: ir.Node) -> bool:
     return node.domain == "" and node.op_type in _LOWERINGS
 
 
-def lower_control(state: GraphState, node: ir.Node, lower_body: LowerBody) -> Control | str:
-    """Compiles the bodies of a node and enters its outputs; the reason where that cannot be done.
+def lower_control(state: GraphState, node: ir.Node, lower_body: LowerBody) -> Control | str | None:
+    """Compiles the bodies of a node and enters its outputs.
+
+    Returns:
+        What runs the bodies; None where they went into the program around; the reason where they cannot be compiled.
 
     Raises:
         UnsupportedModelError: a Loop would never end.
@@ -68,7 +71,7 @@ def _common(a: Dims | None, b: Dims | None) -> Dims | None:
     return [n if n is not None and n == m else None for n, m in zip(a, b, strict=True)]
 
 
-_LOWERINGS: dict[str, Callable[[GraphState, ir.Node, LowerBody], Control]] = {
+_LOWERINGS: dict[str, Callable[[GraphState, ir.Node, LowerBody], Control | None]] = {
     "If": _lower_if,
     "Loop": lower_loop,
     "Scan": lower_scan,

@@ -8,9 +8,9 @@ import onnx_ir as ir
 
 from hasten.loops.descriptions import Greedy
 from hasten.loops.dtypes import INDEX, DType
-from hasten.loops.expr import Expr, Var, binary, bounded, cast, const, select
+from hasten.loops.expr import Expr, Var, binary, bounded, cast, const, constant_int, select
 from hasten.ops.attributes import attribute_int
-from hasten.ops.base import Inputs, Lowering, Op, Tensor, optional, required
+from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, optional, required
 from hasten.ops.indices import product, split_index
 from hasten.ops.selection import found
 
@@ -22,6 +22,9 @@ def lower_non_max_suppression(ctx: Lowering, node: ir.Node, inputs: Inputs) -> l
     """Boxes by falling score but those that overlap one before too much: (picture, class, box) of each."""
     boxes, scores = required(inputs, 0), required(inputs, 1)
     given = [optional(inputs, k) for k in (2, 3, 4)]
+    for t in given:
+        if t is not None and any(constant_int(n) == 0 for n in t.shape):
+            raise Declined(f"'{t.name}' is empty, where one number is needed")
     most, overlap, score = (None if t is None else t.at(*[const(0)] * t.rank) for t in given)
     centered = attribute_int(node, "center_point_box", 0) == 1
     ctx.require_equal(boxes.shape[0], scores.shape[0])

@@ -31,6 +31,7 @@ from hasten.ops.bodies import (
     require_compiled,
 )
 from hasten.ops.graph_state import GraphState
+from hasten.ops.independent_steps import Given, Slices, are_independent, side_by_side
 from hasten.ops.lowered import Body, Iteration, Lowered
 
 
@@ -82,8 +83,8 @@ class _Form:
     rows: tuple[_Row, ...]
 
 
-def lower_loop(state: GraphState, node: ir.Node, lower_body: LowerBody) -> Iteration:
-    """A body that is repeated a number of times, or while a condition holds."""
+def lower_loop(state: GraphState, node: ir.Node, lower_body: LowerBody) -> Iteration | None:
+    """A body that is repeated a number of times, or while a condition holds; None where it needs no loop."""
     body = body_of(node, "body")
     initial = [v for v in node.inputs[2:] if v is not None]
     count = node.inputs[0] if node.inputs else None
@@ -112,8 +113,8 @@ def lower_loop(state: GraphState, node: ir.Node, lower_body: LowerBody) -> Itera
     return _iterate(state, form, lower_body)
 
 
-def lower_scan(state: GraphState, node: ir.Node, lower_body: LowerBody) -> Iteration:
-    """A body that is repeated for each slice of some tensors."""
+def lower_scan(state: GraphState, node: ir.Node, lower_body: LowerBody) -> Iteration | None:
+    """A body that is repeated for each slice of some tensors; None where it needs no loop."""
     body = body_of(node, "body")
     number = attribute_int(node, "num_scan_inputs", 0)
     inputs = [v for v in node.inputs if v is not None]
@@ -181,7 +182,7 @@ class _Formal:
     reason: str = ""
 
 
-def _iterate(state: GraphState, form: _Form, lower_body: LowerBody) -> Iteration:
+def _iterate(state: GraphState, form: _Form, lower_body: LowerBody) -> Iteration | None:
     node = form.node
     initial = tuple(named(state, node, v) for _, v in form.states)
     formals = [_formal(state, value) for _, value in form.states]
@@ -193,6 +194,9 @@ def _iterate(state: GraphState, form: _Form, lower_body: LowerBody) -> Iteration
             break
     require_compiled([inside])
     goes_on = _goes_on(form, inside)
+    if _needs_no_loop(form, inside, goes_on):
+        _lay_side_by_side(state, form, inside, names)
+        return None
     if form.count is None and goes_on is True and form.condition is not False:
         raise UnsupportedModelError(
             f"{describe_node(node)} would never end: it has no trip count, and nothing changes its "
@@ -327,16 +331,65 @@ def _goes_on(form: _Form, inside: Inside) -> bool | str:
     """Whether another step follows, as far as the body says: True where it hands back the condition."""
     if form.carried == 0:
         return True
-    value: ir.Value | None = form.body.outputs[0]
-    while value is not None and value is not form.going:
-        producer = value.producer()
-        if producer is None or producer.op_type != "Identity" or producer.domain:
-            break
-        value = producer.inputs[0]
-    if value is form.going:
+    if form.going is not None and _hands_back(form.body.outputs[0], form.going):
         return True
     known = known_flag(inside.state, form.body.outputs[0])
     return known if known is not None else inside.lowered.outputs[0]
+
+
+def _hands_back(result: ir.Value, given: ir.Value) -> bool:
+    """Whether a result of a body is what it was given."""
+    value: ir.Value | None = result
+    while value is not None and value is not given:
+        producer = value.producer()
+        if producer is None or producer.op_type != "Identity" or producer.domain:
+            return False
+        value = producer.inputs[0]
+    return value is given
+
+
+def _needs_no_loop(form: _Form, inside: Inside, goes_on: bool | str) -> bool:
+    """Whether all steps are taken, and none depends on another one."""
+    behind = form.body.outputs[form.carried :]
+    same = all(_hands_back(out, formal) for (formal, _), out in zip(form.states, behind, strict=False))
+    taken = form.steps is not None and form.condition is True and goes_on is True
+    known = all(inside.tensor(k) is not None for k in range(form.carried, len(form.body.outputs)))
+    return taken and same and known and are_independent(inside)
+
+
+def _lay_side_by_side(state: GraphState, form: _Form, inside: Inside, names: Sequence[str]) -> None:
+    """Defines the outputs of a node by an axis for its steps."""
+    assert form.steps is not None
+    named_outputs = [v for v in form.node.outputs if v.name]
+    if not named_outputs:
+        return
+    states = {formal.name or "": state.tensors[value] for formal, value in form.states}
+    state.ctx.begin(describe_node(form.node), ())
+    given = Given(names[0], names[1], states)
+    results = side_by_side(state, inside, given, form.steps, named_outputs[0].name or "")
+    for (_, value), output in zip(form.states, form.node.outputs, strict=False):
+        if output.name:
+            tensor = state.tensors[value]
+            state.ctx.begin(describe_node(form.node), (output.name,))
+            state.tensors[output] = state.ctx.define(tensor.shape, tensor.at, tensor.dtype)
+    for row, result in zip(form.rows, results[form.carried + len(form.states) :], strict=True):
+        if row.value.name:
+            _define_rows(state, form, row, result, form.steps)
+
+
+def _define_rows(state: GraphState, form: _Form, row: _Row, result: Slices, steps: Expr) -> None:
+    """Defines an output by the slice of each step."""
+    shape = result.tensor.shape[result.stepped :]
+    axis = normalize_axis(row.axis, len(shape) + 1)
+
+    def element(*index: Expr) -> Expr:
+        at = steps - 1 - index[axis] if row.backwards else index[axis]
+        rest = (*index[:axis], *index[axis + 1 :])
+        return result.tensor.at(at, *rest) if result.stepped else result.tensor.at(*rest)
+
+    state.ctx.begin(describe_node(form.node), (row.value.name or "",))
+    whole = [*shape[:axis], steps, *shape[axis:]]
+    state.tensors[row.value] = state.ctx.define(whole, element, result.tensor.dtype)
 
 
 def _forget(lowered: Lowered, names: Sequence[str], wanted: Sequence[str]) -> None:

@@ -113,6 +113,8 @@ def _lower_node(state: GraphState, node: ir.Node) -> list[Control] | str:
     """
     if is_control(node):
         control = lower_control(state, node, _lower_body)
+        if control is None:
+            return []
         return control if isinstance(control, str) else [control]
     for value in node.inputs:
         if value is not None and value not in state.tensors:
@@ -129,8 +131,8 @@ def _lower_by_definition(state: GraphState, node: ir.Node) -> list[Control] | No
     ctx = state.ctx
     first = next((v.name for v in node.outputs if v.name), "")
     body = function_body(node, state.opsets, f"{first}/")
-    if body is None:
-        return None
+    if body is None or len(body.outputs) != sum(bool(v.name) for v in node.outputs):
+        return None  # a node with more outputs than its operator has
     made: list[Control] = []
     undo = ctx.mark()
     actual = {f"{first}/in{k}": v for k, v in enumerate(node.inputs)}

@@ -19,8 +19,15 @@ Before = Callable[[Sequence[Expr], Expr, Expr], Expr]
 """Whether one position comes before another, for an index of the lanes."""
 
 
-def in_order(ctx: Lowering, lanes: Sequence[Expr], count: Expr, before: Before) -> Tensor:
-    """A tensor [2, *lanes, count]: positions in order, and the place of each (`loops.descriptions.Order`)."""
+def in_order(
+    ctx: Lowering, lanes: Sequence[Expr], count: Expr, before: Before, first: Expr | None = None
+) -> Tensor:
+    """Positions in order (`loops.descriptions.Order`).
+
+    Returns:
+        A tensor [2, *lanes, count] of INDEX: the positions in order, and the place of each; or [1, *lanes, first]
+        of the first ones alone.
+    """
     position, other = Var(INDEX, "position", count), Var(INDEX, "other", count)
 
     def order(*index: Expr) -> Order:
@@ -28,7 +35,8 @@ def in_order(ctx: Lowering, lanes: Sequence[Expr], count: Expr, before: Before) 
         return Order(which, tuple(own), at, position, other, before(own, position, other))
 
     names = ["which", *(f"i{d}" for d in range(len(lanes))), "at"]
-    return ctx.temporary([const(2), *lanes, count], order, INDEX, "order", vars=names)
+    shape = [const(2), *lanes, count] if first is None else [const(1), *lanes, first]
+    return ctx.temporary(shape, order, INDEX, "order", vars=names)
 
 
 def lower_top_k(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
@@ -49,12 +57,14 @@ def lower_top_k(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
         return binary("lt", element(lanes, low), element(lanes, high))
 
     lanes = [*x.shape[:axis], *x.shape[axis + 1 :]]
-    order = in_order(ctx, lanes, length, before)
+    places = ctx.dim(k)
+    first = None if places == length else ctx.dim(binary("min", places, length))
+    order = in_order(ctx, lanes, length, before, first)
 
     def chosen(*index: Expr) -> Expr:
         return order.at(0, *index[:axis], *index[axis + 1 :], index[axis])
 
-    shape = [*x.shape[:axis], ctx.dim(k), *x.shape[axis + 1 :]]
+    shape = [*x.shape[:axis], places, *x.shape[axis + 1 :]]
     values = ctx.define(shape, lambda *i: x.at(*i[:axis], chosen(*i), *i[axis + 1 :]), x.dtype)
     return [values, ctx.define(shape, chosen, INDEX)]
 
