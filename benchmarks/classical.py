@@ -1,6 +1,6 @@
 """Ensembles of trees, neighbours, recurrences and detections against ONNX Runtime.
 
-    python -m benchmarks.classical [--rounds 15]
+    python -m benchmarks.classical [--rounds 15] [--only TEXT]
 
 Trees are trained on synthetic data and exported by their converters; recurrences have random weights. Each
 engine runs in a process of its own, in turns. Given is the median of ONNX Runtime's time divided by hasten's
@@ -13,7 +13,8 @@ import argparse
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from hasten.search.measure import Plan
 Array = NDArray[Any]
 
 FEATURES = 30
-_SEQUENCE, _INPUTS, _HIDDEN = 50, 64, 128
+_SEQUENCE, _INPUTS, _HIDDEN, _CLASSES = 50, 64, 128, 80
 
 
 def samples(rows: int, classes: int, seed: int = 0) -> tuple[Array, Array]:
@@ -143,22 +144,56 @@ def compare(model: onnx.ModelProto, feeds: Mapping[str, Array], rounds: int) -> 
     return f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
+def suppression(most: int, score: float) -> onnx.ModelProto:
+    """NonMaxSuppression over [_CLASSES, boxes] scores, as detectors have it at their end."""
+    numbers = {"most": np.array([most]), "overlap": np.float32([0.5]), "score": np.float32([score])}
+    node = helper.make_node("NonMaxSuppression", ["boxes", "scores", *numbers], ["chosen"])
+    boxes = helper.make_tensor_value_info("boxes", TensorProto.FLOAT, [1, "n", 4])
+    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, _CLASSES, "n"])
+    chosen = helper.make_tensor_value_info("chosen", TensorProto.INT64, ["k", 3])
+    weights = [numpy_helper.from_array(np.asarray(v), k) for k, v in numbers.items()]
+    graph = helper.make_graph([node], "suppression", [boxes, scores], [chosen], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def detections(boxes: int) -> dict[str, Array]:
+    """Boxes in a picture of 640 x 640, and scores of which most are low."""
+    rng = np.random.default_rng(0)
+    center, size = rng.uniform(0, 640, (1, boxes, 2)), rng.uniform(10, 120, (1, boxes, 2))
+    corners = np.concatenate([center - size / 2, center + size / 2], axis=-1).astype(np.float32)
+    return {"boxes": corners, "scores": rng.beta(0.3, 6, (1, _CLASSES, boxes)).astype(np.float32)}
+
+
+Case = tuple[str, int, Callable[[], onnx.ModelProto], dict[str, Array]]
+"""Name, rows, the model, and what it is run on."""
+
+
+def cases() -> Iterator[Case]:
+    """All that is compared."""
+    for name, build in TABLES.items():
+        for rows in (1, 1000):
+            feed = "X" if "neighbours" in name or "forest" in name else "x"
+            yield name, rows, build, {feed: np.nan_to_num(samples(rows, 2, seed=2)[0])}
+    for name, build in RECURRENCES.items():
+        for rows in (1, 8):
+            x = np.random.default_rng(0).standard_normal((_SEQUENCE, rows, _INPUTS), np.float32)
+            yield name, rows, build, {"x": x}
+    for most, score in ((100, 0.25), (100, 0.05), (200, 0.0)):
+        name = f"NonMaxSuppression, {_CLASSES} classes, scores over {score}"
+        yield name, 8400, partial(suppression, most, score), detections(8400)
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--only", default="", help="a part of the names of the models to compare")
+    options = parser.parse_args()
     warnings.simplefilter("ignore")
     print("| model | rows | by ONNX Runtime |\n|---|---:|---:|")
-    for name, build in {**TABLES, **RECURRENCES}.items():
-        model = build()
-        source = model.graph.input[0].name
-        for rows in (1, 8) if name in RECURRENCES else (1, 1000):
-            if name in RECURRENCES:
-                x = np.random.default_rng(0).standard_normal((_SEQUENCE, rows, _INPUTS), np.float32)
-            else:
-                x = np.nan_to_num(samples(rows, 2, seed=2)[0])
-            print(f"| {name} | {rows} | {compare(model, {source: x}, rounds)} |", flush=True)
+    for name, rows, build, feeds in cases():
+        if options.only in name:
+            print(f"| {name} | {rows} | {compare(build(), feeds, options.rounds)} |", flush=True)
 
 
 if __name__ == "__main__":

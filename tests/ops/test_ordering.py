@@ -59,7 +59,7 @@ def test_what_is_different(tmp_path, ordered, axis):
 
 @pytest.mark.parametrize("k", [1, 2, 5, 64, 1000, 4000])
 def test_the_first_few_of_many(tmp_path, k):
-    """A heap gives what sorting gives, whatever the order in which they come; of equal ones those that stand first."""
+    """A heap gives what sorting gives, however they come; of equal ones those that stand first."""
     prepared = case("TopK", [("float32", [3, 4000]), ("int64", [1])], outputs=2, largest=0)
     session = compiled(prepared.proto, tmp_path)
     rising = np.sort(RNG.integers(0, 700, (3, 4000)).astype(np.float32))

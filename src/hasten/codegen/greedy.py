@@ -1,9 +1,13 @@
-"""The kernel that chooses positions greedily: it collects those that may be chosen, sorts and tries them."""
+"""The kernel that chooses positions greedily: those that may be chosen are tried, the first in order first.
+
+They come from a heap, so that no more are put in order than are tried.
+"""
 
 from __future__ import annotations
 
 import math
 
+from hasten.codegen.heap import Heap
 from hasten.codegen.kernel import Kernel
 from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.maps import decode, finish_kernel, renamed_buffers, share
@@ -18,7 +22,7 @@ from hasten.loops.nest import Comment, Declare, For, If, Let, Store
 def greedy_kernel(stage: Stage, layouts: Layouts, name: str) -> Kernel:
     """The kernel of a `Greedy`, each lane by one thread.
 
-    What is chosen is written over what was tried in the first plane: it is never more.
+    The heap is in the second plane, what is chosen goes to the first.
     """
     c = stage.body
     assert isinstance(c, Greedy) and c.position.extent is not None and c.at.extent is not None
@@ -32,18 +36,25 @@ def greedy_kernel(stage: Stage, layouts: Layouts, name: str) -> Kernel:
     zero, one = const(0), const(1)
     tried, left = Var(INDEX, "tried"), Var(INDEX, "left")
     number_left, chosen, free = (Load(INDEX, n, ()) for n in ("to_try", "chosen", "free"))
-    limit, earlier = Var(INDEX, "limit"), Var(INDEX, "earlier")
+    to_compare = Load(INDEX, "to_compare", ())
+    limit, earlier, last = Var(INDEX, "limit"), Var(INDEX, "earlier"), Var(INDEX, "last")
     lane = Lane(layouts[stage.name], c.lanes, c.position, c.other, before, left)
+    heap = Heap(lane, left, plane=1, first=True)
     collect = (
-        lane.write(zero, number_left, c.position),
+        heap.write(number_left, c.position),
         Store("to_try", (), number("add", number_left, cast(eligible, INDEX))),
     )
-    compare = (Let(c.other, lane.read(zero, earlier)), If(excluded, (Store("free", (), zero),)))
-    take = (lane.write(zero, chosen, c.position), Store("chosen", (), number("add", chosen, one)))
+    out = (Store("free", (), zero), Store("to_compare", (), zero))
+    compare = (Let(c.other, lane.read(zero, earlier)), If(excluded, out))
+    enough = If(number("le", limit, chosen), (Store("to_try", (), zero),))
+    take = (lane.write(zero, chosen, c.position), Store("chosen", (), number("add", chosen, one)), enough)
     attempt = (
-        Let(c.position, lane.read(zero, tried)),
+        Let(c.position, heap.read(zero)),
+        Let(last, number("sub", number("sub", left, one), tried)),
+        *heap.take_top(last),
         Declare("free", INDEX, value=one),
-        For(earlier, zero, chosen, (If(number("eq", free, one), compare),)),
+        Declare("to_compare", INDEX, value=chosen),
+        For(earlier, zero, to_compare, compare),
         If(number("eq", free, one), take),
     )
     body = (
@@ -51,11 +62,12 @@ def greedy_kernel(stage: Stage, layouts: Layouts, name: str) -> Kernel:
         Declare("to_try", INDEX, value=zero),
         For(c.position, zero, count, collect),
         Let(left, number_left),
-        Comment("in order"),
-        *lane.sort(),
+        Comment("a heap, the first in order on top"),
+        *heap.arrange(),
         Declare("chosen", INDEX, value=zero),
         Let(limit, most),
-        For(tried, zero, left, (If(number("lt", chosen, limit), attempt),)),
+        If(number("le", limit, zero), (Store("to_try", (), zero),)),
+        For(tried, zero, number_left, attempt),
         lane.write(zero, count, chosen),
     )
     work = lanes * c.at.extent * 64

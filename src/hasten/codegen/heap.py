@@ -1,9 +1,9 @@
 """The kernel that finds the first places of an order: a heap of the best so far, each lane by one thread.
 
-The positions that are kept form a heap whose root comes last of them (Williams, Algorithm 232: Heapsort, 1964). A
-position that does not come before the root is passed over by one comparison, which is what happens to most of
-them; in the end the heap is taken apart in order. n positions and k places take n + k log k log(n / k) comparisons
-on random data, n log k at the worst, and no memory but the result.
+The positions that are kept form a heap whose root comes last of them (Williams, Algorithm 232: Heapsort,
+1964). A position that does not come before the root is passed over by one comparison, which is what happens
+to most of them; in the end the heap is taken apart in order. n positions and k places take
+n + k log k log(n / k) comparisons on random data, n log k at the worst, and no memory but the result.
 """
 
 from __future__ import annotations
@@ -32,35 +32,37 @@ def first_places_kernel(stage: Stage, layouts: Layouts, name: str) -> Kernel:
     task, kept, count = Var(INDEX, "task", lanes), c.at.extent, c.position.extent
     lane = Lane(layouts[stage.name], c.lanes, c.position, c.other, before, kept)
     heap = Heap(lane, kept)
-    body = (
-        *(decode(task, c.lanes) if c.lanes else []),
-        If(number("lt", const(0), kept), (*heap.count_levels(), *heap.fill(), *heap.pass_over(count), *heap.sort())),
-    )
+    work = (*heap.fill(), *heap.arrange(), *heap.pass_over(count), *heap.sort())
+    body = (*(decode(task, c.lanes) if c.lanes else []), If(number("lt", const(0), kept), work))
     loop = For(task, *share(lanes, const(1)), body)
     return finish_kernel(name, (loop,), buffers, layouts, stage, work=lanes * (count * 4 + kept * 64))
 
 
 @dataclass(frozen=True)
 class Heap:
-    """The statements of a heap in the first plane of a lane's output.
+    """The statements of a heap in a plane of a lane's output.
 
     Attributes:
         lane: what is compared, and where it is written.
-        kept: how many positions it has; an expression that stays the same.
+        kept: how many positions it has at first; an expression that stays the same.
+        plane: number of the plane.
+        first: whether the root is what comes first, rather than last.
     """
 
     lane: Lane
     kept: Expr
+    plane: int = 0
+    first: bool = False
 
     def read(self, at: Expr) -> Load:
         """The position at a place of the heap."""
-        return self.lane.read(const(0), at)
+        return self.lane.read(const(self.plane), at)
 
     def write(self, at: Expr, position: Expr) -> Store:
         """Puts a position at a place of the heap."""
-        return self.lane.write(const(0), at, position)
+        return self.lane.write(const(self.plane), at, position)
 
-    def count_levels(self) -> tuple[Stmt, ...]:
+    def _count_levels(self) -> tuple[Stmt, ...]:
         """Declares how many levels are below the root."""
         known = constant_int(self.kept)
         if known is not None:
@@ -74,19 +76,23 @@ class Heap:
         )
 
     def fill(self) -> tuple[Stmt, ...]:
-        """Makes a heap of the first positions."""
-        at, turn, start, moved = (Var(INDEX, n) for n in ("at", "turn", "start", "moved"))
+        """Takes the first positions."""
+        at = Var(INDEX, "at")
+        return (
+            Comment("a heap of the first ones, the last in order on top"),
+            For(at, const(0), self.kept, (self.write(at, at),)),
+        )
+
+    def arrange(self) -> tuple[Stmt, ...]:
+        """Makes a heap of the positions that are there."""
+        turn, start, moved = (Var(INDEX, n) for n in ("turn", "start", "moved"))
         half = number("truncdiv", self.kept, const(2))
         sink = (
             Let(start, number("sub", number("sub", half, const(1)), turn)),
             Let(moved, self.read(start)),
             *self._sink(moved, start, self.kept),
         )
-        return (
-            Comment("a heap of the first ones, the last in order on top"),
-            For(at, const(0), self.kept, (self.write(at, at),)),
-            For(turn, const(0), half, sink),
-        )
+        return (*self._count_levels(), For(turn, const(0), half, sink))
 
     def pass_over(self, count: Expr) -> tuple[Stmt, ...]:
         """Takes in each of the other positions that comes before the top."""
@@ -97,6 +103,11 @@ class Heap:
             Comment("the others: most come behind the top"),
             For(position, self.kept, count, (Let(other, self.read(const(0))), *found, take)),
         )
+
+    def take_top(self, last: Expr) -> tuple[Stmt, ...]:
+        """Takes the root out; `last` is the place that is free then."""
+        moved = Var(INDEX, "moved")
+        return (Let(moved, self.read(last)), *self._sink(moved, const(0), last))
 
     def sort(self) -> tuple[Stmt, ...]:
         """Puts the heap in order."""
@@ -114,10 +125,11 @@ class Heap:
 
     def _sink(self, moved: Expr, start: Expr, size: Expr) -> tuple[Stmt, ...]:
         """Puts a position in the place of another one, below all that come after it."""
-        level, left, right, below, upper = (Var(INDEX, n) for n in ("level", "left", "right", "below", "upper"))
+        level, left, right = (Var(INDEX, n) for n in ("level", "left", "right"))
+        below, upper = (Var(INDEX, n) for n in ("below", "upper"))
         place, child = Load(INDEX, "place", ()), Load(INDEX, "child", ())
-        first, later = self._after(right, left)
-        second, lower = self._after(below, moved)
+        first, later = self._above(right, left)
+        second, lower = self._above(below, moved)
         beside = number("add", child, const(1))
         choose_right = (
             Let(left, self.read(child)),
@@ -140,8 +152,11 @@ class Heap:
             self.write(place, upper),
         )
 
+    def _above(self, one: Expr, other: Expr) -> tuple[list[Stmt], Expr]:
+        """Whether a position belongs above another one: by what is compared, else by where it stood."""
+        return self._after(other, one) if self.first else self._after(one, other)
+
     def _after(self, one: Expr, other: Expr) -> tuple[list[Stmt], Expr]:
-        """Whether a position comes after another one: by what is compared, else by where it stood."""
         position, second = self.lane.position, self.lane.other
         behind = substitute(self.lane.before, {position: other, second: one})
         ahead = substitute(self.lane.before, {position: one, second: other})

@@ -19,8 +19,8 @@ from hasten.codegen.forest import PackedForest, forest_kernel, pack_forest
 from hasten.codegen.fuse import fuse
 from hasten.codegen.gemm import extent
 from hasten.codegen.greedy import greedy_kernel
-from hasten.codegen.images import Run, find_runs
 from hasten.codegen.heap import first_places_kernel
+from hasten.codegen.images import Run, find_runs
 from hasten.codegen.kernel import Kernel
 from hasten.codegen.layout import Layout, arrange_constants, assign_layouts, row_major
 from hasten.codegen.maps import map_kernel

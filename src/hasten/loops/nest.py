@@ -61,7 +61,10 @@ class Store:
 
 @dataclass(frozen=True)
 class For:
-    """Counts `var` from start up to stop (exclusive) in steps; `unroll` asks for full unrolling."""
+    """Counts `var` from start up to stop (exclusive) in steps; `unroll` asks for full unrolling.
+
+    Where `stop` reads a local variable that the body changes, its value before each step counts.
+    """
 
     var: Var
     start: Expr

@@ -26,7 +26,8 @@ def lower_control(state: GraphState, node: ir.Node, lower_body: LowerBody) -> Co
     """Compiles the bodies of a node and enters its outputs.
 
     Returns:
-        What runs the bodies; None where they went into the program around; the reason where they cannot be compiled.
+        What runs the bodies; None where they went into the program around; the reason where they cannot
+        be compiled.
 
     Raises:
         UnsupportedModelError: a Loop would never end.

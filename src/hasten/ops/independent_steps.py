@@ -110,6 +110,4 @@ def side_by_side(state: GraphState, inside: Inside, given: Given, steps: Expr, n
         ctx.program.definitions[new.name] = new
         made[d.name] = Tensor(new.name, d.dtype, new.shape)
     ctx.program.guards += [g for g in program.guards if g not in ctx.program.guards]
-    return [
-        Slices(made[n], True) if n in made else Slices(fixed[n], False) for n in inside.lowered.outputs
-    ]
+    return [Slices(made[n], True) if n in made else Slices(fixed[n], False) for n in inside.lowered.outputs]

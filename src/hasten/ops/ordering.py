@@ -25,8 +25,8 @@ def in_order(
     """Positions in order (`loops.descriptions.Order`).
 
     Returns:
-        A tensor [2, *lanes, count] of INDEX: the positions in order, and the place of each; or [1, *lanes, first]
-        of the first ones alone.
+        A tensor [2, *lanes, count] of INDEX: the positions in order, and the place of each; or
+        [1, *lanes, first] of the first ones alone.
     """
     position, other = Var(INDEX, "position", count), Var(INDEX, "other", count)
 

@@ -131,7 +131,7 @@ def _cell(ctx: Lowering, node: ir.Node, inputs: Inputs, gates: int, defaults: Se
         raise Declined(f"direction is '{direction}', not forward, reverse or bidirectional")
     directions = 2 if direction == "bidirectional" else 1
     batchwise = attribute_int(node, "layout", 0) == 1
-    if lengths is not None and lengths.rank != 1 or any(t.rank != 3 for t in (x, w, r)):
+    if (lengths is not None and lengths.rank != 1) or any(t.rank != 3 for t in (x, w, r)):
         raise Declined(f"{node.op_type} whose input or weights have not 3 axes, or whose lengths have not 1")
     units = r.shape[2]
     ctx.require_equal(w.shape[1], units * gates)
