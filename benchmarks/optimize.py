@@ -129,7 +129,7 @@ def run(name: str, database: Path, options: argparse.Namespace) -> dict[str, Any
     peak, before = Peak(), psutil.Process().memory_info().rss
 
     def watch(status: Status) -> None:
-        peak.doing = f"{status.phase}: {status.doing}"
+        peak.phase, peak.doing = status.phase, status.doing
         print(f"{name} {status.elapsed:6.1f} s: {status}", file=sys.stderr)
 
     begin = time.perf_counter()
@@ -155,7 +155,14 @@ def run(name: str, database: Path, options: argparse.Namespace) -> dict[str, Any
         options.save.mkdir(parents=True, exist_ok=True)
         session.save(options.save / f"{name}.hasten")
     more: dict[str, Any] = {
-        "memory": {"own": peak.own, "together": peak.together, "when": peak.when, "data": before}
+        "memory": {
+            "own": peak.own,
+            "together": peak.most.together,
+            "when": peak.most.when,
+            "each": dict(peak.most.each),
+            "phases": {phase: str(moment) for phase, moment in peak.phases.items()},
+            "data": before,
+        }
     }
     if name == "pictures":
         more["labelled_agreement_of_20"] = labelled_agreement(session)

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import picture, quantized_peers, report
 from benchmarks.cases import Entry, entries_named
-from hasten.api import compile_payload
+from hasten.api import CompileOptions, compile_payload
 from hasten.errors import HastenError, ToolchainError
 from hasten.runtime.artifact import write_artifact
 from hasten.search.busy import busy_cores
@@ -79,14 +79,14 @@ def compiled(model: Path, precision: Precision, entry: Entry, setup: Setup) -> C
                 threads = setup.plan.threads
                 data = entry.calibration() if precision == "int8" and entry.calibration else None
                 rest = Quantization(rest="bf16" if HASTEN_BF16.precision in precisions_here() else "f32")
-                payload = compile_payload(
-                    model,
+                options = CompileOptions(
                     precision=precision,
                     data=data,
                     quantization=None if data is None else rest,
                     threads=threads,
                     cache=cache,
                 )
+                payload = compile_payload(model, options)
                 write_artifact(path, payload.manifest, payload.members)
             except HastenError as error:
                 problem = str(error)

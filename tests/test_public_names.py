@@ -40,7 +40,7 @@ def test_the_public_names() -> None:
     assert len(NAMES) <= 12
     for name in NAMES:
         assert getattr(hasten, name) is not None
-    assert hasten.compile.__module__ == "hasten.api"
+    assert hasten.compile.__module__ == "hasten.api.compiling"
 
 
 def test_a_name_that_does_not_exist() -> None:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import onnx
 import pytest
@@ -16,6 +15,7 @@ from benchmarks.cases import Goal, entries_named
 from benchmarks.suite import gflop_of
 
 from benchmarks import models, suite
+from hasten.api import CompileOptions
 from hasten.backends.native import Payload
 from hasten.errors import OptionError
 from hasten.search.engines import ONNXRUNTIME, TORCH, Precision
@@ -50,10 +50,10 @@ def test_what_fails_costs_its_own_row(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("HASTEN_CACHE", str(tmp_path))
     compile_payload = suite.compile_payload
 
-    def refusing(source: Path, *, precision: str, **rest: Any) -> Payload:
-        if precision == "bf16":
+    def refusing(source: Path, options: CompileOptions) -> Payload:
+        if options.precision == "bf16":
             raise OptionError("precision='bf16': not here")
-        return compile_payload(source, precision=precision, **rest)
+        return compile_payload(source, options)
 
     monkeypatch.setattr(suite, "compile_payload", refusing)
     (entry,) = entries_named("batch 1")[:1]

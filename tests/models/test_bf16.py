@@ -10,7 +10,7 @@ import pytest
 
 import hasten
 from benchmarks import models
-from hasten.api import compile_payload
+from hasten.api import CompileOptions, compile_payload
 from hasten.runtime.artifact import write_artifact
 from hasten.runtime.session import Session, open_session
 from hasten.target import TARGETS, runs_here, with_factors
@@ -44,7 +44,7 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def open_without_instructions(source: object, cache: Path) -> Session:
     """The model in bf16 as a processor without its instructions would open it."""
-    payload = compile_payload(source, precision="bf16", target=WITHOUT.name, cache=cache)
+    payload = compile_payload(source, CompileOptions(precision="bf16", target=WITHOUT.name, cache=cache))
     members = {
         n: m for n, m in payload.members.items() if not n.startswith("code/") or WITHOUT.name + "." in n
     }

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import models
-from hasten.api import compile_payload
+from hasten.api import CompileOptions, compile_payload
 from hasten.runtime.artifact import write_artifact
 
 
@@ -22,7 +22,7 @@ def mlp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def mlp_artifact(mlp: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("artifact") / "mlp.hasten"
-    payload = compile_payload(mlp, cache=tmp_path_factory.mktemp("cache"))
+    payload = compile_payload(mlp, CompileOptions(cache=tmp_path_factory.mktemp("cache")))
     write_artifact(path, payload.manifest, payload.members)
     return path
 

@@ -17,14 +17,14 @@ import hasten
 from hasten.backends.graph_members import whole_graph
 from hasten.errors import DataError, EngineError, MetricError, ModelError, OptionError
 from hasten.runtime.artifact import read_artifact
-from hasten.search import int8, pruning, trials
+from hasten.search import layer_table, pruning, trials, uniform
+from hasten.search.asked import Asked
+from hasten.search.build import Recipe
 from hasten.search.candidates import ORIGINAL, Candidate
-from hasten.search.engines import Limits
 from hasten.search.measure import Contestant, Measurement, Plan, Result, Spread
 from hasten.search.prune.cost import flops_by_node
 from hasten.search.record import Outcome
 from hasten.search.size_times import Point
-from hasten.search.start import Asked
 from hasten.search.status import Status
 
 WIDTH, CLASSES = 32, 5
@@ -100,17 +100,17 @@ def clockwork(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         )  # fmt: skip
         return Measurement(plan.threads, 3, results, {})
 
-    def layer_times(artifact: Path, layers: Sequence[Any], *_: Any) -> dict[str, float]:
-        quantized = "candidate0" not in artifact.name
+    def measured_times(_: Any, candidate: Candidate, layers: Sequence[Any]) -> dict[str, float]:
+        quantized = bool(candidate.quantized)
         return {layer.name: 1000.0 if quantized else 2000.0 for layer in layers}
 
     def node_times(artifact: Path, model: Any, sizes: Mapping[str, int], *_: Any) -> dict[str, Point]:
         return {name: Point(flops, flops / 1e3) for name, flops in flops_by_node(model, sizes).items()}
 
     monkeypatch.setattr(pruning, "node_times", node_times)
-    monkeypatch.setattr(int8, "_LEAST_SHARE", 1.0)  # no other formats, unless a test wants them
+    monkeypatch.setattr(uniform, "_LEAST_SHARE", 1.0)  # no other formats, unless a test wants them
     monkeypatch.setattr(trials, "measure", measure)
-    monkeypatch.setattr(int8, "layer_times", layer_times)
+    monkeypatch.setattr(layer_table, "measured_times", measured_times)
     return timed
 
 
@@ -144,7 +144,7 @@ def outcomes(session: hasten.Session) -> Mapping[str, Outcome]:
 def test_a_hostile_layer_is_kept_in_higher_precision(
     search: Search, clockwork: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(int8, "_LEAST_SHARE", 0.2)
+    monkeypatch.setattr(uniform, "_LEAST_SHARE", 0.2)
     model = network(outlier=1000.0)
     found = search(model)
     told = record(found)
@@ -266,7 +266,7 @@ def test_bf16_is_certified_early_only_where_int8_keeps_its_turn(
     search: Search, clockwork: list[str], monkeypatch: pytest.MonkeyPatch, enough_time: bool
 ) -> None:
     monkeypatch.setattr(Asked, "precisions", lambda _: frozenset({"f32", "bf16", "int8"}))
-    monkeypatch.setattr(int8.Int8, "fits_after", lambda *_: enough_time)
+    monkeypatch.setattr(uniform.Uniform, "fits_after", lambda *_: enough_time)
     bounds_before_int8: list[str] = []
 
     def watch(status: Status) -> None:
@@ -318,15 +318,16 @@ def test_a_candidate_that_cannot_be_compiled_is_lost_alone(
 ) -> None:
     build = trials.build
 
-    def failing(graph: Path, output: Path, how: Any, precision: str, limits: Limits, report: Any) -> None:
-        if sum(node.op_type == "QuantizeLinear" for node in onnx.load(str(graph)).graph.node) == 3:
-            raise EngineError("hasten cannot compile it: its process ended with status -11")
-        build(graph, output, how, precision, limits, report)
+    def failing(*job: Any) -> None:
+        recipe: Recipe | None = job[-1]
+        if recipe is not None and list(recipe.formats.values()) == ["int8"] * 3:
+            raise EngineError("compiling failed: its process ended with status -11")
+        build(*job)
 
     monkeypatch.setattr(trials, "build", failing)
     told = record(search())
     lost = [c for c in told.candidates if c.outcome is Outcome.FAILED]
-    assert {c.reason for c in lost} == {"hasten cannot compile it: its process ended with status -11"}
+    assert {c.reason for c in lost} == {"compiling failed: its process ended with status -11"}
     assert told.chosen == "lossless"
 
 

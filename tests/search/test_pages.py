@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from hasten.search.pages import give_back
-from hasten.search.trials import mapped
+from hasten.search.transfer import mapped
 
 WORDS = 8 << 20
 

@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 from tests.ops.host import leave_to_host
 
-from hasten.api import compile_payload
+from hasten.api import CompileOptions, compile_payload
 from hasten.errors import ArtifactError
 from hasten.runtime.artifact import read_artifact, write_artifact
 from hasten.runtime.manifest import NativeStep
@@ -51,7 +51,7 @@ def compiled(text: str, cache: Path, folder: Path) -> Path:
             array = rng.standard_normal(shape).astype(np.float32)
             model.graph.initializer.append(numpy_helper.from_array(array, name))
     onnx.save(model, folder / "model.onnx")
-    payload = compile_payload(folder / "model.onnx", cache=cache)
+    payload = compile_payload(folder / "model.onnx", CompileOptions(cache=cache))
     write_artifact(folder / "model.hasten", payload.manifest, payload.members)
     return folder / "model.hasten"
 
@@ -165,7 +165,7 @@ def test_peaks_are_positive() -> None:
 def test_an_artifact_without_marks_is_refused(cache: Path, tmp_path: Path) -> None:
     path = compiled(PERCEPTRON, cache, tmp_path)
     artifact = read_artifact(path)
-    payload = compile_payload(tmp_path / "model.onnx", cache=cache)
+    payload = compile_payload(tmp_path / "model.onnx", CompileOptions(cache=cache))
     members = {
         name: bytes(data).replace(b"HASTEN_MARK", b"OLD") if name.startswith("c/") else bytes(data)
         for name, data in artifact.members.items()

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from hasten.api import PADDING, PRECISIONS, STORAGE, compile_payload
+from hasten.api import PADDING, PRECISIONS, STORAGE, CompileOptions, compile_payload
 from hasten.backends.native import Payload
 from hasten.cli.console import Steps, check_place, echo_json, names, number, size, stderr
 from hasten.cli.options import database_option, json_option, model_argument, threads_option
@@ -132,19 +132,18 @@ def compile_(  # noqa: PLR0913, PLR0917 - one for each option
     if path.resolve() == model.resolve():
         raise OptionError(f"-o {path} is the model itself: give another name")
     check_place(path)
+    options = CompileOptions(
+        target=targets,
+        precision=precision,
+        data=data,
+        padding=padding,
+        threads=threads,
+        tune=tuning,
+        keep_graph=keep_graph,
+        storage=storage,
+    )
     with Steps(stderr()).shown() as steps:
-        payload = compile_payload(
-            str(model),
-            target=targets,
-            precision=precision,
-            data=data,
-            padding=padding,
-            threads=threads,
-            tune=tuning,
-            keep_graph=keep_graph,
-            storage=storage,
-            progress=steps,
-        )
+        payload = compile_payload(str(model), options, progress=steps)
         steps(f"writing {path}")
         write_artifact(path, payload.manifest, payload.members)
         seconds = steps.seconds

@@ -26,11 +26,11 @@ from hasten.cli.options import database_option, json_option, model_argument, thr
 from hasten.cli.progress import live
 from hasten.cli.sources import is_artifact
 from hasten.errors import OptionError
+from hasten.search.asked import PRECISIONS
 from hasten.search.logs import log_to
 from hasten.search.measure import Spread
 from hasten.search.record import CandidateRecord, SearchRecord
 from hasten.search.report import to_html, to_json
-from hasten.search.start import PRECISIONS
 from hasten.search.status import Status, Watch
 
 _EXAMPLES = """\b

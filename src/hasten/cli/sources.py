@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from hasten.api import compile_payload
+from hasten.api import CompileOptions, compile_payload
 from hasten.cli.console import Steps, stderr
 from hasten.errors import OptionError
 from hasten.runtime.artifact import GRAPH_WEIGHTS, WEIGHTS, read_artifact, write_artifact
@@ -90,7 +90,7 @@ def as_artifact(model: Path, *, threads: int | None = None) -> Iterator[tuple[Pa
     with TemporaryDirectory(prefix="hasten-") as folder:
         path = Path(folder) / f"{model.stem or 'model'}.hasten"
         with Steps(stderr()).shown() as steps:
-            payload = compile_payload(str(model), threads=threads, progress=steps)
+            payload = compile_payload(str(model), CompileOptions(threads=threads), progress=steps)
             steps("writing the artifact")
             write_artifact(path, payload.manifest, payload.members)
             seconds = steps.seconds

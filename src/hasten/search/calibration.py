@@ -7,7 +7,9 @@ time. Positions that a mask hides do not count.
 
 from __future__ import annotations
 
+import math
 import tempfile
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +60,7 @@ class Observations:
     Attributes:
         histograms: of all values.
         channels: of those that are multiplied by the weights of a layer.
-        samples: arrays that each value was seen as: the number of feeds.
+        samples: arrays that each value was seen as: the number of feeds that were read.
     """
 
     histograms: Mapping[str, Histogram]
@@ -108,6 +110,7 @@ def observe(
     *,
     threads: int | None = None,
     cache: Path | None = None,
+    until: float = math.inf,
 ) -> Observations:
     """Statistics of values of a graph on data.
 
@@ -118,6 +121,7 @@ def observe(
             (`observed_values`), counted from the end.
         threads: threads to use; None for all cores.
         cache: folder of compiled objects, or None.
+        until: a time by `time.monotonic` after which no more feeds are read; one is read at least.
 
     Raises:
         DataError: there is no data.
@@ -127,7 +131,7 @@ def observe(
     histograms = {name: Histogram() for name in values}
     sums = {name: _Sums() for name, axis in values.items() if axis is not None}
     samples = 0
-    for found in run_values(model, feeds, values, threads=threads, cache=cache):
+    for found in run_values(model, feeds, values, threads=threads, cache=cache, until=until):
         for name, array in found.items():
             histograms[name].add(array)
             if name in sums and array.size:
@@ -146,8 +150,11 @@ def run_values(
     *,
     threads: int | None = None,
     cache: Path | None = None,
+    until: float = math.inf,
 ) -> Iterator[dict[str, Array]]:
-    """The values of a graph for each of some feeds.
+    """The values of a graph for each of some feeds, in turn until a time; the first one at least.
+
+    Everything that is measured inside of a graph comes from here, and so its deadline does.
 
     Yields:
         For each value an array whose last axis is that of its channels. Positions that a mask hides are left
@@ -168,6 +175,8 @@ def run_values(
         session = open_session(path, threads=threads, verify="never")
     with session:
         for number, given in enumerate(feeds):
+            if number and time.monotonic() >= until:
+                return
             _check_finite(given, "the calibration data's input", number)
             found = {**given, **session.run(given)}
             kept = {name: found[name] for name in values}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -37,6 +38,16 @@ class Clock:
     def left(self) -> float:
         """Seconds until the limit; below zero after it."""
         return float("inf") if self.limit is None else self.limit - self.elapsed
+
+    def until(self, share: float = 1.0) -> float:
+        """The time, by `now`, at which what begins now must have ended.
+
+        Args:
+            share: of the limit that it may take; infinity where there is no limit.
+        """
+        if self.limit is None:
+            return math.inf
+        return self.now() + min(self.left, share * self.limit)
 
     def has(self, seconds: float) -> bool:
         """Whether something that takes so long still fits before the end."""

@@ -14,7 +14,7 @@ _ROUNDING = 1e-9
 def over_budget(trials: Trials, name: str) -> bool:
     """Whether a candidate's drop on the calibration part is known and above the budget."""
     drop = trials.records[name].drop
-    return drop is not None and drop > trials.problem.max_drop + _ROUNDING
+    return drop is not None and drop > trials.problem.asked.max_drop + _ROUNDING
 
 
 def within_budget(trials: Trials, name: str) -> bool:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import select
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,10 +139,17 @@ class Limits:
     Attributes:
         seconds: until each answer: to opening, to some runs. None for any time.
         memory: bytes that it may allocate (Linux), mapped files not counted. None for no limit.
+        until: a time by `time.monotonic`, the same in all processes, at which everything ends.
     """
 
     seconds: float | None = None
     memory: int | None = None
+    until: float = math.inf
+
+    def allowed(self) -> float:
+        """Seconds that an answer which begins now may take; infinity for any time."""
+        left = max(0.0, self.until - time.monotonic())
+        return left if self.seconds is None else min(self.seconds, left)
 
 
 NO_LIMITS = Limits()
@@ -231,10 +240,10 @@ class Worker:
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
-        stdout, seconds = self._process.stdout, self._limits.seconds
+        stdout, seconds = self._process.stdout, self._limits.allowed()
         assert stdout is not None
         # Answers are single lines, each awaited before the next question: nothing waits in Python's buffer.
-        if seconds is not None and not select.select([stdout], [], [], seconds)[0]:
+        if not math.isinf(seconds) and not select.select([stdout], [], [], seconds)[0]:
             self._process.kill()
             raise EngineError(f"{self.engine.name} did not answer within {seconds:.0f} s, and was ended")
         line = stdout.readline()

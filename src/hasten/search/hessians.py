@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ def hessians(
     limit: int = LIMIT,
     threads: int | None = None,
     cache: Path | None = None,
+    until: float = math.inf,
 ) -> Iterator[tuple[Layer, NDArray[np.float64]]]:
     """For each layer the matrix of its inputs, of as many rows and columns as products are summed.
 
@@ -43,25 +46,29 @@ def hessians(
         limit: bytes of matrices in memory at once.
         threads: threads to use; None for all cores.
         cache: folder of compiled objects, or None.
+        until: a time by `time.monotonic` after which no more feeds are read, and no more matrices
+            are given.
 
     Raises:
         CalibrationError: the data gives NaN or infinity.
     """
     nodes = {node.name: node for node in model.graph}
     wanted = [layer for layer in layers if _has_inputs(nodes[layer.name], layer)]
-    while wanted:
+    while wanted and time.monotonic() < until:
         part, total = [wanted.pop(0)], 0
         total = 8 * part[0].depth ** 2
         while wanted and total + 8 * wanted[0].depth ** 2 <= limit:
             part.append(wanted.pop(0))
             total += 8 * part[-1].depth ** 2
         sums = {layer.name: np.zeros((layer.depth, layer.depth)) for layer in part}
-        for found in run_values(model, feeds, values_of(part), threads=threads, cache=cache):
+        for found in run_values(model, feeds, values_of(part), threads=threads, cache=cache, until=until):
             for layer in part:
                 rows = inputs_of(found[layer.activation], nodes[layer.name], layer, _PLACES)
                 assert rows is not None
                 sums[layer.name] += (rows.T @ rows).astype(np.float64)
         for layer in part:
+            if time.monotonic() >= until:
+                return
             yield layer, sums.pop(layer.name)
 
 

@@ -22,17 +22,19 @@ Phases:
 
 from __future__ import annotations
 
-from hasten.errors import HastenError
+from hasten.errors import EngineError, HastenError
 from hasten.search import candidates as made
 from hasten.search.candidates import BF16, LOSSLESS, ORIGINAL
 from hasten.search.certify import least_samples, samples_needed, sequence_bound
 from hasten.search.comparison import faster, latency, why_not_faster, within_budget
 from hasten.search.engines import ONNXRUNTIME, OPENVINO, Engine
-from hasten.search.int8 import Int8
+from hasten.search.layer_table import LayerTable
+from hasten.search.mixed import SHARES, Mixed
 from hasten.search.pace import Pace
 from hasten.search.pruning import Pruning
 from hasten.search.record import CandidateRecord, Outcome
 from hasten.search.trials import Trials
+from hasten.search.uniform import Uniform
 from hasten.search.variants import WHOLE
 
 _ORIGINAL_SHARE = 0.15  # of the time limit that the original's answers to the held-out part may take
@@ -44,7 +46,9 @@ class Search:
     Attributes:
         trials: the candidates.
         pace: what still fits into the time.
-        int8: how layers are quantized.
+        table: what is known of the layers.
+        uniform: one format for all layers.
+        mixed: a format for each layer.
         pruning: what units are removed.
         notes: for the user.
         samples_needed: how many would do, where there are too few.
@@ -55,8 +59,10 @@ class Search:
         self.trials = trials
         self.notes: list[str] = []
         self.pace = Pace(trials, self.notes)
-        self.int8 = Int8(trials, self.pace, self.notes)
-        self.pruning = Pruning(trials, self.pace, self.int8, self.notes)
+        self.table = LayerTable(trials, self.pace, self.notes)
+        self.uniform = Uniform(trials, self.pace, self.table, self.notes)
+        self.mixed = Mixed(trials, self.pace, self.table, self.uniform)
+        self.pruning = Pruning(trials, self.pace, self.uniform, self.notes)
         self.samples_needed: int | None = None
         self._ended = False
         self._sequence_ended = False
@@ -81,12 +87,12 @@ class Search:
             self._baselines()
             for phase, do in (
                 ("bf16", self._narrow),
-                ("calibration", self.int8.calibrate),
-                ("sensitivity", self.int8.probe),
-                ("int8", self.int8.everywhere),
-                ("rounding", self.int8.round),
-                ("other formats", self.int8.others),
-                ("mixed precision", self.int8.mixtures),
+                ("calibration", self.uniform.calibrate),
+                ("sensitivity", self.uniform.probe),
+                ("int8", self.uniform.everywhere),
+                ("rounding", self.uniform.round),
+                ("other formats", self.uniform.others),
+                ("mixed precision", self.mixed.try_mixtures),
                 ("pruning", self.pruning.try_amounts),
                 ("other engines", self._foreign),
                 ("timing", self._time_all),
@@ -128,7 +134,12 @@ class Search:
             return
         clock.phase("original")
         begin = clock.elapsed
-        trials.judge(lossless)
+        try:
+            trials.judge(lossless)
+        except EngineError:
+            if clock.left > 0:
+                raise
+            return  # it compiles, and there was no time for more
         self.pace.judge_seconds = clock.elapsed - begin
         self._original()
         self.pace.keep_reserve()
@@ -160,9 +171,9 @@ class Search:
 
     def _too_few_samples(self) -> None:
         problem = self.trials.problem
-        if not problem.metric.zero_one:
+        if not problem.asked.metric.zero_one:
             return  # what one sample can cost is not known before
-        needed = least_samples(problem.max_drop, problem.confidence)
+        needed = least_samples(problem.asked.max_drop, problem.asked.confidence)
         if needed is None:
             self._sequence_ended = True
             self.notes.append("no number of samples can certify a drop of 0: give a budget above it")
@@ -171,18 +182,18 @@ class Search:
             self._sequence_ended = True
             self.notes.append(
                 f"{len(problem.held_out)} held-out samples cannot certify a drop of at most "
-                f"{problem.max_drop:g} with {problem.confidence:.0%} confidence, even if "
+                f"{problem.asked.max_drop:g} with {problem.asked.confidence:.0%} confidence, even if "
                 f"no answer changes: that takes {needed} samples"
             )
 
     def _narrow(self) -> None:
-        if "bf16" not in self.trials.problem.precisions or not self.pace.has_time(1):
+        if "bf16" not in self.trials.problem.asked.precisions() or not self.pace.has_time(1):
             return
         if not self.trials.add(made.narrow()):
             return
-        if not within_budget(self.trials, BF16) or not self.int8.wanted:
+        if not within_budget(self.trials, BF16) or not self.uniform.wanted:
             return  # if nothing else will come, it is timed with the rest
-        if not self.int8.fits_after(1):
+        if not self.uniform.fits_after(1, len(SHARES)):
             self.notes.append("bf16 was not certified early: the time for int8 would have been short")
             return
         self.trials.say("bf16: timing")
@@ -192,7 +203,7 @@ class Search:
 
     def _foreign(self) -> None:
         trials = self.trials
-        if not trials.problem.foreign:
+        if not trials.problem.asked.engines:
             return
         engines: list[tuple[Engine, bool]] = [(OPENVINO, False)]
         if trials.problem.original is None or trials.problem.original.engine.package != ONNXRUNTIME.package:
@@ -204,7 +215,7 @@ class Search:
             if engine.version is None or not self.pace.has_time(0.5):
                 continue
             if quantized and prepared is not None:
-                trials.add(self.int8.all_in("int8", engine))
+                trials.add(self.uniform.all_in("int8", engine))
             elif not quantized:
                 trials.add(made.foreign(engine))
 
@@ -269,12 +280,12 @@ class Search:
         problem, bound = self.trials.problem, failed.bound
         if bound is None:
             return
-        self.samples_needed = samples_needed(bound, problem.max_drop)
+        self.samples_needed = samples_needed(bound, problem.asked.max_drop)
 
     def stated(self) -> float | None:
         """The drop that is certain not to be exceeded by the best; None for the lossless compilation."""
         records = self.trials.records.values()
-        budget = self.trials.problem.max_drop
+        budget = self.trials.problem.asked.max_drop
         bounds = [r.bound for r in records if r.bound is not None]
         accepted = [bound for bound in bounds if bound.upper <= budget]
         if self.best == LOSSLESS or not accepted:

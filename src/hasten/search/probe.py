@@ -44,15 +44,28 @@ class Probe:
     layers: tuple[Layer, ...]
 
     def settings(self, ranges: Mapping[str, Range], quantized: Sequence[str]) -> NDArray[np.float32]:
-        """The input that quantizes some layers, by their names; `ranges` are for the format int8 alone."""
-        rows = np.zeros((len(self.layers), 3), np.float32)
-        rows[:, 1] = 1
-        for row, layer in zip(rows, self.layers, strict=True):
-            if layer.name in quantized:
-                row[0] = 1
-                if layer.activation in ranges:
-                    row[1:] = ranges[layer.activation].parameters()
-        return rows
+        """The input that quantizes some layers (`settings_of`)."""
+        return settings_of(self.layers, ranges, quantized)
+
+
+def settings_of(
+    layers: Sequence[Layer], ranges: Mapping[str, Range], quantized: Sequence[str]
+) -> NDArray[np.float32]:
+    """The input `SETTINGS` that quantizes some layers.
+
+    Args:
+        layers: that have a switch, in order.
+        ranges: of activations, for the format int8 alone.
+        quantized: names of layers.
+    """
+    rows = np.zeros((len(layers), 3), np.float32)
+    rows[:, 1] = 1
+    for row, layer in zip(rows, layers, strict=True):
+        if layer.name in quantized:
+            row[0] = 1
+            if layer.activation in ranges:
+                row[1:] = ranges[layer.activation].parameters()
+    return rows
 
 
 @dataclass(frozen=True)

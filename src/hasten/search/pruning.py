@@ -25,7 +25,6 @@ from hasten.search.build import build
 from hasten.search.candidates import LOSSLESS, Candidate
 from hasten.search.comparison import latency, within_budget
 from hasten.search.formats import in_formats
-from hasten.search.int8 import BUILDS, Int8
 from hasten.search.pace import Pace
 from hasten.search.prune.amounts import choose_amounts
 from hasten.search.prune.plan import Plan
@@ -33,7 +32,9 @@ from hasten.search.prune.ranking import Decision, Ranking, decide, rank
 from hasten.search.prune.run import carry_out
 from hasten.search.record import PrunePoint
 from hasten.search.size_times import SHARES, Point, node_times, price_from, thinned
-from hasten.search.trials import Trials, mapped, save_graph
+from hasten.search.transfer import mapped, save_graph
+from hasten.search.trials import Trials
+from hasten.search.uniform import BUILDS, Uniform
 from hasten.search.variants import WHOLE, Variant
 
 CRITERION, REPAIR = "obs", "least-squares"
@@ -52,11 +53,11 @@ class Pruning:
         left_alone: what could not be removed, and why, in words.
     """
 
-    def __init__(self, trials: Trials, pace: Pace, int8: Int8, notes: list[str]) -> None:
+    def __init__(self, trials: Trials, pace: Pace, uniform: Uniform, notes: list[str]) -> None:
         """Nothing is known yet."""
         self.curve: list[PrunePoint] = []
         self.left_alone: list[str] = []
-        self._trials, self._pace, self._int8, self._notes = trials, pace, int8, notes
+        self._trials, self._pace, self._uniform, self._notes = trials, pace, uniform, notes
 
     def try_amounts(self) -> None:
         """Tries pruned candidates, from much that is left to little, as long as they keep the budget.
@@ -65,9 +66,9 @@ class Pruning:
             HastenError: the graph has nothing to prune, or cannot be run where gradients are.
         """
         trials, clock = self._trials, self._trials.clock
-        if not trials.problem.prune or not self._pace.has_time(3 * BUILDS):
+        if not trials.problem.asked.prune or not self._pace.has_time(3 * BUILDS):
             return
-        plan = Plan(UNITS, CRITERION, 0.5, REPAIR, seed=trials.problem.seed)
+        plan = Plan(UNITS, CRITERION, 0.5, REPAIR, seed=trials.problem.asked.seed)
         ranking = rank(trials.problem.graph, plan, trials.problem.calibration, progress=trials.say)
         self.left_alone = [f"{u.count} {u.unit} of {u.name}: {u.reasons[0]}" for u in ranking.left]
         fastest = self._fastest()
@@ -109,7 +110,7 @@ class Pruning:
     def _node_times(self, ranking: Ranking, model: ir.Model, artifact: Path) -> dict[str, Point]:
         problem, feeds = self._trials.problem, self._trials.typical_sample()
         cache = Path(problem.build.cache)
-        return node_times(artifact, model, ranking.sizes, feeds, problem.threads, cache)
+        return node_times(artifact, model, ranking.sizes, feeds, problem.asked.threads, cache)
 
     def _built(self, model: ir.Model, like: Candidate, share: float) -> Path:
         """A thinned graph in the precision of a candidate; what it computes means nothing."""
@@ -123,7 +124,7 @@ class Pruning:
             )
         path, artifact = (folder / f"thinned{share:g}.{end}" for end in ("onnx", "hasten"))
         save_graph(graph, path)
-        build(path, artifact, trials.problem.build, like.precision, trials.limits(trials.clock.left), {})
+        build(path, artifact, trials.problem.build, like.precision, trials.limits(None), {})
         return artifact
 
     def _predict(self, ranking: Ranking, fastest: Candidate) -> None:
@@ -152,7 +153,7 @@ class Pruning:
             if fastest.how is not None:
                 trials.say("smoothing and observing what is left")
                 layers = tuple(layer.name for layer in products(graph))
-                trials.variants[variant] = self._int8.prepared(graph, layers)
+                trials.variants[variant] = self._uniform.prepared(graph, layers)
         except HastenError as error:
             self._notes.append(f"pruning to {decision.left:.0%} of the time failed: {error}")
             return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,7 @@ from hasten.search.calibration import Feeds, Observations, observe
 from hasten.search.formats import NEAREST, Careful, Format, in_formats, weight_in, weight_of
 from hasten.search.histogram import METHODS, Method
 from hasten.search.range_choice import choose_ranges
-from hasten.search.rounding import round_carefully
+from hasten.search.rounding import Bounds, round_carefully
 
 Ranges = Literal[Method, "layer"]
 RANGES: tuple[Ranges, ...] = (*METHODS, "layer")
@@ -195,24 +197,39 @@ def prepare(
     *,
     threads: int | None = None,
     cache: Path | None = None,
+    until: float = math.inf,
 ) -> Prepared:
     """Everything about quantization that needs the data: smoothing, observing, rounding with care.
 
-    Arguments and errors are those of `quantize`; weights are rounded with care for `formats`.
+    Arguments and errors are those of `quantize`; weights are rounded with care for `formats`. After `until`,
+    a time by `time.monotonic`, no more of the data is read than a first sample by each step. How many samples
+    ranges were observed on is in `seen`.
     """
     layers = _chosen_layers(model, how.layers)
+    steps = iter(_shared(until, 3))
     if how.smoothing is not None:
-        model = _smoothed(model, feeds, layers, how.smoothing, threads, cache)
+        model = _smoothed(model, feeds, layers, how.smoothing, threads, cache, next(steps))
     values = observed_values(model, layers, how.scheme)
-    seen = observe(model, feeds, values, threads=threads, cache=cache)
+    seen = observe(model, feeds, values, threads=threads, cache=cache, until=next(steps))
     methods: Mapping[str, Method] = {}
     if how.ranges == "layer":
         every = {method: seen.ranges(method) for method in METHODS}
-        methods = choose_ranges(model, feeds, layers, every, how.scheme, threads=threads, cache=cache)
+        methods = choose_ranges(
+            model, feeds, layers, every, how.scheme, threads=threads, cache=cache, until=until
+        )
     careful = NEAREST
     if how.rounding == "gptq":
-        careful = round_carefully(model, feeds, layers, formats, how.scheme, threads=threads, cache=cache)
+        bounds = Bounds(until=until)
+        careful = round_carefully(
+            model, feeds, layers, formats, how.scheme, bounds=bounds, threads=threads, cache=cache
+        )
     return Prepared(model, tuple(layers), seen, methods, careful, how)
+
+
+def _shared(until: float, steps: int) -> list[float]:
+    """Times at which steps must have ended, one after the other, that share what is left until a time."""
+    now = time.monotonic()
+    return [until if math.isinf(until) else now + (until - now) * (n + 1) / steps for n in range(steps)]
 
 
 def _smoothed(
@@ -222,13 +239,14 @@ def _smoothed(
     alpha: float,
     threads: int | None,
     cache: Path | None,
+    until: float,
 ) -> ir.Model:
     """The model with outliers of what matrix products read moved into their weights."""
     matrices = [i.name for i in products(model) if i.name in layers and i.op_type != "Conv"]
     if not matrices:
         return model
     values = observed_values(model, matrices, Scheme(residuals=()))
-    channels = observe(model, feeds, values, threads=threads, cache=cache).channels
+    channels = observe(model, feeds, values, threads=threads, cache=cache, until=until).channels
     return smooth(model, {name: seen.largest for name, seen in channels.items()}, matrices, alpha)
 
 

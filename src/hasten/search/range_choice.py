@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def choose_ranges(
     *,
     threads: int | None = None,
     cache: Path | None = None,
+    until: float = math.inf,
 ) -> dict[str, Method]:
     """For each activation that layers multiply, the method for which their results change least.
 
@@ -44,6 +46,7 @@ def choose_ranges(
         scheme: how scales of weights are found.
         threads: threads to use; None for all cores.
         cache: folder of compiled objects, or None.
+        until: a time by `time.monotonic` after which no more samples count; one does at least.
 
     Raises:
         CalibrationError: the data gives NaN or infinity.
@@ -53,7 +56,7 @@ def choose_ranges(
     codes = {i.name: quantize_weight(weight_of(model, i), i.axis, scheme.weights) for i in chosen}
     few = [feeds[i] for i in np.unique(np.linspace(0, len(feeds) - 1, _FEEDS).astype(int))]
     errors: dict[str, NDArray[np.float64]] = {i.activation: np.zeros(len(ranges)) for i in chosen}
-    for found in run_values(model, few, values_of(chosen), threads=threads, cache=cache):
+    for found in run_values(model, few, values_of(chosen), threads=threads, cache=cache, until=until):
         for layer in chosen:
             rows = inputs_of(found[layer.activation], nodes[layer.name], layer, _ROWS)
             if rows is None or not rows.size:

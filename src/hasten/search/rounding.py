@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,12 +27,12 @@ class Bounds:
         bytes: of matrices in memory at once (`hessians`).
         deepest: the most products that may be summed in a layer; time and memory grow with the third and the
             second power. None for any number.
-        enough_time: is asked before each layer; once it says no, the others are left out.
+        until: a time by `time.monotonic` after which the layers that are left are left out.
     """
 
     bytes: int = LIMIT
     deepest: int | None = None
-    enough_time: Callable[[], bool] = lambda: True
+    until: float = math.inf
 
 
 _ANY = Bounds()
@@ -73,9 +74,10 @@ def round_carefully(
     ]
     channels: dict[str, Codes] = {}
     blocks: dict[Format, dict[str, BlockCodes]] = {form: {} for form in formats if form in WEIGHTS}
-    if not bounds.enough_time():
-        return Careful(channels, blocks)
-    for layer, matrix in hessians(model, feeds, wanted, limit=bounds.bytes, threads=threads, cache=cache):
+    each = hessians(
+        model, feeds, wanted, limit=bounds.bytes, threads=threads, cache=cache, until=bounds.until
+    )
+    for layer, matrix in each:
         if any(layer.name in able[form] for form in formats if form not in WEIGHTS):
             channels[layer.name] = gptq(weight_of(model, layer), layer.axis, matrix, scheme.weights)
         for form, found in blocks.items():
@@ -83,6 +85,4 @@ def round_carefully(
                 weight = columns(model.graph.initializers[layer.weight], layer.axis)
                 found[layer.name] = gptq_blocks(weight, WEIGHTS[form], matrix)
         give_back(model)
-        if not bounds.enough_time():
-            break
     return Careful(channels, blocks)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx_ir as ir
+
 from hasten.passes.quantize import Layer, Range
 from hasten.search.answers import Outputs, Part, answers_to, relative_change
-from hasten.search.build import build
+from hasten.search.build import Build, compile_model
 from hasten.search.engines import HASTEN, Worker
 from hasten.search.engines_worker import read_feeds, save_npz
 from hasten.search.formats import Format, layers_for
-from hasten.search.probe import SETTINGS, Probe, Switched, with_switches
-from hasten.search.quantization import Ranges
-from hasten.search.trials import Trials, described, save_graph
+from hasten.search.isolated import isolated
+from hasten.search.probe import SETTINGS, Switched, settings_of, with_switches
+from hasten.search.quantization import Prepared, Ranges
+from hasten.search.transfer import save_graph
+from hasten.search.trials import Trials, described
 from hasten.search.variants import Variant
 
 _FOR_METHODS, _FOR_LAYERS = 128, 16  # samples that the probe answers each time
@@ -38,13 +43,13 @@ class Sensitivity:
 class Switchboard:
     """A probe that runs in a worker on a part of the samples."""
 
-    def __init__(self, worker: Worker, probe: Probe, part: Part, outputs: Sequence[str]) -> None:
-        """Asks for the answers with nothing quantized.
+    def __init__(self, worker: Worker, layers: Sequence[Layer], part: Part, outputs: Sequence[str]) -> None:
+        """Asks for the answers with nothing quantized; `layers` have the switches, in order.
 
         Raises:
             EngineError: the worker fails.
         """
-        self._worker, self._probe, self._part, self._outputs = worker, probe, part, outputs
+        self._worker, self._layers, self._part, self._outputs = worker, layers, part, outputs
         self._plain = self._answers({}, ())
 
     def loss(self, ranges: Mapping[str, Range], quantized: Sequence[str]) -> float:
@@ -56,7 +61,7 @@ class Switchboard:
         return relative_change(self._plain, self._answers(ranges, quantized))
 
     def _answers(self, ranges: Mapping[str, Range], quantized: Sequence[str]) -> Outputs:
-        settings = self._probe.settings(ranges, quantized)
+        settings = settings_of(self._layers, ranges, quantized)
         with tempfile.TemporaryDirectory(prefix="hasten-") as folder:
             batches = []
             for number, batch in enumerate(self._part.batches):
@@ -67,7 +72,7 @@ class Switchboard:
 
 
 def alone(
-    board: Switchboard, layers: Sequence[Layer], ranges: Mapping[str, Range], enough_time: Callable[[], bool]
+    board: Switchboard, layers: Sequence[Layer], ranges: Mapping[str, Range], until: float
 ) -> dict[str, float]:
     """The loss of each layer alone.
 
@@ -75,14 +80,14 @@ def alone(
         board: the probe.
         layers: that can be quantized.
         ranges: of activations.
-        enough_time: is asked before each layer; once it says no, the others are left out.
+        until: a time by `time.monotonic` after which the layers that are left are left out.
 
     Raises:
         EngineError: the worker fails.
     """
     found = {}
     for layer in layers:
-        if not enough_time():
+        if time.monotonic() >= until:
             break
         found[layer.name] = board.loss(ranges, [layer.name])
     return found
@@ -94,12 +99,12 @@ def probe_layers(trials: Trials, variant: Variant, form: Format) -> Sensitivity:
     What an earlier search measured is not measured again.
 
     Raises:
-        EngineError: the probe cannot be compiled or run.
+        HastenError: the probe cannot be compiled or run.
     """
     problem, clock, prepared = trials.problem, trials.clock, variant.prepared
     assert prepared is not None
     about = {
-        "seed": problem.seed,
+        "seed": problem.asked.seed,
         "how": described(prepared.how),
         "format": form,
         "rounded": sorted(prepared.careful.layers),
@@ -108,30 +113,58 @@ def probe_layers(trials: Trials, variant: Variant, form: Format) -> Sensitivity:
     if known is not None:
         trials.reused += 1
         return Sensitivity(known["methods"], known["layers"])
-    end = clock.elapsed + (clock.left if clock.limit is None else _SHARE * clock.limit)
+    until = clock.until(_SHARE)
     layers = [layer for layer in layers_for(prepared.model, form) if layer.name in prepared.layers]
     names = [layer.name for layer in layers]
-    corrections = prepared.corrections(dict.fromkeys(names, form))
-    switched = [Switched(i, prepared.weight(i, form), corrections.get(i.name)) for i in layers]
-    probe = with_switches(prepared.model, switched, form)
-    graph, artifact = (problem.folder / f"probe-{form}.{suffix}" for suffix in ("onnx", "hasten"))
-    save_graph(probe.model, graph)
-    del switched, corrections
-    build(graph, artifact, problem.build, "f32", trials.limits(clock.left), {})
+    artifact = problem.folder / f"probe-{form}.hasten"
+    isolated(
+        compile_probe,
+        *(prepared, form, names, artifact, problem.build),
+        doing="compiling a probe",
+        folder=problem.folder,
+        limits=trials.limits(None),
+    )
     many, few = (trials.part("calibration", count) for count in (_FOR_METHODS, _FOR_LAYERS))
     first = problem.folder / "probe.npz"
-    save_npz(str(first), {**read_feeds(str(few.batches[0].path)), SETTINGS: probe.settings({}, ())})
+    save_npz(str(first), {**read_feeds(str(few.batches[0].path)), SETTINGS: settings_of(layers, {}, ())})
     methods: dict[Ranges, float] = {}
     ranges: Mapping[str, Range] = {}
-    with Worker(HASTEN, artifact, first, problem.threads, trials.limits()) as worker:
+    with Worker(HASTEN, artifact, first, problem.asked.threads, trials.limits()) as worker:
         if form == "int8":
-            board = Switchboard(worker, probe, many, problem.outputs)
+            board = Switchboard(worker, layers, many, problem.outputs)
             methods = {method: board.loss(found, names) for method, found in variant.ranges.items()}
             ranges = variant.ranges[min(methods, key=lambda method: methods[method])]
-        board = Switchboard(worker, probe, few, problem.outputs)
-        single = alone(board, layers, ranges, lambda: clock.elapsed < end)
-    for path in problem.folder.glob(f"probe-{form}.*"):
-        path.unlink()
+        board = Switchboard(worker, layers, few, problem.outputs)
+        single = alone(board, layers, ranges, until)
+    artifact.unlink()
     if len(single) == len(layers):
         trials.memory.put("sensitivity", {"methods": methods, "layers": single}, **about)
     return Sensitivity(methods, single)
+
+
+def compile_probe(
+    prepared: Prepared, form: Format, layers: Sequence[str], artifact: Path, how: Build
+) -> None:
+    """Writes the artifact of a probe, in this process.
+
+    Args:
+        prepared: the graph, with how its layers become when they are quantized.
+        form: what they are quantized to.
+        layers: names of those that get a switch.
+        artifact: the file.
+        how: to compile.
+
+    Raises:
+        HastenError: it cannot be compiled.
+    """
+    corrections = prepared.corrections(dict.fromkeys(layers, form))
+    known = {layer.name: layer for layer in layers_for(prepared.model, form)}
+    switched = [
+        Switched(known[name], prepared.weight(known[name], form), corrections.get(name)) for name in layers
+    ]
+    graph = artifact.with_suffix(".onnx")
+    save_graph(with_switches(prepared.model, switched, form).model, graph)
+    del switched, corrections
+    compile_model(ir.load(graph), artifact, how, "f32", {})
+    for path in artifact.parent.glob(f"{graph.name}*"):
+        path.unlink()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,102 +15,79 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from hasten import frontends
 from hasten.backends.foreign import foreign_payload
 from hasten.backends.graph_members import graph_members
 from hasten.backends.native import io
-from hasten.errors import DataError, OptionError
+from hasten.errors import DataError, ModelError, OptionError
+from hasten.frontends.protocol import Dynamic, Example
+from hasten.passes.facts import is_quantized
+from hasten.passes.pipeline import optimize_graph
 from hasten.runtime.artifact import WEIGHTS, read_artifact, write_artifact
 from hasten.runtime.manifest import TensorInfo
+from hasten.search.asked import Asked, Problem
 from hasten.search.build import Build
 from hasten.search.candidates import Candidate
 from hasten.search.clock import Clock
 from hasten.search.data import Samples, apart, load_samples, split
+from hasten.search.isolated import isolated
 from hasten.search.lone_score import THRESHOLD, lone_score
 from hasten.search.memory import Memory
-from hasten.search.metrics import Metric, metric_named
+from hasten.search.metrics import metric_named
 from hasten.search.optimize import Search
 from hasten.search.original import original_of
 from hasten.search.pages import give_back
-from hasten.search.prune.criteria import need_torch
 from hasten.search.record import SearchRecord
 from hasten.search.results import Results
 from hasten.search.status import Watch
 from hasten.search.summary import summarize
-from hasten.search.trials import Problem, Trials
-from hasten.target import TARGETS, processor_name, runs_here
-
-PRECISIONS = ("auto", "f32", "bf16", "int8")
+from hasten.search.transfer import mapped
+from hasten.search.trials import Trials
+from hasten.target import processor_name
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the user asks for; `hasten.optimize` says what the fields mean.
+class Read:
+    """A model that was read and optimized.
 
     Attributes:
-        metric: what must not drop.
-        named: whether it is one of hasten's metrics, which its name tells.
-        max_drop: the budget.
-        confidence: of the certificate.
-        calibration: how many samples choices may look at, or data of their own for that; None for a share.
-        precision: "auto", or the one that layers may have beside f32.
-        engines: whether other engines are candidates.
-        prune: whether units may be removed.
-        padding: "skip" or "compute".
-        threads: of a run.
-        memory: bytes that a candidate's process may allocate.
-        seed: of what is random.
-        cache: folder of compiled objects.
-        database: file of measurements.
+        graph: its weights are mapped from a file: a search holds several graphs, and few of them at a time.
+        sha256: of the graph with its weights.
+        passes: what optimizing it did.
     """
 
-    metric: Metric
-    named: bool
-    max_drop: float
-    confidence: float
-    calibration: object
-    precision: str
-    engines: bool
-    prune: bool
-    padding: str
-    threads: int
-    memory: int | None
-    seed: int
-    cache: Path
-    database: Path
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.max_drop) and self.max_drop >= 0):
-            raise OptionError(
-                f"max_drop={self.max_drop}: give 0 or more, such as 0.01 for one point of accuracy"
-            )
-        if not 0.5 <= self.confidence < 1:
-            raise OptionError(
-                f"confidence={self.confidence}: give a number from 0.5 to below 1, such as 0.95"
-            )
-        if self.precision not in PRECISIONS:
-            raise OptionError(f"precision={self.precision!r}: give one of {', '.join(PRECISIONS)}")
-        if self.padding not in ("skip", "compute"):
-            raise OptionError(f"padding={self.padding!r}: give one of skip, compute")
-        if self.threads < 1:
-            raise OptionError(f"threads={self.threads}: give 1 or more")
-        if self.memory is not None and self.memory <= 0:
-            raise OptionError(f"memory_limit={self.memory}: give a number of bytes above 0")
-        if self.prune:
-            need_torch("prune=True")
-
-    def precisions(self) -> frozenset[str]:
-        """What layers may have: formats begin so. bf16 only where the processor multiplies it."""
-        wanted = {"f32", "bf16", "int8", "int4"} if self.precision == "auto" else {"f32", self.precision}
-        if not any("bf16" in t.factors and runs_here(t) for t in TARGETS):
-            wanted.discard("bf16")
-        return frozenset(wanted)
+    graph: ir.Model
+    sha256: str
+    passes: Mapping[str, Any]
 
 
-def pose(model: ir.Model, source: object, data: object, asked: Asked, folder: Path, version: str) -> Problem:
+def read(source: object, example: Example | None, dynamic: Dynamic | None, folder: Path) -> Read:
+    """Reads and optimizes a model, in a process of its own if it is in files.
+
+    Raises:
+        ModelError: it cannot be read, or is quantized already.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return _read(source, example, dynamic, folder)
+    place = Path(source).absolute()
+    found: Read = isolated(_read, place, example, dynamic, folder, doing="reading the model", folder=folder)
+    return found
+
+
+def _read(source: object, example: Example | None, dynamic: Dynamic | None, folder: Path) -> Read:
+    model = frontends.load(source, example=example, dynamic=dynamic)
+    if is_quantized(model):
+        raise ModelError("the model is quantized already: compile it, or give what it was made from")
+    passes = asdict(optimize_graph(model))
+    graph = mapped(model, folder / "whole.onnx")
+    return Read(graph, _graph_hash(graph), passes)
+
+
+def pose(found: Read, source: object, data: object, asked: Asked, folder: Path, version: str) -> Problem:
     """The problem that a search solves.
 
     Args:
-        model: after `optimize_graph`.
+        found: the model.
         source: that it came from.
         data: the user's.
         asked: the user's wishes.
@@ -121,6 +97,7 @@ def pose(model: ir.Model, source: object, data: object, asked: Asked, folder: Pa
     Raises:
         DataError: the data cannot be read or do not fit the model.
     """
+    model = found.graph
     inputs = [_info(v) for v in model.graph.inputs]
     outputs = tuple(v.name or "" for v in model.graph.outputs)
     if asked.metric.output is not None and asked.metric.output not in outputs:
@@ -146,25 +123,16 @@ def pose(model: ir.Model, source: object, data: object, asked: Asked, folder: Pa
     original = original_of(source, folder)
     looked_at = (asked.metric.output or outputs[0],) if asked.named else outputs
     return Problem(
+        asked=replace(asked, metric=metric),
         name=_name(source),
         graph=model,
-        sha256=_graph_hash(model),
+        sha256=found.sha256,
         original=None if isinstance(original, str) else original,
         calibration=calibration,
         held_out=held_out,
         data_sha256=_data_hash(calibration, held_out),
-        metric=metric,
-        reusable=asked.named,
         outputs=looked_at,
-        max_drop=asked.max_drop,
-        confidence=asked.confidence,
-        seed=asked.seed,
-        precisions=asked.precisions(),
-        prune=asked.prune,
-        foreign=asked.engines,
         build=Build(("native",), asked.threads, asked.padding, str(asked.cache), version),
-        threads=asked.threads,
-        memory=asked.memory,
         folder=folder,
         without_original=original if isinstance(original, str) else "",
     )
@@ -173,7 +141,6 @@ def pose(model: ir.Model, source: object, data: object, asked: Asked, folder: Pa
 def search(
     problem: Problem,
     clock: Clock,
-    database: Path,
     report: Mapping[str, Any],
     version: str,
     command: str,
@@ -184,7 +151,6 @@ def search(
     Args:
         problem: what is asked.
         clock: how much time there is.
-        database: file of measurements.
         report: what earlier steps noted for people.
         version: of hasten.
         command: what repeats the search.
@@ -202,48 +168,66 @@ def search(
         "data": problem.data_sha256,
         "outputs": problem.outputs,
         "processor": processor_name(),
-        "threads": problem.threads,
+        "threads": problem.asked.threads,
         "padding": problem.build.padding,
         "hasten": version,
     }
-    found = Search(Trials(problem, clock, Memory(Results(database), about, version), watch))
+    found = Search(Trials(problem, clock, Memory(Results(problem.asked.database), about, version), watch))
     found.run()
     record = summarize(found, version=version, command=command, started=started)
     found.trials.say("writing the artifact")
-    path = pack(found.trials, found.trials.candidates[found.best], record, report, version)
+    chosen = found.trials.candidates[found.best]
+    path = problem.folder / "chosen.hasten"
+    graph, built = found.trials.graph(chosen), found.trials.model(chosen)
+    job = (chosen, graph, built, record, report, version, problem.asked.threads, path)
+    isolated(pack, *job, doing="writing the artifact", folder=problem.folder)
     return record, path
 
 
 def pack(
-    trials: Trials, chosen: Candidate, record: SearchRecord, report: Mapping[str, Any], version: str
-) -> Path:
-    """The artifact of the candidate that was chosen, with its graph and the record of the search."""
-    problem = trials.problem
-    graph = ir.load(trials.graph(chosen))
+    chosen: Candidate,
+    graph: Path,
+    built: Path,
+    record: SearchRecord,
+    report: Mapping[str, Any],
+    version: str,
+    threads: int,
+    path: Path,
+) -> None:
+    """Writes the artifact of the candidate that was chosen, with its graph and the record of the search.
+
+    Args:
+        chosen: the candidate.
+        graph: its graph.
+        built: what its engine takes.
+        record: of the search.
+        report: what earlier steps noted for people.
+        version: of hasten.
+        threads: of a run.
+        path: the file to write.
+    """
+    model = ir.load(graph)
     noted = {**report, "search": asdict(record)}
-    path = problem.folder / "chosen.hasten"
     if not chosen.ours:
         payload = foreign_payload(
-            graph,
+            model,
             engine=chosen.engine.package,
             engine_version=chosen.engine.version or "unknown",
             precision=chosen.precision,
-            threads=problem.threads,
+            threads=threads,
             report=noted,
             version=version,
         )
         write_artifact(path, payload.manifest, payload.members)
-        return path
-    built = trials.model(chosen)
+        return
     with zipfile.ZipFile(built) as archive:
         manifest = json.loads(archive.read("manifest.json"))
     del manifest["members"]
     manifest["report"] = {**manifest["report"], **noted}
     kept = read_artifact(built, verify="now").members
     image = np.frombuffer(kept[WEIGHTS], np.uint8)
-    members = {**kept, **graph_members(graph, weights=True, image=image)}
+    members = {**kept, **graph_members(model, weights=True, image=image)}
     write_artifact(path, manifest, members)
-    return path
 
 
 def _info(value: ir.Value) -> TensorInfo:

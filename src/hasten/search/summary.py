@@ -34,7 +34,7 @@ def summarize(search: Search, *, version: str, command: str, started: str) -> Se
         started: when it began.
     """
     trials = search.trials
-    problem, clock = trials.problem, trials.clock
+    problem, clock, asked = trials.problem, trials.clock, trials.problem.asked
     trials.note(search.best, outcome=Outcome.CHOSEN)
     notes = list(dict.fromkeys(search.notes))
     if trials.reused:
@@ -45,7 +45,7 @@ def summarize(search: Search, *, version: str, command: str, started: str) -> Se
         machine=MachineRecord(
             processor_name(),
             ", ".join(problem.build.targets),
-            problem.threads,
+            asked.threads,
             cores(),
             platform.platform(terse=True),
             _memory(),
@@ -53,11 +53,11 @@ def summarize(search: Search, *, version: str, command: str, started: str) -> Se
         versions={"hasten": version, "Python": platform.python_version(), **_versions()},
         command=command,
         started=started,
-        seed=problem.seed,
-        metric=problem.metric.name,
-        larger_is_better=problem.metric.larger_is_better,
-        max_drop=problem.max_drop,
-        confidence=problem.confidence,
+        seed=asked.seed,
+        metric=asked.metric.name,
+        larger_is_better=asked.metric.larger_is_better,
+        max_drop=asked.max_drop,
+        confidence=asked.confidence,
         data=DataRecord(
             samples=len(problem.calibration) + len(problem.held_out),
             calibration=len(problem.calibration),
@@ -69,8 +69,8 @@ def summarize(search: Search, *, version: str, command: str, started: str) -> Se
         original_value=trials.original_value(),
         candidates=_in_order(list(trials.records.values())),
         chosen=search.best,
-        layers=search.int8.layer_records(search.best),
-        curve=search.int8.curve_points(),
+        layers=search.table.records(search.best),
+        curve=search.mixed.curve_points(),
         stated=search.stated(),
         headline=headline(search),
         notes=tuple(notes),
@@ -85,7 +85,7 @@ def summarize(search: Search, *, version: str, command: str, started: str) -> Se
 def headline(search: Search) -> str:
     """What is returned, and what is certain about it."""
     trials = search.trials
-    problem = trials.problem
+    asked = trials.problem.asked
     best = trials.records[search.best]
     stated = search.stated()
     if stated is None:
@@ -97,9 +97,9 @@ def headline(search: Search) -> str:
     speed = "" if ratio is None else f"{ratio.median:.2f} x as fast as {than}; "
     certain = "with" if best.bound.guaranteed else "with about"
     return (
-        f"{best.name}: {speed}{certain} {problem.confidence:.0%} confidence the drop in "
-        f"{problem.metric.name} on data like yours is at most {amount(stated, problem.metric)} "
-        f"(measured {amount(best.bound.measured, problem.metric)} on {best.bound.samples:,} held-out samples)"
+        f"{best.name}: {speed}{certain} {asked.confidence:.0%} confidence the drop in "
+        f"{asked.metric.name} on data like yours is at most {amount(stated, asked.metric)} "
+        f"(measured {amount(best.bound.measured, asked.metric)} on {best.bound.samples:,} held-out samples)"
     )
 
 
@@ -111,11 +111,11 @@ def amount(drop: float, metric: Metric) -> str:
 
 def _why_lossless(search: Search) -> str:
     records = list(search.trials.records.values())
-    problem = search.trials.problem
+    problem, asked = search.trials.problem, search.trials.problem.asked
     if search.samples_needed is not None:
         return (
             f"{len(problem.held_out):,} held-out samples cannot certify a drop of at most "
-            f"{amount(problem.max_drop, problem.metric)} with {problem.confidence:.0%} confidence; about "
+            f"{amount(asked.max_drop, asked.metric)} with {asked.confidence:.0%} confidence; about "
             f"{search.samples_needed:,} would be needed"
         )
     failed = [r for r in records if r.outcome is Outcome.NOT_CERTIFIED]
@@ -125,7 +125,7 @@ def _why_lossless(search: Search) -> str:
         return "no faster candidate kept the budget on the calibration part"
     if search.interrupted:
         return "the search ended before anything else was certified"
-    if problem.max_drop <= 0:
+    if asked.max_drop <= 0:
         return "a drop of 0 cannot be certified by any number of samples"
     return "no other candidate was faster"
 

@@ -12,82 +12,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from hasten.errors import HastenError
 from hasten.search.answers import Outputs, Part, answers_to, relative_change, write_part
-from hasten.search.build import Build, build
+from hasten.search.asked import Problem
+from hasten.search.build import Recipe, build, write_quantized
 from hasten.search.candidates import LOSSLESS, ORIGINAL, Candidate
 from hasten.search.certify import Bound, certify
 from hasten.search.clock import Clock
 from hasten.search.data import Feeds, Samples
 from hasten.search.engines import Limits, Worker
+from hasten.search.formats import NEAREST
 from hasten.search.measure import Contestant, Measurement, Plan, Result, Spread, measure
 from hasten.search.measure_case import files_of
 from hasten.search.memory import Memory
-from hasten.search.metrics import Metric, drop, evaluate
-from hasten.search.original import Original
-from hasten.search.pages import give_back
+from hasten.search.metrics import drop, evaluate
 from hasten.search.quantization import Quantization
 from hasten.search.record import CandidateRecord, Outcome
 from hasten.search.status import Status, Watch, nobody
+from hasten.search.transfer import file_of
 from hasten.search.variants import WHOLE, Variant
 
 _PATIENCE = 120.0  # seconds until an answer of any worker
 _BATCH = 32
 _ROUNDS, _FEWEST_ROUNDS, _TURN = 11, 3, 0.15
-_AT_ONCE = 2  # candidates that are open while they are timed, beside the original and the lossless one
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is to be optimized, and under which conditions.
-
-    Attributes:
-        name: of the model, for people.
-        graph: after `optimize_graph`.
-        sha256: of the graph with its weights.
-        original: the engine that the model came from; None if nothing here runs it.
-        calibration: samples that every choice may look at.
-        held_out: samples for certificates alone.
-        data_sha256: of both.
-        metric: what must not drop.
-        reusable: whether the metric's name says what it is, in another process too.
-        outputs: names of the outputs that are looked at.
-        max_drop: the budget, in the metric's units.
-        confidence: of the certificate.
-        seed: of what is random.
-        precisions: that layers may have, of f32, bf16, int8 and int4.
-        prune: whether candidates may lose units.
-        foreign: whether other engines are candidates.
-        build: how candidates are compiled.
-        threads: of a run.
-        memory: bytes that a candidate's process may allocate; None for no limit.
-        folder: for files while the search runs.
-        without_original: why there is no original.
-    """
-
-    name: str
-    graph: ir.Model
-    sha256: str
-    original: Original | None
-    calibration: Samples
-    held_out: Samples
-    data_sha256: str
-    metric: Metric
-    reusable: bool
-    outputs: tuple[str, ...]
-    max_drop: float
-    confidence: float
-    seed: int
-    precisions: frozenset[str]
-    prune: bool
-    foreign: bool
-    build: Build
-    threads: int
-    memory: int | None
-    folder: Path
-    without_original: str = ""
+_AT_ONCE = 1  # candidates that are open while they are timed, beside the original and the lossless one
 
 
 @dataclass(eq=False)
@@ -182,43 +131,54 @@ class Trials:
     # Models and data
 
     def graph(self, candidate: Candidate) -> Path:
-        """The file of a candidate's graph."""
-        how = candidate.how
-        key = repr(self._graph_identity(candidate))
-        if key not in self._graphs:
-            variant = self.variants[candidate.variant]
-            graph = variant.graph
-            if how is not None:
-                assert variant.prepared is not None
-                prepared = replace(variant.prepared, how=how)
-                graph = prepared.quantized(candidate.formats, variant.ranges[how.ranges])
-            path = self.problem.folder / f"graph{len(self._graphs)}.onnx"
-            save_graph(graph, path)
-            give_back(variant.graph if how is None else prepared.model)
-            self._graphs[key] = path
-        return self._graphs[key]
+        """The file of a candidate's graph.
+
+        Raises:
+            HastenError: it cannot be made.
+        """
+        path, recipe = self._recipe(candidate)
+        if recipe is not None:
+            write_quantized(recipe, path, self.limits(None))
+            self._graphs[repr(self._graph_identity(candidate))] = path
+        return path
 
     def model(self, candidate: Candidate) -> Path:
         """What a candidate's engine takes; made if need be.
 
         Raises:
-            EngineError: it cannot be compiled.
+            HastenError: it cannot be made.
         """
+        original = self.problem.original
+        if candidate.name == ORIGINAL and original is not None:
+            return original.model
+        if not candidate.ours:
+            return self.graph(candidate)
         if candidate.name not in self._models:
-            original = self.problem.original
-            if candidate.name == ORIGINAL and original is not None:
-                self._models[ORIGINAL] = original.model
-                return original.model
-            graph = self.graph(candidate)
-            path = graph
-            if candidate.ours:
-                path = self.problem.folder / f"candidate{len(self._models)}.hasten"
-                # Whatever the time limit, there is something to return.
-                always = candidate.name == LOSSLESS
-                limits = Limits(None, self.problem.memory) if always else self.limits(self.clock.left)
-                build(graph, path, self.problem.build, candidate.precision, limits, {})
+            graph, recipe = self._recipe(candidate)
+            path = self.problem.folder / f"candidate{len(self._models)}.hasten"
+            # Whatever the time limit, there is something to return.
+            always = candidate.name == LOSSLESS
+            limits = Limits(None, self.problem.asked.memory) if always else self.limits(None)
+            build(graph, path, self.problem.build, candidate.precision, limits, {}, recipe)
+            self._graphs[repr(self._graph_identity(candidate))] = graph
             self._models[candidate.name] = path
         return self._models[candidate.name]
+
+    def _recipe(self, candidate: Candidate) -> tuple[Path, Recipe | None]:
+        """The file of a candidate's graph, and how that is made if it is not there."""
+        how, variant = candidate.how, self.variants[candidate.variant]
+        known = self._graphs.get(repr(self._graph_identity(candidate)))
+        if known is not None:
+            return known, None
+        if how is None:
+            place = file_of(variant.graph)
+            assert place is not None
+            return place, None
+        assert variant.prepared is not None
+        careful = variant.prepared.careful if how.rounding == "gptq" else NEAREST
+        prepared = replace(variant.prepared, how=how, careful=careful)
+        path = self.problem.folder / f"graph{len(self._graphs)}.onnx"
+        return path, Recipe(prepared, candidate.formats, variant.ranges[how.ranges])
 
     def part(self, kind: str, count: int | None = None) -> Part:
         """The samples of a part ("calibration" or "held_out"), or the first of them, in files.
@@ -242,7 +202,7 @@ class Trials:
         """A process with the candidate's model open."""
         first = self.part("calibration").batches[0].path
         limits = self.limits()
-        return Worker(candidate.engine, self.model(candidate), first, self.problem.threads, limits)
+        return Worker(candidate.engine, self.model(candidate), first, self.problem.asked.threads, limits)
 
     def answers(self, candidate: Candidate, kind: str) -> Outputs:
         """What a candidate answers to a part of the samples.
@@ -272,6 +232,8 @@ class Trials:
             try:
                 return self.answers(self.candidates[ORIGINAL], kind)
             except HastenError as error:
+                if self.clock.left <= 0:
+                    raise
                 self.note(ORIGINAL, outcome=Outcome.FAILED, reason=str(error))
                 self.reference = LOSSLESS
         return self.answers(self.candidates[LOSSLESS], kind)
@@ -280,17 +242,18 @@ class Trials:
 
     def judge(self, candidate: Candidate) -> None:
         """Compares a candidate's answers to the calibration part with the reference's."""
-        about = self._identity(candidate) | {"metric": self.problem.metric.name, "reference": self.reference}
-        known = self.memory.get("judged", **about) if self.problem.reusable else None
+        asked = self.problem.asked
+        about = self._identity(candidate) | {"metric": asked.metric.name, "reference": self.reference}
+        known = self.memory.get("judged", **about) if asked.named else None
         if known is None:
             found = self.answers(candidate, "calibration")
             base = self.answers(self.candidates[LOSSLESS], "calibration")
             labels = self.problem.calibration.labels
             reference = self.reference_answers("calibration")
             about["reference"] = self.reference
-            lost = drop(self.problem.metric, reference, found, labels)
+            lost = drop(asked.metric, reference, found, labels)
             known = {"loss": relative_change(base, found), "drop": lost}
-            if self.problem.reusable:
+            if asked.named:
                 self.memory.put("judged", known, **about)
         else:
             self.reused += 1
@@ -331,7 +294,9 @@ class Trials:
         for name in names:
             model = self.model(self.candidates[name])
             contestants.append(Contestant(self.candidates[name].engine, model, files_of(model), name))
-        plan = Plan(self.problem.threads, rounds, _TURN, 1, limits=self.limits())
+        # Its rounds are as many as fit: to end it by force would lose the baselines too.
+        limits = Limits(max(1.0, min(_PATIENCE, self.clock.left)), self.problem.asked.memory)
+        plan = Plan(self.problem.asked.threads, rounds, _TURN, 1, limits=limits)
         found = measure(contestants, self.typical_sample(), plan, progress=self.say)
         for name, reason in found.failures.items():
             self.note(name, outcome=Outcome.FAILED, reason=reason)
@@ -345,39 +310,39 @@ class Trials:
         """
         candidate, problem = self.candidates[name], self.problem
         about = self._identity(candidate) | {
-            "metric": problem.metric.name,
+            "metric": problem.asked.metric.name,
             "reference": self.reference,
-            "confidence": problem.confidence,
+            "confidence": problem.asked.confidence,
         }
-        known = self.memory.get("certified", **about) if problem.reusable else None
+        known = self.memory.get("certified", **about) if problem.asked.named else None
         if known is None:
             self.say(f"{name}: answering the held-out samples")
             reference = self.reference_answers("held_out")
             about["reference"] = self.reference
             found = self.answers(candidate, "held_out")
             bound = certify(
-                problem.metric,
+                problem.asked.metric,
                 reference,
                 found,
                 problem.held_out.labels,
-                confidence=problem.confidence,
-                seed=problem.seed,
+                confidence=problem.asked.confidence,
+                seed=problem.asked.seed,
             )
             known = asdict(bound)
-            if problem.reusable:
+            if problem.asked.named:
                 self.memory.put("certified", known, **about)
         else:
             self.reused += 1
         bound = Bound(**known)
         self.note(name, bound=bound)
-        return bound.upper <= problem.max_drop
+        return bound.upper <= problem.asked.max_drop
 
     def original_value(self) -> float | None:
         """The metric of the reference on the held-out part, if that was ever asked for."""
         found = self._answers.get((self.reference, "held_out"))
         if found is None:
             return None
-        return evaluate(self.problem.metric, found, self.problem.held_out.labels, found)
+        return evaluate(self.problem.asked.metric, found, self.problem.held_out.labels, found)
 
     def typical_sample(self) -> Feeds:
         """The sample of median size: of all its arrays' elements, then of those that are not zero."""
@@ -445,10 +410,14 @@ class Trials:
             "rounded": [] if careful is None else sorted(careful.layers),
         }
 
-    def limits(self, seconds: float = _PATIENCE) -> Limits:
-        """What a process may take now: at most so many seconds for each answer."""
-        most = max(1.0, min(seconds, self.clock.left))
-        return Limits(None if most == float("inf") else most, self.problem.memory)
+    def limits(self, seconds: float | None = _PATIENCE, share: float = 1.0) -> Limits:
+        """What a process may take that begins now, at most until the time limit.
+
+        Args:
+            seconds: for each answer; None for any time.
+            share: of the time limit for all it does.
+        """
+        return Limits(seconds, self.problem.asked.memory, self.clock.until(share))
 
     @staticmethod
     def _size(model: Path) -> int:
@@ -463,15 +432,3 @@ def described(how: Quantization | None) -> str:
     """What distinguishes one way to quantize from another; layers, ranges and the rest's precision aside."""
     aside = ("layers", "ranges", "rest")
     return "" if how is None else repr([getattr(how, f.name) for f in fields(how) if f.name not in aside])
-
-
-def save_graph(model: ir.Model, path: Path) -> None:
-    """Writes a graph with its weights beside it; the model stays as it is."""
-    ir.save(model.clone(), path, external_data=f"{path.name}.data")
-    give_back(model)
-
-
-def mapped(model: ir.Model, path: Path) -> ir.Model:
-    """The same graph with its weights in a file, mapped where they are used, instead of in memory."""
-    save_graph(model, path)
-    return ir.load(path)

@@ -1,0 +1,22 @@
+"""The verbs: `hasten.compile`, `hasten.optimize` and `hasten.prune`, and what else the command line needs."""
+
+from hasten.api.compiling import PADDING, PRECISIONS, STORAGE, CompileOptions, compile, compile_payload  # noqa: A004
+from hasten.api.optimizing import Optimized, SearchReport, optimize
+from hasten.api.pruning import prune
+from hasten.search.quantization import Quantization
+from hasten.search.tune_options import Tuning
+
+__all__ = [
+    "PADDING",
+    "PRECISIONS",
+    "STORAGE",
+    "CompileOptions",
+    "Optimized",
+    "Quantization",
+    "SearchReport",
+    "Tuning",
+    "compile",
+    "compile_payload",
+    "optimize",
+    "prune",
+]

@@ -1,0 +1,26 @@
+"""What data must know of the model that it is for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from hasten.runtime.manifest import TensorInfo
+
+
+def folder_of(source: object) -> Path | None:
+    """A source's folder, which may bring what reads raw texts and pictures."""
+    return Path(source) if isinstance(source, str | os.PathLike) and Path(source).is_dir() else None
+
+
+def inputs_of(model: ir.Model) -> list[TensorInfo]:
+    """What a model takes."""
+    described = []
+    for value in model.graph.inputs:
+        dims = tuple(d if isinstance(d, int) else d.value or "?" for d in value.shape or ())
+        dtype = "float32" if value.dtype is None else np.dtype(value.dtype.numpy()).name
+        described.append(TensorInfo(value.name or "", dtype, dims))
+    return described

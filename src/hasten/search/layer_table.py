@@ -1,0 +1,105 @@
+"""What is known of the layers of the whole graph: what each format of each costs and saves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hasten.errors import HastenError
+from hasten.passes.quantize import Layer, products
+from hasten.search.candidates import Candidate
+from hasten.search.formats import Format
+from hasten.search.isolated import isolated
+from hasten.search.layer_times import layer_times
+from hasten.search.pace import Pace
+from hasten.search.quantization import Ranges
+from hasten.search.record import LayerRecord
+from hasten.search.sensitivity import Sensitivity, probe_layers
+from hasten.search.trials import Trials
+from hasten.search.variants import WHOLE
+
+_PROBE = 3.0  # times the lossless compilation's time that a probe takes
+
+
+class LayerTable:
+    """The layers that can be quantized, with their losses and times as far as they are known.
+
+    Attributes:
+        layers: in the order of the graph.
+        sensitivity: to each format.
+        times: microseconds of each layer, by precision and format.
+    """
+
+    def __init__(self, trials: Trials, pace: Pace, notes: list[str]) -> None:
+        """Nothing is known yet; what goes wrong will be said in the notes."""
+        self.layers: tuple[Layer, ...] = tuple(products(trials.problem.graph))
+        self.sensitivity: dict[Format, Sensitivity] = {}
+        self.times: dict[str, dict[str, float]] = {}
+        self._trials, self._pace, self._notes = trials, pace, notes
+
+    @property
+    def losses_of_methods(self) -> Mapping[Ranges, float]:
+        """For each method of calibration the loss of all layers in int8, if that was measured."""
+        found = self.sensitivity.get("int8")
+        return {} if found is None else found.methods
+
+    @property
+    def methods(self) -> list[Ranges]:
+        """How ranges can be found, the one of the least loss first."""
+        losses = self.losses_of_methods
+        return sorted(self._trials.variants[WHOLE].ranges, key=lambda m: losses.get(m, 0.0))
+
+    def probe(self, form: Format) -> None:
+        """Measures how much each layer matters in a format, and each method of calibration in int8."""
+        trials = self._trials
+        variant = trials.variants[WHOLE]
+        if variant.prepared is None or not self._pace.has_time(_PROBE):
+            return
+        trials.say(f"probing how much each layer matters in {form}")
+        try:
+            self.sensitivity[form] = probe_layers(trials, variant, form)
+        except HastenError as error:
+            self._notes.append(f"how much layers matter in {form} was not measured: {error}")
+
+    def time(self, name: str, precision: str) -> None:
+        """Measures the layers' times in a candidate, unless those in its precision or format are known."""
+        if precision in self.times:
+            return
+        try:
+            self.times[precision] = measured_times(self._trials, self._trials.candidates[name], self.layers)
+        except HastenError as error:
+            self._notes.append(f"the layers of {name} were not timed: {error}")
+
+    def records(self, best: str) -> tuple[LayerRecord, ...]:
+        """The table, with the precision that a candidate gives each layer."""
+        candidate = self._trials.candidates[best]
+        losses = {form: found.layers for form, found in self.sensitivity.items()}
+        return tuple(
+            LayerRecord(
+                name=layer.name,
+                operator=layer.op_type,
+                precision=candidate.formats.get(layer.name, candidate.precision),
+                macs=layer.macs,
+                sensitivity={f: found[layer.name] for f, found in losses.items() if layer.name in found},
+                us={p: found[layer.name] for p, found in self.times.items() if layer.name in found},
+            )
+            for layer in self.layers
+        )
+
+
+def measured_times(trials: Trials, candidate: Candidate, layers: Sequence[Layer]) -> dict[str, float]:
+    """Microseconds of each layer in a run of a candidate, in a process of its own.
+
+    Raises:
+        HastenError: it cannot be compiled, run or timed.
+    """
+    problem = trials.problem
+    found: dict[str, float] = isolated(
+        layer_times,
+        *(trials.model(candidate), layers, trials.typical_sample(), problem.asked.threads),
+        Path(problem.build.cache),
+        doing="timing layers",
+        folder=problem.folder,
+        limits=trials.limits(),
+    )
+    return found
