@@ -1,7 +1,7 @@
 """What runs in a process that calls one function; see `isolated.py`.
 
-Started as a script with its job as JSON. The last line of stderr says what went wrong, unless that is an error
-of hasten, which is a result.
+Started as a script with its job as JSON. The last line of stderr says what went wrong, unless that is an
+error of hasten, which is a result.
 """
 
 from __future__ import annotations
