@@ -1,4 +1,4 @@
-"""Values in files, of which arrays are mapped and graphs go by place; functions in processes that must end."""
+"""Values in files: arrays come back mapped, graphs by place. Functions in other processes end in time."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def product_of(node: ir.Node, shape: tuple[int, ...]) -> Product | None:
         def patches(x: Tensor) -> Tensor:
             import torch  # what has no data needs no PyTorch
 
-            from hasten.backends.torch_operators import conv_padded
+            from hasten.backends.torch_windows import conv_padded
 
             padded, strides, dilations = conv_padded(node, x, shape[2:])
             unfolded = torch.nn.functional.unfold(

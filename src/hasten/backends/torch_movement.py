@@ -1,0 +1,179 @@
+"""Operators in PyTorch that move elements, and those that say where to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+import torch
+import torch.nn.functional as F  # noqa: N812 - PyTorch's own convention
+from torch import Tensor
+
+from hasten.backends.torch_node import Inputs, Run, attribute, integers, maybe, operand
+from hasten.backends.torch_windows import pad_spatial
+
+
+def _reshape(node: ir.Node, inputs: Inputs) -> Tensor:
+    x, target = operand(inputs), integers(inputs, 1) or []
+    if not attribute(node, "allowzero", 0):
+        target = [x.shape[axis] if n == 0 else n for axis, n in enumerate(target)]
+    return x.reshape(target)
+
+
+def _flatten(node: ir.Node, inputs: Inputs) -> Tensor:
+    x = operand(inputs)
+    axis = attribute(node, "axis", 1)
+    return x.reshape(math.prod(x.shape[: axis if axis >= 0 else x.dim() + axis]), -1)
+
+
+def _transpose(node: ir.Node, inputs: Inputs) -> Tensor:
+    x = operand(inputs)
+    return x.permute(attribute(node, "perm", list(reversed(range(x.dim())))))
+
+
+def _squeeze(node: ir.Node, inputs: Inputs) -> Tensor:
+    x, axes = operand(inputs), integers(inputs, 1)
+    return x.squeeze() if axes is None else x.squeeze(tuple(axes))
+
+
+def _unsqueeze(node: ir.Node, inputs: Inputs) -> Tensor:
+    x, axes = operand(inputs), integers(inputs, 1) or []
+    rank = x.dim() + len(axes)
+    for axis in sorted(a % rank for a in axes):
+        x = x.unsqueeze(axis)
+    return x
+
+
+def _expand(node: ir.Node, inputs: Inputs) -> Tensor:
+    x, target = operand(inputs), integers(inputs, 1) or []
+    before = [1] * (len(target) - x.dim()) + list(x.shape)
+    target = [1] * (len(before) - len(target)) + target
+    return x.expand([m if n == 1 else n for n, m in zip(before, target, strict=True)])
+
+
+def _concat(node: ir.Node, inputs: Inputs) -> Tensor:
+    return torch.cat([v for v in inputs if v is not None], attribute(node, "axis", 0))
+
+
+def _split(node: ir.Node, inputs: Inputs) -> Sequence[Tensor]:
+    x, axis, sizes = operand(inputs), attribute(node, "axis", 0), integers(inputs, 1)
+    if sizes is None:
+        part = -(-x.shape[axis] // len(node.outputs))
+        return torch.split(x, part, axis)
+    return torch.split(x, sizes, axis)
+
+
+def _slice(node: ir.Node, inputs: Inputs) -> Tensor:
+    x, starts, ends = operand(inputs), integers(inputs, 1) or [], integers(inputs, 2) or []
+    axes, steps = integers(inputs, 3) or list(range(len(starts))), integers(inputs, 4) or [1] * len(starts)
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        taken = range(x.shape[axis])[slice(start, end if end > -(2**31) else None, step)]
+        if step > 0:
+            x = (
+                x.narrow(axis, taken.start, max(0, taken.stop - taken.start))
+                if len(taken)
+                else x.narrow(axis, 0, 0)
+            )
+            x = x if step == 1 else x.index_select(axis, torch.arange(0, x.shape[axis], step))
+        else:
+            x = x.index_select(axis, torch.tensor(list(taken), dtype=torch.int64))
+    return x
+
+
+def _gather(node: ir.Node, inputs: Inputs) -> Tensor:
+    x, indices, axis = operand(inputs), operand(inputs, 1).long(), attribute(node, "axis", 0)
+    axis %= x.dim()
+    indices = torch.where(indices < 0, indices + x.shape[axis], indices)
+    if axis == 0:
+        return F.embedding(indices, x) if x.dim() == 2 else x[indices]
+    found = x.index_select(axis, indices.reshape(-1))
+    return found.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+
+
+def _gather_nd(node: ir.Node, inputs: Inputs) -> Tensor:
+    x, indices = operand(inputs), operand(inputs, 1)
+    if attribute(node, "batch_dims", 0):
+        raise NotImplementedError("GatherND with batch_dims")
+    return x[tuple(indices.unbind(-1))]
+
+
+def _shape(node: ir.Node, inputs: Inputs) -> Tensor:
+    dims = operand(inputs).shape
+    return torch.tensor(list(dims[slice(attribute(node, "start", 0), attribute(node, "end", len(dims)))]))
+
+
+def _range(node: ir.Node, inputs: Inputs) -> Tensor:
+    start, limit, delta = (operand(inputs, i) for i in range(3))
+    return torch.arange(start.item(), limit.item(), delta.item(), dtype=start.dtype)
+
+
+def _pad(node: ir.Node, inputs: Inputs) -> Tensor:
+    x, given, fill, axes = operand(inputs), integers(inputs, 1) or [], maybe(inputs, 2), integers(inputs, 3)
+    mode = attribute(node, "mode", "constant")
+    half = len(given) // 2
+    pads = [0] * (2 * x.dim())
+    for k, axis in enumerate(range(half) if axes is None else axes):
+        pads[axis % x.dim()], pads[axis % x.dim() + x.dim()] = given[k], given[k + half]
+    if mode != "constant" and any(pads):
+        raise NotImplementedError(f"Pad in mode {mode}")
+    return pad_spatial(x, pads, 0.0 if fill is None else fill.item())
+
+
+def _resize(node: ir.Node, inputs: Inputs) -> Tensor:
+    x, scales, sizes = operand(inputs), maybe(inputs, 2), integers(inputs, 3)
+    mode, where = (
+        attribute(node, "mode", "nearest"),
+        attribute(node, "coordinate_transformation_mode", "half_pixel"),
+    )
+    if "axes" in node.attributes or attribute(node, "antialias", 0):
+        raise NotImplementedError("Resize of chosen axes, or against aliasing")
+    factors = None
+    if sizes is None:
+        assert scales is not None
+        factors = scales.tolist()[2:]
+        sizes = [math.floor(n * s) for n, s in zip(x.shape, scales.tolist(), strict=True)]
+    size = sizes[2:]
+    whole = all(n % m == 0 for n, m in zip(size, x.shape[2:], strict=True))
+    if sizes[:2] != list(x.shape[:2]):
+        raise NotImplementedError("Resize of the first two axes")
+    rounding = attribute(node, "nearest_mode", "round_prefer_floor")
+    repeats = (where, rounding) == ("asymmetric", "floor") or (where == "half_pixel" and "round" in rounding)
+    if mode == "nearest" and whole and repeats:
+        return F.interpolate(x, size)
+    if factors is not None and where == "align_corners":
+        where = "" if any(n * s % 1 for n, s in zip(x.shape[2:], factors, strict=True)) else where
+    if mode == "linear" and where in ("half_pixel", "align_corners") and x.dim() == 4:
+        given: Any = {"size": size} if factors is None else {"scale_factor": factors}
+        return F.interpolate(x, mode="bilinear", align_corners=where == "align_corners", **given)
+    raise NotImplementedError(f"Resize in mode {mode} with {where}")
+
+
+def _depth_to_space(node: ir.Node, inputs: Inputs) -> Tensor:
+    x, block = operand(inputs), attribute(node, "blocksize", 1)
+    if attribute(node, "mode", "DCR") == "CRD":
+        return F.pixel_shuffle(x, block)
+    n, c, h, w = x.shape
+    split = x.reshape(n, block, block, c // block**2, h, w)
+    return split.permute(0, 3, 4, 1, 5, 2).reshape(n, c // block**2, h * block, w * block)
+
+
+MOVEMENT: Mapping[str, Run] = {
+    "Reshape": _reshape,
+    "Flatten": _flatten,
+    "Transpose": _transpose,
+    "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
+    "Expand": _expand,
+    "Concat": _concat,
+    "Split": _split,
+    "Slice": _slice,
+    "Gather": _gather,
+    "GatherND": _gather_nd,
+    "Shape": _shape,
+    "Range": _range,
+    "Pad": _pad,
+    "Resize": _resize,
+    "DepthToSpace": _depth_to_space,
+}

@@ -1,0 +1,113 @@
+"""Convolutions and pooling in PyTorch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+import torch
+import torch.nn.functional as F  # noqa: N812 - PyTorch's own convention
+from torch import Tensor
+
+from hasten.backends.torch_node import Inputs, Run, attribute, maybe, operand
+
+
+def _pads(node: ir.Node, x: Tensor, kernel: Sequence[int], strides: Sequence[int]) -> list[int]:
+    """Padding before and behind each spatial axis, as ONNX writes it: all begins, then all ends."""
+    kind, rank = attribute(node, "auto_pad", "NOTSET"), len(kernel)
+    if kind in ("NOTSET", ""):
+        return list(attribute(node, "pads", [0] * (2 * rank)))
+    if kind == "VALID":
+        return [0] * (2 * rank)
+    dilations = attribute(node, "dilations", [1] * rank)
+    begins, ends = [], []
+    for n, k, s, d in zip(x.shape[2:], kernel, strides, dilations, strict=True):
+        total = max(0, (math.ceil(n / s) - 1) * s + (k - 1) * d + 1 - n)
+        small, large = total // 2, total - total // 2
+        begins.append(small if kind == "SAME_UPPER" else large)
+        ends.append(large if kind == "SAME_UPPER" else small)
+    return begins + ends
+
+
+def pad_spatial(x: Tensor, pads: Sequence[int], value: float = 0.0) -> Tensor:
+    """Pads the last axes; `pads` as ONNX writes them."""
+    half = len(pads) // 2
+    if not any(pads):
+        return x
+    pairs = [p for axis in reversed(range(half)) for p in (pads[axis], pads[axis + half])]
+    return F.pad(x, pairs, value=value)
+
+
+def conv_padded(node: ir.Node, x: Tensor, kernel: Sequence[int]) -> tuple[Tensor, list[int], list[int]]:
+    """The padded input of a convolution, with its strides and dilations."""
+    strides = attribute(node, "strides", [1] * len(kernel))
+    dilations = attribute(node, "dilations", [1] * len(kernel))
+    return pad_spatial(x, _pads(node, x, kernel, strides)), strides, dilations
+
+
+def _conv(node: ir.Node, inputs: Inputs) -> Tensor:
+    x, w = operand(inputs), operand(inputs, 1)
+    run = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[w.dim()]
+    padded, strides, dilations = conv_padded(node, x, w.shape[2:])
+    groups = attribute(node, "group", 1)
+    return run(padded, w, maybe(inputs, 2), stride=strides, dilation=dilations, groups=groups)
+
+
+def _conv_transpose(node: ir.Node, inputs: Inputs) -> Tensor:
+    x, w = operand(inputs), operand(inputs, 1)
+    rank = w.dim() - 2
+    if attribute(node, "auto_pad", "NOTSET") != "NOTSET" or "output_shape" in node.attributes:
+        raise NotImplementedError("ConvTranspose with auto_pad or output_shape")
+    run = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[rank]
+    result = run(
+        x,
+        w,
+        maybe(inputs, 2),
+        stride=attribute(node, "strides", [1] * rank),
+        groups=attribute(node, "group", 1),
+        dilation=attribute(node, "dilations", [1] * rank),
+    )
+    extra = attribute(node, "output_padding", [0] * rank)
+    pads = attribute(node, "pads", [0] * (2 * rank))
+    cut = [-p for p in pads[:rank]] + [e - p for p, e in zip(pads[rank:], extra, strict=True)]
+    return pad_spatial(result, cut)
+
+
+def _max_pool(node: ir.Node, inputs: Inputs) -> Tensor:
+    x, kernel = operand(inputs), attribute(node, "kernel_shape", [])
+    if attribute(node, "ceil_mode", 0) or len(node.outputs) > 1 or not x.is_floating_point():
+        raise NotImplementedError("MaxPool with ceil_mode, indices or integers")
+    strides = attribute(node, "strides", [1] * len(kernel))
+    padded = pad_spatial(x, _pads(node, x, kernel, strides), -math.inf)
+    run = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[len(kernel)]
+    return run(padded, kernel, stride=strides, dilation=attribute(node, "dilations", [1] * len(kernel)))
+
+
+def _average_pool(node: ir.Node, inputs: Inputs) -> Tensor:
+    x, kernel = operand(inputs), attribute(node, "kernel_shape", [])
+    if attribute(node, "ceil_mode", 0) or any(d != 1 for d in attribute(node, "dilations", [1])):
+        raise NotImplementedError("AveragePool with ceil_mode or dilations")
+    strides = attribute(node, "strides", [1] * len(kernel))
+    pads = _pads(node, x, kernel, strides)
+    run: Any = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[len(kernel)]
+    total: Tensor = run(pad_spatial(x, pads), kernel, stride=strides)
+    if attribute(node, "count_include_pad", 0) or not any(pads):
+        return total
+    share: Tensor = run(pad_spatial(torch.ones_like(x[:1, :1]), pads), kernel, stride=strides)
+    return total / share
+
+
+def _global_pool(reduce: Callable[[Tensor, list[int]], Tensor]) -> Run:
+    return lambda node, inputs: reduce(operand(inputs), list(range(2, operand(inputs).dim())))
+
+
+WINDOWS: Mapping[str, Run] = {
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "MaxPool": _max_pool,
+    "AveragePool": _average_pool,
+    "GlobalAveragePool": _global_pool(lambda x, axes: x.mean(axes, keepdim=True)),
+    "GlobalMaxPool": _global_pool(lambda x, axes: x.amax(axes, keepdim=True)),
+}
