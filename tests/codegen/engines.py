@@ -83,6 +83,10 @@ class Interpreted:
             tensors[k.writes] = uninitialized(layout.dtype, count + guard)
             functions |= {f.name: f for f in k.helpers}
             given: dict[str, object] = {p: tensors[t] for p, t in k.buffers}
+            if k.over is not None:  # as if nothing read it later
+                own, old = tensors[k.writes], tensors[k.over]
+                own[:count] = old[:count].view(own.dtype)
+                given |= {p: own.view(old.dtype) for p, t in k.buffers if t == k.over}
             given |= {p: size_value(e, sizes) for p, e in k.sizes}
             scratch = size_value(k.scratch, sizes) // 4
             for thread in range(threads):

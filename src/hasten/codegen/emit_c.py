@@ -94,7 +94,7 @@ def _parameter(p: Param) -> str:
         return f"{p.dtype.c_name} {p.name}"
     constness = "" if p.writable else "const "
     if p.depth == 1:
-        return f"{constness}{p.dtype.c_name} *restrict {p.name}"
+        return f"{constness}{p.dtype.c_name} *{'' if p.shared else 'restrict '}{p.name}"
     return f"const {p.dtype.c_name} *const *{p.name}"
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from hasten.codegen.epilogue import ColumnRange, epilogue_value, write_row
 from hasten.codegen.kernel import THREADS, Kernel
 from hasten.codegen.layout import LINE, Layouts, flatten
-from hasten.codegen.maps import OUTPUT, finish_kernel, renamed_buffers, share
+from hasten.codegen.maps import OUTPUT, finish_kernel, renamed_buffers, same_place, share, written_over
 from hasten.codegen.packing import PADDING, PackedOperand, padding_name, padding_of, whole_depth
 from hasten.codegen.reductions import Names
 from hasten.codegen.schedule import TIE, Order, Schedule, Split, tile_cost
@@ -54,6 +54,7 @@ from hasten.loops.expr import (
     walk,
 )
 from hasten.loops.nest import Declare, For, Let, Param, Prefetch, Stmt, Store, choose, unrolled
+from hasten.loops.simplify import spell
 
 PRODUCTS_PER_WORK = 8
 """Multiply-adds of a register tile that take as long as one operation of another kernel."""
@@ -196,7 +197,7 @@ class ProductBuilder:
         rows = binary("max", self.rows, const(LEAST_ROWS))
         products = self.batch * rows * self.taps * extent((g.depth, g.column))
         work = (products + PRODUCTS_PER_WORK) // PRODUCTS_PER_WORK
-        return finish_kernel(
+        kernel = finish_kernel(
             name,
             self.body(),
             self.buffers,
@@ -206,6 +207,8 @@ class ProductBuilder:
             scratch=self.scratch,
             views=self.views,
         )
+        residual = same_place(self.finish, {spell(self.address)}, self.buffers, self.layouts, self.stage)
+        return written_over(kernel, residual)
 
     def body(self) -> tuple[Stmt, ...]:
         """All statements of the kernel."""

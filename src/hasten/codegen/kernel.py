@@ -43,6 +43,7 @@ class Kernel:
         sizes: for each size parameter, its value at the call.
         work: number of elementary operations, to decide how many threads it deserves.
         writes: the tensor that it computes.
+        over: a tensor that it reads whose memory may be that of `writes`, if nothing reads it later.
         scratch: bytes of arena that each thread needs for itself, 0 for none.
         title: what a person reads in a profile.
         flops: floating-point operations of its sums of products.
@@ -63,3 +64,4 @@ class Kernel:
     bytes: Expr
     factors: DType
     product: Product | None = None
+    over: str | None = None

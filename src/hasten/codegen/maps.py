@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from hasten.codegen.counts import factor_type, stage_bytes, stage_flops
 from hasten.codegen.fuse import cost
@@ -79,7 +79,8 @@ def map_kernel(stage: Stage, layouts: Layouts, vector_bytes: int, name: str) -> 
     domain = Domain(domain.vars, value, domain.address)
     lanes = vector_bytes // max(4, stage.dtype.bytes)
     body = framed_nest(domain) or parallel_nest(domain, lanes, Names())
-    return finish_kernel(name, body, buffers, layouts, stage, work=_work(domain))
+    kernel = finish_kernel(name, body, buffers, layouts, stage, work=_work(domain))
+    return written_over(kernel, replaced(domain, buffers, layouts, stage))
 
 
 def finish_kernel(
@@ -120,6 +121,49 @@ def finish_kernel(
         bytes=stage_bytes(stage, layouts),
         factors=factor_type(stage, layouts),
     )
+
+
+def written_over(k: Kernel, read: str | None) -> Kernel:
+    """The kernel with its result in the memory of what it reads through a parameter, if there is one."""
+    if read is None:
+        return k
+    params = tuple(replace(p, shared=p.name in (read, OUTPUT)) for p in k.function.params)
+    return replace(k, function=replace(k.function, params=params), over=dict(k.buffers)[read])
+
+
+def replaced(d: Domain, buffers: Mapping[str, str], layouts: Layouts, stage: Stage) -> str | None:
+    """The parameter of a tensor that the result of a domain may be written over, or None.
+
+    Its element is read where the result's is written, or with all of that row before any of it is written.
+    """
+    reductions = [n for n in walk(d.value) if isinstance(n, Reduce)]
+    addresses = {spell(d.address)}
+    if reductions:
+        *outer, inner = d.vars or (None,)
+        rows = [v for v in outer if v is not None and constant_int(v.extent) != 1]
+        if inner is None or not rows or any(inner in free_vars(r) for r in reductions):
+            return None  # what is read may be of another thread's part, or written already
+        along = {v for r in reductions for v in r.vars if v.extent == inner.extent}
+        addresses |= {spell(substitute(d.address, {inner: v})) for v in along}
+    return same_place(d.value, addresses, buffers, layouts, stage)
+
+
+def same_place(
+    value: Expr, addresses: Collection[object], buffers: Mapping[str, str], layouts: Layouts, stage: Stage
+) -> str | None:
+    """The parameter of the first tensor as large as the result that is read at these addresses alone."""
+    read: dict[str, set[object]] = {}
+    for n in walk(value):
+        if isinstance(n, Load) and n.buffer in buffers and n.index:
+            read.setdefault(n.buffer, set()).add(spell(n.index[0]))
+    own = layouts[stage.name]
+    for p, found in read.items():
+        layout = layouts[buffers[p]]
+        size = spell(layout.elements), layout.dtype.bytes
+        once = list(buffers.values()).count(buffers[p]) == 1
+        if once and size == (spell(own.elements), own.dtype.bytes) and found <= set(addresses):
+            return p
+    return None
 
 
 def memory_domain(stage: Stage, layouts: Layouts) -> Domain:

@@ -20,12 +20,28 @@ NOMINAL_SIZE = 64
 
 @dataclass(frozen=True)
 class Lifetime:
-    """A tensor in the arena: its bytes, and the steps from its writing to its last reading."""
+    """A tensor in the arena.
+
+    Attributes:
+        name: the tensor.
+        bytes: its size.
+        first: the step that writes it.
+        last: the last step that reads it.
+        over: a tensor of the same size in whose place that step can write it.
+    """
 
     name: str
     bytes: Expr
     first: int
     last: int
+    over: str | None = None
+
+    def excludes(self, other: Lifetime) -> bool:
+        """Whether two tensors must not have the same memory."""
+        if self.last < other.first or other.last < self.first:
+            return False
+        earlier, later = (self, other) if self.first < other.first else (other, self)
+        return later.over != earlier.name or earlier.last != later.first
 
 
 @dataclass(frozen=True)
@@ -37,12 +53,16 @@ class Slot:
 
 
 def plan_memory(lifetimes: Sequence[Lifetime]) -> tuple[Slot, ...]:
-    """Assigns tensors to slots, the largest first, each to the slot that it wastes least of."""
+    """Assigns tensors to slots, the largest first, each to the slot that it wastes least of.
+
+    What can be written over another tensor is, if it can: those lines are in the cache of who writes them.
+    """
     slots: list[list[Lifetime]] = []
     for t in sorted(lifetimes, key=lambda t: (-nominal(t.bytes), t.first)):
-        fitting = [s for s in slots if all(t.last < o.first or o.last < t.first for o in s)]
+        fitting = [s for s in slots if not any(t.excludes(o) for o in s)]
+        over = [s for s in fitting if any(o.name == t.over for o in s)]
         # Sorted by size, so a slot is never too small for what comes later at nominal sizes.
-        best = min(fitting, key=lambda s: nominal(s[0].bytes), default=None)
+        best = min(over or fitting, key=lambda s: nominal(s[0].bytes), default=None)
         if best is None:
             slots.append([t])
         else:

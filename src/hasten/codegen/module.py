@@ -122,7 +122,7 @@ def _lifetimes(part: Part, kernels: Sequence[Kernel]) -> list[Lifetime]:
     for step, k in enumerate(kernels):
         for _, tensor in k.buffers:
             ends[tensor] = step
-    result = []
+    result: list[Lifetime] = []
     for step, k in enumerate(kernels):
         if k.writes in part.program.outputs:
             continue
@@ -137,5 +137,8 @@ def _lifetimes(part: Part, kernels: Sequence[Kernel]) -> list[Lifetime]:
             # For all pictures, while kernels of the run are called again and again.
             first = run.first if run.first <= first < run.end else first
             last = run.end - 1 if run.first <= last < run.end else last
-        result.append(Lifetime(k.writes, at_bounds(part.program, size), first, last))
+        bytes_ = at_bounds(part.program, size)
+        # One picture of a tensor may lie elsewhere than its part of all pictures.
+        over = next((t.name for t in result if t.name == k.over and t.bytes == bytes_), None)
+        result.append(Lifetime(k.writes, bytes_, first, last, over))
     return result

@@ -104,12 +104,16 @@ Stmt = Comment | Let | Declare | Store | For | If | Call | Prefetch
 
 @dataclass(frozen=True)
 class Param:
-    """A parameter: a scalar, a buffer (`depth` 1) or a table of pointers into buffers (`depth` 2)."""
+    """A parameter: a scalar, a buffer (`depth` 1) or a table of pointers into buffers (`depth` 2).
+
+    Buffers lie apart, except those that are `shared`, which may be the same memory as one another.
+    """
 
     name: str
     dtype: DType
     depth: int = 0
     writable: bool = False
+    shared: bool = False
 
 
 @dataclass(frozen=True)

@@ -238,8 +238,8 @@ void attention_0(const float *restrict keys, const float *restrict values, const
 }
 
 /* Attention 'y' */
-void map_1(const float *restrict x0, float *restrict out, int64_t size_b, int64_t size_s, hasten_fault *fault,
-        int32_t kernel, int32_t thread, int32_t threads) {
+void map_1(const float *x0, float *out, int64_t size_b, int64_t size_s, hasten_fault *fault, int32_t kernel,
+        int32_t thread, int32_t threads) {
     (void)fault, (void)kernel;
     const int64_t first = min_int64_t(size_b * ((int64_t)thread * size_s) / (int64_t)threads * 64, size_b * (size_s * 64));
     const int64_t last = min_int64_t((size_b * ((int64_t)thread * size_s) + size_b * size_s) / (int64_t)threads * 64, size_b * (size_s * 64));

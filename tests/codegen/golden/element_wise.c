@@ -45,8 +45,8 @@ static inline float hasten_sigmoid_float(float x) {
 
 
 /* Mul 'p', Sigmoid 'q', Add 'y' */
-void map_0(const float *restrict x0, const float *restrict x1, float *restrict out, int64_t size_n,
-        hasten_fault *fault, int32_t kernel, int32_t thread, int32_t threads) {
+void map_0(const float *x0, const float *restrict x1, float *out, int64_t size_n, hasten_fault *fault, int32_t
+        kernel, int32_t thread, int32_t threads) {
     (void)fault, (void)kernel;
     for (int64_t task = (int64_t)thread * size_n / (int64_t)threads; task < ((int64_t)thread * size_n + size_n) / (int64_t)threads; ++task) {
         const int64_t i0 = task;

@@ -24,9 +24,8 @@ static inline float max_bound_float(float x, float bound) { return bound > x ? b
 
 
 /* MatMul 'p', Add 'q', Relu 's', Add 'y' */
-void product_0(const float *restrict a, const float *restrict x0, const float *restrict x1, const float
-        *restrict b, float *restrict out, int64_t size_n, hasten_fault *fault, int32_t kernel, int32_t thread,
-        int32_t threads) {
+void product_0(const float *restrict a, const float *restrict x0, const float *x1, const float *restrict b,
+        float *out, int64_t size_n, hasten_fault *fault, int32_t kernel, int32_t thread, int32_t threads) {
     (void)fault, (void)kernel;
     const int64_t t0 = (int64_t)threads;
     const int64_t by_rows = (t0 + (size_n + 5) / 6 - 1) / t0 * 2;
