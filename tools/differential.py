@@ -43,7 +43,7 @@ def main() -> int:
     start = time.monotonic()
     seeds = range(options.first, options.first + options.count)
     ways = configs()
-    items = [(seed, ways[n // BATCH % len(ways)]) for n, seed in enumerate(seeds)]
+    items = [(seed, ways[seed // BATCH % len(ways)]) for seed in seeds]
     batches = [items[at : at + PER_PROCESS] for at in range(0, len(items), PER_PROCESS)]
     outcomes: list[Outcome] = []
     bad: list[tuple[Outcome, Config]] = []

@@ -80,8 +80,8 @@ def judge(
             between = difference(*peers)
             spread = 8 * between if np.isfinite(between) else 0.0
         spread += 16 * sensitivity()
-        # What is this sensitive cannot be judged by others' roundings: that would excuse anything.
-        spread = min(spread, 0.02 * scale_of(peers[0]))
+        # What is more sensitive cannot be judged by others' roundings: that would excuse anything.
+        spread = min(spread, max(0.02, 16 * tolerance.epsilon) * scale_of(peers[0]))
         if any(agree(found, p, tolerance, spread) for p in peers):
             return ""
     apart = ", ".join(f"{difference(found, p):.3g}" for p in peers)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import helper
 from tests import processes
 from tests.codegen.engines import division_of_work
 from tests.differential.compare import Tolerance, judge
@@ -28,6 +27,7 @@ from tests.differential.peers import (
     by_reference,
     known,
 )
+from tests.differential.rounding import STEP_OF_BF16, narrowed, sensitivity, sensitivity_of_bf16
 
 from hasten import __version__, frontends
 from hasten.backends.batch import compile_batch
@@ -206,12 +206,13 @@ def _raised(error: Exception) -> str:
 
 def _expected(graph: Graph) -> list[list[list[np.ndarray]]]:
     """For each set of inputs the answers of the peers that have one."""
-    answers = []
-    if not known(graph.model, ONNXRUNTIME_ERRORS):
-        answers.append(by_onnxruntime(graph.model, graph.feeds))
-    if not known(graph.model, REFERENCE_ERRORS):
-        answers.append(by_reference(graph.model, graph.feeds))
-    return [[a[k] for a in answers if a[k] is not None] for k in range(len(graph.feeds))]
+    peers = ((by_onnxruntime, ONNXRUNTIME_ERRORS), (by_reference, REFERENCE_ERRORS))
+    expected: list[list[list[np.ndarray]]] = [[] for _ in graph.feeds]
+    for engine, errors in peers:
+        for feeds, held, answer in zip(graph.feeds, expected, engine(graph.model, graph.feeds), strict=True):
+            if answer is not None and not known(graph.model, feeds, errors):
+                held.append(answer)
+    return expected
 
 
 def _compare(
@@ -233,16 +234,19 @@ def _compare(
                 empty += 1
                 continue
             return "refused", f"binding {k}: {_raised(error)}", empty
-        narrow = _narrowed(graph, feeds) if config.precision == "bf16" else None
+        in_bf16 = config.precision == "bf16"
+        narrow = narrowed(graph.model, feeds) if in_bf16 else None
+        moves = sensitivity_of_bf16 if in_bf16 else sensitivity
         for i, name in enumerate(names):
             if found[i].tobytes() != again[i].tobytes():
                 return "wrong", f"binding {k}: {name} differs between two runs", empty
             tolerance = graph.tolerances[name]
             others = [p[i] for p in peers]
+            if in_bf16:
+                tolerance = Tolerance(False, max(tolerance.epsilon, STEP_OF_BF16))
             if narrow is not None:
-                tolerance = Tolerance(False, max(tolerance.epsilon, 2.0**-8))
                 others += [narrow[i]]
-            text = judge(found[i], others, tolerance, lambda i=i, f=feeds: _sensitivity(graph, f, i))
+            text = judge(found[i], others, tolerance, lambda i=i, f=feeds, m=moves: m(graph.model, f, i))
             if text:
                 return "wrong", f"binding {k}: {name} {text}", empty
     return "same", "", empty
@@ -257,44 +261,3 @@ def _nothing(graph: Graph, feeds: Feeds) -> bool:
 def _declared(error: InputError) -> bool:
     """Whether an error is one that empty values may get: where something is taken from what is empty."""
     return " > 0 " in str(error) or "too small" in str(error)
-
-
-def _sensitivity(graph: Graph, feeds: Feeds, output: int) -> float:
-    """How much an output changes where float inputs change in their last bits."""
-    rng = np.random.default_rng(0)
-    sets = [feeds]
-    for _ in range(3):
-        sets.append(
-            {
-                n: (a * (1 + rng.uniform(-1, 1, a.shape) * 2.0**-22)).astype(a.dtype)
-                if a.dtype.kind == "f"
-                else a
-                for n, a in feeds.items()
-            }
-        )
-    for engine in (by_onnxruntime, by_reference):
-        results = [r[output].astype(np.float64) for r in engine(graph.model, sets) if r is not None]
-        if len(results) == len(sets) and len({r.shape for r in results}) == 1:
-            with np.errstate(all="ignore"):
-                return float(max(np.nan_to_num(np.abs(r - results[0])).max(initial=0.0) for r in results[1:]))
-    return 0.0
-
-
-def _narrowed(graph: Graph, feeds: Feeds) -> list[np.ndarray] | None:
-    """The answers where products read their operands in bf16."""
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    nodes = list(model.graph.node)
-    del model.graph.node[:]
-    for number, node in enumerate(nodes):
-        if node.op_type in ("MatMul", "Gemm", "Conv", "ConvTranspose"):
-            for k in range(2):
-                made = [f"{n}_{number}_{k}" for n in ("narrow", "wide")]
-                model.graph.node.append(
-                    helper.make_node("Cast", [node.input[k]], made[:1], to=onnx.TensorProto.BFLOAT16)
-                )
-                model.graph.node.append(helper.make_node("CastLike", [made[0], node.input[k]], made[1:]))
-                node.input[k] = made[1]
-        model.graph.node.append(node)
-    (result,) = by_reference(model, [feeds])
-    return result

@@ -119,6 +119,27 @@ CASES = {
         {"x": floats(4, 2, 20, 3)},
         EXACT,
     ),
+    # A position was taken to be inside because sizes are 1 or more: what is not there was read.
+    "a border around nothing, backwards": (
+        """(int64[n, 1] x) => (int64[3, 1] y) <int64[4] p = {2, 0, 1, 0}, int64 c = {7}, int64[1] a = {2},
+            int64[1] b = {-9223372036854775808}, int64[1] axis = {0}, int64[1] step = {-1}>
+        { w = Pad (x, p, c) y = Slice (w, a, b, axis, step) }""",
+        {"x": np.zeros((0, 1), np.int64)},
+        EXACT,
+    ),
+    "borders around parts of borders": (
+        """(bool[n, m] x) => (bool[6, m] y) <int64[4] p = {2, 0, 1, 0}, bool no = {0},
+            int64[2] parts = {1, 2}, int64[4] q = {3, 0, 1, 0}, bool yes = {1}>
+        { w = Pad (x, p, no) first, rest = Split <axis = 0> (w, parts) y = Pad (rest, q, yes) }""",
+        {"x": np.zeros((0, 1), bool)},
+        EXACT,
+    ),
+    # C makes an int of a choice between two bytes: the C did not compile.
+    "bytes divided by one of each row": (
+        """(uint8[n, m] x, uint8[n, 1] d) => (uint8[n, m] y) { y = Div (x, d) }""",
+        {"x": np.arange(120, dtype=np.uint8).reshape(3, 40), "d": np.array([[3], [7], [255]], np.uint8)},
+        EXACT,
+    ),
     # ONNX's evaluator takes a condition that is left out for one that does not hold.
     "a loop without a condition": (
         """(float[2] x) => (float[2] y) <int64 n = {3}> {

@@ -357,13 +357,14 @@ class _Printer:
                 return f"({self.vector(DType.I32, e.lanes)}){compared}", 13
             mask = self.vector(DType.I32, e.lanes)
             return f"__builtin_convertvector({compared}, {mask})", _ATOM
-        if e.op in ("shl", "shr") and e.lanes > 1:
-            left, right = self.side(a, e.lanes, inner), self.side(b, e.lanes, inner)
+        # C promotes small integers: a choice between two of them is an int, which no vector takes.
+        small = not e.dtype.is_float and e.dtype.bytes < 4 and e.dtype is not DType.BOOL
+        if e.lanes > 1 and (small or e.op in ("shl", "shr")):
+            left, right = self.side(a, e.lanes, max(p - 1, inner - 1)), self.side(b, e.lanes, inner)
         elif e.op == "shl" and isinstance(a, Const):
             left = f"({e.dtype.c_name}){left}"  # a literal alone is an int
-        # Small integers are promoted to int by C; the IR computes in their own width.
         text = f"{left} {_INFIX[e.op]} {right}"
-        if e.lanes == 1 and not e.dtype.is_float and e.dtype.bytes < 4 and e.dtype is not DType.BOOL:
+        if e.lanes == 1 and small:  # the IR computes in their own width
             return f"({e.dtype.c_name})({text})", 13
         return text, p
 

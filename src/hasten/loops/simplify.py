@@ -2,7 +2,8 @@
 
 An index is brought to the form sum(coefficient * atom * atom ...). Division and remainder are resolved
 by splitting off the terms that the divisor divides and proving that the rest lies in [0, divisor);
-proofs use that a loop variable lies in [0, extent) and that a size is at least 1.
+proofs use that a loop variable lies in [0, extent) and that a size is at least 1, which it is where an
+element of it is taken. Conditions hold for sizes of 0 too: they decide whether anything is taken.
 """
 
 from __future__ import annotations
@@ -297,14 +298,14 @@ def _compare(e: Op, a: Expr, b: Expr) -> Expr:
         if not difference:
             return const(e.op == "eq", DType.BOOL)
         less, more = add(difference, {(): -1}), add(_negated(difference), {(): -1})
-        if nonnegative(less) or nonnegative(more):
+        if nonnegative(less, 0) or nonnegative(more, 0):
             return const(e.op == "ne", DType.BOOL)
         return e
     margin: Poly = {(): -1} if e.op == "lt" else {}
     other: Poly = {} if e.op == "lt" else {(): -1}
-    if nonnegative(add(difference, margin)):
+    if nonnegative(add(difference, margin), 0):
         return const(True, DType.BOOL)
-    if nonnegative(add(_negated(difference), other)):
+    if nonnegative(add(_negated(difference), other), 0):
         return const(False, DType.BOOL)
     return e
 
@@ -332,12 +333,16 @@ def is_nonnegative(e: Expr) -> bool:
     return nonnegative(to_poly(e))
 
 
-def nonnegative(p: Poly) -> bool:
+def nonnegative(p: Poly, least: int = 1) -> bool:
     """True where a polynomial is provably never negative.
 
     Every term is bounded on its own: variables of positive terms by 0, of negative ones by extent - 1,
-    remainders by the divisor - 1. What is left has sizes only; with size = 1 + s all coefficients must
+    remainders by the divisor - 1. What is left has sizes only; with size = least + s all coefficients must
     be non-negative.
+
+    Args:
+        p: the polynomial.
+        least: the least that a size can be.
     """
     bound: Poly = {}
     for atoms, c in p.items():
@@ -359,7 +364,7 @@ def nonnegative(p: Poly) -> bool:
     for atoms, c in bound.items():
         term = {(): c}
         for atom in atoms:
-            term = multiply(term, {(atom,): 1, (): 1})
+            term = multiply(term, {(atom,): 1, (): least} if least else {(atom,): 1})
         shifted = add(shifted, term)
     return all(c >= 0 for c in shifted.values())
 
