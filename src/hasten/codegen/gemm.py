@@ -54,7 +54,7 @@ from hasten.loops.expr import (
     walk,
 )
 from hasten.loops.nest import Declare, For, Let, Param, Prefetch, Stmt, Store, choose, unrolled
-from hasten.loops.simplify import spell
+from hasten.loops.simplify import is_nonnegative, spell
 
 PRODUCTS_PER_WORK = 8
 """Multiply-adds of a register tile that take as long as one operation of another kernel."""
@@ -179,7 +179,8 @@ class ProductBuilder:
         lower = next((t.rows for t in self.tiles if tall < 2 * t.rows < 2 * tall), None)
         if lower is None or 2 * tile_cost(lower) * (1 + TIE) >= tile_cost(tall) + tile_cost(2 * lower - tall):
             return None
-        return lower
+        # There are more rows at any size: no size of what is computed is 0.
+        return None if is_nonnegative(self.rows - (2 * lower + 1)) else lower
 
     @property
     def tall(self) -> Expr:
