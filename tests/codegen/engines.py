@@ -77,14 +77,14 @@ class Interpreted:
         tensors |= {name: a.reshape(-1) for name, a in self.lowered.constants.items()}
         functions = {f.name: f for f in _tiles(self.target)}
         for number, k in enumerate(self.lowered.kernels):
-            layout = self.lowered.layouts[k.writes]
-            count = size_value(layout.elements, sizes)
-            guard = 0 if k.writes in self.program.outputs else GUARD
-            tensors[k.writes] = uninitialized(layout.dtype, count + guard)
+            for t in k.writes:
+                guard = 0 if t in self.program.outputs else GUARD
+                tensors[t] = uninitialized(self.lowered.layouts[t].dtype, self.count(t, sizes) + guard)
             functions |= {f.name: f for f in k.helpers}
             given: dict[str, object] = {p: tensors[t] for p, t in k.buffers}
             if k.over is not None:  # as if nothing read it later
-                own, old = tensors[k.writes], tensors[k.over]
+                own, old = tensors[k.writes[0]], tensors[k.over]
+                count = self.count(k.over, sizes)
                 own[:count] = old[:count].view(own.dtype)
                 given |= {p: own.view(old.dtype) for p, t in k.buffers if t == k.over}
             given |= {p: size_value(e, sizes) for p, e in k.sizes}
@@ -98,13 +98,18 @@ class Interpreted:
                 fault = interpret(k.function, [given[p.name] for p in k.function.params], functions)
                 if fault is not None:
                     raise InputError(f"index {fault.value} is outside {fault.limit} in {k.title}")
-            written = tensors[k.writes][:count].reshape([size_value(n, sizes) for n in layout.shape])
-            sizes |= measured_sizes(self.program, k.writes, written, sizes)
+            for t in k.writes:
+                shape = [size_value(n, sizes) for n in self.lowered.layouts[t].shape]
+                written = tensors[t][: self.count(t, sizes)].reshape(shape)
+                sizes |= measured_sizes(self.program, t, written, sizes)
         results = {}
         for name in self.program.outputs:
             shape = tuple(size_value(n, sizes) for n in self.program.info(name).shape)
             results[name] = tensors[name].reshape(shape)
         return results
+
+    def count(self, tensor: str, sizes: dict[str, int]) -> int:
+        return size_value(self.lowered.layouts[tensor].elements, sizes)
 
 
 @dataclass(frozen=True)

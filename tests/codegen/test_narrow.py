@@ -88,7 +88,7 @@ def test_what_products_read_is_rounded_once_where_it_is_written(target):
 
 def test_operands_are_stored_narrow_and_the_rest_is_not():
     lowered = lower_program(chain(), native(), precision=DType.BF16)
-    types = {k.writes: lowered.layouts[k.writes].dtype for k in lowered.kernels}
+    types = {t: lowered.layouts[t].dtype for k in lowered.kernels for t in k.writes}
     narrow = [name for name, dtype in types.items() if dtype is DType.BF16]
     # The first normalization, and a copy of `h`, which is a result and keeps its type.
     assert len(narrow) == 2 and any(name.startswith("h") for name in narrow), types

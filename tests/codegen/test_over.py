@@ -27,7 +27,7 @@ LAYERS = graph(
 
 
 def over(p, target="x86-64-v4"):
-    return {k.writes: k.over for k in lower_program(p, Target.named(target)).kernels}
+    return {k.writes[0]: k.over for k in lower_program(p, Target.named(target)).kernels}
 
 
 def test_normalized_rows_and_residual_sums_replace_what_they_read():

@@ -147,7 +147,11 @@ def test_tensors_between_products_are_bytes():
     text += "p = MatMul(xd, wd) r = Relu(p) hq = QuantizeLinear(r, s2, z2) hd = DequantizeLinear(hq, s2, z2) "
     p = program(text + "y = MatMul(hd, wd) }", arrays)
     lowered = lower_program(p, native())
-    assert [lowered.layouts[k.writes].dtype for k in lowered.kernels] == [DType.U8, DType.U8, DType.F32]
+    assert [lowered.layouts[t].dtype for k in lowered.kernels for t in k.writes] == [
+        DType.U8,
+        DType.U8,
+        DType.F32,
+    ]
     packed = {a.dtype for n, a in lowered.constants.items() if n.endswith("_packed")}
     assert packed == {np.dtype(np.int8)}
 
@@ -235,7 +239,7 @@ def test_a_residual_of_bytes_is_added_in_the_epilogue():
     text += "hd = DequantizeLinear(hq, s2, z2) p = MatMul(xd, wd) r = Add(p, hd) " + AFTER + "}"
     p = program(text, arrays)
     lowered = lower_program(p, native())
-    types = [lowered.layouts[k.writes].dtype for k in lowered.kernels]
+    types = [lowered.layouts[t].dtype for k in lowered.kernels for t in k.writes]
     assert types == [DType.U8, DType.U8, DType.F32]
     (engine,) = compile_programs([p], native())
     feeds = feeds_of(p, rng)
@@ -257,3 +261,34 @@ def test_a_concatenation_is_quantized():
     (engine,) = compile_programs([p], native())
     feeds = feeds_of(p, rng)
     assert_within_a_step(engine.run(feeds)["y"], evaluate(p, feeds)["y"])
+
+
+@pytest.mark.parametrize("target", HERE, ids=lambda t: t.name)
+def test_an_attention_writes_bytes(target):
+    """With a factor for each column of all heads side by side, as smoothing leaves it."""
+    rng = np.random.default_rng(0)
+    arrays = constants(rng, (64, 33), 33, zero=90) | {"f": rng.uniform(0.5, 2, 64).astype(np.float32)}
+    text = "(float[b, m, 64] x) => (float[b, m, 33] y) "
+    text += "{ a = Attention<q_num_heads = 2, kv_num_heads = 2>(x, x, x) c = Mul(a, f) "
+    text += "xq = QuantizeLinear(c, s, z) xd = DequantizeLinear(xq, s, z) "
+    text += "wd = DequantizeLinear<axis = 1>(w, ws) p = MatMul(xd, wd) r = Add(p, bias) " + AFTER + "}"
+    p = program(text, arrays)
+    lowered = lower_program(p, target)
+    assert [lowered.layouts[t].dtype for k in lowered.kernels for t in k.writes] == [DType.U8, DType.F32]
+    (engine,) = compile_programs([p], target)
+    for m in (1, 13, 40):
+        feeds = {"x": rng.standard_normal((2, m, 64)).astype(np.float32)}
+        first = engine.run(feeds)["y"]
+        assert_within_a_step(first, evaluate(p, feeds)["y"])
+        np.testing.assert_array_equal(engine.run(feeds, 3)["y"], first)
+
+
+def test_an_attention_that_others_read_too_stays_in_floats():
+    arrays = constants(np.random.default_rng(0), (64, 33), 33, zero=90)
+    text = "(float[b, m, 64] x) => (float[b, m, 33] y, float[b, m, 64] e) "
+    text += (
+        "{ a = Attention<q_num_heads = 2, kv_num_heads = 2>(x, x, x) e = Exp(a) xq = QuantizeLinear(a, s, z) "
+    )
+    text += "xd = DequantizeLinear(xq, s, z) wd = DequantizeLinear<axis = 1>(w, ws) y = MatMul(xd, wd) }"
+    lowered = lower_program(program(text, arrays), native())
+    assert [lowered.layouts[t].dtype for k in lowered.kernels for t in k.writes].count(DType.U8) == 1

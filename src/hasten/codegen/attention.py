@@ -382,8 +382,12 @@ def _weighted_sum(p: Parts, m: Var, block: Var, pitch: Var) -> tuple[Stmt, ...]:
     values = Address(p.dtype, p.packed, (p.values_at(pitch) + panel * (pitch * PANEL),))
     product = _product(p, m, rows, values, const(PANEL * p.group), width)
     tile = Load(F32, "tile", (r * PANEL + j,))
-    value = cast(Op(F32, "mul", (tile, Load(F32, "total", (r,)))), p.stage.dtype)
+    value: Expr = Op(F32, "mul", (tile, Load(F32, "total", (r,))))
     at = {**bound(p), a.row: block + r, a.column: panel * PANEL + j}
+    if p.stage.epilogue is not None:
+        finish = renamed(p, p.stage.epilogue)
+        value = substitute(substitute(finish, {Load(F32, ACCUMULATOR, ()): value}), at)
+    value = cast(value, p.stage.dtype)
     address = substitute(p.layouts[p.stage.name].address(p.stage.vars), at)
     write = inner_loop(Domain((j,), value, address), const(0), width, p.lanes, p.names, frozenset({r}))
     body = (

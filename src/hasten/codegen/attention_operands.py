@@ -9,7 +9,7 @@ from hasten.codegen.kernel import scratch_view
 from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.maps import Domain, inner_loop
 from hasten.codegen.reductions import Names
-from hasten.codegen.stage import Stage
+from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.tiles import PANEL, Tile, group
 from hasten.codegen.transpose import transpose_name
 from hasten.codegen.vectorize import coefficient
@@ -128,10 +128,10 @@ def operand(p: Parts, e: Expr, label: str) -> Load:
 
 
 def renamed(p: Parts, e: Expr) -> Expr:
-    """A mask expression at addresses, its buffers renamed to parameters."""
+    """A mask or an epilogue at addresses, its buffers renamed to parameters."""
 
     def visit(node: Expr) -> Expr | None:
-        if not isinstance(node, Load):
+        if not isinstance(node, Load) or node.buffer == ACCUMULATOR:
             return None
         known = {tensor: param for param, tensor in p.buffers.items() if param.startswith("mask")}
         label = known.get(node.buffer, f"mask{len(known)}")

@@ -318,7 +318,7 @@ class _Builder:
             (*self.tensors.items(), (OUTPUT, stages[-1].name)),
             tuple((size_parameter(n), Size(INDEX, n)) for n in sizes),
             (flops + (FLOPS_PER_WORK - 1)) // FLOPS_PER_WORK,
-            stages[-1].name,
+            (stages[-1].name,),
             (self.ring_elements + self.columns * self.channels * self.chain.rows) * self.chain.dtype.bytes,
             title,
             flops=flops,

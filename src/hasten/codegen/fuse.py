@@ -8,7 +8,7 @@ follows a contraction element by element becomes its epilogue.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.vectorize import coefficient
 from hasten.loops.descriptions import (
+    Attention,
     Description,
     Forest,
     Gemm,
@@ -78,11 +79,57 @@ def fuse(program: Program) -> list[Stage]:
         stored = d.name in kept or (
             d.dtype in BYTES and isinstance(body, Expr) and _reads_product(body, stages)
         )
-        if not stored and isinstance(body, Expr) and _disappears(body, uses[d.name], stages):
+        view = None if d.name in kept else _taken_in(replace(d, body=body), stages, inlined, uses)
+        if view is not None:
+            inlined[d.name] = view
+        elif not stored and isinstance(body, Expr) and _disappears(body, uses[d.name], stages):
             inlined[d.name] = replace(d, body=body)
         else:
             stages.append(Stage(d.name, d.dtype, d.vars, body, None, origins[d.name]))
     return _absorb_epilogues(_drop_unread(stages, kept), kept)
+
+
+def _taken_in(
+    d: Definition, stages: list[Stage], inlined: Mapping[str, Definition], uses: Mapping[str, int]
+) -> Definition | None:
+    """What becomes bytes of an attention, as a view of its result, whose stage then writes bytes; or None.
+
+    It is the only reader, perhaps of heads side by side. (What becomes floats stays apart, as other readers
+    of an attention do: little is gained.)
+    """
+    if (
+        d.dtype not in BYTES
+        or not isinstance(d.body, Expr)
+        or any(isinstance(n, Reduce) for n in walk(d.body))
+    ):
+        return None
+    read = list(dict.fromkeys(n for n in walk(d.body) if isinstance(n, Load)))
+    for at, s in enumerate(stages):
+        loads = [n for n in read if n.buffer == s.name]
+        if not isinstance(s.body, Attention) or s.epilogue is not None or len(loads) != 1:
+            continue
+        between = [n for n, m in inlined.items() if s.name in m.reads()]
+        epilogue = substitute(d.body, {loads[0]: Load(s.dtype, ACCUMULATOR, ())})
+        epilogue = substitute(epilogue, _positions(loads[0].index, s.vars))
+        if all(uses[n] == 1 for n in (s.name, *between)) and free_vars(epilogue) <= set(s.vars):
+            stages[at] = replace(s, dtype=d.dtype, epilogue=epilogue, origins=(*s.origins, d.origin))
+            return replace(d, body=Load(d.dtype, s.name, loads[0].index))
+    return None
+
+
+def _positions(index: Sequence[Expr], variables: Sequence[Var]) -> dict[Expr, Expr]:
+    """Variables of who reads at an index, in terms of those of what is read: those that it is clear for."""
+    found: dict[Expr, Expr] = {}
+    parts: dict[tuple[Expr, Expr], dict[str, Var]] = {}
+    for e, v in zip(index, variables, strict=True):
+        if isinstance(e, Var):
+            found[e] = v
+        elif isinstance(e, Op) and e.op in ("floordiv", "mod"):
+            parts.setdefault((e.args[0], e.args[1]), {})[e.op] = v
+    for (whole, size), by in parts.items():
+        if len(by) == 2 and by["mod"].extent == size:
+            found[whole] = by["floordiv"] * size + by["mod"]
+    return found
 
 
 def _literal_bounds(program: Program) -> Program:

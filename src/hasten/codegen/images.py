@@ -74,7 +74,7 @@ def picture_elements(layout: Layout) -> Expr:
 
 def run_tensors(kernels: Sequence[Kernel], run: Run) -> frozenset[str]:
     """Tensors that only kernels of a run write and read: one picture's part is all that is kept of them."""
-    written = {k.writes for k in kernels[run.first : run.end]}
+    written = {t for k in kernels[run.first : run.end] for t in k.writes}
     others = (*kernels[: run.first], *kernels[run.end :])
     read_later = {tensor for k in others for _, tensor in k.buffers}
     read = {tensor for k in kernels for p, tensor in k.buffers if p != OUTPUT}

@@ -42,8 +42,8 @@ class Kernel:
         buffers: for each buffer parameter, the tensor that it gets.
         sizes: for each size parameter, its value at the call.
         work: number of elementary operations, to decide how many threads it deserves.
-        writes: the tensor that it computes.
-        over: a tensor that it reads whose memory may be that of `writes`, if nothing reads it later.
+        writes: the tensors that it computes.
+        over: a tensor that it reads in whose memory the first of these may lie, if nothing reads it later.
         scratch: bytes of arena that each thread needs for itself, 0 for none.
         title: what a person reads in a profile.
         flops: floating-point operations of its sums of products.
@@ -57,7 +57,7 @@ class Kernel:
     buffers: tuple[tuple[str, str], ...]
     sizes: tuple[tuple[str, Expr], ...]
     work: Expr
-    writes: str
+    writes: tuple[str, ...]
     scratch: Expr
     title: str
     flops: Expr

@@ -37,6 +37,7 @@ from hasten.codegen.quantized import quantize_products
 from hasten.codegen.rank import rank_kernel
 from hasten.codegen.recurrence import recurrence_kernel
 from hasten.codegen.requantize import lean_epilogues
+from hasten.codegen.rows import find_rows, row_kernel
 from hasten.codegen.schedule import DEFAULTS, Algorithm, Product, Schedules, product_shape
 from hasten.codegen.shallow import join_shallow_taps
 from hasten.codegen.stage import Stage
@@ -163,7 +164,7 @@ def _kernels(
     target: Target,
     results: Sequence[str],
 ) -> list[tuple[tuple[Stage, ...], Kernel]]:
-    """A kernel for each stage, or one for several where they run in bands, with what it computes."""
+    """A kernel for each stage, or one for several that run in bands or row by row, with what it computes."""
 
     def build(s: Stage, flat: Mapping[str, Layout], name: str) -> Kernel:
         assert isinstance(s.body, Gemm) and isinstance(s.body.b, Load)
@@ -174,12 +175,15 @@ def _kernels(
     at = 0
     while at < len(stages):
         chain = find_chain(stages, at, layouts, passed)
-        if chain is None:
-            kernels.append(((stages[at],), _kernel(stages[at], at, layouts, products, forests, target)))
-            at += 1
+        taken = find_rows(stages, at, layouts) if chain is None else chain.stages
+        if chain is not None:
+            kernel = band_kernel(chain, layouts, build, target, f"band_{at}")
+        elif len(taken) > 1:
+            kernel = row_kernel(taken, layouts, target.vector_bytes, f"rows_{at}")
         else:
-            kernels.append((chain.stages, band_kernel(chain, layouts, build, target, f"band_{at}")))
-            at += len(chain.stages)
+            kernel = _kernel(stages[at], at, layouts, products, forests, target)
+        kernels.append((taken, kernel))
+        at += len(taken)
     return kernels
 
 

@@ -79,7 +79,7 @@ def map_kernel(stage: Stage, layouts: Layouts, vector_bytes: int, name: str) -> 
     domain = Domain(domain.vars, value, domain.address)
     lanes = vector_bytes // max(4, stage.dtype.bytes)
     body = framed_nest(domain) or parallel_nest(domain, lanes, Names())
-    kernel = finish_kernel(name, body, buffers, layouts, stage, work=_work(domain))
+    kernel = finish_kernel(name, body, buffers, layouts, stage, work=work_of(domain))
     return written_over(kernel, replaced(domain, buffers, layouts, stage))
 
 
@@ -114,7 +114,7 @@ def finish_kernel(
         (*buffers.items(), (OUTPUT, stage.name)),
         tuple((size_parameter(s), Size(INDEX, s)) for s in sizes),
         work,
-        stage.name,
+        (stage.name,),
         const(0) if scratch is None else scratch,
         title,
         flops=stage_flops(stage),
@@ -434,7 +434,8 @@ def _element(
     return (*row, Store(output, (substitute(d.address, {v: base}),), value))
 
 
-def _work(d: Domain) -> Expr:
+def work_of(d: Domain) -> Expr:
+    """Elementary operations of a domain."""
     per_element = max(1, cost(d.value) + sum(isinstance(n, Load) for n in walk(d.value)))
     total: Expr = const(per_element)
     for v in d.vars:

@@ -123,15 +123,15 @@ def _lifetimes(part: Part, kernels: Sequence[Kernel]) -> list[Lifetime]:
         for _, tensor in k.buffers:
             ends[tensor] = step
     result: list[Lifetime] = []
-    for step, k in enumerate(kernels):
-        if k.writes in part.program.outputs:
+    for step, tensor in ((step, tensor) for step, k in enumerate(kernels) for tensor in k.writes):
+        if tensor in part.program.outputs:
             continue
-        layout = part.lowered.layouts[k.writes]
+        layout = part.lowered.layouts[tensor]
         size = round_up(layout.elements * layout.dtype.bytes, ALIGNMENT)
         # Each thread reads a measured size when it gets there: nothing may take its place.
-        first, last = step, len(kernels) if k.writes in measured else ends[k.writes]
+        first, last = step, len(kernels) if tensor in measured else ends[tensor]
         for run in part.lowered.runs:
-            if k.writes in run_tensors(kernels, run):
+            if tensor in run_tensors(kernels, run):
                 size = round_up(picture_elements(layout) * layout.dtype.bytes, ALIGNMENT) * run.size
                 continue
             # For all pictures, while kernels of the run are called again and again.
@@ -139,6 +139,7 @@ def _lifetimes(part: Part, kernels: Sequence[Kernel]) -> list[Lifetime]:
             last = run.end - 1 if run.first <= last < run.end else last
         bytes_ = at_bounds(part.program, size)
         # One picture of a tensor may lie elsewhere than its part of all pictures.
-        over = next((t.name for t in result if t.name == k.over and t.bytes == bytes_), None)
-        result.append(Lifetime(k.writes, bytes_, first, last, over))
+        replaced = kernels[step].over if tensor == kernels[step].writes[0] else None
+        over = next((t.name for t in result if t.name == replaced and t.bytes == bytes_), None)
+        result.append(Lifetime(tensor, bytes_, first, last, over))
     return result

@@ -373,7 +373,7 @@ class _Printer:
     def barrier(self, i: int) -> list[str]:
         """Waits for all threads behind a kernel if that is needed, and reads the sizes that it measured."""
         k = self.kernels[i]
-        counted = {name: m for name, m in self.program.measured.items() if m.tensor == k.writes}
+        counted = {name: m for name, m in self.program.measured.items() if m.tensor in k.writes}
         last, both = i + 1 == len(self.kernels), self.kernels[i : i + 2]
         lines: list[str] = []
         if not last and (counted or not all(self.serial(other) for other in both)):
@@ -423,7 +423,7 @@ class _Printer:
 
     def is_written(self, tensor: str) -> bool:
         """Whether a kernel writes a tensor."""
-        return any(k.writes == tensor for k in self.kernels)
+        return any(tensor in k.writes for k in self.kernels)
 
     def serial(self, k: Kernel) -> bool:
         work = constant_int(k.work)

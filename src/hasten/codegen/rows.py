@@ -1,0 +1,156 @@
+"""Rows: a normalization and what follows it row by row in one kernel, each row while it is in the cache.
+
+A normalization writes a row; then that row is quantized, or its scale is found and then it is quantized,
+each by a stage of its own that reads nothing else of what was just written. As kernels of their own these
+wait for all threads and fetch what another core may have; here a thread goes through all of them for one of
+its rows, then for the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hasten.codegen.counts import factor_type, stage_bytes, stage_flops
+from hasten.codegen.kernel import TAIL_PARAMS, Kernel
+from hasten.codegen.layout import Layouts
+from hasten.codegen.maps import (
+    OUTPUT,
+    Domain,
+    decode,
+    inner_loop,
+    memory_domain,
+    renamed_buffers,
+    replaced,
+    share,
+    work_of,
+    written_over,
+)
+from hasten.codegen.reductions import Names, hoist
+from hasten.codegen.stage import Stage
+from hasten.loops.dtypes import INDEX
+from hasten.loops.expr import Expr, Load, Reduce, Size, Var, const, constant_int, free_vars, substitute, walk
+from hasten.loops.nest import For, Function, Param, Stmt, Store, size_parameter, sizes_of
+from hasten.loops.simplify import spell
+
+LONGEST = 1 << 13
+"""Elements of the longest rows: what a thread has of a row must stay in its first-level cache."""
+
+
+def find_rows(stages: Sequence[Stage], at: int, layouts: Layouts) -> tuple[Stage, ...]:
+    """The stages from one on that a kernel takes row by row; that one alone where nothing follows it so."""
+    first = stages[at]
+    if not isinstance(first.body, Expr) or not _normalizes(first, layouts):
+        return (first,)
+    taken = [first]
+    for s in stages[at + 1 :]:
+        if not isinstance(s.body, Expr) or not _follows(s, taken, layouts):
+            break
+        taken.append(s)
+    return tuple(taken)
+
+
+def row_kernel(stages: Sequence[Stage], layouts: Layouts, vector_bytes: int, name: str) -> Kernel:
+    """The kernel of stages that `find_rows` gives, more than one."""
+    domains = [memory_domain(s, layouts) for s in stages]
+    outer, _ = _rows(stages[0], layouts)
+    task = Var(INDEX, "task", _count(outer))
+    outputs = {s.name: f"{OUTPUT}{i or ''}" for i, s in enumerate(stages)}
+    found = dict(outputs)
+    names = Names()
+    body: list[Stmt] = decode(task, outer)
+    for i, (s, d) in enumerate(zip(stages, domains, strict=True)):
+        column = Var(INDEX, f"column{i}", d.vars[-1].extent)
+        same: dict[Expr, Expr] = dict(zip(d.vars, (*outer, column), strict=False))
+        value = renamed_buffers(substitute(d.value, same), found)
+        address = substitute(d.address, same)
+        lanes = vector_bytes // max(4, s.dtype.bytes)
+        statements, value = hoist(value, frozenset(outer), names, lanes)
+        body += statements
+        if len(d.vars) == len(outer):
+            body.append(Store(outputs[s.name], (address,), value))
+        else:
+            assert column.extent is not None
+            row = Domain((column,), value, address)
+            bound = frozenset(outer)
+            body += inner_loop(row, const(0), column.extent, lanes, names, bound, outputs[s.name])
+    loop = For(task, *share(_count(outer), const(1)), tuple(body))
+    read = {param: tensor for tensor, param in found.items() if tensor not in outputs}
+    sizes = sorted(sizes_of((loop,)))
+    params = (
+        *(Param(p, layouts[t].dtype, 1) for p, t in read.items()),
+        *(Param(outputs[s.name], s.dtype, 1, writable=True) for s in stages),
+        *(Param(size_parameter(n), INDEX) for n in sizes),
+        *TAIL_PARAMS,
+    )
+    title = ", ".join(dict.fromkeys(o for s in stages for o in s.origins if o)) or stages[0].name
+    kernel = Kernel(
+        Function(name, params, (loop,), title),
+        (),
+        (*read.items(), *((p, t) for t, p in outputs.items())),
+        tuple((size_parameter(n), Size(INDEX, n)) for n in sizes),
+        sum((work_of(d) for d in domains), start=const(0)),
+        tuple(outputs),
+        const(0),
+        title,
+        flops=sum((stage_flops(s) for s in stages), start=const(0)),
+        bytes=sum((stage_bytes(s, layouts) for s in stages), start=const(0)),
+        factors=factor_type(stages[0], layouts),
+    )
+    first = Domain(domains[0].vars, renamed_buffers(domains[0].value, found), domains[0].address)
+    over = replaced(first, read, layouts, stages[0])
+    later = {n for s in stages[1:] for n in s.reads()}
+    return written_over(kernel, None if over is None or read[over] in later else over)
+
+
+def _rows(s: Stage, layouts: Layouts) -> tuple[tuple[Var, ...], Var | None]:
+    """The variables of a stage that count its rows, outermost in memory first, and the one along a row."""
+    *outer, inner = memory_domain(s, layouts).vars or (None,)
+    return tuple(v for v in outer if v is not None), inner
+
+
+def _count(outer: Sequence[Var]) -> Expr:
+    total: Expr = const(1)
+    for v in outer:
+        assert v.extent is not None
+        total = total * v.extent
+    return total
+
+
+def _normalizes(s: Stage, layouts: Layouts) -> bool:
+    """Whether a stage reduces each row, of a length that is known, to what all elements of the row need."""
+    assert isinstance(s.body, Expr)
+    outer, inner = _rows(s, layouts)
+    length = None if inner is None else constant_int(inner.extent)
+    reductions = [n for n in walk(s.body) if isinstance(n, Reduce)]
+    if not outer or constant_int(_count(outer)) == 1 or length is None or length > LONGEST:
+        return False
+    return bool(reductions) and not any(inner in free_vars(n) for n in reductions)
+
+
+def _follows(s: Stage, taken: Sequence[Stage], layouts: Layouts) -> bool:
+    """Whether a stage has the same rows and reads of the stages before it what is in its own row."""
+    assert isinstance(s.body, Expr)
+    outer, _ = _rows(taken[0], layouts)
+    own = memory_domain(s, layouts).vars
+    if not len(outer) <= len(own) <= len(outer) + 1:
+        return False
+    if [spell(v.extent or const(1)) for v in outer] != [
+        spell(v.extent or const(1)) for v in own[: len(outer)]
+    ]:
+        return False
+    rest = own[len(outer) :]
+    length = constant_int(rest[0].extent) if rest else 1
+    inside = [n for n in walk(s.body) if isinstance(n, Reduce)]
+    if length is None or length > LONGEST or any(v in free_vars(n) for v in rest for n in inside):
+        return False
+    rows = own[: len(outer)]
+    before = {t.name: t for t in taken}
+    loads = [n for n in walk(s.body) if isinstance(n, Load) and n.buffer in before]
+    return bool(loads) and all(_in_row(n, before[n.buffer], rows, layouts) for n in loads)
+
+
+def _in_row(load: Load, written: Stage, rows: Sequence[Var], layouts: Layouts) -> bool:
+    """Whether a load reads the row of a tensor that has the number of the reader's own."""
+    order = layouts[written.name].order
+    long = [d for d in order if constant_int(written.vars[d].extent) != 1]
+    return [load.index[d] for d in long[: len(rows)]] == list(rows)
