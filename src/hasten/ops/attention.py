@@ -12,6 +12,7 @@ from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Bounded, Expr, Var, binary, const, constant_int, select, var
 from hasten.ops.attributes import attribute_float, attribute_int
 from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, optional, required
+from hasten.ops.broadcasting import spread
 from hasten.ops.pruning import (
     HEADS,
     Kept,
@@ -181,7 +182,9 @@ class _Mask:
     def __call__(self, b: Expr, h: Expr, s: Expr, t: Expr) -> tuple[Expr | None, Expr | None]:
         if self.mask is None:
             return None, None
-        value = self.mask.broadcast(*(b, h, s, t)[4 - self.mask.rank :])
+        index = (b, h, s, t)[4 - self.mask.rank :]
+        ones = [constant_int(n) == 1 for n in self.mask.shape]
+        value = self.mask.at(*(const(0) if one else i for one, i in zip(ones, index, strict=True)))
         # A mask may end before the keys do; those beyond it are left out.
         there = None if self.short is None else binary("lt", t, self.short)
         if self.mask.dtype is DType.BOOL:
@@ -226,10 +229,12 @@ def lower_rotary_embedding(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list
     half = rotated // 2
     interleaved = attribute_int(node, "interleaved", 0) != 0
 
+    place = None if positions is None else spread(ctx, positions, (x.shape[0], heads.length))
+
     def angle(cache: Tensor, b: Expr, s: Expr, pair: Expr) -> Expr:
-        if positions is None:
+        if place is None:
             return cache.at(b, s, pair)
-        at = positions.broadcast(b, s)
+        at = place(b, s)
         return cache.at(Bounded(INDEX, at, cache.shape[0]), pair)
 
     def element(b: Expr, h: Expr, s: Expr, d: Expr) -> Expr:

@@ -42,8 +42,9 @@ from hasten.loops.expr import (
 )
 from hasten.loops.expr import Op as Op_
 from hasten.loops.program import Definition, Element, Guard, Program
-from hasten.loops.simplify import spell, to_poly
+from hasten.loops.simplify import infix, spell, to_poly
 from hasten.ops.indices import product
+from hasten.ops.lengths import ShortAxis, is_at_most, short_axes
 from hasten.ops.pruning import PruningFacts
 
 SMALL_TENSOR = 64
@@ -76,17 +77,6 @@ class Tensor:
         if len(index) != len(self.shape):
             raise Declined(f"'{self.name}' has rank {self.rank} and is indexed as if it had {len(index)}")
         return load(self.name, index, self.dtype)
-
-    def broadcast(self, *index: Expr) -> Expr:
-        """The element at an index of a shape that this tensor broadcasts to (NumPy's rule)."""
-        if self.rank > len(index):
-            raise Declined(
-                f"'{self.name}' has rank {self.rank}, more than the {len(index)} of what it is for"
-            )
-        tail = index[len(index) - self.rank :]
-        return self.at(
-            *(const(0) if constant_int(n) == 1 else i for n, i in zip(self.shape, tail, strict=True))
-        )
 
 
 Inputs = Sequence[Tensor | None]
@@ -194,7 +184,10 @@ class Lowering:
             element = expression(element)  # register tiles have floats of 32 bits at the most, or bytes
         if isinstance(element, Expr) and element.dtype is not dtype:
             raise TypeError(f"{self.origin}: body of {name} is {element.dtype}, declared {dtype}")
-        self.program.definitions[name] = Definition(name, dtype, variables, element, self.origin)
+        made = Definition(name, dtype, variables, element, self.origin)
+        for axis in (a for e in made.expressions() for a in short_axes(e, self._shape)):
+            self._require_long(axis)
+        self.program.definitions[name] = made
         return Tensor(name, dtype, tuple(extents))
 
     def temporary(
@@ -298,19 +291,37 @@ class Lowering:
         if guard not in self.program.guards:
             self.program.guards.append(guard)
 
-    def broadcast_shapes(self, *shapes: Sequence[Expr]) -> tuple[Expr, ...]:
-        """The shape that all of them broadcast to; dims of unknown relation must turn out equal."""
-        rank = max((len(s) for s in shapes), default=0)
-        result: list[Expr] = []
-        for d in range(rank):
-            dims = [s[d - rank + len(s)] for s in shapes if d - rank + len(s) >= 0]
-            wide = [n for n in dims if constant_int(n) != 1]
-            # A literal is the safest choice of those that must agree.
-            chosen = next((n for n in wide if isinstance(n, Const)), wide[0] if wide else const(1))
-            for n in wide:
-                self.require_equal(n, chosen)
-            result.append(chosen)
-        return tuple(result)
+    def _require_long(self, axis: ShortAxis) -> None:
+        """States that an axis is as long as what runs along it.
+
+        Raises:
+            Declined: it provably is not.
+        """
+        equal = {(g.left, g.right) for g in self.program.guards if g.kind == "equal"}
+        given, wanted = axis.length, axis.wanted
+        if (wanted, given) in equal or (given, wanted) in equal:
+            return
+        if is_at_most(self.spelled_out(wanted), self.spelled_out(given)):
+            return
+        texts = [infix(n, self.program.derived) for n in (wanted, given)]
+        says = f"axis {axis.number} of '{axis.tensor}' to have {texts[0]} elements or more: {texts[1]}"
+        self.require(binary("le", wanted, given), says)
+
+    def _shape(self, name: str) -> tuple[Expr, ...] | None:
+        program = self.program
+        known = name in program.definitions or name in program.inputs or name in program.constants
+        return self.tensor(name).shape if known else None
+
+    def spelled_out(self, e: Expr) -> Expr:
+        """A size in terms of free sizes alone."""
+        derived = self.program.derived
+        while True:
+            named: dict[Expr, Expr] = {
+                n: derived[n.name] for n in walk(e) if isinstance(n, Size) and n.name in derived
+            }
+            if not named:
+                return e
+            e = substitute(e, named)
 
     def constant_of(self, t: Tensor | None) -> np.ndarray | None:
         """The array behind a tensor that is known now, or None."""

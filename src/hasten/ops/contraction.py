@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from hasten.loops.descriptions import Contraction, Gemm, expression
-from hasten.loops.expr import Expr, Var, binary, const, reduce, var
+from hasten.loops.expr import Expr, Var, binary, const, reduce, var, walk
+from hasten.loops.expr import Op as Op_
 from hasten.ops.attributes import attribute_float, attribute_int, attribute_str
 from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, optional, required
+from hasten.ops.broadcasting import joint_shape, spread
 from hasten.ops.pruning import (
     HEADS,
     NEURONS,
@@ -44,13 +46,15 @@ def lower_matmul(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     depth = var("k", ctx.same_size(a_shape[-1], b_shape[-2]))
     shared = len(b_shape) == 2
     # A matrix on the right: every leading dim of the left is a row of one large product.
-    leading = a_shape[:-2] if shared else ctx.broadcast_shapes(a_shape[:-2], b_shape[:-2])
+    leading = a_shape[:-2] if shared else joint_shape(ctx, a_shape[:-2], b_shape[:-2])
     shape = (*leading, a_shape[-2], b_shape[-1])
+    left_at = spread(ctx, a, (*leading, *a_shape[-2:])) if a.rank > 1 else a.at
+    right_at = spread(ctx, b, (*leading, *b_shape[-2:])) if b.rank > 1 else b.at
 
     def body(*index: Var) -> Expr | Contraction:
         *outer, row, column = index
-        left = a.broadcast(*outer, row, depth) if a.rank > 1 else a.at(depth)
-        right = b.broadcast(*outer, depth, column) if b.rank > 1 else b.at(depth)
+        left = left_at(*outer, row, depth) if a.rank > 1 else left_at(depth)
+        right = right_at(*outer, depth, column) if b.rank > 1 else right_at(depth)
         batch = () if shared else tuple(outer)
         rows = (*outer, row) if shared else (row,)
         return hinted(Gemm(batch, rows, column, (), depth, left, right))
@@ -101,14 +105,15 @@ def lower_gemm(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     if c is None and alpha == 1:
         return [ctx.define((rows, columns), body, dtype, vars=("i", "j"))]
     product = ctx.temporary((rows, columns), body, dtype, "product", vars=("i", "j"))
+    bias_at = None if c is None else spread(ctx, c, (rows, columns))
 
     def epilogue(i: Expr, j: Expr) -> Expr:
         y = product.at(i, j)
         if alpha != 1:
             y = binary("mul", const(alpha, dtype), y)
-        if c is None:
+        if bias_at is None:
             return y
-        bias = c.broadcast(i, j)
+        bias = bias_at(i, j)
         return binary("add", y, bias if beta == 1 else binary("mul", const(beta, dtype), bias))
 
     return [ctx.define((rows, columns), epilogue, dtype, vars=("i", "j"))]
@@ -127,15 +132,17 @@ def lower_einsum(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
             for d, c in enumerate(term)
             if c == labels
         ]
-        extents[labels] = ctx.broadcast_shapes(*((n,) for n in dims))[0]
+        (extents[labels],) = joint_shape(ctx, *((n,) for n in dims))
     summed = [c for c in extents if c not in result]
     inner = {c: var(f"r{n}", extents[c]) for n, c in enumerate(summed)}
     dtype = operands[0].dtype
+    views = [spread(ctx, t, [extents[c] for c in term]) for term, t in zip(terms, operands, strict=True)]
 
     def body(*index: Var) -> Expr | Contraction:
         place: dict[str, Var] = {**inner, **dict(zip(result, index, strict=True))}
-        factors = [t.broadcast(*(place[c] for c in term)) for term, t in zip(terms, operands, strict=True)]
-        gemm = _as_gemm(terms, result, summed, place, factors) if dtype.is_float else None
+        factors = [view(*(place[c] for c in term)) for term, view in zip(terms, views, strict=True)]
+        asked = any(isinstance(n, Op_) and n.op == "select" for f in factors for n in walk(f))
+        gemm = _as_gemm(terms, result, summed, place, factors) if dtype.is_float and not asked else None
         if gemm is not None:
             return gemm
         element = factors[0]

@@ -11,6 +11,7 @@ from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, binary, cast, const, select, unary
 from hasten.ops.attributes import attribute_int, attribute_str
 from hasten.ops.base import Declined, Inputs, Lower, Lowering, Op, Tensor, optional, required
+from hasten.ops.broadcasting import broadcast
 from hasten.ops.pruning import ELEMENTWISE, alike
 
 
@@ -18,8 +19,8 @@ def elementwise(
     ctx: Lowering, inputs: Sequence[Tensor], body: Callable[..., Expr], dtype: DType
 ) -> list[Tensor]:
     """One output whose element is `body` of the inputs' elements, all broadcast to one shape."""
-    shape = ctx.broadcast_shapes(*(t.shape for t in inputs))
-    return [ctx.define(shape, lambda *i: body(*(t.broadcast(*i) for t in inputs)), dtype)]
+    shape, views = broadcast(ctx, inputs)
+    return [ctx.define(shape, lambda *i: body(*(view(*i) for view in views)), dtype)]
 
 
 def unary_lower(op: str) -> Lower:

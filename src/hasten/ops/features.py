@@ -16,6 +16,7 @@ from hasten.ops.attributes import (
     attribute_values,
 )
 from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, required
+from hasten.ops.broadcasting import View, spread
 from hasten.ops.indexing import gathered
 from hasten.ops.indices import product, split_index
 from hasten.ops.linear_models import features
@@ -30,23 +31,20 @@ def lower_scaler(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
 
     def body(*index: Expr) -> Expr:
         y = cast(x.at(*index), dtype)
-        y = y if offset is None else binary("sub", y, offset.broadcast(*index))
-        y = y if scale is None else binary("mul", y, scale.broadcast(*index))
+        y = y if offset is None else binary("sub", y, offset(*index))
+        y = y if scale is None else binary("mul", y, scale(*index))
         return cast(y, DType.F32)
 
     return [ctx.define(x.shape, body, DType.F32)]
 
 
-def _row(ctx: Lowering, x: Tensor, values: np.ndarray | None, dtype: DType, name: str) -> Tensor | None:
-    """Constants for the last axis, one for all columns or one for each."""
+def _row(ctx: Lowering, x: Tensor, values: np.ndarray | None, dtype: DType, name: str) -> View | None:
+    """Constants by the index of `x`: one for all columns, or one for each."""
     if values is None or not values.size:
         return None
     if not x.rank:
         raise Declined(f"{name} of a scalar")
-    row = ctx.constant(values.astype(dtype.numpy), name)
-    if values.size > 1:
-        ctx.require_equal(x.shape[-1], row.shape[0])
-    return row
+    return spread(ctx, ctx.constant(values.astype(dtype.numpy), name), x.shape)
 
 
 def lower_normalizer(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
@@ -98,7 +96,7 @@ def lower_imputer(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     def body(*index: Expr) -> Expr:
         v = x.at(*index)
         missing = binary("ne", v, v) if np.isnan(old) else binary("eq", v, const(old, x.dtype))
-        return select(missing, values.broadcast(*index), v)
+        return select(missing, values(*index), v)
 
     return [ctx.define(x.shape, body, x.dtype)]
 

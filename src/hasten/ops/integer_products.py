@@ -12,6 +12,7 @@ from hasten.loops.dtypes import BYTES, DType
 from hasten.loops.expr import Expr, binary, cast, const, constant_int
 from hasten.ops.attributes import attribute_int
 from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, optional, required
+from hasten.ops.broadcasting import spread
 from hasten.ops.contraction import lower_matmul
 from hasten.ops.convolution import convolved
 from hasten.ops.windows import windows
@@ -31,7 +32,7 @@ def _centered(ctx: Lowering, x: Tensor, zero: Tensor | None, axis: int, suffix: 
             at = [const(0)] * zero.rank if single else [index[axis]]
             point = zero.at(*at)
         else:
-            point = zero.broadcast(*index)
+            point = spread(ctx, zero, x.shape)(*index)
         return binary("sub", value, cast(point, DType.I32))
 
     return ctx.temporary(x.shape, body, DType.I32, suffix)

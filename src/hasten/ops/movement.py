@@ -24,6 +24,7 @@ from hasten.ops.base import (
     optional,
     required,
 )
+from hasten.ops.broadcasting import joint_shape, repeated, spread
 from hasten.ops.indices import clamp, linear_index, product, split_index
 
 _FAR = 2**31 - 1
@@ -164,23 +165,12 @@ def lower_expand(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     """Broadcast against a shape, both ways."""
     x, target = required(inputs, 0), required(inputs, 1)
     values = index_values(ctx, target, "the new shape")
-    if not any(is_signed(n) for v in values for n in walk(v)):
-        shape = ctx.broadcast_shapes(x.shape, [ctx.dim(n) for n in values])
-        return [ctx.define(shape, x.broadcast, x.dtype)]
-    rank = max(x.rank, len(values))
-    old = [*([const(1)] * (rank - x.rank)), *x.shape]
-    new = [*([const(1)] * (rank - len(values))), *values]
-    alone = [binary("eq", n, const(1)) for n in old]
-    for n, v, one in zip(old, new, alone, strict=True):
-        fits = binary("or", binary("eq", v, n), binary("eq", v, const(1)))
-        fits = binary("or", fits, binary("and", one, binary("le", const(0), v)))
-        ctx.require(fits, "a shape that the input can be broadcast to")
-
-    def source(index: tuple[Expr, ...]) -> list[Expr]:
-        found = [select(one, const(0), i) for one, i in zip(alone, index, strict=True)]
-        return found[rank - x.rank :]
-
-    return moved(ctx, x, [select(one, v, n) for n, v, one in zip(old, new, alone, strict=True)], source)
+    for n in (n for n in values if any(is_signed(e) for e in walk(n))):
+        ctx.require(binary("le", const(0), n), "a shape that is not negative")
+    target_dims = [ctx.dim(n) for n in values]
+    shape = joint_shape(ctx, x.shape, target_dims)
+    repeated(ctx, target_dims, shape)
+    return [ctx.define(shape, spread(ctx, x, shape), x.dtype)]
 
 
 def lower_tile(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
@@ -290,7 +280,12 @@ def _slice_range(n: Expr, start: Expr, end: Expr, step: Expr) -> tuple[Expr, Exp
     first = _slice_bound(start, n, const(0), high)
     last = _slice_bound(end, n, low, high)
     distance, pace = select(forward, last - first, first - last), select(forward, step, 0 - step)
-    return first, binary("max", (distance + (pace - 1)) // pace, const(0))
+    length = binary("max", (distance + (pace - 1)) // pace, const(0))
+    a, b, by = (constant_int(e) for e in (start, end, step))
+    if a is not None and b is not None and by and (a < 0) == (b < 0) and 0 < (b - a) / by <= 1:
+        # Which the difference of two bounds does not show.
+        length = binary("min", length, const(1))
+    return first, length
 
 
 def _slice_bound(e: Expr, n: Expr, low: Expr, high: Expr) -> Expr:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from hasten.loops.expr import Expr, binary, cast, const, reduce, select, unary, var
 from hasten.ops.attributes import attribute_float, attribute_int, attribute_ints
 from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, normalize_axis, optional, required
+from hasten.ops.broadcasting import spread
 from hasten.ops.pruning import (
     Kept,
     Operands,
@@ -64,11 +65,12 @@ def lower_layer_normalization(ctx: Lowering, node: ir.Node, inputs: Inputs) -> l
     axis = normalize_axis(attribute_int(node, "axis", -1), x.rank)
     epsilon = attribute_float(node, "epsilon", 1e-5)
     mean, centered, variance = _deviation(x, range(axis, x.rank))
+    scale_at, bias_at = (None if t is None else spread(ctx, t, x.shape) for t in (scale, bias))
 
     def body(*index: Expr) -> Expr:
         y = binary("mul", centered(index), _reciprocal_root(variance(index), epsilon))
-        y = binary("mul", y, scale.broadcast(*index))
-        return y if bias is None else binary("add", y, bias.broadcast(*index))
+        y = y if scale_at is None else binary("mul", y, scale_at(*index))
+        return y if bias_at is None else binary("add", y, bias_at(*index))
 
     outputs = [ctx.define(x.shape, body, x.dtype)]
     shape = [*x.shape[:axis], *(const(1) for _ in x.shape[axis:])]
@@ -87,10 +89,11 @@ def lower_rms_normalization(ctx: Lowering, node: ir.Node, inputs: Inputs) -> lis
     epsilon = attribute_float(node, "epsilon", 1e-5)
     squares = reduce_axes("sum", x, axes, lambda i: _square(x.at(*i)))
     count = count_of(x, axes, x.dtype)
+    scale_at = spread(ctx, scale, x.shape)
 
     def body(*index: Expr) -> Expr:
         inverse = _reciprocal_root(binary("div", squares(index), count), epsilon)
-        return binary("mul", binary("mul", x.at(*index), inverse), scale.broadcast(*index))
+        return binary("mul", binary("mul", x.at(*index), inverse), scale_at(*index))
 
     return [ctx.define(x.shape, body, x.dtype)]
 
