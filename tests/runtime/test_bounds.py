@@ -61,9 +61,40 @@ EMPTY = {
 }  # fmt: skip
 
 
+SCALARS = {
+    "arithmetic": "(float x, float z) => (float y) { a = Add (x, z) y = Mul (a, x) }",
+    "with a vector": "(float x, float[n] z) => (float[n] y) { y = Sub (x, z) }",
+    "a choice": "(bool c, float x, float z) => (float y) { y = Where (c, x, z) }",
+    "Reshape to an axis": "(float x) => (float[1] y) <int64[1] s = {1}> { y = Reshape (x, s) }",
+    "Reshape to no axis": "(float[1, 1] x) => (float y) <int64[0] s = {}> { y = Reshape (x, s) }",
+    "Unsqueeze": "(float x) => (float[1, 1] y) <int64[2] a = {0, 1}> { y = Unsqueeze (x, a) }",
+    "Squeeze": "(float[1] x) => (float y) { y = Squeeze (x) }",
+    "Transpose": "(float x) => (float y) { y = Transpose (x) }",
+    "Expand": "(float x) => (float[2, 3] y) <int64[2] s = {2, 3}> { y = Expand (x, s) }",
+    "Shape and Size": "(float x) => (int64[0] y, int64 z) { y = Shape (x) z = Size (x) }",
+    "ReduceSum": "(float[n] x) => (float y) { y = ReduceSum <keepdims = 0> (x) }",
+    "ReduceMax of one": "(float x) => (float y) { y = ReduceMax <keepdims = 0> (x) }",
+    "a vector by a vector": "(float[n] x, float[n] z) => (float y) { y = MatMul (x, z) }",
+    "Gather": "(float[n] x, int64 i) => (float y) { y = Gather (x, i) }",
+    "GatherND": "(float[5] x, int64[1] i) => (float y) { y = GatherND (x, i) }",
+    "Cast": "(float x) => (int64 y) { y = Cast <to = 7> (x) }",
+    "Einsum": """(float[n] x, float[n] z) => (float y) { y = Einsum <equation = "i,i->"> (x, z) }""",
+    "Softplus": "(float x) => (float y) { y = Softplus (x) }",
+    "QuantizeLinear": """(float x) => (uint8 y) <float s = {0.5}, uint8 z = {3}>
+        { y = QuantizeLinear (x, s, z) }""",
+    "ConstantOfShape": "(int64[0] s) => (float y) { y = ConstantOfShape (s) }",
+    "Range": "(int64 x) => (int64[m] y) <int64 a = {0}, int64 d = {1}> { y = Range (a, x, d) }",
+}  # fmt: skip
+
+FAR = """(uint8[n, m] x, int64[k] i) => (uint8[k, m] y, uint8[2, m] z, int64[1] n)
+<int64[1] a = {-3}, int64[1] b = {-1}>
+{ [it] y = Gather (x, i) z = Slice (x, a, b) n = Shape <end = 1> (x) }"""
+
+
 @pytest.fixture(scope="module")
 def compiled() -> dict[str, HastenRep | HastenError]:
-    texts = {**INDEXING, **{f"empty {k}": v for k, v in EMPTY.items()}}
+    texts = {**INDEXING, **{f"empty {k}": v for k, v in EMPTY.items()}, "far": FAR}
+    texts |= {f"scalar {k}": v for k, v in SCALARS.items()}
     models = [
         onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 21]> g {t}') for t in texts.values()
     ]
@@ -117,6 +148,34 @@ def test_empty_tensors(name, compiled):
         np.testing.assert_array_equal(found, right)
 
 
+@pytest.mark.parametrize("name", SCALARS)
+def test_tensors_without_axes(name, compiled):
+    """By ONNX's reference evaluator."""
+    rep = compiled[f"scalar {name}"]
+    assert isinstance(rep, HastenRep) and not rep.host, rep
+    given = feeds(rep, 3, 1)
+    text = f'<ir_version: 10, opset_import: ["": 21]> g {SCALARS[name]}'
+    expected = onnx.reference.ReferenceEvaluator(onnx.parser.parse_model(text)).run(None, given)
+    for found, right in zip(rep.session.run(given).values(), map(np.asarray, expected), strict=True):
+        assert (found.dtype, found.shape) == (right.dtype, right.shape)
+        np.testing.assert_allclose(found, right, rtol=1e-6)
+
+
+def test_sizes_and_places_beyond_32_bits(compiled):
+    """Two gigabytes that are hardly touched."""
+    rep = compiled["far"]
+    assert isinstance(rep, HastenRep) and not rep.host, rep
+    x = np.zeros((2**31 + 7, 1), np.uint8)
+    x[2**31 + 5] = 7
+    for i in (2**31 + 5, -2):
+        found = rep.session.run({"x": x, "i": np.array([i, 0])})
+        assert found["y"].tolist() == [[7], [0]]
+        assert found["z"].tolist() == [[0], [7]]
+        assert found["n"].tolist() == [2**31 + 7]
+    with pytest.raises(InputError, match=f"index {2**31 + 7} is outside its axis of length {2**31 + 7} "):
+        rep.session.run({"x": x, "i": np.array([2**31 + 7])})
+
+
 def test_sizes_whose_product_wraps_are_refused():
     text = """<ir_version: 10, opset_import: ["": 21]> g
     (float[n, m] x) => (float[m, m] y) { t = Transpose (x) y = MatMul (t, x) }"""
@@ -151,3 +210,13 @@ def test_the_least_integer_divided_by_minus_one_wraps(dtype):
     assert found["q"].tolist() == [least] * 17
     assert found["r"].tolist() == found["f"].tolist() == [0] * 17
     rep.session.run({"x": x, "d": np.zeros(17, dtype)})  # which ONNX leaves open
+
+
+def test_what_the_host_asserts_is_an_error_of_ours():
+    text = """<ir_version: 10, opset_import: ["": 21]> g
+    (float[n, k, l] x, int64[4] s) => (float[n, h, w, 2] y) { y = AffineGrid (x, s) }"""
+    (rep,) = prepare_all([onnx.parser.parse_model(text)])
+    size = np.array([1, 3, 5, 6])
+    assert rep.session.run({"x": np.ones((1, 2, 3), np.float32), "s": size})["y"].shape == (1, 5, 6, 2)
+    with pytest.raises(InputError, match="AffineGrid"):
+        rep.session.run({"x": np.ones((1, 3, 2), np.float32), "s": size})

@@ -186,7 +186,7 @@ class Lowering:
             raise TypeError(f"{self.origin}: body of {name} is {element.dtype}, declared {dtype}")
         made = Definition(name, dtype, variables, element, self.origin)
         for axis in (a for e in made.expressions() for a in short_axes(e, self._shape)):
-            self._require_long(axis)
+            self._require_long(axis, extents)
         self.program.definitions[name] = made
         return Tensor(name, dtype, tuple(extents))
 
@@ -291,21 +291,29 @@ class Lowering:
         if guard not in self.program.guards:
             self.program.guards.append(guard)
 
-    def _require_long(self, axis: ShortAxis) -> None:
-        """States that an axis is as long as what runs along it.
+    def _require_long(self, axis: ShortAxis, reading: Sequence[Expr]) -> None:
+        """States that an axis is as long as what a tensor of shape `reading` reads of it, if it has elements.
 
         Raises:
             Declined: it provably is not.
         """
-        equal = {(g.left, g.right) for g in self.program.guards if g.kind == "equal"}
         given, wanted = axis.length, axis.wanted
-        if (wanted, given) in equal or (given, wanted) in equal:
+        pairs = [(g.left, g.right) for g in self.program.guards if g.kind == "equal"]
+        equal = {*(b for a, b in pairs if a == given), *(a for a, b in pairs if b == given)}
+        if wanted in equal or any(
+            (constant_int(n) or 0) >= (constant_int(wanted) or math.inf) for n in equal
+        ):
+            return
+        if constant_int(wanted) == 1:
+            self.require_some(given, reading)
             return
         if is_at_most(self.spelled_out(wanted), self.spelled_out(given)):
             return
         texts = [infix(n, self.program.derived) for n in (wanted, given)]
         says = f"axis {axis.number} of '{axis.tensor}' to have {texts[0]} elements or more: {texts[1]}"
-        self.require(binary("le", wanted, given), says)
+        long = binary("le", wanted, given)
+        none = binary("eq", product([self.dim(n) for n in reading]), const(0))
+        self.require(binary("or", long, none) if isinstance(wanted, Const) else long, says)
 
     def _shape(self, name: str) -> tuple[Expr, ...] | None:
         program = self.program

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from hasten.loops.expr import Expr, Load, Op, Var, children
+from hasten.loops.expr import Const, Expr, Load, Op, Var, children
 from hasten.loops.simplify import nonnegative, to_poly
 
 
 @dataclass(frozen=True)
 class ShortAxis:
-    """An axis that may be shorter than the variable that runs along it.
+    """An axis that may be shorter than what is read of it.
 
     Attributes:
         tensor: whose axis.
         number: which.
-        wanted: how far the variable runs.
+        wanted: how far a variable runs along it, or one more than the place that is read.
         length: how long the axis is.
     """
 
@@ -27,7 +27,7 @@ class ShortAxis:
 
 
 def short_axes(e: Expr, shape_of: Callable[[str], tuple[Expr, ...] | None]) -> Iterator[ShortAxis]:
-    """The axes that an expression reads with a variable of another extent.
+    """The axes that an expression reads with a variable of another extent, or where it may end.
 
     Where an operator takes one value for each channel, the shapes of two tensors meet in this alone. What a
     choice guards is left out: there an operator says itself what is read.
@@ -51,6 +51,8 @@ def short_axes(e: Expr, shape_of: Callable[[str], tuple[Expr, ...] | None]) -> I
             for d, (i, n) in enumerate(zip(node.index, shape, strict=True)):
                 if isinstance(i, Var) and i.extent is not None and i.extent != n:
                     yield ShortAxis(node.buffer, d, i.extent, n)
+                elif isinstance(i, Const) and not isinstance(n, Const):
+                    yield ShortAxis(node.buffer, d, i + 1, n)
 
 
 def is_at_most(e: Expr, limit: Expr) -> bool:

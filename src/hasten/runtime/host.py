@@ -11,6 +11,12 @@ import numpy as np
 from hasten.errors import InputError, MissingDependencyError
 from hasten.runtime.manifest import HostStep
 
+_REFUSALS = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(OSError, RuntimeError, TypeError, ValueError),
+)
+"""What operators of ONNX's reference evaluator raise where their inputs do not suit them."""
+
 
 class HostRunner:
     """Runs a host step.
@@ -45,9 +51,10 @@ class HostRunner:
         try:
             with np.errstate(all="ignore"):  # NaN and infinity pass through as IEEE says
                 results = self._evaluator.run(list(self.step.outputs), feeds)
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except _REFUSALS as error:
             kinds, made = ", ".join(self.step.operators), ", ".join(map(repr, self.step.outputs))
+            said = str(error) or type(error).__name__
             raise InputError(
-                f"{kinds}, run on the host to make {made}, refused its inputs: {error}"
+                f"{kinds}, run on the host to make {made}, refused its inputs: {said}"
             ) from error
         return [r if r is None or isinstance(r, list) else np.asarray(r) for r in results]
