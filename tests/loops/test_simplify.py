@@ -14,11 +14,12 @@ from hasten.loops.scope import size_value
 N, M = size("n"), size("m")
 ROW, COLUMN = Var(INDEX, "i", N), Var(INDEX, "j", M * 2)
 LEAVES = st.one_of(st.integers(-3, 7).map(const), st.sampled_from([N, M, ROW, COLUMN]))
-LINEAR = st.recursive(
+PARTS = st.recursive(
     LEAVES,
     lambda inner: st.one_of(
         st.tuples(st.sampled_from(["add", "sub"]), inner, inner),
         st.tuples(st.just("mul"), inner, st.integers(-3, 4).map(const)),
+        st.tuples(st.just("floordiv"), inner, st.integers(2, 4).map(const)),
     ),
     max_leaves=6,
 )
@@ -82,7 +83,7 @@ def test_arithmetic_of_what_is_not_empty(tree):
     same(tree, (1, 2, 5))
 
 
-@given(st.tuples(st.sampled_from(["lt", "le", "eq", "ne"]), LINEAR, LINEAR))
+@given(st.tuples(st.sampled_from(["lt", "le", "eq", "ne"]), PARTS, PARTS))
 def test_conditions_hold_for_empty_sizes_too(tree):
     same(tree, (0, 1, 2, 5))
 

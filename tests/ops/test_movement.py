@@ -196,9 +196,24 @@ def test_center_crop_pad(shape):
         prepared.check(ramp(*(n if d == "n" else d for d in shape)))
 
 
-def test_center_crop_pad_of_nothing_is_refused():
-    # Sizes are taken to be 1 or more, so that an element in the middle would be read.
-    prepared = case("CenterCropPad", [("float32", ["n", 3]), ints(1, 3)])
+def test_center_crop_pad_of_nothing_is_all_border():
+    case("CenterCropPad", [("float32", ["n", 3]), ints(1, 3)]).check(ramp(0, 3))
+
+
+@pytest.mark.parametrize(
+    ("operator", "others", "attributes"),
+    [
+        *(("Pad", [ints(1, 0, 2, 0)], {"mode": mode}) for mode in ("reflect", "edge", "wrap")),
+        *(
+            ("Resize", [None, None, ints(4, 3)], {"mode": "linear", "keep_aspect_ratio_policy": p})
+            for p in ("stretch", "not_larger")
+        ),
+        ("ArgMax", [], {}),
+    ],
+)
+def test_nothing_to_take_is_refused(operator, others, attributes):
+    # Sizes are taken to be 1 or more: an element would be read that is not there.
+    prepared = case(operator, [("float32", ["n", 3]), *others], **attributes)
     with pytest.raises(InputError, match="n > 0"):
         evaluate(prepared.program, {"x0": ramp(0, 3)})
 

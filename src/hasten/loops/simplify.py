@@ -346,7 +346,7 @@ def nonnegative(p: Poly, least: int = 1) -> bool:
     """
     bound: Poly = {}
     for atoms, c in p.items():
-        if not all(_atom_nonnegative(a) for a in atoms):
+        if not all(_atom_nonnegative(a, least) for a in atoms):
             return False
         if all(isinstance(a, Size) for a in atoms):
             bound = add(bound, {atoms: c})
@@ -369,7 +369,10 @@ def nonnegative(p: Poly, least: int = 1) -> bool:
     return all(c >= 0 for c in shifted.values())
 
 
-def _atom_nonnegative(atom: Expr) -> bool:
+def _atom_nonnegative(atom: Expr, least: int) -> bool:
+    def holds(e: Expr) -> bool:
+        return nonnegative(to_poly(e), least)
+
     match atom:
         case Size():
             return not atom.signed
@@ -378,13 +381,13 @@ def _atom_nonnegative(atom: Expr) -> bool:
         case Var():
             return atom.extent is not None
         case Op(op="floordiv" | "mod", args=(a, b)):
-            return (is_nonnegative(a) or atom.op == "mod") and is_nonnegative(b)
+            return (holds(a) or atom.op == "mod") and holds(b)
         case Op(op="min", args=(a, b)):
-            return is_nonnegative(a) and is_nonnegative(b)
+            return holds(a) and holds(b)
         case Op(op="max", args=(a, b)):
-            return is_nonnegative(a) or is_nonnegative(b)
+            return holds(a) or holds(b)
         case Op(op="select", args=(_, a, b)):
-            return is_nonnegative(a) and is_nonnegative(b)
+            return holds(a) and holds(b)
     return False
 
 

@@ -34,6 +34,8 @@ def lower_pad(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
         return [_constant_border(ctx, x, shape, {d: (before[d], after[d]) for d in padded}, value)]
     if mode not in ("reflect", "edge", "wrap"):
         raise Declined(f"mode is '{mode}', not constant, reflect, edge or wrap")
+    for d in padded:
+        ctx.require_some(x.shape[d], shape)
 
     def source(index: tuple[Expr, ...]) -> list[Expr]:
         at = list(index)
@@ -88,8 +90,6 @@ def lower_center_crop_pad(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[
     shape = list(x.shape)
     for d, n in zip(axes, lengths, strict=True):
         shape[d] = ctx.dim(n)
-    for d in axes:
-        ctx.require_some(x.shape[d], shape)
 
     def body(*index: Expr) -> Expr:
         inside: Expr = const(True, DType.BOOL)

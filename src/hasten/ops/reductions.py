@@ -210,6 +210,7 @@ def _arg(op: str) -> Lower:
     def lower(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
         x = required(inputs, 0)
         axis = normalize_axis(attribute_int(node, "axis", 0), x.rank)
+        ctx.require_some(x.shape[axis], [n for d, n in enumerate(x.shape) if d != axis])
         element = extremum_index(x, axis, op, attribute_int(node, "select_last_index", 0) != 0)
         keep = attribute_int(node, "keepdims", 1) != 0
         return [define_reduced(ctx, x, [axis], keep, element, INDEX)]

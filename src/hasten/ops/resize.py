@@ -186,8 +186,6 @@ def _cropped(ctx: Lowering, node: ir.Node, x: Tensor, inputs: Inputs, mode: str)
         return select(there, value, outside_value)
 
     shape = [axes[d].new if d in axes else n for d, n in enumerate(x.shape)]
-    for d, axis in axes.items():
-        ctx.require_some(axis.old, [shape[d]])
     return [ctx.define(shape, body, x.dtype)]
 
 
@@ -247,9 +245,14 @@ def _resized_axes(
     order = [normalize_axis(a, x.rank) for a in listed]
     if sizes is not None and constant_int(sizes.shape[0]) != 0:
         policy = attribute_str(node, "keep_aspect_ratio_policy", "stretch")
-        if policy != "stretch":
-            return _by_one_scale(ctx, x, order, index_values(ctx, sizes, "the new size"), policy)
         lengths = [ctx.dim(n) for n in index_values(ctx, sizes, "the new size")]
+        # With scales, what is made of nothing is empty.
+        shape = [lengths[order.index(d)] if d in order else n for d, n in enumerate(x.shape)]
+        for old, new in zip(x.shape, shape, strict=True):
+            if old != new:
+                ctx.require_some(old, shape)
+        if policy != "stretch":
+            return _by_one_scale(ctx, x, order, lengths, policy)
         found = {d: _by_size(x.shape[d], n) for d, n in zip(order, lengths, strict=True)}
         return {d: a for d, a in found.items() if every or a.old != a.new}
     assert scales is not None
