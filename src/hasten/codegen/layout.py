@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hasten.codegen.fuse import operand_load
+from hasten.codegen.shared_sums import share_sums
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.tiles import PANEL
 from hasten.codegen.vectorize import coefficient
@@ -115,6 +116,12 @@ def assign_layouts(
             order = identity
         else:
             order = own or wishes.get(s.name) or _inherited(s, layouts)
+        sums, s = share_sums(s, order, frozenset(layouts))
+        for shared in sums:
+            layouts[shared.name] = Layout(
+                shared.name, shared.dtype, shared.shape, tuple(range(len(shared.vars)))
+            )
+        done += sums
         layout = Layout(s.name, s.dtype, s.shape, order)
         layouts[s.name] = _spread(layout) if s.name in spread else layout
         done.append(s)
@@ -161,15 +168,25 @@ def _split_result(s: Stage, own: Order, layouts: dict[str, Layout], done: list[S
 
 
 def _inherited(s: Stage, layouts: Layouts) -> Order:
-    """The order of the first tensor of the same rank that the stage reads and that is not row-major."""
+    """The order in which a stage walks the first tensor of its rank that it reads and is not row-major."""
     identity = tuple(range(len(s.vars)))
     for e in s.expressions():
         for node in walk(e):
             if isinstance(node, Load) and node.buffer in layouts:
                 order = layouts[node.buffer].order
-                if len(order) == len(identity) and order != identity:
-                    return order
+                if len(order) == len(identity) and order != tuple(range(len(order))):
+                    return _walked(s, node, order)
     return identity
+
+
+def _walked(s: Stage, load: Load, order: Order) -> Order:
+    """The stage's variables in the order in which a load advances through memory, others first."""
+    found: dict[int, None] = {}
+    for axis in order:
+        own = [d for d, v in enumerate(s.vars) if v in free_vars(load.index[axis])]
+        if len(own) == 1:
+            found.setdefault(own[0])
+    return (*(d for d in range(len(s.vars)) if d not in found), *found)
 
 
 def _needs(s: Stage) -> dict[str, tuple[Expr, Var]]:

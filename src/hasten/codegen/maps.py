@@ -11,6 +11,7 @@ from hasten.codegen.fuse import cost
 from hasten.codegen.kernel import SCRATCH, SCRATCH_PARAM, TAIL_PARAMS, THREAD, THREADS, Kernel
 from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.reductions import WIDE, Names, hoist
+from hasten.codegen.segments import segments
 from hasten.codegen.stage import Stage
 from hasten.codegen.vectorize import coefficient, vectorizable, vectorize
 from hasten.codegen.window import conjuncts, find_window
@@ -23,6 +24,7 @@ from hasten.loops.expr import (
     Reduce,
     Size,
     Var,
+    as_expr,
     binary,
     cast,
     const,
@@ -252,7 +254,7 @@ def parallel_nest(d: Domain, lanes: int, names: Names) -> tuple[Stmt, ...]:
     begin, end = Var(INDEX, "begin"), Var(INDEX, "end")
     block = _block(value, inner, lanes)
     if block is None:
-        body = inner_loop(d, const(0), inner.extent, lanes, names, frozenset(outer))
+        body = _in_segments(d, inner, lanes, names, frozenset(outer))
         tasks = outer
     else:
         # Blocks outermost: the weights of a block stay in the first-level cache over all positions.
@@ -369,6 +371,20 @@ def decode(task: Var, outer: Sequence[Var]) -> list[Stmt]:
         rest = above
     lets.append(Let(Var(INDEX, outer[0].name), rest))
     return lets
+
+
+def _in_segments(d: Domain, inner: Var, lanes: int, names: Names, bound: frozenset[Var]) -> tuple[Stmt, ...]:
+    """The innermost loop over all of its extent: a loop for each part that is computed in another way."""
+    if constant_int(inner.extent) is None:
+        return inner_loop(d, const(0), as_expr(inner.extent or 0), lanes, names, bound)
+    loops: list[Stmt] = []
+    for start, stop, value in segments(d.value, inner):
+        length = const(stop - start)
+        v = replace(inner, name=names.next(inner.name + "_"), extent=length) if value != d.value else inner
+        at: dict[Expr, Expr] = {inner: v + start}
+        part = Domain((v,), substitute(value, at), substitute(d.address, at))
+        loops += inner_loop(part, const(0), length, lanes, names, bound)
+    return tuple(loops)
 
 
 def inner_loop(
