@@ -11,7 +11,17 @@ from collections.abc import Iterable
 
 from hasten.codegen.layout import Layouts
 from hasten.codegen.stage import Stage
-from hasten.loops.descriptions import Attention, Forest, Gemm, Greedy, Order, RankSelect, Recurrence, operands
+from hasten.loops.descriptions import (
+    Attention,
+    Forest,
+    Gemm,
+    Greedy,
+    Order,
+    Prefix,
+    RankSelect,
+    Recurrence,
+    operands,
+)
 from hasten.loops.dtypes import BYTES, DType
 from hasten.loops.expr import Expr, Load, Op, Reduce, Var, binary, const, free_vars, walk
 from hasten.loops.simplify import spell
@@ -26,7 +36,7 @@ def stage_flops(stage: Stage) -> Expr:
         entries = (body.batch, body.head, body.row, body.key)
         scores = _product(entries if body.longest is None else (body.head, body.row)) * (body.longest or 1)
         return scores * (_product((body.depth,)) + _product((body.column,))) * 2
-    if isinstance(body, RankSelect | Order | Forest | Greedy):
+    if isinstance(body, RankSelect | Prefix | Order | Forest | Greedy):
         return const(0)
     if isinstance(body, Recurrence):
         lanes = _product((*body.lanes, body.step, body.unit))

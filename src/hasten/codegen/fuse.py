@@ -22,6 +22,7 @@ from hasten.loops.descriptions import (
     Gemm,
     Greedy,
     Order,
+    Prefix,
     RankSelect,
     Recurrence,
     map_operands,
@@ -329,6 +330,8 @@ def _walkable(c: Description, name: str, e: Expr) -> bool:
         return _arithmetic(e) <= _arithmetic(operands(c)[name])
     if isinstance(c, RankSelect):
         return isinstance(e, Load)
+    if isinstance(c, Prefix):
+        return True
     if isinstance(c, Forest | Greedy):
         return not any(isinstance(n, Reduce) for n in walk(e))
     if isinstance(c, Recurrence):

@@ -33,6 +33,7 @@ from hasten.codegen.packing import (
     whole_depth,
 )
 from hasten.codegen.panels import pack_constant, packed_columns
+from hasten.codegen.prefix import prefix_kernel
 from hasten.codegen.quantized import quantize_products
 from hasten.codegen.rank import rank_kernel
 from hasten.codegen.recurrence import recurrence_kernel
@@ -51,6 +52,7 @@ from hasten.loops.descriptions import (
     Gemm,
     Greedy,
     Order,
+    Prefix,
     RankSelect,
     Recurrence,
 )
@@ -208,6 +210,8 @@ def _kernel(
         return attention_kernel(s, layouts, target, f"attention_{number}")
     if isinstance(s.body, RankSelect):
         return rank_kernel(s, layouts, f"rank_{number}")
+    if isinstance(s.body, Prefix):
+        return prefix_kernel(s, layouts, target.vector_bytes, f"prefix_{number}")
     if isinstance(s.body, Forest):
         return forest_kernel(s, forests[s.name], layouts, target.vector_bytes, f"forest_{number}")
     if isinstance(s.body, Greedy):

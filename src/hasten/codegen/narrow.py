@@ -23,6 +23,7 @@ from hasten.loops.descriptions import (
     Description,
     Gemm,
     Order,
+    Prefix,
     RankSelect,
     Whole,
     map_operands,
@@ -187,7 +188,7 @@ class _Plan:
         if isinstance(s.body, Expr):
             return self.widened(s.body), []
         c = s.body
-        if isinstance(c, RankSelect | Order | Whole) or not _takes_pairs(c, self.constants):
+        if isinstance(c, RankSelect | Prefix | Order | Whole) or not _takes_pairs(c, self.constants):
             return map_operands(c, {n: self.widened(e) for n, e in operands(c).items()}), []
         made: list[Stage] = []
         walked: dict[str, Expr] = {}

@@ -141,6 +141,33 @@ class RankSelect:
     condition: Expr
 
 
+NEUTRAL = {"sum": 0, "prod": 1}
+"""What changes nothing in a `Prefix`."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The sum or product of all elements up to each one.
+
+    Attributes:
+        op: "sum" or "prod".
+        lanes: the output's other variables, which are independent of each other.
+        at: the output's variable along which elements are joined.
+        position: counts the elements, with the same extent.
+        term: an element, in terms of lanes and position.
+        inclusive: whether the element at the place itself is in.
+        backward: whether it is the elements from the place on, rather than up to it.
+    """
+
+    op: str
+    lanes: tuple[Var, ...]
+    at: Var
+    position: Var
+    term: Expr
+    inclusive: bool
+    backward: bool
+
+
 @dataclass(frozen=True)
 class Order:
     """Positions in order, both ways round; those of which neither comes before the other stay as they were.
@@ -301,7 +328,7 @@ class Greedy:
 Contraction = Gemm | Attention
 Whole = Recurrence | Forest | Greedy
 """Descriptions that no expression stands for."""
-Description = Contraction | RankSelect | Order | Whole
+Description = Contraction | RankSelect | Prefix | Order | Whole
 
 
 def expression(c: Description) -> Expr:
@@ -317,6 +344,10 @@ def expression(c: Description) -> Expr:
         return reduce("sum", (*c.taps, c.depth), binary("mul", a, b))
     if isinstance(c, RankSelect):
         return _rank_select(c)
+    if isinstance(c, Prefix):
+        low, high = (c.at, c.position) if c.backward else (c.position, c.at)
+        counted = binary("le" if c.inclusive else "lt", low, high)
+        return reduce(c.op, (c.position,), select(counted, c.term, const(NEUTRAL[c.op], c.term.dtype)))
     if isinstance(c, Order):
         return _order(c)
     if c.start is None or c.stop is None:
@@ -401,6 +432,8 @@ def operands(c: Description) -> dict[str, Expr]:
         names = ("before",)
     elif isinstance(c, RankSelect):
         names = ("condition",)
+    elif isinstance(c, Prefix):
+        names = ("term",)
     elif isinstance(c, Greedy):
         names = ("eligible", "before", "excluded", "most")
     elif isinstance(c, Forest):

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from hasten.errors import InputError
-from hasten.loops.descriptions import Attention, Forest, Gemm, Greedy, Order, RankSelect, Recurrence
+from hasten.loops.descriptions import Attention, Forest, Gemm, Greedy, Order, Prefix, RankSelect, Recurrence
 from hasten.loops.dtypes import BYTES, INDEX
 from hasten.loops.expr import Expr, Var
 from hasten.loops.operations import Array
@@ -105,6 +105,8 @@ def _define(d: Definition, tensors: Mapping[str, Array], sizes: Mapping[str, int
                 value = _recurrence(d.body, scope, ranges)
             case Forest():
                 value = _forest(d.body, scope, ranges)
+            case Prefix():
+                value = scope.value(d.expr)
             case _:
                 value = scope.value(d.body)
         if value.fault is not None:

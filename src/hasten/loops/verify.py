@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hasten.loops.descriptions import Attention, Forest, Gemm, Greedy, Order, RankSelect, Recurrence
+from hasten.loops.descriptions import Attention, Forest, Gemm, Greedy, Order, Prefix, RankSelect, Recurrence
 from hasten.loops.dtypes import BYTES, INDEX, DType
 from hasten.loops.expr import (
     REDUCTIONS,
@@ -137,6 +137,17 @@ def _check_definition(d: Definition, tensors: Mapping[str, TensorInfo], sizes: s
         require(d.vars == own, f"{where}: the variables of a rank are not the definition's")
         extra = free_vars(d.body.condition) - {d.body.position}
         require(not extra, f"{where}: the condition of a rank depends on more than the position")
+    elif isinstance(d.body, Prefix):
+        p = d.body
+        require(
+            {p.at, *p.lanes} == set(d.vars), f"{where}: the variables of a prefix are not the definition's"
+        )
+        require(
+            p.at.extent == p.position.extent,
+            f"{where}: the elements of a prefix are not as many as its places",
+        )
+        extra = free_vars(p.term) - {*p.lanes, p.position}
+        require(not extra, f"{where}: an element of a prefix depends on more than its lanes and its position")
     elif isinstance(d.body, Order):
         o = d.body
         require(d.vars == (o.which, *o.lanes, o.at), f"{where}: the variables of an order are not its own")

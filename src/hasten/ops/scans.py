@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from hasten.loops.descriptions import Prefix
 from hasten.loops.dtypes import INDEX
-from hasten.loops.expr import Expr, binary, bounded, cast, const, reduce, select, var
+from hasten.loops.expr import Expr, Var, binary, bounded, cast, const, reduce, select, var
 from hasten.ops.attributes import attribute_int
 from hasten.ops.base import Inputs, Lower, Lowering, Op, Tensor, normalize_axis, required
 from hasten.ops.elementwise import scalar
@@ -28,7 +29,16 @@ def _cumulative(op: str, neutral: int) -> Lower:
         known = ctx.constant_of(given)
         if known is not None:
             only = normalize_axis(int(known.reshape(-1)[0]), x.rank)
-            return [ctx.define(x.shape, lambda *i: along(only, i), x.dtype)]
+
+            def prefix(*index: Expr) -> Prefix:
+                lanes = (*index[:only], *index[only + 1 :])
+                own = tuple(v for v in lanes if isinstance(v, Var))
+                at, position = index[only], Var(INDEX, "j", x.shape[only])
+                assert isinstance(at, Var)
+                term = x.at(*index[:only], position, *index[only + 1 :])
+                return Prefix(op, own, at, position, term, compare == "le", backward)
+
+            return [ctx.define(x.shape, prefix, x.dtype)]
         chosen = ctx.temporary([], lambda: bounded(cast(scalar(given), INDEX), x.rank), INDEX, "axis")
 
         def body(*index: Expr) -> Expr:
