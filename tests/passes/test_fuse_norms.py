@@ -126,3 +126,39 @@ def test_rms_norm_declines(optimized, rng):
     x = rng.normal(0, 1, (2, 3, 6))
     result = optimized(SIGNATURE.replace("float", "double"), body, doubles, {"x": x})
     assert "computes in float32" in result.declines("fuse RMSNormalization")[0]
+
+
+GROUPS = {
+    "grouped": np.array([0, 3, -1], np.int64),
+    "ones": np.ones(3, np.float32),
+    "zeros": np.zeros(3, np.float32),
+    "odd": np.linspace(1, 2, 3, dtype=np.float32),
+    "factor": np.linspace(0.5, 2, 12, dtype=np.float32).reshape(12, 1, 1),
+    "shift": np.linspace(-1, 1, 12, dtype=np.float32).reshape(1, 12, 1, 1),
+    "shape": np.array([0, 12, 5, 4], np.int64),
+}
+GROUPED = "r = Reshape(x, grouped) i = InstanceNormalization<epsilon=0.01>(r, {}, {}) b = Reshape(i, shape) "
+OF_PICTURES = "(float[n, 12, 5, 4] x) => (float[n, 12, 5, 4] y)"
+
+
+@pytest.mark.parametrize("own", [("ones", "zeros"), ("odd", "odd")])
+@pytest.mark.parametrize(
+    "affine", ["g = Mul(b, factor) y = Add(g, shift)", "y = Mul(factor, b)", "y = Identity(b)"]
+)
+def test_group_norm_of_reshaped_pictures(optimized, rng, own, affine):
+    pictures = [{"x": rng.normal(2, 3, (n, 12, 5, 4)).astype(np.float32)} for n in (1, 3)]
+    result = optimized(OF_PICTURES, GROUPED.format(*own) + affine, GROUPS, *pictures, tolerance=1e-5)
+    assert dict(result.kinds) == {"GroupNormalization": 1}
+    node = result.only("GroupNormalization")
+    assert (node.attributes["num_groups"].as_int(), node.attributes["epsilon"].as_float()) == (
+        3,
+        pytest.approx(0.01),
+    )
+
+
+def test_a_scale_for_each_position_is_not_group_norms(optimized, rng):
+    constants = {**GROUPS, "factor": np.arange(20, dtype=np.float32).reshape(5, 4)}
+    body = GROUPED.format("ones", "zeros") + "y = Mul(b, factor)"
+    pictures = {"x": rng.normal(2, 3, (2, 12, 5, 4)).astype(np.float32)}
+    result = optimized(OF_PICTURES, body, constants, pictures, tolerance=1e-5)
+    assert dict(result.kinds) == {"GroupNormalization": 1, "Mul": 1}

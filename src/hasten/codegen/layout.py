@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hasten.codegen.fuse import operand_load
+from hasten.codegen.fuse import is_movement, operand_load
 from hasten.codegen.shared_sums import share_sums
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.tiles import PANEL
@@ -109,23 +109,27 @@ def assign_layouts(
     for stage in stages:
         s = _with_copies(stage, layouts, done, fixed)
         identity = tuple(range(len(s.vars)))
-        own = _written_order(s)
-        if s.name in results:
-            if own is not None and own != identity:
-                s = _split_result(s, own, layouts, done)
-            order = identity
-        else:
-            order = own or wishes.get(s.name) or _inherited(s, layouts)
-        sums, s = share_sums(s, order, frozenset(layouts))
-        for shared in sums:
-            layouts[shared.name] = Layout(
-                shared.name, shared.dtype, shared.shape, tuple(range(len(shared.vars)))
-            )
-        done += sums
-        layout = Layout(s.name, s.dtype, s.shape, order)
-        layouts[s.name] = _spread(layout) if s.name in spread else layout
-        done.append(s)
+        order = _written_order(s)
+        if s.name not in results:
+            order = order or wishes.get(s.name) or _inherited(s, layouts)
+        elif order is None:
+            moves = isinstance(s.body, Expr) and is_movement(s.body)
+            order = identity if moves else _inherited(s, layouts)
+        if s.name in results and order != identity:
+            _write(replace(s, name=f"{s.name}_inner"), order, layouts, done)
+            s, order = _row_major_copy(s), identity
+        _write(s, order, layouts, done)
+        if s.name in spread:
+            layouts[s.name] = _spread(layouts[s.name])
     return done, layouts
+
+
+def _write(s: Stage, order: Order, layouts: dict[str, Layout], done: list[Stage]) -> None:
+    """Adds a stage that writes in an order, behind stages for the sums that its elements share."""
+    sums, s = share_sums(s, order, frozenset(layouts))
+    for each, own in (*((shared, tuple(range(len(shared.vars)))) for shared in sums), (s, order)):
+        layouts[each.name] = Layout(each.name, each.dtype, each.shape, own)
+        done.append(each)
 
 
 def _operands_of_products(stages: Sequence[Stage]) -> set[str]:
@@ -158,12 +162,9 @@ def _last(d: int, rank: int) -> Order:
     return (*(i for i in range(rank) if i != d), d)
 
 
-def _split_result(s: Stage, own: Order, layouts: dict[str, Layout], done: list[Stage]) -> Stage:
-    """A contraction whose result must be row-major writes its own order first; returns the copy."""
-    inner = replace(s, name=f"{s.name}_inner")
-    layouts[inner.name] = Layout(inner.name, s.dtype, s.shape, own)
-    done.append(inner)
-    body = Load(s.dtype, inner.name, tuple(s.vars))
+def _row_major_copy(s: Stage) -> Stage:
+    """The copy of what a stage wrote in an order of its own into a result, which must be row-major."""
+    body = Load(s.dtype, f"{s.name}_inner", tuple(s.vars))
     return Stage(s.name, s.dtype, s.vars, body, None, ("result in row-major order",))
 
 

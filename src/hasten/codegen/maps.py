@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hasten.codegen.counts import factor_type, stage_bytes, stage_flops
+from hasten.codegen.crossed import Crossed, crossed_body, crossed_tasks, find_crossed
 from hasten.codegen.fuse import cost
 from hasten.codegen.kernel import SCRATCH, SCRATCH_PARAM, TAIL_PARAMS, THREAD, THREADS, Kernel
 from hasten.codegen.layout import Layouts, flatten
@@ -249,6 +250,9 @@ def parallel_nest(d: Domain, lanes: int, names: Names) -> tuple[Stmt, ...]:
         total = total * v.extent
     if constant_int(total) == 1:
         return _shared_row(d, inner, lanes, names)
+    across = find_crossed(d, lanes)
+    if across is not None:
+        return _crossed_nest(d, across, lanes, names)
     row, value = hoist(d.value, frozenset(outer), names, lanes)
     d = Domain((inner,), value, d.address)
     begin, end = Var(INDEX, "begin"), Var(INDEX, "end")
@@ -269,6 +273,18 @@ def parallel_nest(d: Domain, lanes: int, names: Names) -> tuple[Stmt, ...]:
     task = Var(INDEX, "task", total)
     first, last = share(total, const(1))
     return (For(task, first, last, (*decode(task, tasks), *row, *body)),)
+
+
+def _crossed_nest(d: Domain, c: Crossed, lanes: int, names: Names) -> tuple[Stmt, ...]:
+    """Blocks that are transposed in registers; single elements where rows or columns are too few for one."""
+    tasks, _, _ = crossed_tasks(c, lanes)
+    begin, end = Var(INDEX, "begin"), Var(INDEX, "end")
+    bound = frozenset((*c.outer, c.across))
+    rest = inner_loop(Domain((c.along,), d.value, d.address), begin, end, lanes, names, bound)
+    body = crossed_body(d, c, lanes, rest, begin, end)
+    total = math.prod((v.extent for v in tasks if v.extent is not None), start=const(1))
+    task = Var(INDEX, "task", total)
+    return (For(task, *share(total, const(1)), (*decode(task, tasks), *body)),)
 
 
 def framed_nest(d: Domain) -> tuple[Stmt, ...] | None:

@@ -9,13 +9,31 @@ mean would be summed anew for each position.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 from hasten.codegen.stage import Stage
-from hasten.loops.expr import Expr, Load, Reduce, constant_int, free_vars, substitute, walk
+from hasten.codegen.vectorize import coefficient
+from hasten.loops.dtypes import INDEX
+from hasten.loops.expr import (
+    Expr,
+    Load,
+    Op,
+    Reduce,
+    Var,
+    constant_int,
+    free_vars,
+    substitute,
+    transform,
+    walk,
+)
+from hasten.loops.simplify import is_nonnegative
 
 FEW = 8
 """Terms of a reduction that may as well be added again."""
+
+_GUESS = 64
+"""A length that only the run knows, where the numbers of two sets of variables are compared."""
 
 
 def share_sums(s: Stage, order: tuple[int, ...], taken: frozenset[str]) -> tuple[list[Stage], Stage]:
@@ -36,12 +54,15 @@ def share_sums(s: Stage, order: tuple[int, ...], taken: frozenset[str]) -> tuple
         if not repeated:
             break
         r = repeated[-1]  # what it contains is not repeated
-        variables = tuple(s.vars[d] for d in order if s.vars[d] in free_vars(r))
+        numbers = _distinct(r, s)
+        assert numbers is not None
+        index = sorted(numbers, key=lambda e: order.index(s.vars.index(e)) if isinstance(e, Var) else -1)
         name = f"{s.name}_{r.op}"
         while name in taken or any(name == f.name for f in found):
             name += "_"
-        found.append(Stage(name, r.dtype, variables, r, None, s.origins))
-        body = substitute(body, {r: Load(r.dtype, name, variables)})
+        shared = substitute(r, {e: v for e, v in numbers.items() if e != v})
+        found.append(Stage(name, r.dtype, tuple(numbers[e] for e in index), shared, None, s.origins))
+        body = substitute(body, {r: Load(r.dtype, name, tuple(index))})
     return found, replace(s, body=body) if found else s
 
 
@@ -50,8 +71,52 @@ def _is_repeated(r: Reduce, s: Stage, order: tuple[int, ...]) -> bool:
     own = free_vars(r)
     terms = math.prod((constant_int(v.extent) or FEW + 1) for v in r.vars)
     walked = [v for v in (s.vars[d] for d in order) if constant_int(v.extent) != 1]
-    if terms <= FEW or not own <= frozenset(s.vars):
+    numbers = _distinct(r, s)
+    if terms <= FEW or numbers is None:
         return False
+    if 2 * _about(numbers.values()) <= _about(own):
+        return True
     while walked and walked[-1] not in own:
         walked.pop()
     return any(v not in own for v in walked)
+
+
+def _distinct(r: Reduce, s: Stage) -> dict[Expr, Var] | None:
+    """What a reduction depends on: variables of the stage, and quotients such as the group of a channel.
+
+    Returns:
+        A variable for each of them; None where it depends on variables of another reduction around it.
+    """
+    if not free_vars(r) <= frozenset(s.vars):
+        return None
+    found: dict[Expr, Var] = {}
+
+    def visit(e: Expr) -> Expr | None:
+        own = free_vars(e)
+        if isinstance(e, Reduce | Load) or not own & set(s.vars):
+            return None
+        if isinstance(e, Var):
+            found[e] = e
+        elif isinstance(e, Op) and e.op == "floordiv" and _grows(e, own, s):
+            last = substitute(e, {v: v.extent - 1 for v in own if v.extent is not None})
+            found.setdefault(e, Var(INDEX, f"part{len(found)}", last + 1))
+            return e
+        return None
+
+    transform(r.body, visit)
+    return found
+
+
+def _grows(e: Op, own: frozenset[Var], s: Stage) -> bool:
+    """Whether a quotient counts from 0 up to what it is for the last value of each of its variables."""
+    value, divisor = e.args
+    steps = [coefficient(value, v) for v in own]
+    plain = own <= frozenset(s.vars) and not any(isinstance(n, Load) for n in walk(e))
+    by = constant_int(divisor)
+    rising = all(step is not None and is_nonnegative(step) for step in steps)
+    return plain and rising and by is not None and by > 0 and is_nonnegative(value)
+
+
+def _about(variables: Iterable[Var]) -> int:
+    """How many values variables have together, with a guess for lengths that the run knows."""
+    return math.prod(constant_int(v.extent) or _GUESS for v in variables)

@@ -20,13 +20,10 @@ def transpose_function(target: Target, dtype: DType) -> Function:
     Parameters of the function: `rows` a table of row pointers, `offset` the element at which the block begins
     in each; `to` the result, its rows `pitch` apart.
 
-    The rows are shuffled as cards are: halves of the block are interleaved, which doubles the length of
-    the runs that lie in place, so that log2 of the number of rows such rounds transpose it.
     """
     size, lanes = group(dtype), target.vector_bytes // 4
-    width, half = lanes * size, lanes // 2
+    width = lanes * size
     i = Var(INDEX, "i", const(lanes))
-    pair = Var(INDEX, "pair", const(half))
     offset, pitch = Var(INDEX, "offset"), Var(INDEX, "pitch")
 
     body: list[Stmt] = [
@@ -35,16 +32,9 @@ def transpose_function(target: Target, dtype: DType) -> Function:
         Declare("round_0", dtype, (lanes,), width),
         unrolled(i, Store("round_0", (i,), Load(dtype, "row", (i, offset), lanes=width))),
     ]
-    rounds = lanes.bit_length() - 1
-    for n in range(rounds):
-        old, new = f"round_{n}", f"round_{n + 1}"
-        arguments = (Load(dtype, old, (pair,), lanes=width), Load(dtype, old, (pair + half,), lanes=width))
-        low, high = (Op(dtype, op, arguments, lanes=width) for op in ("zip_low", "zip_high"))
-        body += [
-            Declare(new, dtype, (lanes,), width),
-            unrolled(pair, Store(new, (pair * 2,), low), Store(new, (pair * 2 + 1,), high)),
-        ]
-    result = Load(dtype, f"round_{rounds}", (i,), lanes=width)
+    rounds, last = shuffled("round", dtype, lanes, width)
+    body += rounds
+    result = Load(dtype, last, (i,), lanes=width)
     body += [Comment("row i is now column i"), unrolled(i, Store("to", (i * pitch,), result))]
     params = (
         Param("rows", dtype, 2),
@@ -53,3 +43,32 @@ def transpose_function(target: Target, dtype: DType) -> Function:
         Param("pitch", INDEX),
     )
     return Function(transpose_name(lanes, dtype), params, tuple(body), "a square block, transposed")
+
+
+def shuffled(name: str, dtype: DType, lanes: int, width: int) -> tuple[list[Stmt], str]:
+    """Transposes the vectors of an array `name`_0 [lanes] in registers.
+
+    The rows are shuffled as cards are: halves of the block are interleaved, which doubles the length of
+    the runs that lie in place, so that log2 of the number of rows such rounds transpose it.
+
+    Args:
+        name: what the names of arrays begin with.
+        dtype: element type.
+        lanes: number of rows and of columns, a power of 2.
+        width: elements of a row, each column's side by side.
+
+    Returns:
+        The statements, and the name of the array whose row i is column i.
+    """
+    half, rounds = lanes // 2, lanes.bit_length() - 1
+    pair = Var(INDEX, "pair", const(half))
+    body: list[Stmt] = []
+    for n in range(rounds):
+        old, new = f"{name}_{n}", f"{name}_{n + 1}"
+        arguments = (Load(dtype, old, (pair,), lanes=width), Load(dtype, old, (pair + half,), lanes=width))
+        low, high = (Op(dtype, op, arguments, lanes=width) for op in ("zip_low", "zip_high"))
+        body += [
+            Declare(new, dtype, (lanes,), width),
+            unrolled(pair, Store(new, (pair * 2,), low), Store(new, (pair * 2 + 1,), high)),
+        ]
+    return body, f"{name}_{rounds}"

@@ -158,19 +158,21 @@ def lower_group_normalization(ctx: Lowering, node: ir.Node, inputs: Inputs) -> l
     epsilon = attribute_float(node, "epsilon", 1e-5)
     size = x.shape[1] // groups
     ctx.require_equal(size * groups, x.shape[1])
-    rest = axis_vars(x, range(2, x.rank))
+    rest = list(axis_vars(x, range(2, x.rank)).values())
     channel = var("r1", size)
     count = binary("mul", count_of(x, range(2, x.rank), x.dtype), cast(size, x.dtype))
 
-    def over_group(element: Element) -> Element:
-        def total(index: Sequence[Expr]) -> Expr:
-            n, g = index
-            inside = [n, g * size + channel, *rest.values()]
-            return reduce_over("sum", [channel, *rest.values()], element(inside))
+    def over_group(element: Element, name: str) -> Element:
+        """Sums each channel first, which goes along memory whether pictures or channels are innermost."""
 
-        return total
+        def one_channel(*index: Expr) -> Expr:
+            here = element([*index, *rest])
+            return reduce_over("sum", rest, here) if rest else here
 
-    plain = over_group(lambda i: x.at(*i))
+        sums = ctx.temporary(x.shape[:2], one_channel, x.dtype, name, vars=("n", "c"))
+        return lambda i: reduce_over("sum", [channel], sums.at(i[0], i[1] * size + channel))
+
+    plain = over_group(lambda i: x.at(*i), "sums")
     mean = ctx.temporary(
         [x.shape[0], groups], lambda *i: binary("div", plain(i), count), x.dtype, "mean", vars=("n", "g")
     )
@@ -178,7 +180,7 @@ def lower_group_normalization(ctx: Lowering, node: ir.Node, inputs: Inputs) -> l
     def centered(index: Sequence[Expr]) -> Expr:
         return binary("sub", x.at(*index), mean.at(index[0], index[1] // size))
 
-    squares = over_group(lambda i: _square(centered(i)))
+    squares = over_group(lambda i: _square(centered(i)), "squares")
     inverse = ctx.temporary(
         [x.shape[0], groups],
         lambda *i: _reciprocal_root(binary("div", squares(i), count), epsilon),

@@ -131,10 +131,22 @@ def lower_resize(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
             x = shrink(ctx, x, shrunk, a, attribute_int(node, "exclude_outside", 0) == 1)
         return [ctx.define(shape, x.at, x.dtype)]
 
+    # Tables: the divisions once for each row and column, not for each element.
+    tables = {d: _tabulated(ctx, partial(place, axis), axis.new, x.dtype) for d, axis in axes.items()}
+
     def body(*index: Expr) -> Expr:
-        return _interpolated(x, index, {d: place(axis, index[d]) for d, axis in axes.items()}, a, exclude)
+        places = {d: (low.at(index[d]), behind.at(index[d])) for d, (low, behind) in tables.items()}
+        return _interpolated(x, index, places, a, exclude)
 
     return [ctx.define(shape, body, x.dtype)]
+
+
+def _tabulated(
+    ctx: Lowering, place: Callable[[Expr], _Place], length: Expr, dtype: DType
+) -> tuple[Tensor, Tensor]:
+    """The place of each output position along an axis, as two tensors [length] of INDEX and of `dtype`."""
+    low = ctx.temporary([length], lambda i: place(i)[0], INDEX, "low", vars=("i",))
+    return low, ctx.temporary([length], lambda i: place(i)[1], dtype, "behind", vars=("i",))
 
 
 _FLOAT_ROUNDING: tuple[tuple[str, Callable[[Expr], Expr]], ...] = (

@@ -14,6 +14,7 @@ from hasten.passes.facts import Facts
 from hasten.passes.fuse_attention import ATTENTION, ATTENTION_FACTOR
 from hasten.passes.fuse_conv_batchnorm import CONV_BATCHNORM
 from hasten.passes.fuse_gelu import GELU
+from hasten.passes.fuse_group_norm import GROUP_NORM
 from hasten.passes.fuse_layer_norm import LAYER_NORM
 from hasten.passes.fuse_qkv import QKV, QKV_SLICES
 from hasten.passes.fuse_rms_norm import RMS_NORM
@@ -27,7 +28,7 @@ _SMALL_BYTES = 4096  # constants compared in each round; weights are compared on
 _MAX_ROUNDS = 20  # each round shrinks the graph; twenty are far more than any model has needed
 
 FUSIONS: tuple[tuple[Rule, ...], ...] = (
-    (CONV_BATCHNORM, LAYER_NORM, RMS_NORM, GELU),
+    (CONV_BATCHNORM, GROUP_NORM, LAYER_NORM, RMS_NORM, GELU),
     (ATTENTION,),
     (ATTENTION_FACTOR, QKV, QKV_SLICES),
 )

@@ -1,0 +1,144 @@
+"""Maps that read one tensor across: contiguous along another variable than that of the output.
+
+A row of the output would read a column of the input, an element of each cache line, and all lines again for
+the next row. Here square blocks of the input are read in its own order and transposed in registers; what is
+computed from them follows on vectors along the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hasten.codegen.transpose import shuffled
+from hasten.codegen.vectorize import coefficient, vectorizable, vectorize
+from hasten.loops.dtypes import INDEX, DType
+from hasten.loops.expr import (
+    Expr,
+    Load,
+    Op,
+    Reduce,
+    Var,
+    binary,
+    const,
+    constant_int,
+    free_vars,
+    substitute,
+    walk,
+)
+from hasten.loops.nest import Declare, For, Let, Stmt, Store, choose, unrolled
+
+if TYPE_CHECKING:
+    from hasten.codegen.maps import Domain
+
+STRETCH = 1024
+"""Elements along the output that one task takes."""
+
+TILE = "block"
+"""What the names of arrays begin with that hold a block while it is transposed."""
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """A map that reads across.
+
+    Attributes:
+        load: what is contiguous along `across`.
+        across: an outer variable.
+        along: the innermost variable.
+        outer: the other variables, outermost first.
+    """
+
+    load: Load
+    across: Var
+    along: Var
+    outer: tuple[Var, ...]
+
+
+def find_crossed(d: Domain, lanes: int) -> Crossed | None:
+    """What a map reads across, or None if it reads nothing so, or more than one thing."""
+    if len(d.vars) < 2 or lanes & (lanes - 1) or any(isinstance(n, Reduce) for n in walk(d.value)):
+        return None
+    *outer, along = d.vars
+    loads = [n for n in walk(d.value) if isinstance(n, Load) and n.index and along in free_vars(n)]
+    steps = {n: coefficient(n.index[0], along) for n in loads}
+    strided = [n for n, step in steps.items() if step is None or constant_int(step) != 1]
+    if (
+        len(strided) != 1
+        or strided[0].dtype is not DType.F32
+        or strided[0].lanes > 1
+        or steps[strided[0]] is None
+    ):
+        return None
+    (load,) = strided
+    across = [v for v in outer if constant_int(coefficient(load.index[0], v) or const(0)) == 1]
+    contiguous = constant_int(coefficient(d.address, along) or const(0)) == 1
+    if len(across) != 1 or not contiguous or d.value.dtype is not DType.F32:
+        return None
+    short = any((n := constant_int(v.extent)) is not None and n < lanes for v in (along, across[0]))
+    rest = substitute(d.value, {load: Load(DType.F32, TILE, (along,))})
+    if short or not vectorizable(rest, along):
+        return None
+    return Crossed(load, across[0], along, tuple(v for v in outer if v != across[0]))
+
+
+def crossed_tasks(c: Crossed, lanes: int) -> tuple[Sequence[Var], Var, Var]:
+    """The variables of the tasks: the outer ones, the block of `across` and the stretch of `along`."""
+    assert c.across.extent is not None and c.along.extent is not None
+    blocks = Var(INDEX, "rows", (c.across.extent + (lanes - 1)) // lanes)
+    stretches = Var(INDEX, "stretch", (c.along.extent + (STRETCH - 1)) // STRETCH)
+    return (*c.outer, blocks, stretches), blocks, stretches
+
+
+def crossed_body(
+    d: Domain, c: Crossed, lanes: int, rest: Sequence[Stmt], begin: Var, end: Var
+) -> tuple[Stmt, ...]:
+    """The statements of a task.
+
+    Args:
+        d: the map.
+        c: what it reads across.
+        lanes: elements of a vector.
+        rest: computes the rows of a block that is not whole, from `begin` to `end`.
+        begin: where the stretch begins.
+        end: where it ends.
+    """
+    assert c.across.extent is not None and c.along.extent is not None
+    _, rows, stretch = crossed_tasks(c, lanes)
+    first, at, whole = Var(INDEX, "first_row"), Var(INDEX, f"{c.along.name}_0"), Var(INDEX, "whole")
+    i = Var(INDEX, "i", const(lanes))
+    read = substitute(c.load, {c.across: first, c.along: at + i})
+    assert isinstance(read, Load)
+    rounds, result = shuffled(TILE, DType.F32, lanes, lanes)
+    stands_for = Load(DType.F32, TILE, (c.along,))
+    value = substitute(d.value, {c.load: stands_for, c.across: first + i})
+    vector = vectorize(value, c.along, at, lanes)
+    vector = substitute(
+        vector, {Load(DType.F32, TILE, (at,), lanes=lanes): Load(DType.F32, result, (i,), lanes=lanes)}
+    )
+    place = substitute(d.address, {c.across: first + i, c.along: at})
+    block: tuple[Stmt, ...] = (
+        Declare(f"{TILE}_0", DType.F32, (lanes,), lanes),
+        unrolled(i, Store(f"{TILE}_0", (i,), Load(DType.F32, read.buffer, read.index, lanes=lanes))),
+        *rounds,
+        unrolled(i, Store("out", (place,), vector)),
+    )
+    here: dict[Expr, Expr] = {c.across: first + i}
+    single = For(
+        i, const(0), const(lanes), (Store("out", (substitute(d.address, here),), substitute(d.value, here)),)
+    )
+    fast = (
+        Let(whole, begin + Op(INDEX, "truncdiv", (end - begin, const(lanes))) * lanes),
+        For(at, begin, whole, block, step=lanes),
+        For(c.along, whole, end, (single,)),
+    )
+    left = For(c.across, first, c.across.extent, tuple(rest))
+    fits = binary("le", first + lanes, c.across.extent)
+    whole_blocks = constant_int(c.across.extent % lanes) == 0
+    return (
+        Let(first, rows * lanes),
+        Let(begin, stretch * STRETCH),
+        Let(end, binary("min", begin + STRETCH, c.along.extent)),
+        *(fast if whole_blocks else choose(fits, fast, (left,))),
+    )
