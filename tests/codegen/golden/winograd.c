@@ -11,15 +11,24 @@
 #define HASTEN_UNROLL _Pragma("GCC unroll 64")
 #endif
 
+typedef float f32x2 __attribute__((vector_size(8)));
+typedef float f32x4 __attribute__((vector_size(16)));
 typedef float f32x8 __attribute__((vector_size(32)));
 typedef int32_t i32x8 __attribute__((vector_size(32)));
 typedef int64_t i64x8 __attribute__((vector_size(64)));
-static inline f32x8 strided_f32x8(const float *p, int64_t stride) { f32x8 v; for (int l = 0; l < 8; ++l) v[l] = p[l * stride]; return v; }
-static inline void store_f32x8(float *p, f32x8 v) { memcpy(p, &v, sizeof v); }
-static inline int64_t max_int64_t(int64_t a, int64_t b) { return a < b ? b : a; }
+typedef uint32_t u32x4 __attribute__((vector_size(16)));
 static inline int64_t min_int64_t(int64_t a, int64_t b) { return a > b ? b : a; }
-static inline int64_t floordiv_int64_t(int64_t a, int64_t b) { if (b == 0) return 0; const int64_t q = a / b; return q - (a % b != 0 && (a < 0) != (b < 0)); }
 static inline f32x8 load_f32x8(const float *p) { f32x8 v; memcpy(&v, p, sizeof v); return v; }
+static inline f32x8 zip_low_f32x8(f32x8 a, f32x8 b) {
+    return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+}
+static inline f32x8 zip_high_f32x8(f32x8 a, f32x8 b) {
+    return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+}
+static inline void store_f32x8(float *p, f32x8 v) { memcpy(p, &v, sizeof v); }
+static inline f32x8 strided_f32x8(const float *p, int64_t stride) { f32x8 v; for (int l = 0; l < 8; ++l) v[l] = p[l * stride]; return v; }
+static inline int64_t max_int64_t(int64_t a, int64_t b) { return a < b ? b : a; }
+static inline int64_t floordiv_int64_t(int64_t a, int64_t b) { if (b == 0) return 0; const int64_t q = a / b; return q - (a % b != 0 && (a < 0) != (b < 0)); }
 static inline f32x8 max_bound_f32x8(f32x8 x, f32x8 bound) { const i32x8 w = (i32x8)(bound > x); return (f32x8)((w & (i32x8)bound) | (~w & (i32x8)x)); }
 static inline f32x8 splat_f32x8(float x) { return x - (f32x8){0}; }
 static inline float max_bound_float(float x, float bound) { return bound > x ? bound : x; }
@@ -31,13 +40,62 @@ static inline float max_bound_float(float x, float bound) { return bound > x ? b
 void map_0(const float *restrict x0, float *restrict out, int64_t size_h, int64_t size_n, int64_t size_w,
         hasten_fault *fault, int32_t kernel, int32_t thread, int32_t threads) {
     (void)fault, (void)kernel;
-    const int64_t t0 = size_h * (size_n * size_w);
-    for (int64_t task = (int64_t)thread * (size_h * (size_n * size_w)) / (int64_t)threads; task < ((int64_t)thread * t0 + t0) / (int64_t)threads; ++task) {
-        const int64_t i2i3 = task % (size_h * size_w);
-        const int64_t above_i2i3 = task / (size_h * size_w);
-        const int64_t i0 = above_i2i3;
-        for (int64_t i1_1 = 0; i1_1 < 16; i1_1 += 8) {
-            store_f32x8(out + size_h * (i0 * (size_w * 16)) + i1_1 + i2i3 * 16, strided_f32x8(x0 + size_h * (i0 * (size_w * 16)) + size_h * (i1_1 * size_w) + i2i3, size_h * size_w));
+    const int64_t t0 = (size_h * size_w + 7) / 8 * size_n;
+    for (int64_t task = (int64_t)thread * ((size_h * size_w + 7) / 8 * size_n) / (int64_t)threads; task < ((int64_t)thread * t0 + t0) / (int64_t)threads; ++task) {
+        const int64_t stretch = task % 1;
+        const int64_t above_stretch = task / 1;
+        const int64_t rows = above_stretch % ((size_h * size_w + 7) / 8);
+        const int64_t above_rows = above_stretch / ((size_h * size_w + 7) / 8);
+        const int64_t i0 = above_rows;
+        const int64_t first_row = rows * 8;
+        const int64_t begin = stretch * 1024;
+        const int64_t end = min_int64_t(begin + 1024, 16);
+        if (first_row + 8 <= size_h * size_w) {
+            const int64_t whole = begin + (end - begin) / 8 * 8;
+            for (int64_t i1_0 = begin; i1_0 < whole; i1_0 += 8) {
+                f32x8 block_0[8];
+                HASTEN_UNROLL
+                for (int64_t i = 0; i < 8; ++i) {
+                    block_0[i] = load_f32x8(x0 + first_row + size_h * (i * size_w) + size_h * (i0 * (size_w * 16)) + size_h * (i1_0 * size_w));
+                }
+                f32x8 block_1[8];
+                HASTEN_UNROLL
+                for (int64_t pair = 0; pair < 4; ++pair) {
+                    block_1[pair * 2] = zip_low_f32x8(block_0[pair], block_0[pair + 4]);
+                    block_1[pair * 2 + 1] = zip_high_f32x8(block_0[pair], block_0[pair + 4]);
+                }
+                f32x8 block_2[8];
+                HASTEN_UNROLL
+                for (int64_t pair = 0; pair < 4; ++pair) {
+                    block_2[pair * 2] = zip_low_f32x8(block_1[pair], block_1[pair + 4]);
+                    block_2[pair * 2 + 1] = zip_high_f32x8(block_1[pair], block_1[pair + 4]);
+                }
+                f32x8 block_3[8];
+                HASTEN_UNROLL
+                for (int64_t pair = 0; pair < 4; ++pair) {
+                    block_3[pair * 2] = zip_low_f32x8(block_2[pair], block_2[pair + 4]);
+                    block_3[pair * 2 + 1] = zip_high_f32x8(block_2[pair], block_2[pair + 4]);
+                }
+                HASTEN_UNROLL
+                for (int64_t i = 0; i < 8; ++i) {
+                    store_f32x8(out + first_row * 16 + size_h * (i0 * (size_w * 16)) + i * 16 + i1_0, block_3[i]);
+                }
+            }
+            for (int64_t i1 = whole; i1 < end; ++i1) {
+                for (int64_t i = 0; i < 8; ++i) {
+                    out[first_row * 16 + size_h * (i0 * (size_w * 16)) + i * 16 + i1] = x0[first_row + size_h * (i0 * (size_w * 16)) + size_h * (i1 * size_w) + i];
+                }
+            }
+        } else {
+            for (int64_t i2i3 = first_row; i2i3 < size_h * size_w; ++i2i3) {
+                const int64_t whole0 = begin + (end - begin) / 8 * 8;
+                for (int64_t i1_1 = begin; i1_1 < whole0; i1_1 += 8) {
+                    store_f32x8(out + size_h * (i0 * (size_w * 16)) + i1_1 + i2i3 * 16, strided_f32x8(x0 + size_h * (i0 * (size_w * 16)) + size_h * (i1_1 * size_w) + i2i3, size_h * size_w));
+                }
+                for (int64_t i1 = whole0; i1 < end; ++i1) {
+                    out[size_h * (i0 * (size_w * 16)) + i1 + i2i3 * 16] = x0[size_h * (i0 * (size_w * 16)) + size_h * (i1 * size_w) + i2i3];
+                }
+            }
         }
     }
 }
@@ -218,17 +276,50 @@ void winograd_1(const float *restrict a, const float *restrict x0, const float *
 void map_2(const float *restrict x0, float *restrict out, int64_t size_h, int64_t size_n, int64_t size_w,
         hasten_fault *fault, int32_t kernel, int32_t thread, int32_t threads) {
     (void)fault, (void)kernel;
-    const int64_t t0 = size_n * 40;
-    for (int64_t task = (int64_t)thread * (size_n * 40) / (int64_t)threads; task < ((int64_t)thread * t0 + t0) / (int64_t)threads; ++task) {
-        const int64_t oc = task % 40;
-        const int64_t above_oc = task / 40;
-        const int64_t n = above_oc;
-        const int64_t whole0 = size_h * size_w / 8 * 8;
-        for (int64_t ohow_1 = 0; ohow_1 < whole0; ohow_1 += 8) {
-            store_f32x8(out + size_h * (n * (size_w * 40)) + size_h * (oc * size_w) + ohow_1, strided_f32x8(x0 + size_h * (n * (size_w * 40)) + oc + ohow_1 * 40, 40));
+    const int64_t t0 = (size_h * size_w + 1023) / 1024 * (size_n * 5);
+    for (int64_t task = (int64_t)thread * ((size_h * size_w + 1023) / 1024 * (size_n * 5)) / (int64_t)threads; task < ((int64_t)thread * t0 + t0) / (int64_t)threads; ++task) {
+        const int64_t stretch = task % ((size_h * size_w + 1023) / 1024);
+        const int64_t above_stretch = task / ((size_h * size_w + 1023) / 1024);
+        const int64_t rows = above_stretch % 5;
+        const int64_t above_rows = above_stretch / 5;
+        const int64_t n = above_rows;
+        const int64_t first_row = rows * 8;
+        const int64_t begin = stretch * 1024;
+        const int64_t end = min_int64_t(begin + 1024, size_h * size_w);
+        const int64_t whole = begin + (end - begin) / 8 * 8;
+        for (int64_t ohow_0 = begin; ohow_0 < whole; ohow_0 += 8) {
+            f32x8 block_0[8];
+            HASTEN_UNROLL
+            for (int64_t i = 0; i < 8; ++i) {
+                block_0[i] = load_f32x8(x0 + first_row + size_h * (n * (size_w * 40)) + i * 40 + ohow_0 * 40);
+            }
+            f32x8 block_1[8];
+            HASTEN_UNROLL
+            for (int64_t pair = 0; pair < 4; ++pair) {
+                block_1[pair * 2] = zip_low_f32x8(block_0[pair], block_0[pair + 4]);
+                block_1[pair * 2 + 1] = zip_high_f32x8(block_0[pair], block_0[pair + 4]);
+            }
+            f32x8 block_2[8];
+            HASTEN_UNROLL
+            for (int64_t pair = 0; pair < 4; ++pair) {
+                block_2[pair * 2] = zip_low_f32x8(block_1[pair], block_1[pair + 4]);
+                block_2[pair * 2 + 1] = zip_high_f32x8(block_1[pair], block_1[pair + 4]);
+            }
+            f32x8 block_3[8];
+            HASTEN_UNROLL
+            for (int64_t pair = 0; pair < 4; ++pair) {
+                block_3[pair * 2] = zip_low_f32x8(block_2[pair], block_2[pair + 4]);
+                block_3[pair * 2 + 1] = zip_high_f32x8(block_2[pair], block_2[pair + 4]);
+            }
+            HASTEN_UNROLL
+            for (int64_t i = 0; i < 8; ++i) {
+                store_f32x8(out + first_row * (size_h * size_w) + size_h * (i * size_w) + size_h * (n * (size_w * 40)) + ohow_0, block_3[i]);
+            }
         }
-        for (int64_t ohow = whole0; ohow < size_h * size_w; ++ohow) {
-            out[size_h * (n * (size_w * 40)) + size_h * (oc * size_w) + ohow] = x0[size_h * (n * (size_w * 40)) + oc + ohow * 40];
+        for (int64_t ohow = whole; ohow < end; ++ohow) {
+            for (int64_t i = 0; i < 8; ++i) {
+                out[first_row * (size_h * size_w) + size_h * (i * size_w) + size_h * (n * (size_w * 40)) + ohow] = x0[first_row + size_h * (n * (size_w * 40)) + i + ohow * 40];
+            }
         }
     }
 }
