@@ -71,25 +71,25 @@ class Case:
     fixed: models.Inputs | None = None
 
 
-def r8_case() -> Case:
+def r8_case(calibration: int = _CALIBRATION) -> Case:
     given, labels = r8.samples("test", 0, 10_000)
     held_out = [(feeds, int(label)) for feeds, label in zip(given, labels, strict=True)]
-    given, labels = r8.calibration(_CALIBRATION)
+    given, labels = r8.calibration(calibration)
     looked_at = [(feeds, int(label)) for feeds, label in zip(given, labels, strict=True)]
     fixed = models.token_inputs(1, r8.LONGEST)
     return Case(r8.model(), held_out, looked_at, "accuracy", 0.005, f"1 x {r8.LONGEST} tokens", fixed)
 
 
-def pictures_case() -> Case:
+def pictures_case(_: int = _CALIBRATION) -> Case:
     return Case(models.efficientnet_lite0_onnx(), crops(_CROPS), None, "agreement", 0.05)
 
 
-def fashion_case() -> Case:
-    looked_at = fashion.samples("train", 4 * _CALIBRATION)
+def fashion_case(calibration: int = _CALIBRATION) -> Case:
+    looked_at = fashion.samples("train", 4 * calibration)
     return Case(fashion.model(), fashion.samples("t10k"), looked_at, "accuracy", 0.005)
 
 
-CASES: Mapping[str, Callable[[], Case]] = {
+CASES: Mapping[str, Callable[[int], Case]] = {
     "r8": r8_case,
     "pictures": pictures_case,
     "fashion": fashion_case,
@@ -125,7 +125,7 @@ def labelled_agreement(session: hasten.Session) -> int:
 
 def run(name: str, database: Path, options: argparse.Namespace) -> dict[str, Any]:
     """A case's record with the seconds it took."""
-    case, reports = CASES[name](), options.reports
+    case, reports = CASES[name](options.calibration), options.reports
     peak, before = Peak(), psutil.Process().memory_info().rss
 
     def watch(status: Status) -> None:
@@ -229,6 +229,12 @@ def main() -> None:
         "--precision", default="auto", help="f32, bf16 or int8: what layers may have beside f32"
     )
     parser.add_argument("--prune", action="store_true", help="remove units too")
+    parser.add_argument(
+        "--calibration",
+        type=int,
+        default=_CALIBRATION,
+        help="texts of r8, and a quarter of the pictures of fashion",
+    )
     parser.add_argument("--time-limit", type=float, default=600.0, help="seconds")
     options = parser.parse_args()
     names: list[str] = options.cases or list(CASES)

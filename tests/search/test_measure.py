@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -153,6 +154,8 @@ def test_a_limit_on_time_takes_rounds_away_and_slow_peers_first(
     # openvino is more than twice as slow as the other peer in f32; the only one in bf16 has none to lose to
     assert counts == [[9, 9, 9, 9], [3, 3, 3, 3], [9, 9, 3, 9]]
     assert found.results[2].ratio_to(found.results[1]).median == pytest.approx(2.5)
+    over = measure(entrants, {"x": np.zeros(1)}, replace(plan, ends=time.monotonic()))
+    assert [len(result.rounds_ms) for result in over.results] == [3] * 4 and over.rounds == 3
 
 
 def test_real_engines(mlp: Path, mlp_artifact: Path, feeds: dict[str, np.ndarray]) -> None:

@@ -87,25 +87,37 @@ def _outermost(dims: Dims, first: int, last: int) -> tuple[int, int]:
     return first, 1
 
 
-def _with_known_target(node: Operands) -> list[Tie | None]:
-    if node.constant(1) is None:
+def _to_target(node: Operands, ties: Sequence[Tie | None]) -> list[Tie | None]:
+    """Those ties of which the target can be told: its number for the axis of the output is a constant."""
+    target, rank = node.elements(1), len(node.dims(_Y) or ())
+    if target is None:
         raise Whole("its target is computed while the model runs")
-    return _reshape_ties(node)
+    computed = {rank - len(target) + k for k, number in enumerate(target) if number is None}
+    return [
+        tie
+        for tie in ties
+        if tie is not None and not any(m.port == _Y and m.axis in computed for m in tie.members)
+    ]
+
+
+def _with_known_target(node: Operands) -> list[Tie | None]:
+    return _to_target(node, _reshape_ties(node))
 
 
 def _shrink_target(node: Operands, kept: Kept) -> Shrunk:
     """Numbers of a target shape that are lengths of axes which have become shorter."""
-    target = node.constant(1)
-    dims = node.dims(_Y)
+    target, dims = node.elements(1), node.dims(_Y)
     if target is None or dims is None:
         return Shrunk()
-    new = target.copy()
-    offset = len(dims) - len(new)  # the target of an Expand may have fewer axes
-    for axis in range(len(new)):
-        stays = kept(_Y, axis + offset)
-        if stays is not None and new[axis] > 1:
-            new[axis] = len(stays)
-    return Shrunk(inputs={1: new})
+    new: dict[int, int] = {}
+    offset = len(dims) - len(target)  # the target of an Expand may have fewer axes
+    for k, number in enumerate(target):
+        stays = kept(_Y, k + offset)
+        if stays is not None and number is not None and number > 1:
+            new[k] = len(stays)
+    if node.constant(1) is None:
+        return Shrunk(elements={1: new} if new else {})
+    return Shrunk(inputs={1: np.array([new.get(k, number) for k, number in enumerate(target)], np.int64)})
 
 
 RESHAPE = PruningFacts(_with_known_target, _shrink_target)
@@ -129,14 +141,12 @@ def _expand_ties(node: Operands) -> list[Tie | None]:
     before, after = node.dims(_X), node.dims(_Y)
     if before is None or after is None:
         return []
-    if node.constant(1) is None:
-        raise Whole("its target is computed while the model runs")
     ties = []
     for axis in range(len(after)):
         at = axis - len(after) + len(before)
         source = [(_X, at)] if at >= 0 and before[at] != 1 else []
         ties.append(same(node, *source, (_Y, axis)))
-    return ties
+    return _to_target(node, ties)
 
 
 EXPAND = PruningFacts(_expand_ties, _shrink_target)

@@ -112,6 +112,30 @@ class Operands:
         inputs = self.node.inputs
         return constant_value(inputs[position]) if position < len(inputs) else None
 
+    def elements(self, position: int) -> tuple[int | None, ...] | None:
+        """The numbers of an input of one axis, None for those that are computed; None if that says nothing.
+
+        Of an input that is computed those are known that a concatenation takes from constants.
+        """
+        known = self.constant(position)
+        if known is not None:
+            return tuple(int(number) for number in known.reshape(-1))
+        inputs = self.node.inputs
+        value = inputs[position] if position < len(inputs) else None
+        producer = None if value is None else value.producer()
+        if producer is None or (producer.domain, producer.op_type) != ("", "Concat"):
+            return None
+        found: list[int | None] = []
+        for part in producer.inputs:
+            array, shape = constant_value(part), None if part is None else part.shape
+            if array is not None:
+                found += [int(number) for number in array.reshape(-1)]
+            elif shape is not None and len(shape) == 1 and isinstance(shape[0], int):
+                found += [None] * shape[0]
+            else:
+                return None
+        return tuple(found)
+
     def is_constant(self, position: int) -> bool:
         """Whether an input is a constant."""
         value = self.node.inputs[position] if position < len(self.node.inputs) else None
@@ -130,10 +154,12 @@ class Shrunk:
     Attributes:
         attributes: new values of attributes; None removes one.
         inputs: new constants by position.
+        elements: new numbers of some `Operands.elements` of inputs that are computed, by position and place.
     """
 
     attributes: Mapping[str, int | None] = field(default_factory=dict)
     inputs: Mapping[int, Array] = field(default_factory=dict)
+    elements: Mapping[int, Mapping[int, int]] = field(default_factory=dict)
 
 
 Kept = Callable[[Port, int], Indices | None]

@@ -54,6 +54,7 @@ class Plan:
             they would take longer, and peers that take more than twice as long as the fastest peer of their
             precision sit out all but the first three. None for no limit.
         limits: what each engine's process may take.
+        ends: a time by `time.monotonic` after which no further round begins, but three at least; None for any.
     """
 
     threads: int
@@ -63,6 +64,7 @@ class Plan:
     pause: float = 0.01
     limit: float | None = None
     limits: Limits = NO_LIMITS
+    ends: float | None = None
 
 
 @dataclass(frozen=True)
@@ -238,9 +240,12 @@ def measure(
         _attempt(entries, failures, start)
         noted = []
         running = _without(entries, failures)
-        rounds = _rounds(running, plan)
-        for number in range(rounds):
-            progress(f"timing, round {number + 1} of {rounds}")
+        most, rounds = _rounds(running, plan), 0
+        for number in range(most):
+            if plan.ends is not None and number >= _FEWEST_ROUNDS and time.monotonic() >= plan.ends:
+                break
+            progress(f"timing, round {number + 1} of {most}")
+            rounds += 1
             turns = _without(_taking_part(running, plan, number), failures)
             first = number % max(1, len(turns))
             take = functools.partial(_take_turn, number=number, workers=workers, pause=plan.pause)

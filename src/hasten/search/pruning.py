@@ -10,6 +10,8 @@ calibration part; the last step is halved.
 from __future__ import annotations
 
 import hashlib
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -41,6 +43,7 @@ CRITERION, REPAIR = "obs", "least-squares"
 
 _FIRST, _STEP, _FINEST = 0.75, 0.15, 0.04  # shares of the time: the first tried, the steps, the least step
 _LEAST = 0.1
+_RANKED = 0.3  # of the time left that ranking may take
 _MOST = 6  # candidates
 _CURVE = tuple(np.linspace(0.95, 0.25, 15).tolist())
 
@@ -68,14 +71,17 @@ class Pruning:
         trials, clock = self._trials, self._trials.clock
         if not trials.problem.asked.prune or not self._pace.has_time(3 * BUILDS):
             return
+        begin = clock.elapsed
         plan = Plan(UNITS, CRITERION, 0.5, REPAIR, seed=trials.problem.asked.seed)
-        ranking = rank(trials.problem.graph, plan, trials.problem.calibration, progress=trials.say)
+        until = time.monotonic() + _RANKED * (clock.left - clock.reserve)
+        ranking = rank(trials.problem.graph, plan, trials.problem.calibration, until=until, progress=trials.say)
+        ranked = clock.elapsed - begin
         self.left_alone = [f"{u.count} {u.unit} of {u.name}: {u.reasons[0]}" for u in ranking.left]
         fastest = self._fastest()
         ranking = replace(ranking, price=price_from(self._times(ranking, fastest)))
         self._predict(ranking, fastest)
         good, bad = [1.0], [0.0]
-        took = 0.0
+        took = ranked + self._pace.build_seconds  # repair looks at what ranking does
         while (share := next_share(good, bad)) is not None and len(good) + len(bad) < _MOST + 2:
             if not self._pace.has_seconds(took):
                 break
@@ -147,7 +153,11 @@ class Pruning:
             return None
         trials.say(f"pruning to {decision.left:.0%} of the time of the layers")
         try:
-            pruned = carry_out(ranking, decision, ranking.plan, progress=trials.say)
+            left = trials.clock.left - trials.clock.reserve
+            plan = replace(ranking.plan, seconds=None if math.isinf(left) else left)
+            pruned = carry_out(ranking, decision, plan, progress=trials.say)
+            if not self._pace.has_seconds(0.0):
+                return None  # perhaps it was not repaired to its end
             graph = mapped(pruned.model, problem.folder / f"pruned{len(trials.variants)}.onnx")
             trials.variants[variant] = Variant(graph)
             if fastest.how is not None:

@@ -6,6 +6,7 @@ Whatever goes wrong with a candidate is noted in its record, and ends that candi
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -283,20 +284,25 @@ class Trials:
         turns = sum(len(baselines) + len(group) for group in groups)
         fitting = max(0.0, min(self.clock.left, 1e6)) / (2 * _TURN * turns)
         rounds = max(_FEWEST_ROUNDS, min(rounds, int(fitting)))
-        for group in groups:
-            self._time_together([*baselines, *group], rounds, keep=not first_look)
+        for k, group in enumerate(groups):
+            share = max(0.0, self.clock.left) / (2 * (len(groups) - k))
+            self._time_together([*baselines, *group], rounds, seconds=share, keep=not first_look)
         timed = {*baselines, *others}
         self._first_looks = self._first_looks | timed if first_look else self._first_looks - timed
 
-    def _time_together(self, names: Sequence[str], rounds: int, *, keep: bool) -> None:
-        """Times candidates in turns. All take part in all rounds, however slow: ratios need both."""
+    def _time_together(self, names: Sequence[str], rounds: int, *, seconds: float, keep: bool) -> None:
+        """Times candidates in turns. All take part in all rounds, however slow: ratios need both.
+
+        Rounds after the first few begin within some seconds, however long other programs make each take.
+        """
         contestants = []
         for name in names:
             model = self.model(self.candidates[name])
             contestants.append(Contestant(self.candidates[name].engine, model, files_of(model), name))
         # Its rounds are as many as fit: to end it by force would lose the baselines too.
         limits = Limits(max(1.0, min(_PATIENCE, self.clock.left)), self.problem.asked.memory)
-        plan = Plan(self.problem.asked.threads, rounds, _TURN, 1, limits=limits)
+        ends = time.monotonic() + seconds
+        plan = Plan(self.problem.asked.threads, rounds, _TURN, 1, limits=limits, ends=ends)
         found = measure(contestants, self.typical_sample(), plan, progress=self.say)
         for name, reason in found.failures.items():
             self.note(name, outcome=Outcome.FAILED, reason=reason)

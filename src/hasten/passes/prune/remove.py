@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from hasten.graph.constants import constant_value
 from hasten.ops.pruning import Array, Indices, Operands, Port
 from hasten.ops.table import find_op
 from hasten.passes.dead_code import remove_dead_code
@@ -124,3 +125,26 @@ def _tell(
         if old is None or not np.array_equal(old, array):
             title = node.name or node.outputs[0].name or "node"
             set_constant(graph, node, position, array, f"{title}_{position}_pruned")
+    for position, numbers in shrunk.elements.items():
+        _set_elements(graph, node, position, numbers)
+
+
+def _set_elements(graph: ir.Graph, node: ir.Node, position: int, numbers: Mapping[int, int]) -> None:
+    """Gives a node a concatenation of its own in place of one, with other numbers in its constants."""
+    old = node.inputs[position]
+    joined = None if old is None else old.producer()
+    assert old is not None and joined is not None, node
+    title = f"{node.name or node.outputs[0].name or 'node'}_{position}_pruned"
+    own = ir.node("Concat", list(joined.inputs), {"axis": 0}, name=title)
+    own.outputs[0].name, own.outputs[0].type, own.outputs[0].shape = title, old.type, old.shape
+    graph.insert_before(node, own)
+    first = 0
+    for k, part in enumerate(joined.inputs):
+        array = constant_value(part)
+        length = int(part.shape[0]) if array is None else array.size  # type: ignore[union-attr, index, arg-type]
+        mine = {place - first: number for place, number in numbers.items() if first <= place < first + length}
+        first += length
+        if array is not None and mine:
+            new = np.array([mine.get(n, number) for n, number in enumerate(array.reshape(-1).tolist())])
+            set_constant(graph, own, k, new.astype(array.dtype), f"{title}_{k}")
+    node.replace_input_with(position, own.outputs[0])
