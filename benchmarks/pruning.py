@@ -234,8 +234,8 @@ def criteria(options: argparse.Namespace) -> None:
                         "flops": small.report.flops, "drop": 100 * bound.measured, "upper": 100 * bound.upper,
                     }
                 )  # fmt: skip
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+                if options.json:  # as it goes: all of it takes long
+                    options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def picture(options: argparse.Namespace) -> None:

@@ -126,7 +126,9 @@ def _efficientnet() -> Case:
 def _pictures(model: Path | bytes, given: Sequence[Mapping[str, Array]]) -> Array:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(model)
+    settings = onnxruntime.SessionOptions()
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others may need the cores
+    session = onnxruntime.InferenceSession(model, settings)
     found = []
     for first in range(0, len(given), _TOGETHER):
         batch = np.concatenate([feeds["pixels"] for feeds in given[first : first + _TOGETHER]])

@@ -109,7 +109,9 @@ def logits(onnx_model: Path | bytes, given: Sequence[dict[str, Array]]) -> Array
     """What a model says of samples, by ONNX Runtime, [samples, 8]; padded together in order of length."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(onnx_model)
+    settings = onnxruntime.SessionOptions()
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others may need the cores
+    session = onnxruntime.InferenceSession(onnx_model, settings)
     takes = {i.name for i in session.get_inputs()}
     order = np.argsort([f["input_ids"].shape[1] for f in given], kind="stable")
     results: list[Array] = [np.empty(0)] * len(given)

@@ -109,12 +109,13 @@ def test_a_gradient_passes_to_weights() -> None:
 
 
 def test_an_operator_without_a_gradient() -> None:
-    text = '<ir_version: 10, opset_import: ["": 21]> g (float[n, 4] x) => (float[n, 4] y) {y = CumSum(x, a)}'
-    proto = onnx.parser.parse_model(text)
-    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1), "a"))
-    graph = TorchGraph(frontends.load(proto))
-    x = torch.ones(2, 4)
+    """Whole numbers need none."""
+    signature = '<ir_version: 10, opset_import: ["": 21]> g (float[n, 4] x) => (int64[n] i, float[n, 4] y)'
+    text = f"{signature} {{i = ArgMax <axis=1, keepdims=0> (x) y = Hardmax(x)}}"
+    graph = TorchGraph(frontends.load(onnx.parser.parse_model(text)))
+    x = torch.tensor([[1.0, 3.0, 2.0, 0.0]])
     with torch.no_grad():
-        assert graph.run({"x": x})["y"][0].tolist() == [1, 2, 3, 4]
-    with pytest.raises(UnsupportedModelError, match="CumSum"):
+        found = graph.run({"x": x})
+        assert found["y"].tolist() == [[0, 1, 0, 0]] and found["i"].tolist() == [1]
+    with pytest.raises(UnsupportedModelError, match="Hardmax"):
         graph.run({"x": x.requires_grad_()})

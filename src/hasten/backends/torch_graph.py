@@ -85,13 +85,15 @@ class TorchGraph:
         constant = constant_tensor(node)
         if constant is not None:
             return [to_tensor(constant.numpy())]
-        if any(t is not None and t.requires_grad for t in inputs):
+        arrays = [None if t is None else t.detach().numpy() for t in inputs]
+        found = [to_tensor(a) for a in evaluate_node(node, arrays)]
+        passes = any(t.is_floating_point() for t in found)  # no gradient goes through whole numbers
+        if passes and any(t is not None and t.requires_grad for t in inputs):
             raise UnsupportedModelError(
                 f"{describe_node(node)} has no gradient here: choose a criterion without gradients, such as "
                 "magnitude, and repair without training"
             )
-        arrays = [None if t is None else t.numpy() for t in inputs]
-        return [to_tensor(a) for a in evaluate_node(node, arrays)]
+        return found
 
     def run(self, feeds: Feeds, *, taps: Taps | None = None, keep: Collection[str] = ()) -> dict[str, Tensor]:
         """Runs the model.

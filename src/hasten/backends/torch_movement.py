@@ -159,6 +159,57 @@ def _depth_to_space(node: ir.Node, inputs: Inputs) -> Tensor:
     return split.permute(0, 3, 4, 1, 5, 2).reshape(n, c // block**2, h * block, w * block)
 
 
+def _space_to_depth(node: ir.Node, inputs: Inputs) -> Tensor:
+    x, block = operand(inputs), attribute(node, "blocksize", 1)
+    n, c, h, w = x.shape
+    split = x.reshape(n, c, h // block, block, w // block, block)
+    order = (0, 1, 3, 5, 2, 4) if attribute(node, "mode", "DCR") == "CRD" else (0, 3, 5, 1, 2, 4)
+    return split.permute(order).reshape(n, c * block**2, h // block, w // block)
+
+
+def _positive(indices: Tensor, length: int) -> Tensor:
+    """Indices counted from the front."""
+    return torch.where(indices < 0, indices + length, indices).long()
+
+
+def _gather_elements(node: ir.Node, inputs: Inputs) -> Tensor:
+    x, axis = operand(inputs), attribute(node, "axis", 0)
+    return torch.gather(x, axis, _positive(operand(inputs, 1), x.shape[axis]))
+
+
+def _scatter_elements(node: ir.Node, inputs: Inputs) -> Tensor:
+    x, axis, updates = operand(inputs), attribute(node, "axis", 0), operand(inputs, 2)
+    indices = _positive(operand(inputs, 1), x.shape[axis])
+    reduction = attribute(node, "reduction", "none")
+    if reduction not in ("none", "add"):
+        raise NotImplementedError(f"ScatterElements that keeps {reduction}")
+    return x.scatter(axis, indices, updates) if reduction == "none" else x.scatter_add(axis, indices, updates)
+
+
+def _scatter_nd(node: ir.Node, inputs: Inputs) -> Tensor:
+    x, places, updates = operand(inputs), operand(inputs, 1).unbind(-1), operand(inputs, 2)
+    reduction = attribute(node, "reduction", "none")
+    if reduction not in ("none", "add"):
+        raise NotImplementedError(f"ScatterND that keeps {reduction}")
+    return torch.index_put(x, places, updates, accumulate=reduction == "add")
+
+
+def _tile(node: ir.Node, inputs: Inputs) -> Tensor:
+    return operand(inputs).repeat(integers(inputs, 1) or [])
+
+
+def _top_k(node: ir.Node, inputs: Inputs) -> Sequence[Tensor]:
+    """Of equal values the first; the result may be in any order where the node asks for none."""
+    x, (count,), axis = operand(inputs), integers(inputs, 1) or [0], attribute(node, "axis", -1)
+    found = torch.sort(x, dim=axis, descending=bool(attribute(node, "largest", 1)), stable=True)
+    return found.values.narrow(axis, 0, count), found.indices.narrow(axis, 0, count)
+
+
+def _trilu(node: ir.Node, inputs: Inputs) -> Tensor:
+    x, (diagonal,) = operand(inputs), integers(inputs, 1) or [0]
+    return x.triu(diagonal) if attribute(node, "upper", 1) else x.tril(diagonal)
+
+
 MOVEMENT: Mapping[str, Run] = {
     "Reshape": _reshape,
     "Flatten": _flatten,
@@ -176,4 +227,11 @@ MOVEMENT: Mapping[str, Run] = {
     "Pad": _pad,
     "Resize": _resize,
     "DepthToSpace": _depth_to_space,
+    "SpaceToDepth": _space_to_depth,
+    "Tile": _tile,
+    "GatherElements": _gather_elements,
+    "ScatterElements": _scatter_elements,
+    "ScatterND": _scatter_nd,
+    "TopK": _top_k,
+    "Trilu": _trilu,
 }

@@ -67,6 +67,11 @@ def _swish(node: ir.Node, inputs: Inputs) -> Tensor:
     return operand(inputs) * torch.sigmoid(attribute(node, "alpha", 1.0) * operand(inputs))
 
 
+def _selu(node: ir.Node, inputs: Inputs) -> Tensor:
+    curved: Tensor = F.elu(operand(inputs), attribute(node, "alpha", 1.67326319217681884765625))
+    return curved * attribute(node, "gamma", 1.05070102214813232421875)
+
+
 def _cast(node: ir.Node, inputs: Inputs) -> Tensor:
     return operand(inputs).to(DTYPES[ir.DataType(attribute(node, "to", 1))])
 
@@ -163,6 +168,19 @@ def _attention(node: ir.Node, inputs: Inputs) -> Tensor:
     return result.transpose(1, 2).flatten(2) if flat else result
 
 
+def _cumulative_sum(node: ir.Node, inputs: Inputs) -> Tensor:
+    x, (axis,) = operand(inputs), integers(inputs, 1) or [0]
+    x = x.flip(axis) if attribute(node, "reverse", 0) else x
+    total = x.cumsum(axis) - (x if attribute(node, "exclusive", 0) else 0)
+    return total.flip(axis) if attribute(node, "reverse", 0) else total
+
+
+def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
+    for axis in sorted((a % x.dim() for a in axes), reverse=True):
+        x = x.prod(axis, keepdim=keep)
+    return x
+
+
 def _norm(x: Tensor, axes: list[int], keep: bool) -> Tensor:
     return (x * x).sum(axes, keepdim=keep).sqrt()
 
@@ -185,7 +203,20 @@ OPERATORS: Mapping[str, Run] = {
     "Erf": _unary(torch.erf),
     "Sin": _unary(torch.sin),
     "Cos": _unary(torch.cos),
+    "Tan": _unary(torch.tan),
+    "Asin": _unary(torch.asin),
+    "Acos": _unary(torch.acos),
+    "Atan": _unary(torch.atan),
+    "Sinh": _unary(torch.sinh),
+    "Cosh": _unary(torch.cosh),
+    "Asinh": _unary(torch.asinh),
+    "Acosh": _unary(torch.acosh),
+    "Atanh": _unary(torch.atanh),
     "Tanh": _unary(torch.tanh),
+    "Sign": _unary(torch.sign),
+    "Floor": _unary(torch.floor),
+    "Ceil": _unary(torch.ceil),
+    "Round": _unary(torch.round),
     "Sigmoid": _unary(torch.sigmoid),
     "Relu": _unary(torch.relu),
     "Softplus": _unary(lambda x: torch.logaddexp(x, torch.zeros_like(x))),
@@ -195,6 +226,9 @@ OPERATORS: Mapping[str, Run] = {
     "HardSigmoid": _hard_sigmoid,
     "Swish": _swish,
     "LeakyRelu": lambda node, inputs: F.leaky_relu(operand(inputs), attribute(node, "alpha", 0.01)),
+    "Celu": lambda node, inputs: F.celu(operand(inputs), attribute(node, "alpha", 1.0)),
+    "Selu": _selu,
+    "ThresholdedRelu": lambda node, inputs: F.threshold(operand(inputs), attribute(node, "alpha", 1.0), 0.0),
     "Elu": lambda node, inputs: F.elu(operand(inputs), attribute(node, "alpha", 1.0)),
     "PRelu": _prelu,
     "Gelu": _gelu,
@@ -223,9 +257,18 @@ OPERATORS: Mapping[str, Run] = {
     "ReduceSum": _reduction(lambda x, axes, keep: x.sum(axes, keepdim=keep)),
     "ReduceMax": _reduction(lambda x, axes, keep: x.amax(axes, keepdim=keep)),
     "ReduceMin": _reduction(lambda x, axes, keep: x.amin(axes, keepdim=keep)),
+    "ReduceProd": _reduction(_product),
+    "ReduceL1": _reduction(lambda x, axes, keep: x.abs().sum(axes, keepdim=keep)),
     "ReduceL2": _reduction(_norm),
+    "ReduceSumSquare": _reduction(lambda x, axes, keep: (x * x).sum(axes, keepdim=keep)),
+    "ReduceLogSum": _reduction(lambda x, axes, keep: x.sum(axes, keepdim=keep).log()),
+    "ReduceLogSumExp": _reduction(lambda x, axes, keep: x.logsumexp(axes, keepdim=keep)),
     "Identity": _unary(lambda x: x),
     "Attention": _attention,
+    "CumSum": _cumulative_sum,
+    "Einsum": lambda node, inputs: torch.einsum(
+        attribute(node, "equation", ""), *(v for v in inputs if v is not None)
+    ),
     **WINDOWS,
     **MOVEMENT,
 }

@@ -75,24 +75,35 @@ def _conv_transpose(node: ir.Node, inputs: Inputs) -> Tensor:
     return pad_spatial(result, cut)
 
 
+def _whole_windows(node: ir.Node, padded: Tensor, kernel: Sequence[int], strides: Sequence[int]) -> None:
+    """Refuses a ceil_mode that adds windows which are not whole."""
+    dilations = attribute(node, "dilations", [1] * len(kernel))
+    every = zip(padded.shape[2:], kernel, strides, dilations, strict=True)
+    if attribute(node, "ceil_mode", 0) and any((n - (k - 1) * d - 1) % s for n, k, s, d in every):
+        raise NotImplementedError(f"{node.op_type} with windows that are not whole")
+
+
 def _max_pool(node: ir.Node, inputs: Inputs) -> Tensor:
     x, kernel = operand(inputs), attribute(node, "kernel_shape", [])
-    if attribute(node, "ceil_mode", 0) or len(node.outputs) > 1 or not x.is_floating_point():
-        raise NotImplementedError("MaxPool with ceil_mode, indices or integers")
+    if len(node.outputs) > 1 or not x.is_floating_point():
+        raise NotImplementedError("MaxPool with indices or of integers")
     strides = attribute(node, "strides", [1] * len(kernel))
     padded = pad_spatial(x, _pads(node, x, kernel, strides), -math.inf)
+    _whole_windows(node, padded, kernel, strides)
     run = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[len(kernel)]
     return run(padded, kernel, stride=strides, dilation=attribute(node, "dilations", [1] * len(kernel)))
 
 
 def _average_pool(node: ir.Node, inputs: Inputs) -> Tensor:
     x, kernel = operand(inputs), attribute(node, "kernel_shape", [])
-    if attribute(node, "ceil_mode", 0) or any(d != 1 for d in attribute(node, "dilations", [1])):
-        raise NotImplementedError("AveragePool with ceil_mode or dilations")
+    if any(d != 1 for d in attribute(node, "dilations", [1])):
+        raise NotImplementedError("AveragePool with dilations")
     strides = attribute(node, "strides", [1] * len(kernel))
     pads = _pads(node, x, kernel, strides)
     run: Any = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[len(kernel)]
-    total: Tensor = run(pad_spatial(x, pads), kernel, stride=strides)
+    padded = pad_spatial(x, pads)
+    _whole_windows(node, padded, kernel, strides)
+    total: Tensor = run(padded, kernel, stride=strides)
     if attribute(node, "count_include_pad", 0) or not any(pads):
         return total
     share: Tensor = run(pad_spatial(torch.ones_like(x[:1, :1]), pads), kernel, stride=strides)

@@ -54,7 +54,7 @@ class Plan:
             they would take longer, and peers that take more than twice as long as the fastest peer of their
             precision sit out all but the first three. None for no limit.
         limits: what each engine's process may take.
-        ends: a time by `time.monotonic` after which no further round begins, but three at least; None for any.
+        ends: a time by `time.monotonic` after which no round begins but the first three; None for none.
     """
 
     threads: int

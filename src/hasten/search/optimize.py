@@ -11,7 +11,8 @@ Phases:
 4. All layers in int8, with weights rounded to the nearest and by GPTQ; in int8 with scales found in the run;
    with weights alone in 8 and 4 bits, each with a probe of its own. From kernels' times and the losses
    follows the curve of time against loss, and from it mixtures.
-5. If that is asked for, units are removed, and what is left is compiled in the fastest precision so far.
+5. If units may be removed, what there is so far is timed and certified, as in 7 and 8, so that there is
+   something to keep. Then units go, and what is left is compiled in the fastest precision so far.
 6. Other engines on the same graphs.
 7. All that is within the budget on the calibration part is timed in turns with the original and the lossless.
 8. Certificates: in the order of rising loss, each faster than all before it. The order follows from the
@@ -93,6 +94,7 @@ class Search:
                 ("rounding", self.uniform.round),
                 ("other formats", self.uniform.others),
                 ("mixed precision", self.mixed.try_mixtures),
+                ("certificates of the whole graph", self._before_pruning),
                 ("pruning", self.pruning.try_amounts),
                 ("other engines", self._foreign),
                 ("timing", self._time_all),
@@ -218,6 +220,12 @@ class Search:
                 trials.add(self.uniform.all_in("int8", engine))
             elif not quantized:
                 trials.add(made.foreign(engine))
+
+    def _before_pruning(self) -> None:
+        """Pruned candidates take over the fastest precision, and take long: first there is one to keep."""
+        if self.trials.problem.asked.prune:
+            self._time_all()
+            self._certify_all()
 
     def _time_all(self) -> None:
         good = [name for name in self.trials.records if within_budget(self.trials, name)]

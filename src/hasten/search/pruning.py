@@ -74,7 +74,9 @@ class Pruning:
         begin = clock.elapsed
         plan = Plan(UNITS, CRITERION, 0.5, REPAIR, seed=trials.problem.asked.seed)
         until = time.monotonic() + _RANKED * (clock.left - clock.reserve)
-        ranking = rank(trials.problem.graph, plan, trials.problem.calibration, until=until, progress=trials.say)
+        ranking = rank(
+            trials.problem.graph, plan, trials.problem.calibration, until=until, progress=trials.say
+        )
         ranked = clock.elapsed - begin
         self.left_alone = [f"{u.count} {u.unit} of {u.name}: {u.reasons[0]}" for u in ranking.left]
         fastest = self._fastest()

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from hasten.graph.opset import OPSET
-from hasten.passes.prune.remove import remove_units
+from hasten.passes.prune.remove import remove_units, set_constant
 from hasten.passes.prune.units import Analysis, Group, find_units
 
 Array = np.ndarray
@@ -137,7 +137,7 @@ def pooled(net: Network) -> None:
 
 
 def target(net: Network, of: str, *lengths: int) -> str:
-    """What a Reshape makes of a value: its first two axes as they are, and some more; half the time computed."""
+    """What a Reshape makes of a value: its first two axes, and some more; half the time computed."""
     if net.rng.random() < 0.5:
         return net.constant(np.array([0, 0, *lengths]))
     (first,) = net.add("Shape", of, start=0, end=2)
@@ -259,7 +259,8 @@ def zeroed(model: ir.Model, removed: dict[Group, list[int]]) -> ir.Model:
             array = np.moveaxis(value.const_value.numpy().copy(), axis, 0)
             if array.ndim > 1 or group.unit != "channels":  # statistics of a batch normalization stay
                 array[np.isin(members, units)] = 0
-            value.const_value = ir.tensor(np.ascontiguousarray(np.moveaxis(array, 0, axis)), name=value.name)
+            own = f"{value.name}_{place.node}_{place.position}_zeroed"  # others may read the same constant
+            set_constant(copy.graph, nodes[place.node], place.position, np.moveaxis(array, 0, axis), own)
     return copy
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
 from tests.passes.conftest import build
+from tests.passes.prune.test_random_graphs import zeroed
 
-from benchmarks import models
+from benchmarks import models, zoo
 from hasten import frontends
 from hasten.passes.pipeline import optimize_graph
 from hasten.passes.prune.remove import remove_units
@@ -109,6 +112,32 @@ def test_all_units_of_a_group_cannot_go() -> None:
     analysis = find_units(model)
     with pytest.raises(ValueError, match="all 8 neurons"):
         remove_units(model, analysis, {analysis.groups[0]: range(8)})
+
+
+@pytest.mark.parametrize(
+    ("name", "units"),
+    [
+        ("GPT-2", {"heads": 2, "neurons": 2}),
+        ("Llama", {"heads": 2, "neurons": 2}),  # two heads of queries share one of keys and values
+        ("T5", {"heads": 3, "neurons": 4}),
+        ("DETR", {"channels": 4, "heads": 3, "neurons": 4}),
+        ("Mamba", {"channels": 1, "neurons": 3}),
+        ("Swin", {"heads": 4, "neurons": 4}),
+    ],
+)
+def test_architectures(name: str, units: dict[str, int]) -> None:
+    """Half of each group, with weights of zero, can go: ONNX Runtime gives the same."""
+    network = next(a for a in zoo.architectures() if a.name == name)
+    model = frontends.load(network.file())
+    optimize_graph(model)
+    analysis = find_units(model)
+    assert Counter(g.unit for g in analysis.groups) == units
+    removed = {group: list(range(0, group.count, 2)) for group in analysis.groups}
+    models_ = (remove_units(model, analysis, removed), zeroed(model, removed))
+    small, same = (onnxruntime.InferenceSession(ir.to_proto(m).SerializeToString()) for m in models_)
+    for feeds in network.all_inputs():
+        for found, right in zip(small.run(None, feeds), same.run(None, feeds), strict=True):
+            np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-5)
 
 
 def test_a_recognizer_of_text_keeps_its_interface() -> None:
