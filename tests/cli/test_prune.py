@@ -53,7 +53,7 @@ def test_the_report_as_json(invoke: Invoke, given: tuple[Path, Path], tmp_path: 
 
 
 def test_the_result_goes_on(given: tuple[Path, Path], tmp_path: Path, cache: Path) -> None:
-    """To a file that is not replaced unless asked, to the compiler, and to another pruning."""
+    """To a file that is not replaced unless asked, to the compiler, a search, and another pruning."""
     model, data = given
     small = hasten.prune(model, flops=0.8, data=data, unit="neurons")
     smaller = hasten.prune(small, flops=0.7, data=data, unit="neurons")
@@ -67,6 +67,10 @@ def test_the_result_goes_on(given: tuple[Path, Path], tmp_path: Path, cache: Pat
     with hasten.compile(smaller, cache=cache) as session:
         (right,) = onnx.reference.ReferenceEvaluator(onnx.load(path)).run(None, {"x": x})
         np.testing.assert_allclose(session.run({"x": x})["y"], right, rtol=1e-4, atol=1e-5)
+    found = hasten.optimize(
+        smaller, data=data, precision="f32", engines=False, threads=1, cache=cache, database=tmp_path / "db"
+    )
+    np.testing.assert_allclose(found.run({"x": x})["y"], right, rtol=1e-4, atol=1e-5)
 
 
 def test_bad_input(refused: Callable[..., str], given: tuple[Path, Path], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import onnx_ir as ir
 
 from hasten import __version__, frontends
-from hasten.api.sources import folder_of, inputs_of
+from hasten.api.sources import folder_of, inputs_of, plain
 from hasten.backends.native import Options, Payload, compile_graph, stored_sparse
 from hasten.codegen.schedule import Schedules
 from hasten.codegen.toolchain import default_cache
@@ -30,7 +30,6 @@ from hasten.search.data import load_samples
 from hasten.search.formats import WEIGHTS
 from hasten.search.measure_inputs import check_names
 from hasten.search.prune.plan import Progress
-from hasten.search.prune.report import Pruned
 from hasten.search.quantization import Quantization, Quantized, quantize
 from hasten.search.tune_options import Tuning, choose_schedules
 from hasten.search.uncalibrated import quantize_dynamic, quantize_weights_only
@@ -198,7 +197,7 @@ def compile_payload(
     named = [Target.named(name) for name in asked.targets]
     tuning = Tuning(asked.tune) if isinstance(asked.tune, str) else asked.tune
     progress("reading the model")
-    given = source.model if isinstance(source, Pruned) else source
+    given = plain(source)
     model = frontends.load(given, example=asked.example, dynamic=asked.dynamic)
     check_names(tuning.shapes, [v.name or "" for v in model.graph.inputs])
     progress("optimizing the graph")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten import __version__
+from hasten.api.sources import plain
 from hasten.codegen.toolchain import default_cache
 from hasten.frontends.protocol import Dynamic, Example
 from hasten.runtime.artifact import Artifact, read_artifact
@@ -171,9 +172,10 @@ def optimize(  # noqa: PLR0913 - choices, each with a default
     with tempfile.TemporaryDirectory(prefix="hasten-") as folder:
         place = Path(folder)
         watch(Status("reading the model", "reading", (), LOSSLESS, 0.0, time_limit))
-        found = read(source, example, dynamic, place)
+        given = plain(source)
+        found = read(given, example, dynamic, place)
         watch(Status("reading the data", "reading", (), LOSSLESS, clock.elapsed, time_limit))
-        problem = pose(found, source, data, asked, place, __version__)
+        problem = pose(found, given, data, asked, place, __version__)
         report = {"passes": found.passes, "tuning": {}, "notes": ""}
         record, path = search(problem, clock, report, __version__, command, watch)
         return Optimized(read_artifact(path), record, asked.threads)

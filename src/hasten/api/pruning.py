@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hasten import frontends
-from hasten.api.sources import folder_of, inputs_of
+from hasten.api.sources import folder_of, inputs_of, plain
 from hasten.frontends.protocol import Dynamic, Example
 from hasten.passes.pipeline import optimize_graph
 from hasten.passes.prune.units import UNITS
@@ -94,7 +94,7 @@ def prune(  # noqa: PLR0913 - choices, each with a default
     )
     check_plan(plan, with_data=data is not None)
     progress("reading the model")
-    given = source.model if isinstance(source, Pruned) else source
+    given = plain(source)
     model = frontends.load(given, example=example, dynamic=dynamic)
     samples = None
     if data is not None:

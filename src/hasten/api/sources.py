@@ -1,4 +1,4 @@
-"""What data must know of the model that it is for."""
+"""What models come from, and what data must know of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ import numpy as np
 import onnx_ir as ir
 
 from hasten.runtime.manifest import TensorInfo
+from hasten.search.prune.report import Pruned
+
+
+def plain(source: object) -> object:
+    """A source that frontends take: of what `prune` made, its graph."""
+    return source.model if isinstance(source, Pruned) else source
 
 
 def folder_of(source: object) -> Path | None:
