@@ -83,7 +83,7 @@ class Pruning:
         ranking = replace(ranking, price=price_from(self._times(ranking, fastest)))
         self._predict(ranking, fastest)
         good, bad = [1.0], [0.0]
-        took = ranked + self._pace.build_seconds  # repair looks at what ranking does
+        took = ranked / 3 + self._pace.build_seconds  # repair is one pass over what ranking looks at
         while (share := next_share(good, bad)) is not None and len(good) + len(bad) < _MOST + 2:
             if not self._pace.has_seconds(took):
                 break
