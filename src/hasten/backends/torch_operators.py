@@ -68,8 +68,8 @@ def _swish(node: ir.Node, inputs: Inputs) -> Tensor:
 
 
 def _selu(node: ir.Node, inputs: Inputs) -> Tensor:
-    curved: Tensor = F.elu(operand(inputs), attribute(node, "alpha", 1.67326319217681884765625))
-    return curved * attribute(node, "gamma", 1.05070102214813232421875)
+    scale = float(attribute(node, "gamma", 1.05070102214813232421875))
+    return scale * F.elu(operand(inputs), attribute(node, "alpha", 1.67326319217681884765625))
 
 
 def _cast(node: ir.Node, inputs: Inputs) -> Tensor:
