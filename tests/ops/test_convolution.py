@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hasten.loops.descriptions import Gemm
-from hasten.loops.expr import Load, Op, walk
+from hasten.loops.expr import Load, Op, const, walk
 
 RNG = np.random.default_rng(3)
 
@@ -129,21 +129,34 @@ def test_transposed_convolution(check_node, rank, data):
 
 @pytest.mark.parametrize("group", [1, 2])
 @pytest.mark.parametrize("rank", [1, 2, 3])
-def test_transposed_convolution_whose_windows_tile_the_output_is_a_product(check_node, rank, group):
-    kernel = [2, 3, 1][:rank]
+@pytest.mark.parametrize("taps", [1, 2])
+def test_transposed_convolution_is_one_product_and_movement(check_node, rank, group, taps):
+    strides = [2, 3, 1][:rank]
+    kernel = [s * taps for s in strides]
     x, w = floats(2, 4, *(3, 2, 4)[:rank]), floats(4, 3, *kernel)
-    lowered = check_node(
+    definitions = check_node(
         "ConvTranspose",
         [x, w, floats(3 * group)],
         constant=[1, 2],
         symbolic={0: ["n", 4, *"hwd"[:rank]]},
-        strides=kernel,
+        strides=strides,
+        pads=[taps - 1] * 2 * rank,
         group=group,
         onnxruntime=True,
-    )
-    assert isinstance(lowered.program.definitions["y_product"].body, Gemm)
-    reads = [e for e in walk(lowered.program.definitions["y"].body) if isinstance(e, Load)]
-    assert {e.buffer for e in reads} == {"y_product", "x2"}
+    ).program.definitions
+    product = definitions["y_product"].body
+    assert isinstance(product, Gemm)
+    assert [v.extent for v in product.taps] == [const(taps)] * (rank if taps > 1 else 0)
+    assert product.column.extent == const(3 * int(np.prod(strides)))
+    assert isinstance(definitions["y"].body, Load)  # the bias is added to the product
+
+
+def test_transposed_convolution_of_stride_1_is_a_convolution(check_node):
+    x, w = floats(1, 4, 6, 6), floats(4, 3, 3, 3)
+    definitions = check_node(
+        "ConvTranspose", [x, w], constant=[1], pads=[1] * 4, symbolic={0: ["n", 4, "h", "w"]}
+    ).program.definitions
+    assert isinstance(definitions["y"].body, Gemm)
 
 
 def test_transposed_convolution_with_a_given_output_shape(check_node):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import onnx_ir as ir
 
 from hasten.loops.descriptions import Contraction, Gemm
 from hasten.loops.dtypes import DType
-from hasten.loops.expr import Expr, Var, binary, const, constant_int, reduce, select, var
+from hasten.loops.expr import Expr, Var, binary, const, constant_int, select, var
 from hasten.ops.attributes import attribute_int, attribute_ints, attribute_str
 from hasten.ops.base import Declined, Inputs, Lowering, Op, Tensor, optional, required
 from hasten.ops.pruning import (
@@ -57,18 +59,15 @@ def _variables(taps: Sequence[Expr]) -> tuple[Var, ...]:
     return tuple(t for t in taps if isinstance(t, Var))
 
 
-def _finish(
-    ctx: Lowering, product: Tensor, shape: Sequence[Expr], bias: Tensor | None, view: Sequence[str]
-) -> Tensor:
-    """The output [n, channel, spatial...] of a product, grouped where it has one more axis."""
-    grouped = product.rank > len(shape)
+def _finished(product: Tensor, bias: Tensor | None, *, grouped: bool = False) -> Callable[..., Expr]:
+    """Element [n, channel, spatial...] of a product that may have groups as an axis of its own."""
 
     def body(n: Expr, c: Expr, *rest: Expr) -> Expr:
         per_group = product.shape[2]
         y = product.at(n, c // per_group, c % per_group, *rest) if grouped else product.at(n, c, *rest)
         return y if bias is None else binary("add", y, bias.at(c))
 
-    return ctx.define(shape, body, product.dtype, vars=view)
+    return body
 
 
 def lower_conv(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
@@ -78,7 +77,14 @@ def lower_conv(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
 
 
 def convolved(
-    ctx: Lowering, x: Tensor, w: Tensor, bias: Tensor | None, sliding: Sequence[Window], groups: int
+    ctx: Lowering,
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    sliding: Sequence[Window],
+    groups: int,
+    *,
+    suffix: str | None = None,
 ) -> Tensor:
     """A convolution; one product, or a plain reduction where it is depthwise.
 
@@ -89,6 +95,7 @@ def convolved(
         bias: [output channel], or None.
         sliding: the windows.
         groups: number of groups of channels.
+        suffix: the result is a temporary of this name; None for the next output of the node.
 
     Raises:
         Declined: the channels do not divide into groups.
@@ -107,6 +114,7 @@ def convolved(
     shape = [x.shape[0], w.shape[0], *spatial]
     depth = var("ic", per_input)
     per_group = channels // groups
+    define = ctx.define if suffix is None else partial(ctx.temporary, suffix=suffix)
 
     def whole(n: Var, oc: Var, *o: Var) -> Contraction:
         a = padded(x, (n, depth), sliding, o, taps, zero)
@@ -124,17 +132,21 @@ def convolved(
     if groups > 1 and per_input > 1:
         wide = [x.shape[0], const(groups), const(per_group), *spatial]
         product = ctx.temporary(wide, grouped, dtype, "product", vars=("n", "g", "oc", *labels))
-        return _finish(ctx, product, shape, bias, plain)
+        return define(shape, _finished(product, bias, grouped=True), dtype, vars=plain)
     body = depthwise if groups > 1 else whole
     if bias is None:
-        return ctx.define(shape, body, dtype, vars=plain)
+        return define(shape, body, dtype, vars=plain)
     product = ctx.temporary(shape, body, dtype, "product", vars=plain)
-    return _finish(ctx, product, shape, bias, plain)
+    return define(shape, _finished(product, bias), dtype, vars=plain)
 
 
 @dataclass(frozen=True)
 class _Spread:
-    """One axis of a transposed convolution: input o contributes to o * stride + t * dilation - before."""
+    """One axis of a transposed convolution: input o contributes to o * stride + t * dilation - before.
+
+    An output position plus `before` is a quotient and a remainder by the stride, its phase. All outputs of a
+    phase see the input through the same taps, so each phase is a convolution of stride 1 over the input.
+    """
 
     extent: Expr
     kernel: int
@@ -144,18 +156,34 @@ class _Spread:
     out: Expr
 
     @property
-    def tiles(self) -> bool:
-        """True where the windows tile the output, each element in exactly one."""
-        whole = constant_int(self.out - self.extent * self.stride) == 0
-        return self.stride == self.kernel and self.dilation == 1 and self.before == const(0) and whole
+    def window(self) -> Window:
+        """The inputs that reach the outputs of one quotient, whatever their phase."""
+        reach = (self.kernel - 1) * self.dilation + 1
+        taps = self.kernel if self.stride == 1 else -(-reach // self.stride)
+        step = self.dilation if self.stride == 1 else 1
+        first = self.before // self.stride
+        count = (self.before + self.out + (self.stride - 1)) // self.stride - first
+        ahead = (taps - 1) * step
+        before = const(ahead) - first
+        return Window(self.extent, taps, 1, step, before, count + ahead - self.extent - before)
 
-    def source(self, o: Expr, t: Expr) -> tuple[Expr, Expr]:
-        """The input position that reaches output `o` through tap `t`, and whether there is one."""
-        reached = o + self.before - t * self.dilation
-        position = reached // self.stride
-        exists = binary("eq", reached % self.stride, 0)
-        exists = binary("and", exists, binary("le", 0, reached))
-        return position, binary("and", exists, binary("lt", position, self.extent))
+    def split(self, o: Expr) -> tuple[Expr, Expr]:
+        """The number of the window that an output sees, and its phase."""
+        at = o + self.before
+        return at // self.stride - self.before // self.stride, at % self.stride
+
+    def tap(self, phase: Expr, t: Expr) -> tuple[Expr, Expr]:
+        """The tap through which element `t` of a window reaches a phase, and whether there is one."""
+        exists: Expr = const(True, DType.BOOL)
+        back = self.window.kernel - 1 - t
+        if self.stride == 1:
+            return back, exists
+        at = phase + back * self.stride
+        if self.dilation > 1:
+            exists = binary("eq", at % self.dilation, 0)
+        if self.window.kernel * self.stride > (self.kernel - 1) * self.dilation + 1:
+            exists = binary("and", exists, binary("lt", at, (self.kernel - 1) * self.dilation + 1))
+        return at // self.dilation, exists
 
 
 def _spreads(node: ir.Node, extents: Sequence[Expr], kernel: Sequence[int]) -> list[_Spread]:
@@ -186,7 +214,7 @@ def _spreads(node: ir.Node, extents: Sequence[Expr], kernel: Sequence[int]) -> l
 
 
 def lower_conv_transpose(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
-    """The transpose of a convolution: a product and a rearrangement where windows tile the output."""
+    """The transpose of a convolution: one convolution of stride 1, whose channels hold all phases."""
     x, w, bias, kernel, groups = _operands(node, inputs)
     ctx.require_equal(x.shape[1], w.shape[0])
     channels, per_group = constant_int(w.shape[0]), constant_int(w.shape[1])
@@ -196,85 +224,85 @@ def lower_conv_transpose(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[T
     spreads = _spreads(node, x.shape[2:], kernel)
     shape = [x.shape[0], const(groups * per_group), *(ctx.dim(s.out) for s in spreads)]
     view = ("n", "oc", *names(len(kernel), SPATIAL_NAMES))
-    if all(s.tiles for s in spreads):
-        element = _untiled(_tiles(ctx, x, w, kernel, groups), kernel, groups, per_group)
-    else:
-        element = _gathered(x, w, spreads, channels // groups, per_group)
-        if bias is not None:
-            summed = ctx.temporary(shape, element, x.dtype, "product", vars=view)
-            element = summed.at
+    if groups == channels > 1:
+        return [ctx.define(shape, _by_channel(x, w, bias, spreads, per_group), x.dtype, vars=view)]
+    phases = math.prod(s.stride for s in spreads)
+    turned = _turned(ctx, w, spreads, groups)
+    bias = None if bias is None else _repeated(ctx, bias, phases, groups)
+    sliding = [s.window for s in spreads]
+    if phases == 1:
+        return [convolved(ctx, x, turned, bias, sliding, groups)]
+    product = convolved(ctx, x, turned, bias, sliding, groups, suffix="phases")
 
-    def finished(*index: Expr) -> Expr:
-        y = element(*index)
-        return y if bias is None else binary("add", y, bias.at(index[1]))
+    def body(n: Expr, c: Expr, *o: Expr) -> Expr:
+        phase: Expr = const(0)
+        at = []
+        for s, oo in zip(spreads, o, strict=True):
+            quotient, remainder = s.split(oo)
+            phase = phase * s.stride + remainder
+            at.append(quotient)
+        column = (c // per_group * phases + phase) * per_group + c % per_group
+        return product.at(n, column, *at)
 
-    return [ctx.define(shape, finished, x.dtype, vars=view)]
+    return [ctx.define(shape, body, x.dtype, vars=view)]
 
 
-def _tiles(ctx: Lowering, x: Tensor, w: Tensor, kernel: Sequence[int], groups: int) -> Tensor:
-    """The product [n, group, column, input spatial...]; a column is (tap..., output channel)."""
-    per_group = w.shape[1]
-    inputs = x.shape[1] // groups
-    depth = var("ic", inputs)
+def _turned(ctx: Lowering, w: Tensor, spreads: Sequence[_Spread], groups: int) -> Tensor:
+    """The weight [(group, phase, output channel), input channel of the group, window...] of all phases."""
+    inputs, per_group = w.shape[0] // groups, w.shape[1]
+    phases = math.prod(s.stride for s in spreads)
 
-    def gemm(n: Var, g: Expr, j: Var, at: Sequence[Var], batch: tuple[Var, ...]) -> Contraction:
-        rest = j // per_group
+    def body(j: Expr, ic: Expr, *t: Expr) -> Expr:
+        phase, group = j // per_group % phases, j // (per_group * phases)
+        exists: Expr = const(True, DType.BOOL)
         taps: list[Expr] = []
-        for k in reversed(kernel):
-            taps.insert(0, rest % k)
-            rest = rest // k
-        c = g * inputs + depth
-        return Gemm(batch, (n, *at), j, (), depth, x.at(n, c, *at), w.at(c, j % per_group, *taps))
+        for s, tt in zip(reversed(spreads), reversed(t), strict=True):
+            tap, there = s.tap(phase % s.stride, tt)
+            phase = phase // s.stride
+            taps.insert(0, tap)
+            exists = binary("and", exists, there)
+        return select(exists, w.at(group * inputs + ic, j % per_group, *taps), const(0, w.dtype))
 
-    columns = per_group * math.prod(kernel)
-    labels = names(len(kernel), ("id", "ih", "iw"))
-    if groups == 1:
-        shape = [x.shape[0], columns, *x.shape[2:]]
-
-        def single(n: Var, j: Var, *at: Var) -> Contraction:
-            return gemm(n, const(0), j, at, ())
-
-        return ctx.temporary(shape, single, x.dtype, "product", vars=("n", "j", *labels))
-
-    def grouped(n: Var, g: Var, j: Var, *at: Var) -> Contraction:
-        return gemm(n, g, j, at, (g,))
-
-    shape = [x.shape[0], const(groups), columns, *x.shape[2:]]
-    return ctx.temporary(shape, grouped, x.dtype, "product", vars=("n", "g", "j", *labels))
+    shape = [per_group * (phases * groups), inputs, *(const(s.window.kernel) for s in spreads)]
+    return ctx.temporary(shape, body, w.dtype, "turned")
 
 
-def _untiled(product: Tensor, kernel: Sequence[int], groups: int, per_group: int) -> Callable[..., Expr]:
-    """Element [n, channel, spatial...] of the product that `_tiles` defines."""
+def _repeated(ctx: Lowering, bias: Tensor, phases: int, groups: int) -> Tensor:
+    """The bias of (group, phase, output channel)."""
+    if phases == 1:
+        return bias
+    known = ctx.constant_of(bias)
+    if known is not None:
+        repeated = np.repeat(known.reshape(groups, 1, -1), phases, axis=1)
+        return ctx.constant(repeated.reshape(-1), "repeated")
+    per_group = bias.shape[0] // groups
 
-    def element(n: Expr, c: Expr, *o: Expr) -> Expr:
-        tap: Expr = const(0)
-        for at, k in zip(o, kernel, strict=True):
-            tap = tap * k + at % k
-        rows = [at // k for at, k in zip(o, kernel, strict=True)]
-        column = tap * per_group + c % per_group
-        return product.at(n, *([c // per_group] if groups > 1 else []), column, *rows)
+    def body(j: Expr) -> Expr:
+        return bias.at(j // (per_group * phases) * per_group + j % per_group)
 
-    return element
+    return ctx.temporary([bias.shape[0] * phases], body, bias.dtype, "repeated")
 
 
-def _gathered(
-    x: Tensor, w: Tensor, spreads: Sequence[_Spread], depth: int, per_group: int
+def _by_channel(
+    x: Tensor, w: Tensor, bias: Tensor | None, spreads: Sequence[_Spread], per_group: int
 ) -> Callable[..., Expr]:
-    """Element [n, channel, spatial...] as a sum over the inputs that reach it."""
-    taps = _taps([s.kernel for s in spreads])
-    ic = var("ic", depth)
+    """Element [n, channel, spatial...] where each input channel is a group."""
+    sliding = [s.window for s in spreads]
+    taps = _taps([s.kernel for s in sliding])
 
     def element(n: Expr, c: Expr, *o: Expr) -> Expr:
         exists: Expr = const(True, DType.BOOL)
-        at = []
+        at, through = [], []
         for s, oo, t in zip(spreads, o, taps, strict=True):
-            position, there = s.source(oo, t)
+            quotient, phase = s.split(oo)
+            tap, there = s.tap(phase, t)
             exists = binary("and", exists, there)
-            at.append(position)
-        channel = c // per_group * depth + ic
-        value = select(exists, x.at(n, channel, *at), const(0, x.dtype))
-        term = binary("mul", value, w.at(channel, c % per_group, *taps))
-        return reduce("sum", (*_variables(taps), ic), term)
+            at.append(quotient)
+            through.append(tap)
+        value = padded(x, (n, c // per_group), sliding, at, taps, const(0, x.dtype))
+        weight = select(exists, w.at(c // per_group, c % per_group, *through), const(0, w.dtype))
+        total = reduce_over("sum", taps, binary("mul", value, weight))
+        return total if bias is None else binary("add", total, bias.at(c))
 
     return element
 
