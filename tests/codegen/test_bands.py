@@ -103,7 +103,7 @@ def test_as_interpreted_nests(always):
 def test_tensors_between_are_not_in_the_arena(always):
     (kernel,) = lower_program(CASES[0], Target.named("avx2")).kernels[2:-1]
     names = [kernel.function.name, *(f.name for f in kernel.helpers)]
-    assert names == ["band_2", "band_2_depthwise", "band_2_expand", "band_2_project"]
+    assert names == ["band_2", "band_2_window", "band_2_expand", "band_2_project"]
     assert {"d", "q"}.isdisjoint(t for _, t in kernel.buffers)
 
 
@@ -137,7 +137,7 @@ def test_equal_blocks_share_their_functions(always):
         lower_program(program(text, {"e": e, "k": k, "l": w}), Target.named("avx2")).kernels, 0
     )
     assert len({k.function.name for k in kernels if "band" in k.function.name}) <= 2
-    assert len([f for f in functions if f.name.endswith("depthwise")]) == 1
+    assert len([f for f in functions if f.name.endswith("window")]) == 1
     assert len(list(itertools.chain(functions))) == len({f.name for f in functions})
 
 

@@ -1,4 +1,4 @@
-"""Bands: a 1x1 convolution, the depthwise one that reads it and the next 1x1, a few rows at a time.
+"""Bands: a 1x1 convolution, the depthwise one or pooling that reads it and the next 1x1, rows at a time.
 
 The tensor between an expanding product and a depthwise convolution is the widest of its block; written
 as a whole it leaves the cache before it is read. Here each thread takes some rows of the result and goes
@@ -17,11 +17,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hasten.codegen.counts import factor_type, stage_bytes, stage_flops
-from hasten.codegen.depthwise import FIRST_ROW, LAST_ROW, Slide, depthwise_rows, find_slide
 from hasten.codegen.gemm import extent, split_flat
 from hasten.codegen.kernel import FAULT_PARAM, TAIL_PARAMS, Kernel, scratch_view
 from hasten.codegen.layout import Layout, Layouts
 from hasten.codegen.maps import OUTPUT, share
+from hasten.codegen.slide import Slide, find_slide
+from hasten.codegen.slide_kernel import FIRST_ROW, LAST_ROW, slide_rows
 from hasten.codegen.stage import Stage
 from hasten.codegen.vectorize import coefficient
 from hasten.loops.descriptions import Gemm
@@ -274,8 +275,8 @@ class _Builder:
             for role, p in (("expand", chain.expand), ("project", chain.project))
             if p is not None
         }
-        self.window, self.window_tensors = depthwise_rows(
-            self.local_slide(), self.local_layouts(), target, f"{name}_depthwise"
+        self.window, self.window_tensors = slide_rows(
+            self.local_slide(), self.local_layouts(), target, f"{name}_window"
         )
 
     def kernel(self) -> Kernel:
@@ -362,7 +363,7 @@ class _Builder:
         buffers: dict[str, Expr] = {}
         for p, tensor in self.window_tensors.items():
             local = tensor == self.source.name and self.chain.expand is not None
-            buffers[p] = self.scratch(const(0)) if local else self.outside("depthwise", p, tensor, const(0))
+            buffers[p] = self.scratch(const(0)) if local else self.outside("window", p, tensor, const(0))
         whole = Address(self.result, OUTPUT, (const(0),))
         buffers[OUTPUT] = whole if self.chain.project is None else self.scratch(self.ring_elements)
         statements.append(self.call(self.window, buffers, place))

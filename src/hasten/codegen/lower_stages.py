@@ -14,7 +14,6 @@ from hasten.codegen.bands import band_kernel, find_chain, passed_on
 from hasten.codegen.codes import find_codes
 from hasten.codegen.codes_gemm import CodesOperand, codes_kernel
 from hasten.codegen.convolution import find_convolution
-from hasten.codegen.depthwise import depthwise_kernel
 from hasten.codegen.forest import PackedForest, forest_kernel, pack_forest
 from hasten.codegen.fuse import fuse
 from hasten.codegen.gemm import extent
@@ -41,6 +40,7 @@ from hasten.codegen.requantize import lean_epilogues
 from hasten.codegen.rows import find_rows, row_kernel
 from hasten.codegen.schedule import DEFAULTS, Algorithm, Product, Schedules, product_shape
 from hasten.codegen.shallow import join_shallow_taps
+from hasten.codegen.slide_kernel import slide_kernel
 from hasten.codegen.stage import Stage
 from hasten.codegen.tiles import PANEL, factor_of, tiles_for
 from hasten.codegen.winograd import winograd_kernel
@@ -220,7 +220,7 @@ def _kernel(
         return (first_places_kernel if s.body.partial else order_kernel)(s, layouts, f"order_{number}")
     if isinstance(s.body, Recurrence):
         return recurrence_kernel(s, layouts, target, f"recurrence_{number}")
-    window = depthwise_kernel(s, layouts, target, f"depthwise_{number}")
+    window = slide_kernel(s, layouts, target, f"window_{number}")
     return window or map_kernel(s, layouts, target.vector_bytes, f"map_{number}")
 
 

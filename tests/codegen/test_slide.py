@@ -1,4 +1,4 @@
-"""Depthwise convolutions of all sizes: compiled C, and interpreted nests, against the definition."""
+"""Depthwise convolutions and pooling of all sizes: compiled C, interpreted nests and the definition."""
 
 import functools
 import itertools
@@ -8,10 +8,11 @@ import pytest
 from tests.codegen.engines import Interpreted, compile_programs
 from tests.codegen.graphs import agree, program
 
-from hasten.codegen.depthwise import choose_block, find_slide
 from hasten.codegen.fuse import fuse
 from hasten.codegen.layout import Layout, assign_layouts
 from hasten.codegen.lower_stages import lower_program
+from hasten.codegen.slide import find_slide
+from hasten.codegen.slide_kernel import choose_block
 from hasten.target import TARGETS, Target, native, runs_here
 
 HERE = list(dict.fromkeys(t for t in (Target.named("x86-64-v3"), native()) if runs_here(t)))
@@ -44,7 +45,7 @@ def depthwise(
     """A depthwise convolution over channels that lie innermost: x and y are [n, height, width, channel]."""
     h, w = size
     outputs = channels * multiplier
-    other = f", float[n, oh, ow, {outputs}] other" if epilogue == "residual" else ""
+    other = f", float[n, {h}, {w}, {outputs}] other" if epilogue == "residual" else ""
     constants = {"k": normal(outputs, 1, *kernel), "b": normal(outputs)}
     if epilogue == "clip":
         constants |= {"zero": np.float32(0), "six": np.float32(1)}
@@ -139,12 +140,81 @@ def test_other_forms_agree(target):
         agree(engine, feeds, THREADS)
 
 
+def pooling(op, channels, kernel, strides=1, pads=(0, 0, 0, 0), *, size=("h", "w"), **more):
+    """Pooling over channels that lie innermost."""
+    attributes = {"kernel_shape": list(kernel), "strides": [strides, strides], "pads": list(pads), **more}
+    written = ", ".join(f"{k} = {v}" for k, v in attributes.items())
+    h, w = size
+    return program(
+        f"(float[n, {h}, {w}, {channels}] x) => (float[n, oh, ow, {channels}] y) "
+        f"{{ p = Transpose<perm = [0, 3, 1, 2]>(x) t = {op}<{written}>(p) "
+        "y = Transpose<perm = [0, 2, 3, 1]>(t) }"
+    )
+
+
+POOLS = [
+    ("MaxPool", 40, (3, 3), 2, (1, 1, 1, 1), {}),
+    ("MaxPool", 32, (5, 5), 1, (2, 2, 2, 2), {}),
+    ("MaxPool", 7, (3, 3), 2, (0, 0, 0, 0), {"ceil_mode": 1}),
+    ("MaxPool", 16, (13, 13), 1, (6, 6, 6, 6), {}),
+    ("MaxPool", 33, (2, 3), 1, (1, 2, 0, 1), {"dilations": [2, 2]}),
+    ("MaxPool", 1, (2, 2), 2, (0, 0, 0, 0), {}),
+    ("AveragePool", 33, (3, 3), 1, (1, 1, 1, 1), {}),
+    ("AveragePool", 16, (3, 3), 1, (1, 1, 1, 1), {"count_include_pad": 1}),
+    ("AveragePool", 24, (2, 2), 2, (0, 0, 0, 0), {}),
+    ("AveragePool", 9, (3, 5), 3, (1, 2, 1, 2), {"ceil_mode": 1}),
+    ("AveragePool", 12, (1, 3), 2, (0, 1, 0, 1), {"dilations": [1, 3]}),
+]
+
+
+@functools.cache
+def pools():
+    return [pooling(*case[:5], **case[5]) for case in POOLS]
+
+
+def pictures(p, kernel, pads, dilations=(1, 1)):
+    """Pictures that the window fits, some elements of which are no finite numbers."""
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    for h, w in [(1, 1), (2, 20), (20, 2), (7, 7), (5, 16), *RNG.integers(1, 21, (3, 2))]:
+        if fits(reach, pads, h, w):
+            feeds = feeds_of(p, 2, h, w)
+            feeds["x"][0, h // 2, w // 2] = np.nan
+            feeds["x"][1, : h // 2 + 1] = -np.inf
+            yield feeds
+
+
+@pytest.mark.parametrize("target", HERE, ids=lambda t: t.name)
+def test_pooling(target):
+    for engine, (_, _, kernel, _, pads, more) in zip(
+        compile_programs(pools(), target, parallel=True), POOLS, strict=True
+    ):
+        for feeds in pictures(engine.program, kernel, pads, more.get("dilations", (1, 1))):
+            agree(engine, feeds, THREADS)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
+def test_pooling_as_interpreted_nests(target):
+    for p, (_, _, kernel, _, pads, more) in zip(pools()[::4], POOLS[::4], strict=True):
+        names = [k.function.name for k in lower_program(p, target).kernels]
+        assert any("window" in n for n in names), names
+        feeds = next(pictures(p, kernel, pads, more.get("dilations", (1, 1))))
+        agree(Interpreted.of(p, target), feeds, (1, 2))
+
+
+def test_pooling_of_wide_windows_is_left():
+    """A window over a whole row of a picture is a reduction, not one that slides."""
+    p = pooling("AveragePool", 8, (40, 40), size=(40, 41))
+    names = [k.function.name for k in lower_program(p, Target.named("avx2")).kernels]
+    assert not any("window" in n for n in names), names
+
+
 def test_which_stages_it_takes():
-    taken = [depthwise(32), depthwise(5, (5, 5), 2), depthwise(32, epilogue="residual")]
-    left = [depthwise(12, multiplier=2), depthwise(24, pads=(2, 2, 2, 2), dilation=2)]
+    dilated = depthwise(24, pads=(2, 2, 2, 2), dilation=2)
+    taken = [depthwise(32), depthwise(5, (5, 5), 2), depthwise(32, epilogue="residual"), dilated]
+    left = [depthwise(12, multiplier=2)]
     for p in taken + left:
         names = [k.function.name for k in lower_program(p, Target.named("avx2")).kernels]
-        assert any("depthwise" in n for n in names) == (p in taken), names
+        assert any("window" in n for n in names) == (p in taken), names
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
