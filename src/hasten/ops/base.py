@@ -25,30 +25,21 @@ from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
     Const,
     Expr,
-    Load,
-    Reduce,
     Size,
     Var,
     as_expr,
-    binary,
     cast,
     const,
     constant_int,
     load,
     size,
-    substitute,
-    transform,
-    walk,
 )
-from hasten.loops.expr import Op as Op_
 from hasten.loops.program import Definition, Element, Guard, Program
 from hasten.loops.simplify import infix, spell, to_poly
 from hasten.ops.indices import product
 from hasten.ops.lengths import ShortAxis, is_at_most, short_axes
 from hasten.ops.pruning import PruningFacts
-
-SMALL_TENSOR = 64
-"""Largest number of elements for which a tensor's symbolic values are worked out."""
+from hasten.ops.resolve import SMALL_TENSOR, is_arithmetic, resolved
 
 
 class Declined(Exception):  # noqa: N818 - not an error: the node runs on the host instead
@@ -363,7 +354,7 @@ class Lowering:
         result = np.empty(shape, dtype=object)
         for index in np.ndindex(*shape):
             element = self.evaluate(t.at(*index), read)
-            if read and (element is None or not _is_arithmetic(element)):
+            if read and (element is None or not is_arithmetic(element)):
                 element = self.element(t, index)
             if element is None:
                 return None
@@ -391,107 +382,11 @@ class Lowering:
 
         Where `read`, integers of small inputs are signed sizes.
         """
-        missing = False
 
-        def visit(node: Expr) -> Expr | None:
-            nonlocal missing
-            if isinstance(node, Op_) and node.op == "select":
-                # Only the branch taken is looked at: the other may index outside its tensor.
-                condition = self.evaluate(node.args[0], read)
-                if isinstance(condition, Const):
-                    taken = self.evaluate(node.args[1] if condition.value else node.args[2], read)
-                    missing = missing or taken is None
-                    return taken if taken is not None else node
-            if not isinstance(node, Load | Reduce):
-                return None
-            found = self._resolved(node, read) if isinstance(node, Load) else self._unrolled(node, read)
-            missing = missing or found is None
-            return found if found is not None else node
+        def reading(buffer: str, index: tuple[int, ...]) -> Expr | None:
+            return self.element(self.tensor(buffer), index)
 
-        result = transform(e, visit)
-        return None if missing else result
-
-    def _resolved(self, node: Load, read: bool) -> Expr | None:
-        """The element that a load reads, if it does not depend on data, or is an integer of a small input."""
-        index: list[Expr] = []
-        for i in node.index:
-            known = self.evaluate(i, read)
-            if known is None:
-                return None
-            index.append(known)
-        at = tuple(int(i.value) for i in index if isinstance(i, Const))
-        if node.buffer in self.program.constants:
-            array = self.program.constants[node.buffer]
-            return const(array[at].item(), node.dtype) if len(at) == len(index) else None
-        if node.buffer in self.program.inputs:
-            info = self.program.inputs[node.buffer]
-            dims = [constant_int(n) or 0 for n in info.shape]
-            inside = len(at) == len(index) and all(0 <= i < n for i, n in zip(at, dims, strict=True))
-            if not read or not inside or math.prod(dims) > SMALL_TENSOR:
-                return None
-            return self.element(self.tensor(node.buffer), at)
-        definition = self.program.definitions.get(node.buffer)
-        if definition is None or not isinstance(definition.body, Expr):
-            return None
-        return self.evaluate(
-            substitute(definition.body, dict(zip(definition.vars, index, strict=True))), read
-        )
-
-    def _unrolled(self, node: Reduce, read: bool) -> Expr | None:
-        """A reduction over few constant indices, as of a shape's dimensions, term by term."""
-        extents = [constant_int(v.extent) for v in node.vars]
-        counts = [n for n in extents if n is not None]
-        if len(counts) != len(extents) or math.prod(counts) > SMALL_TENSOR:
-            return None
-        op = {"sum": "add", "prod": "mul"}.get(node.op, node.op)
-        result: Expr | None = None
-        for index in np.ndindex(*counts):
-            at: dict[Expr, Expr] = {v: const(i) for v, i in zip(node.vars, index, strict=True)}
-            term = self.evaluate(substitute(node.body, at), read)
-            if term is None:
-                return None
-            result = term if result is None else binary(op, result, term)
-        if result is None and node.op in ("sum", "prod"):
-            return const(int(node.op == "prod"), node.dtype)
-        return result
-
-
-_ARITHMETIC = frozenset(
-    [
-        "add",
-        "sub",
-        "mul",
-        "floordiv",
-        "mod",
-        "min",
-        "max",
-        "select",
-        "cast",
-        "lt",
-        "le",
-        "eq",
-        "ne",
-        "and",
-        "or",
-    ],
-)
-"""What a plan computes of numbers that it reads; a kernel computes the rest."""
-
-
-def _is_arithmetic(e: Expr) -> bool:
-    """Whether a plan can compute an expression of sizes; true for all that reads no numbers."""
-    nodes = list(walk(e))
-    if not any(is_signed(n) for n in nodes):
-        return True
-    return all(
-        isinstance(n, Const | Size) or (isinstance(n, Op_) and n.op in _ARITHMETIC and not n.dtype.is_float)
-        for n in nodes
-    )
-
-
-def is_signed(e: Expr) -> bool:
-    """Whether an expression is a number that is read from a tensor, which may be negative."""
-    return isinstance(e, Size) and e.signed
+        return resolved(self.program, e, reading if read else None)
 
 
 def required(inputs: Inputs, position: int) -> Tensor:

@@ -18,7 +18,6 @@ from hasten.ops.base import (
     Lowering,
     Op,
     Tensor,
-    is_signed,
     moved,
     normalize_axis,
     optional,
@@ -26,6 +25,7 @@ from hasten.ops.base import (
 )
 from hasten.ops.broadcasting import joint_shape, repeated, spread
 from hasten.ops.indices import clamp, linear_index, product, split_index
+from hasten.ops.resolve import is_signed
 
 _FAR = 2**31 - 1
 
