@@ -292,3 +292,28 @@ def test_an_attention_that_others_read_too_stays_in_floats():
     text += "xd = DequantizeLinear(xq, s, z) wd = DequantizeLinear<axis = 1>(w, ws) y = MatMul(xd, wd) }"
     lowered = lower_program(program(text, arrays), native())
     assert [lowered.layouts[t].dtype for k in lowered.kernels for t in k.writes].count(DType.U8) == 1
+
+
+@pytest.mark.parametrize("groups", [0, 1, 2])
+@pytest.mark.parametrize("offset", [None, 0, 3])
+def test_sums_that_are_read_as_integers(groups, offset):
+    """MatMulInteger and ConvInteger whose results stay integers: exact on every instruction set."""
+    rng = np.random.default_rng(0)
+    columns = 24 if groups else 45
+    arrays = {"w": rng.integers(-128, 128, (24, 16 // groups, 3, 3) if groups else (70, 45)).astype(np.int8)}
+    points = ["z0"] if offset is None else ["z0", "wz"]
+    if offset is not None:
+        arrays["wz"] = np.full(columns, offset, np.int8) if groups == 1 else np.array(offset, np.int8)
+    operator = f"ConvInteger<group = {groups}, strides = [2, 2]>" if groups else "MatMulInteger"
+    head = (
+        "(float[b, 16, h, v] x) => (int32[b, 24, hh, vv] y)"
+        if groups
+        else "(float[m, 70] x) => (int32[m, 45] y)"
+    )
+    text = f"{head} {{ xq, s0, z0 = DynamicQuantizeLinear(x) y = {operator}(xq, w, {', '.join(points)}) }}"
+    p = program(text, arrays)
+    products = [d.body.a.dtype for d in quantize_products(p).definitions.values() if isinstance(d.body, Gemm)]
+    assert products == [DType.U8]
+    for target in HERE:
+        (engine,) = compile_programs([p], target)
+        agree(engine, feeds_of(p, rng), THREADS, tolerance=0)

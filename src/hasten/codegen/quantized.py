@@ -9,6 +9,8 @@ Weights with zero points of their own take the sums of the rows as well:
 
     sum (x - zero) * (w - offset)  =  sum x * w  -  zero * sum (w - offset)  -  offset * sum x
 
+Sums of differences of bytes in I32, as MatMulInteger has them, are the same without scales.
+
 It is a rewriting of tensor programs, before fusion and without knowing operators: where zero points and
 scales lie (one for all, one for each row or column) follows from the variables that they depend on. Sums
 over the window of a depthwise convolution, which no register tile computes, become sums of whole numbers in
@@ -27,7 +29,7 @@ import numpy as np
 from hasten.codegen.codes import dequantized
 from hasten.codegen.fuse import is_movement
 from hasten.codegen.tiles import group
-from hasten.loops.descriptions import Gemm
+from hasten.loops.descriptions import Gemm, expression
 from hasten.loops.dtypes import BYTES, INDEX, DType
 from hasten.loops.expr import (
     Const,
@@ -49,6 +51,8 @@ from hasten.loops.tabulate import tabulate
 
 F32, I32 = DType.F32, DType.I32
 UNSIGNED, SIGNED = BYTES
+
+ONE = const(1.0, F32)
 
 SHIFT = 128
 """What turns signed bytes into unsigned ones."""
@@ -89,8 +93,18 @@ def quantize_products(program: Program) -> Program:
     of_bytes = {DType.stored(a.dtype) for a in program.constants.values()}
     of_bytes |= {d.dtype for d in program.definitions.values()}
     if not of_bytes & set(BYTES):
-        return program
-    return _Rewriter(program).program()
+        return _with_plain_sums(program)
+    return _with_plain_sums(_Rewriter(program).program())
+
+
+def _with_plain_sums(program: Program) -> Program:
+    """Products whose sums are integers, and whose operands are none of bytes, as plain loops."""
+    plain = {
+        name: replace(d, body=expression(d.body))
+        for name, d in program.definitions.items()
+        if isinstance(d.body, Gemm) and d.body.dtype is I32
+    }
+    return replace(program, definitions={**program.definitions, **plain}) if plain else program
 
 
 class _Rewriter:
@@ -110,6 +124,8 @@ class _Rewriter:
 
     def rewritten(self, d: Definition) -> list[Definition]:
         """The definitions that take the place of one."""
+        if isinstance(d.body, Gemm) and d.dtype is I32:
+            return self.product(d, d.body) or [d]
         if isinstance(d.body, Gemm) and d.dtype is F32:
             return self.product(d, d.body) or [replace(d, body=self.with_codes(d.body))]
         if isinstance(d.body, Expr):
@@ -153,7 +169,6 @@ class _Rewriter:
         made.append(sums)
         columns = (*g.batch, g.column)
         value: Expr = Load(I32, sums.name, d.vars)
-        scale = self.scale(d.name, columns, a.scale, w.scale)
         if not isinstance(wide, Const) or wide.value:
             value = Op(I32, "sub", (value, self.correction(d.name, g, columns, w, wide)))
         if w.zero is not None:
@@ -161,6 +176,9 @@ class _Rewriter:
             rows = Definition(f"{d.name}_row_sums", I32, (*g.batch, *g.rows), by_row, d.origin)
             made.append(rows)
             value = Op(I32, "sub", (value, Op(I32, "mul", (w.zero, Load(I32, rows.name, rows.vars)))))
+        if d.dtype is I32:
+            return [*made, replace(d, body=value)]
+        scale = self.scale(d.name, columns, a.scale, w.scale)
         return [*made, replace(d, body=Op(F32, "mul", (cast(value, F32), scale)))]
 
     def with_codes(self, g: Gemm) -> Gemm:
@@ -204,9 +222,14 @@ class _Rewriter:
             inside, e, outside = e.args
             if not (isinstance(outside, Const) and outside.value == 0):
                 return None
-        if not isinstance(e, Op) or e.op != "mul":
+        if not isinstance(e, Op):
             return None
-        difference, scale = e.args
+        if e.dtype is I32:
+            difference, scale = e, ONE
+        elif e.op == "mul":
+            difference, scale = e.args
+        else:
+            return None
         zero: Expr | None = None
         if isinstance(difference, Op) and difference.op == "sub":
             difference, shift = difference.args
@@ -220,7 +243,7 @@ class _Rewriter:
         return Quantized(x, zero, scale, inside)
 
     def zero_point(self, e: Expr) -> Expr | None:
-        """A zero point, given as f32, as I32: a number where it is known, or None where it is no integer."""
+        """A zero point, in f32 or I32, as I32: a number where it is known, or None where it is no integer."""
         if not isinstance(e, Op) or e.op != "cast" or e.args[0].dtype not in BYTES:
             return None
         (stored,) = e.args
@@ -237,7 +260,9 @@ class _Rewriter:
             if not isinstance(node, Load) or node.buffer not in self.source.definitions:
                 return None
             d = self.source.definitions[node.buffer]
-            if not isinstance(d.body, Expr) or not (_is_plain_movement(d.body) or dequantized(d.body)):
+            if not isinstance(d.body, Expr):
+                return None
+            if not (_is_plain_movement(d.body) or dequantized(d.body) or _is_centered(d.body)):
                 return None
             index = [self.expanded(i) for i in node.index]
             return self.expanded(substitute(d.body, dict(zip(d.vars, index, strict=True))))
@@ -332,6 +357,14 @@ class _Rewriter:
 
 def _as_i32(zero: Expr | None) -> Expr:
     return const(0, I32) if zero is None else zero
+
+
+def _is_centered(e: Expr) -> bool:
+    """Whether an element is a byte in 32 bits, less a zero point of bytes or not."""
+    terms = e.args if isinstance(e, Op) and e.op == "sub" else (e,)
+    return all(
+        isinstance(t, Op) and t.op == "cast" and t.dtype is I32 and t.args[0].dtype in BYTES for t in terms
+    )
 
 
 def _moved(zero: Expr | None, by: int) -> Expr | None:

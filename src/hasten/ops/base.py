@@ -171,7 +171,7 @@ class Lowering:
         labels = vars or [f"i{d}" for d in range(len(extents))]
         variables = tuple(Var(INDEX, v, n) for v, n in zip(labels, extents, strict=True))
         element = body(*variables)
-        if isinstance(element, Gemm | Attention) and element.dtype in (DType.F64, DType.I32):
+        if isinstance(element, Gemm | Attention) and element.dtype is DType.F64:
             element = expression(element)  # register tiles have floats of 32 bits at the most, or bytes
         if isinstance(element, Expr) and element.dtype is not dtype:
             raise TypeError(f"{self.origin}: body of {name} is {element.dtype}, declared {dtype}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from hasten.loops.descriptions import Contraction, Gemm, expression
+from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, Var, binary, const, reduce, var, walk
 from hasten.loops.expr import Op as Op_
 from hasten.ops.attributes import attribute_float, attribute_int, attribute_str
@@ -26,8 +27,11 @@ from hasten.ops.pruning import (
 
 
 def hinted(gemm: Gemm) -> Expr | Contraction:
-    """The contraction, or its plain expression for element types that no microkernel takes."""
-    return gemm if gemm.a.dtype.is_float else expression(gemm)
+    """The contraction, or its plain expression for element types that no microkernel takes.
+
+    Sums of 32-bit integers may turn out to be of bytes (`codegen.quantized`).
+    """
+    return gemm if gemm.dtype.is_float or gemm.dtype is DType.I32 else expression(gemm)
 
 
 def _same_type(node: ir.Node, *tensors: Tensor) -> None:

@@ -1,7 +1,8 @@
-"""MatMulInteger and ConvInteger: products of bytes with sums of 32 bits, as plain loops.
+"""MatMulInteger and ConvInteger: products of bytes with sums of 32 bits.
 
 Where their sums are scaled to floats afterwards, as exporters write them, passes have made quantized products
-of them before (`passes/normalize_qdq.py`).
+of them before (`passes/normalize_qdq.py`). Where they are read as integers, the code generator finds them to
+be sums of bytes (`codegen/quantized.py`).
 """
 
 from __future__ import annotations
