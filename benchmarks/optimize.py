@@ -1,11 +1,15 @@
 """Searches under an accuracy budget on real models and data: a table in Markdown, or the records as JSON.
 
-    python benchmarks/optimize.py [r8] [pictures] [fashion] [--fresh] [--json F] [--reports FOLDER]
+    python benchmarks/optimize.py [CASE ...] [--fresh] [--json F] [--reports FOLDER]
 
 r8: MiniLM with a linear head, Reuters R8: 0.5 points of accuracy, certified on the test part.
 pictures: EfficientNet-lite0 on unlabelled crops of the pictures of scikit-image and foolbox: 5 points of
 agreement.
 fashion: a small convolutional network, Fashion-MNIST: 0.5 points of accuracy, certified on the test part.
+hostile: a network with a layer that reads a channel of 1000 times the size: 5 points of agreement.
+impossible-model: random weights and random labels, 0.1 points of accuracy. Most of what is tried changes
+more answers than that.
+impossible-samples: 20 samples, a point of agreement.
 
 Budget, precision and pruning can be asked for otherwise. Confidence is 95%, the time limit ten minutes unless
 another is given, threads are all cores. Ratios are those of the search itself,
@@ -29,13 +33,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import psutil
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import hasten
-from benchmarks import fashion, models, r8
+from benchmarks import fashion, hostile, models, r8
 from benchmarks.memory import Peak
 from benchmarks.ratio import ratio_to_onnxruntime
 from hasten.search.report import unit_of
@@ -46,6 +51,7 @@ from hasten.target import describe_machine
 _CALIBRATION = 400
 _CROPS = 900
 _SIDE = 224
+_WIDTH = 512  # of networks with random weights
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Case:
     """A search: its model, its data, and what is asked.
 
     Attributes:
-        model: an ONNX file.
+        model: ONNX.
         data: samples, all held out if there is `calibration`.
         calibration: samples for choices; None to take them from `data`.
         metric: its name.
@@ -62,7 +68,7 @@ class Case:
         fixed: inputs to time what was chosen with after the search; None for no such figure.
     """
 
-    model: Path
+    model: Path | onnx.ModelProto
     data: list[Any]
     calibration: list[Any] | None
     metric: str
@@ -89,10 +95,29 @@ def fashion_case(calibration: int = _CALIBRATION) -> Case:
     return Case(fashion.model(), fashion.samples("t10k"), looked_at, "accuracy", 0.005)
 
 
+def hostile_case(_: int = _CALIBRATION) -> Case:
+    given = hostile.samples(4000, width=_WIDTH)
+    return Case(hostile.network(1000.0, width=_WIDTH, more=4), given, None, "agreement", 0.05)
+
+
+def impossible_model_case(_: int = _CALIBRATION) -> Case:
+    given = hostile.samples(4000, width=_WIDTH)
+    labels = np.random.default_rng(2).integers(0, hostile.CLASSES, len(given)).tolist()
+    model = hostile.network(width=_WIDTH, more=4)
+    return Case(model, list(zip(given, labels, strict=True)), None, "accuracy", 0.001)
+
+
+def impossible_samples_case(_: int = _CALIBRATION) -> Case:
+    return Case(hostile.network(), hostile.samples(20), None, "agreement", 0.01)
+
+
 CASES: Mapping[str, Callable[[int], Case]] = {
     "r8": r8_case,
     "pictures": pictures_case,
     "fashion": fashion_case,
+    "hostile": hostile_case,
+    "impossible-model": impossible_model_case,
+    "impossible-samples": impossible_samples_case,
 }
 
 
@@ -166,7 +191,7 @@ def run(name: str, database: Path, options: argparse.Namespace) -> dict[str, Any
     }
     if name == "pictures":
         more["labelled_agreement_of_20"] = labelled_agreement(session)
-    if case.fixed is not None:
+    if case.fixed is not None and isinstance(case.model, Path):
         ratio = ratio_to_onnxruntime(session, case.model, case.fixed)
         more["to_onnxruntime_f32"] = {"shape": case.shape, **dataclasses.asdict(ratio)}
     return {"case": name, "seconds": seconds, **more, "record": dataclasses.asdict(session.report.record)}
@@ -189,7 +214,8 @@ def markdown(results: list[dict[str, Any]]) -> str:
             f"| {result['case']} | {record['chosen']} | {times(ratio)} | {drop} | {most} | {unit.name} "
             f"| {record['data']['held_out']} | {len(record['candidates'])} | {result['seconds']:.0f} |"
         )
-    more = [_memory(result) for result in results]
+    more = [f"{result['case']}: {result['record']['headline']}." for result in results]
+    more += [_memory(result) for result in results]
     for result in results:
         if (ratio := result.get("to_onnxruntime_f32")) is not None:
             more.append(
@@ -204,10 +230,11 @@ def _memory(result: Mapping[str, Any]) -> str:
     runs = {c["name"]: c["memory"] for c in result["record"]["candidates"] if c["memory"] is not None}
     against = ", ".join(f"{n} {runs[n] / 1e6:.0f} MB" for n in ("lossless", "original") if n in runs)
     found = result["memory"]
+    listed = ", ".join(f"{who} {size / 1e6:.0f}" for who, size in found["each"].items())
     return (
         f"{result['case']}, memory: {found['own'] / 1e6:.0f} MB of the search's own process, of which "
         f"{found['data'] / 1e6:.0f} MB before it began; {found['together'] / 1e6:.0f} MB with all that it "
-        f"started, in {found['when']!r}. A run in float32: {against or 'not measured'}."
+        f"started ({listed}), in {found['when']!r}. A run in float32: {against or 'not measured'}."
     )
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from benchmarks.hostile import CLASSES, WIDTH, network, samples
+from onnx import helper, numpy_helper
 
 import hasten
 from hasten.backends.graph_members import whole_graph
@@ -27,50 +28,9 @@ from hasten.search.record import Outcome
 from hasten.search.size_times import Point
 from hasten.search.status import Status
 
-WIDTH, CLASSES = 32, 5
 LAYERS = ("first", "hostile", "last")
 
 Search = Callable[..., hasten.Session]
-
-
-def network(outlier: float = 1.0, seed: int = 0, *, useless: bool = False) -> onnx.ModelProto:
-    """Three layers; what the second one reads has a channel that is `outlier` times as large as it should be.
-
-    Its weights undo it together with those of a copy of it, so that only quantization sees the difference.
-    Moving the outlier into such weights does not help: they are as large as all others. With `useless`, half
-    of the neurons hardly reach the scores.
-    """
-    rng = np.random.default_rng(seed)
-    first, hostile, last = (rng.standard_normal((WIDTH, n)) / np.sqrt(WIDTH) for n in (WIDTH, WIDTH, CLASSES))
-    first[:, 3] *= outlier
-    first[:, 4] = first[:, 3]
-    hostile[3] = hostile[3] / outlier - hostile[4]
-    if useless:
-        hostile[WIDTH // 2 :] *= 1e-3
-        last[WIDTH // 2 :] *= 1e-3
-    nodes = [
-        helper.make_node("MatMul", ["x", "w1"], ["m1"], "first"),
-        helper.make_node("Relu", ["m1"], ["r1"], "relu1"),
-        helper.make_node("MatMul", ["r1", "w2"], ["m2"], "hostile"),
-        helper.make_node("Relu", ["m2"], ["r2"], "relu2"),
-        helper.make_node("MatMul", ["r2", "w3"], ["scores"], "last"),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "network",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", WIDTH])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", CLASSES])],
-        [
-            numpy_helper.from_array(w.astype(np.float32), name)
-            for name, w in (("w1", first), ("w2", hostile), ("w3", last))
-        ],
-    )
-    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
-
-
-def samples(count: int, seed: int = 1) -> list[dict[str, np.ndarray]]:
-    rng = np.random.default_rng(seed)
-    return [{"x": rng.standard_normal((1, WIDTH)).astype(np.float32)} for _ in range(count)]
 
 
 @pytest.fixture
@@ -104,10 +64,10 @@ def clockwork(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         quantized = bool(candidate.quantized)
         return {layer.name: 1000.0 if quantized else 2000.0 for layer in layers}
 
-    def node_times(artifact: Path, model: Any, sizes: Mapping[str, int], *_: Any) -> dict[str, Point]:
+    def measured(_: Any, artifact: Path, model: Any, sizes: Mapping[str, int]) -> dict[str, Point]:
         return {name: Point(flops, flops / 1e3) for name, flops in flops_by_node(model, sizes).items()}
 
-    monkeypatch.setattr(pruning, "node_times", node_times)
+    monkeypatch.setattr(pruning, "measured", measured)
     monkeypatch.setattr(uniform, "_LEAST_SHARE", 1.0)  # no other formats, unless a test wants them
     monkeypatch.setattr(trials, "measure", measure)
     monkeypatch.setattr(layer_table, "measured_times", measured_times)

@@ -222,14 +222,9 @@ class _Rewriter:
             inside, e, outside = e.args
             if not (isinstance(outside, Const) and outside.value == 0):
                 return None
-        if not isinstance(e, Op):
+        if not isinstance(e, Op) or (e.dtype is not I32 and e.op != "mul"):
             return None
-        if e.dtype is I32:
-            difference, scale = e, ONE
-        elif e.op == "mul":
-            difference, scale = e.args
-        else:
-            return None
+        difference, scale = (e, ONE) if e.dtype is I32 else e.args
         zero: Expr | None = None
         if isinstance(difference, Op) and difference.op == "sub":
             difference, shift = difference.args

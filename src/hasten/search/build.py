@@ -17,6 +17,7 @@ from hasten.runtime.artifact import write_artifact
 from hasten.search.engines import Limits
 from hasten.search.formats import Format
 from hasten.search.isolated import isolated
+from hasten.search.pages import give_back
 from hasten.search.quantization import Prepared
 from hasten.search.transfer import save_graph
 from hasten.target import Target, with_factors
@@ -126,6 +127,7 @@ def compile_model(
 
 def _write_quantized(recipe: Recipe, graph: Path) -> None:
     save_graph(recipe.graph(), graph)
+    give_back(recipe.prepared.model)
 
 
 def _build(

@@ -12,29 +12,33 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from hasten.errors import HastenError
-from hasten.passes.prune.units import UNITS
-from hasten.passes.quantize import products
+from hasten.passes.prune.units import UNITS, find_units
+from hasten.passes.quantize import Range, products
 from hasten.search import candidates as made
-from hasten.search.build import build
+from hasten.search.build import Build, compile_model
 from hasten.search.candidates import LOSSLESS, Candidate
 from hasten.search.comparison import latency, within_budget
+from hasten.search.data import Samples
 from hasten.search.formats import in_formats
+from hasten.search.isolated import isolated
 from hasten.search.pace import Pace
 from hasten.search.prune.amounts import choose_amounts
-from hasten.search.prune.plan import Plan
-from hasten.search.prune.ranking import Decision, Ranking, decide, rank
+from hasten.search.prune.plan import Plan, Progress
+from hasten.search.prune.ranking import Decision, GroupKey, Ranking, decide, rank, worth_of_units
+from hasten.search.prune.report import Pruned
 from hasten.search.prune.run import carry_out
 from hasten.search.record import PrunePoint
 from hasten.search.size_times import SHARES, Point, node_times, price_from, thinned
-from hasten.search.transfer import mapped, save_graph
 from hasten.search.trials import Trials
 from hasten.search.uniform import BUILDS, Uniform
 from hasten.search.variants import WHOLE, Variant
@@ -60,6 +64,8 @@ class Pruning:
         """Nothing is known yet."""
         self.curve: list[PrunePoint] = []
         self.left_alone: list[str] = []
+        self._worth: Mapping[GroupKey, NDArray[np.float64]] = {}
+        self._points: list[dict[str, Point]] = []
         self._trials, self._pace, self._uniform, self._notes = trials, pace, uniform, notes
 
     def try_amounts(self) -> None:
@@ -74,13 +80,13 @@ class Pruning:
         begin = clock.elapsed
         plan = Plan(UNITS, CRITERION, 0.5, REPAIR, seed=trials.problem.asked.seed)
         until = time.monotonic() + _RANKED * (clock.left - clock.reserve)
-        ranking = rank(
-            trials.problem.graph, plan, trials.problem.calibration, until=until, progress=trials.say
-        )
+        self._worth = self._apart(worth_of_units, plan, doing="ranking", until=until, progress=trials.say)
+        ranking = rank(trials.problem.graph, plan, trials.problem.calibration, known=self._worth)
         ranked = clock.elapsed - begin
         self.left_alone = [f"{u.count} {u.unit} of {u.name}: {u.reasons[0]}" for u in ranking.left]
         fastest = self._fastest()
-        ranking = replace(ranking, price=price_from(self._times(ranking, fastest)))
+        self._points = self._times(ranking, fastest)
+        ranking = replace(ranking, price=price_from(self._points))
         self._predict(ranking, fastest)
         good, bad = [1.0], [0.0]
         took = ranked / 3 + self._pace.build_seconds  # repair is one pass over what ranking looks at
@@ -88,7 +94,7 @@ class Pruning:
             if not self._pace.has_seconds(took):
                 break
             begin = clock.elapsed
-            name = self._try(ranking, decide(ranking, share), fastest)
+            name = self._try(ranking, share, fastest)
             took = clock.elapsed - begin
             (good if name is not None and within_budget(trials, name) else bad).append(share)
 
@@ -106,34 +112,41 @@ class Pruning:
         if known is not None:
             trials.reused += 1
             return [{name: Point(*point) for name, point in nodes.items()} for nodes in known]
-        found = [self._node_times(ranking, ranking.model, trials.model(fastest))]
+        found = [measured(trials, trials.model(fastest), ranking.model, ranking.sizes)]
         for share in SHARES:
             trials.say(f"timing kernels with {share:.0%} of the units")
-            model = thinned(ranking.model, ranking.analysis, ranking.groups, share)
-            found.append(self._node_times(ranking, model, self._built(model, fastest, share)))
+            model, artifact = self._thinned(fastest, share)
+            found.append(measured(trials, artifact, model, ranking.sizes))
         kept = [{name: (p.flops, p.us) for name, p in nodes.items()} for nodes in found]
         trials.memory.put("node times", kept, candidate=fastest.name, quantized=sorted(fastest.quantized))
         return found
 
-    def _node_times(self, ranking: Ranking, model: ir.Model, artifact: Path) -> dict[str, Point]:
-        problem, feeds = self._trials.problem, self._trials.typical_sample()
-        cache = Path(problem.build.cache)
-        return node_times(artifact, model, ranking.sizes, feeds, problem.asked.threads, cache)
+    def _thinned(self, like: Candidate, share: float) -> tuple[ir.Model, Path]:
+        """A thinned graph and its artifact in the precision of a candidate; its answers mean nothing."""
+        trials, problem = self._trials, self._trials.problem
+        ranges = {} if like.how is None else trials.variants[WHOLE].ranges[like.how.ranges]
+        artifact = problem.folder / f"thinned{share:g}.hasten"
+        graph: ir.Model = isolated(
+            build_thinned,
+            *(problem.graph, share, like, ranges, artifact, problem.build),
+            doing="compiling a part of the units",
+            folder=problem.folder,
+            limits=trials.limits(None),
+        )
+        return graph, artifact
 
-    def _built(self, model: ir.Model, like: Candidate, share: float) -> Path:
-        """A thinned graph in the precision of a candidate; what it computes means nothing."""
-        trials, folder = self._trials, self._trials.problem.folder
-        graph = model
-        if like.how is not None:
-            there = {layer.name for layer in products(model)}
-            formats = {name: form for name, form in like.formats.items() if name in there}
-            graph = in_formats(
-                model, formats, trials.variants[WHOLE].ranges[like.how.ranges], like.how.scheme
-            )
-        path, artifact = (folder / f"thinned{share:g}.{end}" for end in ("onnx", "hasten"))
-        save_graph(graph, path)
-        build(path, artifact, trials.problem.build, like.precision, trials.limits(None), {})
-        return artifact
+    def _apart(self, function: Callable[..., Any], *args: Any, doing: str, **named: Any) -> Any:
+        """Calls a function of the graph and the samples in a process of its own."""
+        problem = self._trials.problem
+        plan, *rest = args
+        return isolated(
+            function,
+            *(problem.graph, plan, problem.calibration, *rest),
+            doing=doing,
+            folder=problem.folder,
+            limits=self._trials.limits(None),
+            **named,
+        )
 
     def _predict(self, ranking: Ranking, fastest: Candidate) -> None:
         """The curve: the rest of a run takes as long as before."""
@@ -147,20 +160,21 @@ class Pruning:
                 points.append(PrunePoint(found.loss, rest + found.cost, found.cost / whole))
         self.curve = points
 
-    def _try(self, ranking: Ranking, decision: Decision, fastest: Candidate) -> str | None:
-        """Makes a candidate of what is decided; its name, or None if it could not be made."""
-        trials, problem = self._trials, self._trials.problem
+    def _try(self, ranking: Ranking, share: float, fastest: Candidate) -> str | None:
+        """Makes a candidate with a share of the layers' time; its name, or None if it could not be made."""
+        trials, decision = self._trials, decide(ranking, share)
         variant = _digest(ranking, decision)
         if variant in trials.variants or not decision.removed:
             return None
         trials.say(f"pruning to {decision.left:.0%} of the time of the layers")
         try:
             left = trials.clock.left - trials.clock.reserve
-            plan = replace(ranking.plan, seconds=None if math.isinf(left) else left)
-            pruned = carry_out(ranking, decision, plan, progress=trials.say)
+            plan = replace(ranking.plan, seconds=None if math.isinf(left) else max(0.0, left))
+            job = (plan, self._worth, self._points, share)
+            pruned: Pruned = self._apart(pruned_model, *job, doing="pruning", progress=trials.say)
             if not self._pace.has_seconds(0.0):
                 return None  # perhaps it was not repaired to its end
-            graph = mapped(pruned.model, problem.folder / f"pruned{len(trials.variants)}.onnx")
+            graph = pruned.model
             trials.variants[variant] = Variant(graph)
             if fastest.how is not None:
                 trials.say("smoothing and observing what is left")
@@ -174,6 +188,80 @@ class Pruning:
         cuts = tuple(cut for cut in pruned.report.cuts if cut.before > 1)
         trials.note(candidate.name, flops=pruned.report.flops, cuts=cuts)
         return candidate.name
+
+
+def pruned_model(
+    model: ir.Model,
+    plan: Plan,
+    data: Samples,
+    worth: Mapping[GroupKey, NDArray[np.float64]],
+    points: Sequence[Mapping[str, Point]],
+    share: float,
+    progress: Progress = lambda _: None,
+) -> Pruned:
+    """A graph with a share of its layers' time left, repaired, in this process.
+
+    Args:
+        model: the graph.
+        plan: what to prune.
+        data: samples to repair on.
+        worth: of units (`ranking.worth_of_units`).
+        points: measured times, which say what units cost (`size_times.price_from`).
+        share: of the time.
+        progress: is told what begins.
+    """
+    ranking = replace(rank(model, plan, data, known=worth), price=price_from(points))
+    return carry_out(ranking, decide(ranking, share), plan, progress=progress)
+
+
+def build_thinned(
+    model: ir.Model,
+    share: float,
+    like: Candidate,
+    ranges: Mapping[str, Range],
+    artifact: Path,
+    how: Build,
+) -> ir.Model:
+    """Writes the artifact of a graph with a share of the units of each group, in this process.
+
+    Args:
+        model: the graph.
+        share: of the units.
+        like: a candidate, whose precision it gets.
+        ranges: of activations, for its layers in int8.
+        artifact: the file.
+        how: to compile.
+
+    Returns:
+        The graph, without formats.
+    """
+    analysis = find_units(model)
+    small = thinned(model, analysis, [g for g in analysis.groups if g.unit in UNITS], share)
+    graph = small
+    if like.how is not None:
+        there = {layer.name for layer in products(small)}
+        formats = {name: form for name, form in like.formats.items() if name in there}
+        graph = in_formats(small, formats, ranges, like.how.scheme)
+    compile_model(graph, artifact, how, like.precision, {})
+    return small
+
+
+def measured(trials: Trials, artifact: Path, model: ir.Model, sizes: Mapping[str, int]) -> dict[str, Point]:
+    """Arithmetic and time of a graph's nodes (`size_times.node_times`), in a process of its own.
+
+    Raises:
+        HastenError: it cannot be run or timed.
+    """
+    problem = trials.problem
+    found: dict[str, Point] = isolated(
+        node_times,
+        *(artifact, model, sizes, trials.typical_sample(), problem.asked.threads),
+        Path(problem.build.cache),
+        doing="timing kernels",
+        folder=problem.folder,
+        limits=trials.limits(),
+    )
+    return found
 
 
 def next_share(good: Sequence[float], bad: Sequence[float]) -> float | None:

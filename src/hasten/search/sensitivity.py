@@ -17,6 +17,7 @@ from hasten.search.engines import HASTEN, Worker
 from hasten.search.engines_worker import read_feeds, save_npz
 from hasten.search.formats import Format, layers_for
 from hasten.search.isolated import isolated
+from hasten.search.pages import give_back
 from hasten.search.probe import SETTINGS, Switched, settings_of, with_switches
 from hasten.search.quantization import Prepared, Ranges
 from hasten.search.transfer import save_graph
@@ -165,6 +166,7 @@ def compile_probe(
     graph = artifact.with_suffix(".onnx")
     save_graph(with_switches(prepared.model, switched, form).model, graph)
     del switched, corrections
+    give_back(prepared.model)
     compile_model(ir.load(graph), artifact, how, "f32", {})
     for path in artifact.parent.glob(f"{graph.name}*"):
         path.unlink()

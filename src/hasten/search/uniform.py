@@ -231,7 +231,6 @@ class Uniform:
         return [form for form in FORMATS if form.partition("-")[0] in allowed]
 
     def _rests(self) -> list[Precision]:
-        """Precisions of what is not quantized, the fastest first."""
-        allowed = self._trials.problem.asked.precisions()
-        found: list[Precision] = ["bf16"] if "bf16" in allowed and self._trials.works(BF16) else []
-        return [*found, "f32"]
+        """Precisions of what is not quantized, the fastest first; not what costs the budget by itself."""
+        narrow = self._trials.works(BF16) and not over_budget(self._trials, BF16)
+        return ["bf16", "f32"] if narrow else ["f32"]

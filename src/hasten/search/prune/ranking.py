@@ -60,6 +60,15 @@ class Ranking:
         return Cost(model, analysis, self.sizes, self.price)
 
 
+GroupKey = tuple[str, str, int]
+"""A group's name, kind of units and their number: the same for the same graph in every process."""
+
+
+def key_of(group: Group) -> GroupKey:
+    """What tells a group from the others of its graph."""
+    return group.name, group.unit, group.count
+
+
 @dataclass(frozen=True)
 class Decision:
     """What goes.
@@ -88,6 +97,7 @@ def rank(
     *,
     until: float = math.inf,
     progress: Progress = lambda _: None,
+    known: Mapping[GroupKey, NDArray[np.float64]] | None = None,
 ) -> Ranking:
     """Finds what can be removed and how much it matters.
 
@@ -97,6 +107,8 @@ def rank(
         data: samples.
         until: a time by `time.monotonic` after which no more samples are looked at than a few.
         progress: is told what begins.
+        known: what units are worth, from `worth_of_units` of the same graph and plan; then only the rest is
+            found, which takes neither samples nor gradients.
 
     Raises:
         OptionError: there is nothing to prune.
@@ -114,7 +126,9 @@ def rank(
     if not groups and not layers:
         raise OptionError(_nothing(plan, analysis, left))
     scores, worth = Scores({}), np.zeros(0)
-    if groups:
+    if groups and known is not None:
+        scores = Scores({group: known[key_of(group)] for group in groups})
+    elif groups:
         progress(f"ranking {sum(g.count for g in groups)} units by {plan.criterion}")
         scores = score_units(
             plan.criterion, model, groups, samples, labels=labels, seed=plan.seed, until=until
@@ -123,7 +137,7 @@ def rank(
         progress(f"ranking {len(layers)} layers by {plan.criterion}")
         worth = score_layers(plan.criterion, model, layers, samples, labels=labels, seed=plan.seed)
     sizes = typical_sizes(model, samples)
-    if plan.criterion not in OF_THE_LOSS:
+    if plan.criterion not in OF_THE_LOSS and known is None:
         # A group's units together matter as much as the arithmetic that they are.
         values = _by_arithmetic(model, analysis, sizes, scores.values)
         scores, worth = Scores(values), relative(worth) if layers else worth
@@ -141,6 +155,22 @@ def rank(
         tuple(notes),
         labels=labels,
     )
+
+
+def worth_of_units(
+    model: ir.Model,
+    plan: Plan,
+    data: Samples | None,
+    *,
+    until: float = math.inf,
+    progress: Progress = lambda _: None,
+) -> dict[GroupKey, NDArray[np.float64]]:
+    """What `rank` takes samples and gradients for, as a value that another process can be given.
+
+    Arguments and errors are those of `rank`.
+    """
+    found = rank(model, plan, data, until=until, progress=progress)
+    return {key_of(group): values for group, values in found.scores.values.items()}
 
 
 def _unranked(model: ir.Model, plan: Plan, data: Samples | None) -> Ranking:
@@ -187,11 +217,11 @@ def _with_layers(
     """Whether the target is missed, and what the units that go are worth, if some layers go."""
     model = remove_layers(ranking.model, layers) if layers else ranking.model
     analysis = find_units(model) if layers else ranking.analysis
-    known = {(g.name, g.unit, g.count): g for g in ranking.groups}
+    known = {key_of(g): g for g in ranking.groups}
     values = {
-        group: ranking.scores.values[known[group.name, group.unit, group.count]]
+        group: ranking.scores.values[known[key_of(group)]]
         for group in analysis.groups
-        if (group.name, group.unit, group.count) in known
+        if key_of(group) in known
     }
     uniform = ranking.plan.amounts == "uniform"
     choice = choose_amounts(values, ranking.cost(model, analysis), target, uniform=uniform)
@@ -204,9 +234,9 @@ def _rearranged(ranking: Ranking, decision: Decision) -> Decision:
     """The same amounts, with each group's units chosen for what they are worth together."""
     if ranking.plan.criterion != "fisher" or ranking.scores.gradients is None:
         return decision
-    known = {(g.name, g.unit, g.count): g for g in ranking.groups}
+    known = {key_of(g): g for g in ranking.groups}
     removed = {
-        group: rearranged(ranking.scores.gradients[known[group.name, group.unit, group.count]], units)
+        group: rearranged(ranking.scores.gradients[known[key_of(group)]], units)
         for group, units in decision.removed.items()
     }
     return replace(decision, removed=removed)
