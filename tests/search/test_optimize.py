@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from hasten.search.build import Recipe
 from hasten.search.candidates import ORIGINAL, Candidate
 from hasten.search.measure import Contestant, Measurement, Plan, Result, Spread
 from hasten.search.prune.cost import flops_by_node
+from hasten.search.quantization import prepare
 from hasten.search.record import Outcome
 from hasten.search.size_times import Point
 from hasten.search.status import Status
@@ -219,6 +221,22 @@ def test_a_short_time_gives_the_lossless_compilation(search: Search) -> None:
     assert told.chosen == "lossless"
     assert told.interrupted
     assert [c.name for c in told.candidates] == ["lossless"]
+
+
+def test_what_hangs_ends_at_its_share_of_the_time(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+    isolated = uniform.isolated
+
+    def hanging(function: Callable[..., Any], *args: Any, doing: str, **named: Any) -> Any:
+        if function is not prepare:
+            return isolated(function, *args, doing=doing, **named)
+        return isolated(time.sleep, 600, doing=doing, folder=named["folder"], limits=named["limits"])
+
+    monkeypatch.setattr(uniform, "isolated", hanging)
+    monkeypatch.setattr(uniform, "_OBSERVING_SHARE", 0.02)
+    told = record(search(time_limit=100))
+    assert told.chosen == "lossless"
+    assert any("smoothing and observing took longer than 4 s, and was ended" in note for note in told.notes)
+    assert sum(phase.seconds for phase in told.phases) < 60
 
 
 @pytest.mark.parametrize("enough_time", [True, False])

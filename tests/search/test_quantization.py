@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import onnx
 import pytest
 
 import hasten
+from hasten import frontends
 from hasten.errors import CalibrationError, DataError, OptionError
+from hasten.passes.pipeline import optimize_graph
+from hasten.search.quantization import Quantization, prepare
 
 Arrays = dict[str, np.ndarray]
 
@@ -130,3 +134,15 @@ def test_models_that_cannot_be_quantized(cache: Path) -> None:
     scale, codes = np.array(0.1, np.float32), np.ones((6, 3), np.int8)
     with pytest.raises(OptionError, match="quantized already"):
         compile_int8(perceptron("d = DequantizeLinear(c, s) y = MatMul(x, d)", s=scale, c=codes), cache)
+
+
+def test_after_a_deadline_each_step_reads_a_first_sample_alone(cache: Path) -> None:
+    model = frontends.load(perceptron())
+    optimize_graph(model)
+    how = Quantization(ranges="layer", rounding="gptq")
+    ready = prepare(model, samples(), how, cache=cache, until=time.monotonic())
+    assert ready.seen.samples == 1
+    assert not ready.careful.layers
+    low, high = samples()[0]["x"].min(), samples()[0]["x"].max()
+    assert (ready.ranges("minmax")["x"].low, ready.ranges("minmax")["x"].high) == (min(low, 0), max(high, 0))
+    assert prepare(model, samples(), how, cache=cache).seen.samples == len(samples())

@@ -24,7 +24,7 @@ from hasten.search.clock import Clock
 from hasten.search.data import Feeds, Samples
 from hasten.search.engines import Limits, Worker
 from hasten.search.formats import NEAREST
-from hasten.search.measure import Contestant, Measurement, Plan, Result, Spread, measure
+from hasten.search.measure import Contestant, Measurement, Plan, Spread, measure
 from hasten.search.measure_case import files_of
 from hasten.search.memory import Memory
 from hasten.search.metrics import drop, evaluate
@@ -37,7 +37,6 @@ from hasten.search.variants import WHOLE, Variant
 _PATIENCE = 120.0  # seconds until an answer of any worker
 _BATCH = 32
 _ROUNDS, _FEWEST_ROUNDS, _TURN = 11, 3, 0.15
-_AT_ONCE = 1  # candidates that are open while they are timed, beside the original and the lossless one
 
 
 @dataclass(eq=False)
@@ -261,10 +260,10 @@ class Trials:
         self.note(candidate.name, loss=known["loss"], drop=known["drop"])
 
     def time(self, names: Collection[str], rounds: int = _ROUNDS) -> None:
-        """Times candidates in turns with the lossless one and the original, if that was not done before.
+        """Times candidates in turns with the lossless one and with the original, if that was not done before.
 
-        A few at once, so that not all of them are in memory together: what can be compared is how many times
-        faster they are than the lossless one in the same rounds. If one was not timed, all are again.
+        Two at a time, so that no more models than those are in memory together. What can be compared is how
+        many times faster candidates are than the lossless one. If one was not timed, all are again.
 
         Args:
             names: of the candidates.
@@ -277,20 +276,25 @@ class Trials:
         if not unknown:
             return
         if not first_look:
-            unknown = asked  # compared with each other: in the same rounds
-        baselines = [n for n in (LOSSLESS, ORIGINAL) if self.works(n)]
+            unknown = asked  # compared with each other: within the same minutes
+        baselines = [n for n in (ORIGINAL, LOSSLESS) if self.works(n)]
         others = [n for n in unknown if n not in baselines]
-        groups = [others[i : i + _AT_ONCE] for i in range(0, len(others), _AT_ONCE)] or [[]]
-        turns = sum(len(baselines) + len(group) for group in groups)
-        fitting = max(0.0, min(self.clock.left, 1e6)) / (2 * _TURN * turns)
+        pairs: list[tuple[Sequence[str], Sequence[str]]] = [([b, n], [n]) for n in others for b in baselines]
+        if any(name in unknown for name in baselines):
+            pairs.insert(0, (baselines, baselines))
+        fitting = max(0.0, min(self.clock.left, 1e6)) / (2 * _TURN * 2 * len(pairs))
         rounds = max(_FEWEST_ROUNDS, min(rounds, int(fitting)))
-        for k, group in enumerate(groups):
-            share = max(0.0, self.clock.left) / (2 * (len(groups) - k))
-            self._time_together([*baselines, *group], rounds, seconds=share, keep=not first_look)
+        for k, (pair, noted) in enumerate(pairs):
+            if all(map(self.works, pair)):
+                share = max(0.0, self.clock.left) / (2 * (len(pairs) - k))
+                self._note_times(self._in_turns(pair, rounds, share), noted)
         timed = {*baselines, *others}
         self._first_looks = self._first_looks | timed if first_look else self._first_looks - timed
+        if not first_look:
+            for name in timed:
+                self._keep_times(name)
 
-    def _time_together(self, names: Sequence[str], rounds: int, *, seconds: float, keep: bool) -> None:
+    def _in_turns(self, names: Sequence[str], rounds: int, seconds: float) -> Measurement:
         """Times candidates in turns. All take part in all rounds, however slow: ratios need both.
 
         Rounds after the first few begin within some seconds, however long other programs make each take.
@@ -306,7 +310,7 @@ class Trials:
         found = measure(contestants, self.typical_sample(), plan, progress=self.say)
         for name, reason in found.failures.items():
             self.note(name, outcome=Outcome.FAILED, reason=reason)
-        self._note_times(found, names, keep=keep)
+        return found
 
     def certify(self, name: str) -> bool:
         """Tests a candidate on the held-out part; returns whether its drop is certain to keep the budget.
@@ -361,24 +365,29 @@ class Trials:
 
         return sorted(feeds, key=size)[len(feeds) // 2]
 
-    def _note_times(self, found: Measurement, names: Sequence[str], *, keep: bool) -> None:
+    def _note_times(self, found: Measurement, names: Sequence[str]) -> None:
+        """Notes times, and ratios to those baselines that took part."""
         results = {result.engine: result for result in found.results}
         for name in names:
             own = results.get(name)
             if own is None or not self.works(name):
                 continue
-            times = {
-                "latency_ms": own.run_ms,
-                "to_original": _ratio(results.get(ORIGINAL), own),
-                "to_lossless": _ratio(results.get(LOSSLESS), own),
-            }
             memory = None if own.peak_mb is None else int(own.peak_mb * 1e6)
-            self.note(name, **times, memory=memory)
-            if not keep:
-                continue
-            self._timed_now.add(name)
-            kept = {key: None if s is None else asdict(s) for key, s in times.items()}
-            self.memory.put("timed", {**kept, "memory": memory}, **self._identity(self.candidates[name]))
+            self.note(name, latency_ms=own.run_ms, memory=memory)
+            for field, other in (("to_original", ORIGINAL), ("to_lossless", LOSSLESS)):
+                if other in results:
+                    self.note(name, **{field: results[other].ratio_to(own)})
+
+    def _keep_times(self, name: str) -> None:
+        """Remembers a candidate's times for later searches."""
+        found = self.records[name]
+        if found.latency_ms is None or not self.works(name):
+            return
+        times = {"latency_ms": found.latency_ms, "to_original": found.to_original}
+        times["to_lossless"] = found.to_lossless
+        kept = {key: None if spread is None else asdict(spread) for key, spread in times.items()}
+        self._timed_now.add(name)
+        self.memory.put("timed", {**kept, "memory": found.memory}, **self._identity(self.candidates[name]))
 
     def _recall_time(self, name: str) -> bool:
         known = self.memory.get("timed", **self._identity(self.candidates[name]))
@@ -428,10 +437,6 @@ class Trials:
     @staticmethod
     def _size(model: Path) -> int:
         return sum(path.stat().st_size for path in files_of(model))
-
-
-def _ratio(other: Result | None, own: Result) -> Spread | None:
-    return None if other is None else other.ratio_to(own)
 
 
 def described(how: Quantization | None) -> str:
