@@ -334,6 +334,10 @@ def test_bad_arguments_are_refused_before_anything_is_compiled(search: Search) -
         ({"metric": "beauty"}, "beauty"),
         ({"output": "logits"}, "output='logits': the model has scores"),
         ({"memory_limit": 0}, "memory_limit=0"),
+        ({"time_limit": float("nan")}, "time_limit=nan"),
+        ({"time_limit": -1.0}, "time_limit=-1.0"),
+        ({"threads": 0}, "threads=0"),
+        ({"seed": -1}, "seed=-1"),
     ):
         with pytest.raises(OptionError, match=re.escape(words)):
             search(**options)

@@ -130,7 +130,8 @@ def optimize(  # noqa: PLR0913 - choices, each with a default
         threads: of a run; None for all cores.
         time_limit: seconds for everything; None for any time. Where it is too short for more, the
             lossless compilation is returned.
-        memory_limit: bytes that the process of a candidate may allocate; None for no limit.
+        memory_limit: bytes that each process of the search may allocate, mapped files not counted; None for
+            no limit.
         seed: of the split into parts and of the bootstrap.
         example: as for `compile`.
         dynamic: as for `compile`.
@@ -161,13 +162,14 @@ def optimize(  # noqa: PLR0913 - choices, each with a default
         engines=engines,
         prune=prune,
         padding=padding,
-        threads=threads or cores(),
+        threads=cores() if threads is None else threads,
+        seconds=time_limit,
         memory=memory_limit,
         seed=seed,
         cache=default_cache() if cache is None else Path(cache),
         database=default_database() if database is None else Path(database),
     )
-    clock = Clock(time_limit)
+    clock = Clock(asked.seconds)
     clock.phase("reading")
     with tempfile.TemporaryDirectory(prefix="hasten-") as folder:
         place = Path(folder)

@@ -34,7 +34,8 @@ class Asked:
         prune: whether units may be removed.
         padding: "skip" or "compute".
         threads: of a run.
-        memory: bytes that a candidate's process may allocate; None for no limit.
+        seconds: for everything; None for any time.
+        memory: bytes that a process may allocate; None for no limit.
         seed: of what is random.
         cache: folder of compiled objects.
         database: file of measurements.
@@ -50,6 +51,7 @@ class Asked:
     prune: bool
     padding: str
     threads: int
+    seconds: float | None
     memory: int | None
     seed: int
     cache: Path
@@ -70,6 +72,10 @@ class Asked:
             raise OptionError(f"padding={self.padding!r}: give one of skip, compute")
         if self.threads < 1:
             raise OptionError(f"threads={self.threads}: give 1 or more")
+        if self.seconds is not None and not self.seconds >= 0:
+            raise OptionError(f"time_limit={self.seconds}: give a number of seconds, 0 or more, or None")
+        if self.seed < 0:
+            raise OptionError(f"seed={self.seed}: give 0 or more")
         if self.memory is not None and self.memory <= 0:
             raise OptionError(f"memory_limit={self.memory}: give a number of bytes above 0")
         if self.prune:
