@@ -37,6 +37,7 @@ def test_arrays_and_graphs_come_back(tmp_path: Path) -> None:
     assert not found["a"][0].flags.writeable
     new, same = found["graphs"]
     assert file_of(same) == file_of(stored) == tmp_path / "stored.onnx"
+    assert file_of(stored.clone()) is None
     assert file_of(new) not in (None, file_of(stored))
     np.testing.assert_array_equal(new.graph.initializers["w"].const_value.numpy(), np.arange(3))
     write_value(found, tmp_path / "again", tmp_path)  # from pages that are given back afterwards

@@ -41,7 +41,7 @@ def isolated(
         function: of a module that can be imported.
         args: what it takes, as `transfer.write_value` can write it.
         doing: what it does, for error messages: "compiling".
-        folder: for the graphs that it returns.
+        folder: for graphs that go there and back, which stay.
         limits: of the process and all that it starts.
         progress: is told what the function tells its argument of that name; None if it has none.
         named: further arguments.
@@ -65,7 +65,7 @@ def isolated(
             "memory": limits.memory,
             "path": str(Path(__file__).parents[2]),
         }
-        write_value((function, args, named), place / "call", place)
+        write_value((function, args, named), place / "call", folder)
         with _started(job, scratch, errors) as process:
             _wait(process, doing, limits, _Told(told, progress))
         if process.returncode:

@@ -37,7 +37,7 @@ def save_graph(model: ir.Model, path: Path) -> None:
 def load_graph(path: Path) -> ir.Model:
     """A graph from its file, with its weights mapped where they are used."""
     model = ir.load(path)
-    model.meta[_PLACE] = str(path)
+    model.meta[_PLACE] = (id(model), path)  # a copy, which may be changed, has another id
     return model
 
 
@@ -49,8 +49,8 @@ def mapped(model: ir.Model, path: Path) -> ir.Model:
 
 def file_of(model: ir.Model) -> Path | None:
     """The file that a graph was read from by `load_graph`."""
-    place = model.meta.get(_PLACE)
-    return None if place is None else Path(place)
+    known, path = model.meta.get(_PLACE, (None, None))
+    return path if known == id(model) else None
 
 
 def write_value(value: Any, path: Path, graphs: Path) -> None:
