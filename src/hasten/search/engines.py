@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from hasten.errors import EngineError, MissingDependencyError, OptionError
 from hasten.runtime.manifest import Manifest
 from hasten.search.engines_worker import save_npz
+from hasten.search.pages import give_back
 
 Array = NDArray[Any]
 Form = Literal["artifact", "onnx", "module"]
@@ -174,6 +175,7 @@ class Worker:
             "memory": limits.memory,
             "path": str(Path(__file__).parents[2]),
         }
+        give_back()  # before another process takes memory
         script = Path(__file__).with_name("engines_worker.py")
         self._process = subprocess.Popen(
             # -P: the folder of the script is no place to import from.

@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from hasten.errors import EngineError
 from hasten.search.engines import NO_LIMITS, Limits, explained
+from hasten.search.pages import give_back
 from hasten.search.transfer import read_value, write_value
 
 _LOOK = 0.2  # seconds between looks at what a function tells
@@ -66,6 +67,7 @@ def isolated(
             "path": str(Path(__file__).parents[2]),
         }
         write_value((function, args, named), place / "call", folder)
+        give_back()  # before another process takes memory
         with _started(job, scratch, errors) as process:
             _wait(process, doing, limits, _Told(told, progress))
         if process.returncode:
