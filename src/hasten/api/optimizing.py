@@ -130,8 +130,8 @@ def optimize(  # noqa: PLR0913 - choices, each with a default
         threads: of a run; None for all cores.
         time_limit: seconds for everything; None for any time. Where it is too short for more, the
             lossless compilation is returned.
-        memory_limit: bytes that each process of the search may allocate, mapped files not counted; None for
-            no limit.
+        memory_limit: bytes that each process which makes, runs or measures candidates may allocate, mapped
+            files not counted; None for no limit.
         seed: of the split into parts and of the bootstrap.
         example: as for `compile`.
         dynamic: as for `compile`.

@@ -79,7 +79,11 @@ Examples:
     help="Whether ONNX Runtime and OpenVINO are candidates, if they are installed.",
 )
 @click.option("--time-limit", metavar="T", default="10m", show_default=True)
-@click.option("--memory-limit", metavar="B", help="What each process of the search may allocate, such as 8G.")
+@click.option(
+    "--memory-limit",
+    metavar="B",
+    help="What each process that makes or runs candidates may allocate, such as 8G.",
+)
 @click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
     "--report", metavar="F", type=click.Path(path_type=Path), help="Write a report, as .html or .json."
