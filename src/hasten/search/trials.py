@@ -267,7 +267,8 @@ class Trials:
 
         Args:
             names: of the candidates.
-            rounds: turns of each. Figures of fewer turns than usual do for now, and are taken again later.
+            rounds: turns of each. Figures of fewer turns than usual do for now, are with the lossless one
+                alone, and are taken again later.
         """
         first_look = rounds < _ROUNDS
         asked = [n for n in dict.fromkeys([LOSSLESS, ORIGINAL, *names]) if self.works(n)]
@@ -279,7 +280,8 @@ class Trials:
             unknown = asked  # compared with each other: within the same minutes
         baselines = [n for n in (ORIGINAL, LOSSLESS) if self.works(n)]
         others = [n for n in unknown if n not in baselines]
-        pairs: list[tuple[Sequence[str], Sequence[str]]] = [([b, n], [n]) for n in others for b in baselines]
+        against = [LOSSLESS] if first_look and self.works(LOSSLESS) else baselines
+        pairs: list[tuple[Sequence[str], Sequence[str]]] = [([b, n], [n]) for n in others for b in against]
         if any(name in unknown for name in baselines):
             pairs.insert(0, (baselines, baselines))
         fitting = max(0.0, min(self.clock.left, 1e6)) / (2 * _TURN * 2 * len(pairs))
