@@ -28,11 +28,14 @@ from hasten.loops.expr import (
     Size,
     Var,
     as_expr,
+    binary,
     cast,
     const,
     constant_int,
     load,
     size,
+    substitute,
+    walk,
 )
 from hasten.loops.program import Definition, Element, Guard, Program
 from hasten.loops.simplify import infix, spell, to_poly
