@@ -20,6 +20,7 @@ from hasten.loops.descriptions import (
     Prefix,
     RankSelect,
     Recurrence,
+    Scatter,
     operands,
 )
 from hasten.loops.dtypes import BYTES, DType
@@ -36,7 +37,7 @@ def stage_flops(stage: Stage) -> Expr:
         entries = (body.batch, body.head, body.row, body.key)
         scores = _product(entries if body.longest is None else (body.head, body.row)) * (body.longest or 1)
         return scores * (_product((body.depth,)) + _product((body.column,))) * 2
-    if isinstance(body, RankSelect | Prefix | Order | Forest | Greedy):
+    if isinstance(body, RankSelect | Prefix | Order | Forest | Greedy | Scatter):
         return const(0)
     if isinstance(body, Recurrence):
         lanes = _product((*body.lanes, body.step, body.unit))

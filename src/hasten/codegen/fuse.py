@@ -25,6 +25,7 @@ from hasten.loops.descriptions import (
     Prefix,
     RankSelect,
     Recurrence,
+    Scatter,
     map_operands,
     operands,
 )
@@ -332,7 +333,7 @@ def _walkable(c: Description, name: str, e: Expr) -> bool:
         return isinstance(e, Load)
     if isinstance(c, Prefix):
         return True
-    if isinstance(c, Forest | Greedy):
+    if isinstance(c, Forest | Greedy | Scatter):
         return not any(isinstance(n, Reduce) for n in walk(e))
     if isinstance(c, Recurrence):
         return all(_along_last(n, c.unit) for n in walk(e) if isinstance(n, Load))

@@ -38,6 +38,7 @@ from hasten.codegen.rank import rank_kernel
 from hasten.codegen.recurrence import recurrence_kernel
 from hasten.codegen.requantize import lean_epilogues
 from hasten.codegen.rows import find_rows, row_kernel
+from hasten.codegen.scatter import scatter_kernel
 from hasten.codegen.schedule import DEFAULTS, Algorithm, Product, Schedules, product_shape
 from hasten.codegen.shallow import join_shallow_taps
 from hasten.codegen.slide_kernel import slide_kernel
@@ -55,6 +56,7 @@ from hasten.loops.descriptions import (
     Prefix,
     RankSelect,
     Recurrence,
+    Scatter,
 )
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Expr, Load, Var, binary, const, constant_int, round_up, select, substitute, walk
@@ -214,6 +216,8 @@ def _kernel(
         return prefix_kernel(s, layouts, target.vector_bytes, f"prefix_{number}")
     if isinstance(s.body, Forest):
         return forest_kernel(s, forests[s.name], layouts, target.vector_bytes, f"forest_{number}")
+    if isinstance(s.body, Scatter):
+        return scatter_kernel(s, layouts, target.vector_bytes, f"scatter_{number}")
     if isinstance(s.body, Greedy):
         return greedy_kernel(s, layouts, f"greedy_{number}")
     if isinstance(s.body, Order):

@@ -325,8 +325,32 @@ class Greedy:
     most: Expr
 
 
+@dataclass(frozen=True)
+class Scatter:
+    """A tensor in which updates replace elements, or are combined with them, one after the other.
+
+    With the output's variables `vars`, out[vars] = old; then for all updates in row-major order of `updates`
+    out[at] becomes `new`, or `op` of what is there and `new`.
+
+    Attributes:
+        vars: the output's variables.
+        old: an element before, in terms of `vars`.
+        updates: variables over the updates.
+        at: where an update goes, an index for each dimension, in terms of `updates`.
+        new: an update, in the same terms.
+        op: "" to replace, else "add", "mul", "max" or "min".
+    """
+
+    vars: tuple[Var, ...]
+    old: Expr
+    updates: tuple[Var, ...]
+    at: tuple[Expr, ...]
+    new: Expr
+    op: str
+
+
 Contraction = Gemm | Attention
-Whole = Recurrence | Forest | Greedy
+Whole = Recurrence | Forest | Greedy | Scatter
 """Descriptions that no expression stands for."""
 Description = Contraction | RankSelect | Prefix | Order | Whole
 
@@ -413,6 +437,10 @@ def map_operands(c: Description, rewrite: Mapping[str, Expr]) -> Description:
         initial = tuple(new[f"initial {n}"] for n in c.states)
         bodies = tuple(new[f"body {n}"] for n in c.values)
         return replace(c, initial=initial, bodies=bodies, length=new["length"], at=new["at"])
+    if isinstance(c, Scatter):
+        new = {**operands(c), **rewrite}
+        at = tuple(new[f"at {d}"] for d in range(len(c.at)))
+        return replace(c, old=new["old"], new=new["new"], at=at)
     return replace(c, **rewrite)  # type: ignore[arg-type]  # keys are operand attributes
 
 
@@ -425,6 +453,8 @@ def operands(c: Description) -> dict[str, Expr]:
             "length": c.length,
             "at": c.at,
         }
+    if isinstance(c, Scatter):
+        return {"old": c.old, "new": c.new, **{f"at {d}": e for d, e in enumerate(c.at)}}
     names: tuple[str, ...] = ("q", "k", "v", "bias", "keep", "start", "stop")
     if isinstance(c, Gemm):
         names = ("a", "b")

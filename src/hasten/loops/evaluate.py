@@ -13,7 +13,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from hasten.errors import InputError
-from hasten.loops.descriptions import Attention, Forest, Gemm, Greedy, Order, Prefix, RankSelect, Recurrence
+from hasten.loops.descriptions import (
+    Attention,
+    Forest,
+    Gemm,
+    Greedy,
+    Order,
+    Prefix,
+    RankSelect,
+    Recurrence,
+    Scatter,
+)
 from hasten.loops.dtypes import BYTES, INDEX
 from hasten.loops.expr import Expr, Var
 from hasten.loops.operations import Array
@@ -99,6 +109,8 @@ def _define(d: Definition, tensors: Mapping[str, Array], sizes: Mapping[str, int
                 value = _rank_select(d.body, scope, ranges)
             case Order():
                 value = _order(d.body, scope, ranges)
+            case Scatter():
+                value = _scatter(d.body, scope, ranges)
             case Greedy():
                 value = _greedy(d.body, scope, ranges)
             case Recurrence():
@@ -245,6 +257,27 @@ def _places(before: Array) -> Array:
     earlier = np.tri(before.shape[-1], k=-1, dtype=bool)  # [position, other]: other < position
     place: Array = (np.swapaxes(before, -1, -2) | (~before & earlier)).sum(axis=-1)
     return place
+
+
+def _scatter(c: Scatter, scope: Scope, block: Mapping[Var, Range]) -> Value:
+    """All updates one after the other."""
+    sizes = scope.sizes
+    shape = [size_value(v.extent, sizes) for v in c.vars if v.extent is not None]
+    updates = [(0, size_value(v.extent, sizes)) for v in c.updates if v.extent is not None]
+    counts = tuple(high for _, high in updates)
+    whole = Scope(scope.tensors, sizes, axis_arrays(c.vars, [(0, n) for n in shape]))
+    old = whole.value(c.old)
+    out = np.array(np.broadcast_to(old.array, shape))
+    inner = Scope(scope.tensors, sizes, axis_arrays(c.updates, updates))
+    found = [inner.value(e) for e in (c.new, *c.at)]
+    new, *at = (np.broadcast_to(v.array, counts) for v in found)
+    apply = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}.get(c.op)
+    for u in np.ndindex(*counts):
+        place = tuple(int(a[u]) for a in at)
+        out[place] = new[u] if apply is None else apply(out[place], new[u])
+    fault = join_faults(*(v.fault for v in (old, *found)))
+    worst = None if fault is None or not fault.size else np.asarray(fault.max(), np.int8)
+    return Value(out[tuple(slice(*block[v]) for v in c.vars)], worst)
 
 
 def _greedy(c: Greedy, scope: Scope, block: Mapping[Var, Range]) -> Value:

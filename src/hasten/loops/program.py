@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from hasten.loops.descriptions import Description, Forest, Greedy, Recurrence, expression, operands
+from hasten.loops.descriptions import Description, Forest, Greedy, Recurrence, Scatter, expression, operands
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import (
     Expr,
@@ -57,7 +57,7 @@ class Definition:
         """What the definition computes with all its loops, so that every size in it shows."""
         if isinstance(self.body, Recurrence):
             return (*self.expressions(), self.body.step)
-        if isinstance(self.body, Forest | Greedy):
+        if isinstance(self.body, Forest | Greedy | Scatter):
             return self.expressions()
         return (self.expr,)
 

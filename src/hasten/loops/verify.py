@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hasten.loops.descriptions import Attention, Forest, Gemm, Greedy, Order, Prefix, RankSelect, Recurrence
+from hasten.loops.descriptions import (
+    Attention,
+    Forest,
+    Gemm,
+    Greedy,
+    Order,
+    Prefix,
+    RankSelect,
+    Recurrence,
+    Scatter,
+)
 from hasten.loops.dtypes import BYTES, INDEX, DType
 from hasten.loops.expr import (
     REDUCTIONS,
@@ -158,6 +168,9 @@ def _check_definition(d: Definition, tensors: Mapping[str, TensorInfo], sizes: s
     if isinstance(d.body, Recurrence):
         _check_recurrence(d.body, d, tensors, sizes, where)
         return
+    if isinstance(d.body, Scatter):
+        _check_scatter(d.body, d, tensors, sizes, where)
+        return
     if isinstance(d.body, Greedy):
         _check_greedy(d.body, d, tensors, sizes, where)
         return
@@ -188,6 +201,19 @@ def _check_recurrence(
         checker.check(e, lanes | {c.step, c.unit})
         known[name] = TensorInfo(name, e.dtype, shape)
     require(set(c.carried) <= set(c.values), f"{where}: a state becomes what no step computes")
+
+
+def _check_scatter(
+    c: Scatter, d: Definition, tensors: Mapping[str, TensorInfo], sizes: set[str], where: str
+) -> None:
+    require(d.vars == c.vars, f"{where}: the variables of a scatter are not its own")
+    require(len(c.at) == len(c.vars), f"{where}: an update of a scatter has not an index for each dimension")
+    require(c.op in ("", "add", "mul", "max", "min"), f"{where}: a scatter combines by '{c.op}'")
+    checker = _Checker(tensors, sizes, where)
+    checker.check(c.old, frozenset(c.vars))
+    for e in (c.new, *c.at):
+        checker.check(e, frozenset(c.updates))
+    require(c.old.dtype is c.new.dtype is d.dtype, f"{where}: a scatter mixes element types")
 
 
 def _check_greedy(

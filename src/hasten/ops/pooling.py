@@ -26,8 +26,10 @@ from hasten.ops.base import Declined, Inputs, Lower, Lowering, Op, Tensor, optio
 from hasten.ops.indices import linear_index, product, split_index
 from hasten.ops.pruning import WINDOWS, alike
 from hasten.ops.reductions import count_of, lowest, reduce_axes
-from hasten.ops.scatter import CANDIDATES
 from hasten.ops.windows import SPATIAL_NAMES, TAP_NAMES, Window, names, padded, windows
+
+CANDIDATES = 1024
+"""Largest number of elements that each one of MaxUnpool's output is looked for among."""
 
 Epilogue = Callable[[Expr, Sequence[Expr]], Expr]
 
