@@ -101,3 +101,10 @@ def test_elements_back_where_they_stood(check_node):
     places = np.arange(6).reshape(2, 3, 1, 1) * 48 + rows * 8 + columns
     for more in ([], [np.array([2, 3, 7, 9])]):
         check_node("MaxUnpool", [largest, places, *more], kernel_shape=[2, 2], strides=[2, 2])
+
+
+@pytest.mark.parametrize("op", ["AveragePool", "MaxPool"])
+def test_pictures_of_known_size_whose_rows_are_contiguous(op):
+    """The window slides along the innermost axis, which is no axis of channels."""
+    prepared = case(op, [("float32", [2, 3, 32, 37])], kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    prepared.check(np.random.default_rng(0).standard_normal((2, 3, 32, 37)).astype(np.float32))

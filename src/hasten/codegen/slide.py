@@ -93,8 +93,8 @@ def find_slide(stage: Stage, layouts: Layouts) -> Slide | None:
     condition, element = split_guard(total.op, total.body) or (const(True, DType.BOOL), total.body)
     operands = _operands(element, total.op, stage, channel, layouts)
     extents = [constant_int(v.extent) for v in (*total.vars, channel)]
-    if operands is None or None in extents:
-        return None
+    if operands is None or None in extents or channel in free_vars(condition):
+        return None  # the channel may be an axis of a row-major picture, along which the window slides too
     x, zero, w = operands
     axis = layouts[x.buffer].order[-2]
     taps = [v for v in free_vars(x.index[axis]) if v in total.vars]
