@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.ops.conformance import case
 
 from hasten.loops.expr import Op, walk
 
