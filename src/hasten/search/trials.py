@@ -72,6 +72,7 @@ class Trials:
         self._timed_now: set[str] = set()
         self._models: dict[str, Path] = {}
         self._graphs: dict[str, Path] = {}
+        self._files: dict[Path, list[Path]] = {}
         self._parts: dict[str, Part] = {}
         self._answers: dict[tuple[str, str], Outputs] = {}
 
@@ -304,7 +305,7 @@ class Trials:
         contestants = []
         for name in names:
             model = self.model(self.candidates[name])
-            contestants.append(Contestant(self.candidates[name].engine, model, files_of(model), name))
+            contestants.append(Contestant(self.candidates[name].engine, model, self._files_of(model), name))
         # Its rounds are as many as fit: to end it by force would lose the baselines too.
         limits = Limits(max(1.0, min(_PATIENCE, self.clock.left)), self.problem.asked.memory)
         ends = time.monotonic() + seconds
@@ -436,9 +437,14 @@ class Trials:
         """
         return Limits(seconds, self.problem.asked.memory, self.clock.until(share))
 
-    @staticmethod
-    def _size(model: Path) -> int:
-        return sum(path.stat().st_size for path in files_of(model))
+    def _size(self, model: Path) -> int:
+        return sum(path.stat().st_size for path in self._files_of(model))
+
+    def _files_of(self, model: Path) -> list[Path]:
+        """The files of a model, which are found by reading all of it: once."""
+        if model not in self._files:
+            self._files[model] = files_of(model)
+        return self._files[model]
 
 
 def described(how: Quantization | None) -> str:
