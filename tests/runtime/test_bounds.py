@@ -220,3 +220,24 @@ def test_what_the_host_asserts_is_an_error_of_ours():
     assert rep.session.run({"x": np.ones((1, 2, 3), np.float32), "s": size})["y"].shape == (1, 5, 6, 2)
     with pytest.raises(InputError, match="AffineGrid"):
         rep.session.run({"x": np.ones((1, 3, 2), np.float32), "s": size})
+
+
+def test_what_goes_by_blocks_or_conditions_stays_within():
+    texts = (
+        """(float[n, m] x, bool[k] c) => (float[l, m] y) { [it] y = Compress <axis = 0> (x, c) }""",
+        """(float[n, m] x, bool[k] c) => (float[l] y) { [it] y = Compress (x, c) }""",
+        """(uint8[n, m] x, float[j, k] c) => (float[n, m] y)
+        { [it] y = DequantizeLinear <axis = 1, block_size = 2> (x, c) }""",
+    )
+    heads = [f'<ir_version: 10, opset_import: ["": 21]> g {t}' for t in texts]
+    by_row, flat, blocked = prepare_all([onnx.parser.parse_model(t) for t in heads])
+    some = np.array([False, True])
+    for rep, rows in ((by_row, 0), (by_row, 1), (flat, 0)):
+        with pytest.raises(InputError, match="'it'"):
+            rep.session.run({"x": np.ones((rows, 3), np.float32), "c": some})
+    assert by_row.session.run({"x": np.ones((2, 3), np.float32), "c": some})["y"].shape == (1, 3)
+    x = np.ones((2, 4), np.uint8)
+    assert blocked.session.run({"x": x, "c": np.ones((2, 2), np.float32)})["y"].tolist() == x.tolist()
+    for shape in ((2, 1), (1, 2)):
+        with pytest.raises(InputError, match="'it'"):
+            blocked.session.run({"x": x, "c": np.ones(shape, np.float32)})

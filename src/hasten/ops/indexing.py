@@ -236,6 +236,7 @@ def lower_reverse_sequence(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list
 def lower_one_hot(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     """values[1] where the new dimension's index is the one given, else values[0]."""
     indices, values = required(inputs, 0), required(inputs, 2)
+    ctx.require_equal(product(values.shape), const(2))
     depth = ctx.dim(index_values(ctx, required(inputs, 1), "the depth")[0])
     axis = normalize_axis(attribute_int(node, "axis", -1), indices.rank + 1)
     shape = [*indices.shape[:axis], depth, *indices.shape[axis:]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from hasten.loops.expr import Const, Expr, Load, Op, Var, children
+from hasten.loops.expr import Bounded, Const, Expr, Load, Op, Var, children, const, constant_int, walk
 from hasten.loops.simplify import nonnegative, to_poly
 
 
@@ -53,6 +53,9 @@ def short_axes(e: Expr, shape_of: Callable[[str], tuple[Expr, ...] | None]) -> I
                     yield ShortAxis(node.buffer, d, i.extent, n)
                 elif isinstance(i, Const) and not isinstance(n, Const):
                     yield ShortAxis(node.buffer, d, i + 1, n)
+                elif not constant_int(n) and any(isinstance(e, Bounded) for e in walk(i)):
+                    # A place out of bounds is reported, and the first read in its stead.
+                    yield ShortAxis(node.buffer, d, const(1), n)
 
 
 def is_at_most(e: Expr, limit: Expr) -> bool:

@@ -15,7 +15,7 @@ from hasten.ops.indices import clamp
 
 
 def _parameter(
-    ctx: Lowering, node: ir.Node, x: Tensor, scale: Tensor
+    ctx: Lowering, node: ir.Node, x: Tensor, scale: Tensor, zero: Tensor | None
 ) -> Callable[[Tensor, tuple[Expr, ...]], Expr]:
     """Access to a scale or zero point by the index of `x`: one for all, by axis, or by block of an axis.
 
@@ -25,6 +25,10 @@ def _parameter(
     block = attribute_int(node, "block_size", 0)
     if block:
         along = normalize_axis(attribute_int(node, "axis", 1), x.rank)
+        for t in (scale, zero):
+            if t is not None and t.rank == x.rank:
+                covered = binary("le", x.shape[along], t.shape[along] * block)
+                ctx.require(covered, f"'{t.name}' to have a number for each block of {block}")
         return lambda t, index: t.at(*(i // block if d == along else i for d, i in enumerate(index)))
     if scale.rank == 0 or (scale.rank == 1 and scale.shape[0] == const(1)):
         return lambda t, index: t.at(*(const(0) for _ in t.shape))
@@ -44,7 +48,7 @@ def lower_quantize(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]
         raise Declined(f"QuantizeLinear to {wanted.name.lower()}")
     if not x.dtype.is_float or scale.dtype is not x.dtype:
         raise Declined("QuantizeLinear whose input and scale are not of one float type")
-    at = _parameter(ctx, node, x, scale)
+    at = _parameter(ctx, node, x, scale, zero)
 
     def body(*index: Expr) -> Expr:
         y = binary("div", x.at(*index), at(scale, index))
@@ -67,7 +71,7 @@ def lower_dequantize(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tenso
     wanted = attribute_int(node, "output_dtype", 0)
     if wanted and element_type(ir.DataType(wanted)) is not scale.dtype:
         raise Declined(f"DequantizeLinear to {ir.DataType(wanted).name.lower()}")
-    at = _parameter(ctx, node, x, scale)
+    at = _parameter(ctx, node, x, scale, zero)
 
     def body(*index: Expr) -> Expr:
         y = cast(x.at(*index), scale.dtype)
