@@ -18,7 +18,7 @@ import onnx
 from tests import processes
 from tests.codegen.engines import division_of_work
 from tests.onnx_suite.suite import Case, Outcome, evaluate, load_cases, sample, skipped
-from tests.runtime import extremes
+from tests.runtime import extremes, unequal
 
 from benchmarks import models, zoo
 from hasten import __version__, frontends
@@ -60,6 +60,11 @@ def address() -> list[str]:
     ran = processes.run(numbers, extreme, LIMITS)
     bad += [n for n, o in zip(extreme, ran, strict=True) if o is None]
     print(f"{len(extreme)} operators that read numbers, {ran.count(None)} at fault", flush=True)
+    free = unequal.chosen(load_cases())
+    met = processes.run(unequal.work, free, LIMITS)
+    wrong = [c.key for c, f in zip(free, met, strict=True) if f is None or f.problems]
+    bad += wrong
+    print(f"{len(free)} operators with inputs that contradict each other, {len(wrong)} at fault", flush=True)
     names = sorted(networks())
     ran = processes.run(network, names, LIMITS)
     lost = [n for n, o in zip(names, ran, strict=True) if o is None]

@@ -98,7 +98,7 @@ def lower_roi_align(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor
     ctx.require_equal(rois.shape[1], const(4))
     count = ctx.same_size(rois.shape[0], pictures.shape[0])
     cells, one = (high, wide), const(1, x.dtype)
-    for n in x.shape[2:]:
+    for n in (x.shape[0], *x.shape[2:]):
         ctx.require_some(n, [count])
 
     def region(r: Expr, axis: Expr, what: Expr) -> Expr:
