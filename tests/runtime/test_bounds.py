@@ -241,3 +241,15 @@ def test_what_goes_by_blocks_or_conditions_stays_within():
     for shape in ((2, 1), (1, 2)):
         with pytest.raises(InputError, match="'it'"):
             blocked.session.run({"x": x, "c": np.ones(shape, np.float32)})
+
+
+def test_parts_that_an_axis_is_too_short_for():
+    text = """<ir_version: 10, opset_import: ["": 21]> g
+    (float[n] x) => (float[a] p, float[b] q, float[c] r, float[d] s)
+    { [it] p, q, r, s = Split <num_outputs = 4> (x) }"""
+    (rep,) = prepare_all([onnx.parser.parse_model(text)])
+    for n in (1, 5):
+        with pytest.raises(InputError, match=r"long enough for 4 parts .*'it'"):
+            rep.session.run({"x": np.ones(n, np.float32)})
+    for n, last in ((3, 0), (7, 1), (8, 2)):
+        assert rep.session.run({"x": np.ones(n, np.float32)})["s"].shape == (last,)

@@ -230,6 +230,7 @@ def lower_split(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     else:
         count = attribute_int(node, "num_outputs", len(node.outputs))
         chunk = ctx.dim((n + (count - 1)) // count)
+        ctx.require(binary("le", chunk * (count - 1), n), f"an axis that is long enough for {count} parts")
         parts = [chunk] * (count - 1) + [ctx.dim(n - chunk * (count - 1))]
     start: Expr = const(0)
     results: list[Tensor] = []
