@@ -31,8 +31,9 @@ ADDRESS = Sanitizer(
     "address",
     "-fsanitize=address,undefined -fno-sanitize-recover=undefined",
     ("libasan.so", "libubsan.so"),
-    # Python does not free everything; what it does is no business of compiled code.
-    {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"},
+    # Python does not free everything; what it does is no business of compiled code. Memory that there is not
+    # is an error of the session's, as it is without a sanitizer.
+    {"ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1"},
 )
 THREAD = Sanitizer(
     "thread",
