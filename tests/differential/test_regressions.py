@@ -140,6 +140,15 @@ CASES = {
         {"x": np.arange(120, dtype=np.uint8).reshape(3, 40), "d": np.array([[3], [7], [255]], np.uint8)},
         EXACT,
     ),
+    # A window slid along the rows, and what of it lies inside a row differs along the row: no C came of it.
+    "a window over all columns, rows apart": (
+        """(float[m, 4, 5, 4] x) => (float[m, 4, 3, 4] y) {
+            y = AveragePool <auto_pad = "SAME_UPPER", count_include_pad = 1, kernel_shape = [3, 5],
+                strides = [2, 1]> (x)
+        }""",
+        {"x": floats(2, 4, 5, 4)},
+        ROUNDED,
+    ),
     # ONNX's evaluator takes a condition that is left out for one that does not hold.
     "a loop without a condition": (
         """(float[2] x) => (float[2] y) <int64 n = {3}> {

@@ -109,7 +109,10 @@ def find_slide(stage: Stage, layouts: Layouts) -> Slide | None:
         return None
     rows = _rows(total, condition, tap)
     edges = _edges(condition, tap, position, (dilation, stride))
-    if rows is None or edges is None or any(position in free_vars(e) for pair in rows.values() for e in pair):
+    if rows is None or edges is None:
+        return None
+    # What lies inside is one range for a block of positions and of channels.
+    if any({position, channel} & free_vars(e) for pair in rows.values() for e in pair):
         return None
     accumulator = Load(DType.F32, ACCUMULATOR, ())
     finish = flatten(substitute(stage.body, {total: accumulator}), layouts)
