@@ -33,7 +33,7 @@ def windows(data, rank, padding=True):
 def test_convolution(check_node, rank, data):
     kernel, attributes, extents = windows(data, rank)
     group = data.draw(st.sampled_from([1, 2, 3]))
-    per_input, per_group = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 2))
+    per_input, per_group = data.draw(st.integers(1, 2)), data.draw(st.sampled_from([1, 2, 7, 17]))
     x = floats(2, group * per_input, *extents)
     w = floats(group * per_group, per_input, *kernel)
     bias = floats(group * per_group) if data.draw(st.booleans()) else None
@@ -93,8 +93,14 @@ def test_forms_of_convolution(check_node):
     pointwise = check_node("Conv", [x, floats(4, 6, 1, 1)], constant=[1], symbolic=symbolic).program
     assert pointwise.definitions["y"].body.taps == ()
 
-    grouped = check_node("Conv", [x, floats(4, 3, 3, 3)], constant=[1], group=2).program
+    wide = [x, floats(40, 3, 3, 3), floats(40)]
+    grouped = check_node("Conv", wide, constant=[1, 2], group=2).program
     assert [v.name for v in grouped.definitions["y_product"].body.batch] == ["g"]
+    assert isinstance(grouped.definitions["y"].body, Load)  # the bias is added to the product
+
+    # A panel takes as long for few columns: groups that have few are computed as one, beside zeros.
+    joined = check_node("Conv", [x, floats(4, 3, 3, 3)], constant=[1], group=2).program
+    assert (joined.definitions["y"].body.batch, joined.definitions["y"].body.depth.extent) == ((), const(6))
 
     depthwise = check_node("Conv", [x, floats(12, 1, 3, 3)], constant=[1], group=6).program
     assert not isinstance(depthwise.definitions["y"].body, Gemm)
@@ -133,10 +139,10 @@ def test_transposed_convolution(check_node, rank, data):
 def test_transposed_convolution_is_one_product_and_movement(check_node, rank, group, taps):
     strides = [2, 3, 1][:rank]
     kernel = [s * taps for s in strides]
-    x, w = floats(2, 4, *(3, 2, 4)[:rank]), floats(4, 3, *kernel)
+    x, w = floats(2, 4, *(3, 2, 4)[:rank]), floats(4, 17, *kernel)
     definitions = check_node(
         "ConvTranspose",
-        [x, w, floats(3 * group)],
+        [x, w, floats(17 * group)],
         constant=[1, 2],
         symbolic={0: ["n", 4, *"hwd"[:rank]]},
         strides=strides,
@@ -147,7 +153,7 @@ def test_transposed_convolution_is_one_product_and_movement(check_node, rank, gr
     product = definitions["y_product"].body
     assert isinstance(product, Gemm)
     assert [v.extent for v in product.taps] == [const(taps)] * (rank if taps > 1 else 0)
-    assert product.column.extent == const(3 * int(np.prod(strides)))
+    assert product.column.extent == const(17 * int(np.prod(strides)))
     assert isinstance(definitions["y"].body, Load)  # the bias is added to the product
 
 

@@ -30,6 +30,9 @@ from hasten.ops.pruning import (
 from hasten.ops.reductions import reduce_over
 from hasten.ops.windows import SPATIAL_NAMES, TAP_NAMES, Window, names, padded, windows
 
+NARROWEST = 16
+"""Columns of a product that take as long as fewer do."""
+
 
 def _operands(node: ir.Node, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor | None, list[int], int]:
     """Input, weight, bias, kernel size and number of groups.
@@ -59,15 +62,28 @@ def _variables(taps: Sequence[Expr]) -> tuple[Var, ...]:
     return tuple(t for t in taps if isinstance(t, Var))
 
 
-def _finished(product: Tensor, bias: Tensor | None, *, grouped: bool = False) -> Callable[..., Expr]:
-    """Element [n, channel, spatial...] of a product that may have groups as an axis of its own."""
+def _biased(product: Tensor, bias: Tensor, n: Expr, c: Expr, *rest: Expr) -> Expr:
+    return binary("add", product.at(n, c, *rest), bias.at(c))
 
-    def body(n: Expr, c: Expr, *rest: Expr) -> Expr:
-        per_group = product.shape[2]
-        y = product.at(n, c // per_group, c % per_group, *rest) if grouped else product.at(n, c, *rest)
-        return y if bias is None else binary("add", y, bias.at(c))
 
-    return body
+def _biased_group(product: Tensor, bias: Tensor, per_group: int, *index: Expr) -> Expr:
+    return binary("add", product.at(*index), bias.at(index[-2] * per_group + index[-1]))
+
+
+def _joint(groups: int, per_group: int) -> int:
+    """How many groups to compute as one: as many as fit a narrow panel, which takes as long anyway."""
+    return max(j for j in range(1, groups + 1) if groups % j == 0 and (j == 1 or j * per_group <= NARROWEST))
+
+
+def _side_by_side(w: np.ndarray, groups: int, joint: int) -> np.ndarray:
+    """The weight of a convolution with fewer groups, in which channels of others meet zeros."""
+    outputs, inputs, *window = w.shape
+    per_group = outputs // groups
+    wide = np.zeros((groups // joint, joint, per_group, joint, inputs, *window), w.dtype)
+    own = w.reshape(groups // joint, joint, per_group, inputs, *window)
+    for j in range(joint):
+        wide[:, j, :, j] = own[:, j]
+    return wide.reshape(outputs, joint * inputs, *window)
 
 
 def lower_conv(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
@@ -105,6 +121,11 @@ def convolved(
     assert channels is not None and per_input is not None  # the shape is constant
     if groups < 1 or channels % groups:
         raise Declined(f"Conv of {channels} output channels in {groups} groups")
+    joint = _joint(groups, channels // groups) if per_input > 1 else 1
+    known = ctx.program.constants.get(w.name) if joint > 1 else None
+    if known is not None:
+        wide = ctx.constant(_side_by_side(known, groups, joint), "joint")
+        return convolved(ctx, x, wide, bias, sliding, groups // joint, suffix=suffix)
     kernel = [s.kernel for s in sliding]
     spatial = [ctx.dim(s.out) for s in sliding]
     zero, dtype = const(0, x.dtype), x.dtype
@@ -120,7 +141,8 @@ def convolved(
         a = padded(x, (n, depth), sliding, o, taps, zero)
         return Gemm((), (n, *o), oc, _variables(taps), depth, a, w.at(oc, depth, *taps))
 
-    def grouped(n: Var, g: Var, oc: Var, *o: Var) -> Contraction:
+    def grouped(n: Var, *rest: Var) -> Contraction:
+        *o, g, oc = rest
         a = padded(x, (n, g * per_input + depth), sliding, o, taps, zero)
         b = w.at(g * per_group + oc, depth, *taps)
         return Gemm((g,), (n, *o), oc, _variables(taps), depth, a, b)
@@ -130,14 +152,22 @@ def convolved(
         return reduce_over("sum", taps, binary("mul", a, w.at(oc, 0, *taps)))
 
     if groups > 1 and per_input > 1:
-        wide = [x.shape[0], const(groups), const(per_group), *spatial]
-        product = ctx.temporary(wide, grouped, dtype, "product", vars=("n", "g", "oc", *labels))
-        return define(shape, _finished(product, bias, grouped=True), dtype, vars=plain)
+        # Groups before their channels, so that in memory they are channels side by side.
+        apart, view = [x.shape[0], *spatial, const(groups), const(per_group)], ("n", *labels, "g", "oc")
+        product = ctx.temporary(apart, grouped, dtype, "product", vars=view)
+        if bias is not None:
+            add = partial(_biased_group, product, bias, per_group)
+            product = ctx.temporary(apart, add, dtype, "biased", vars=view)
+
+        def joined(n: Expr, c: Expr, *o: Expr) -> Expr:
+            return product.at(n, *o, c // per_group, c % per_group)
+
+        return define(shape, joined, dtype, vars=plain)
     body = depthwise if groups > 1 else whole
     if bias is None:
         return define(shape, body, dtype, vars=plain)
     product = ctx.temporary(shape, body, dtype, "product", vars=plain)
-    return define(shape, _finished(product, bias), dtype, vars=plain)
+    return define(shape, partial(_biased, product, bias), dtype, vars=plain)
 
 
 @dataclass(frozen=True)
