@@ -149,6 +149,13 @@ CASES = {
         {"x": floats(2, 4, 5, 4)},
         ROUNDED,
     ),
+    # The first of no rows was written, outside of the result.
+    "sums along an empty axis": (
+        """(float[m, 8] x) => (float[m, 8] y) <int64 a = {0}>
+        { y = CumSum <exclusive = 1, reverse = 1> (x, a) }""",
+        {"x": floats(0, 8)},
+        EXACT,
+    ),
     # ONNX's evaluator takes a condition that is left out for one that does not hold.
     "a loop without a condition": (
         """(float[2] x) => (float[2] y) <int64 n = {3}> {

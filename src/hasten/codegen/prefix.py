@@ -12,8 +12,8 @@ from hasten.codegen.reductions import Names, hoist
 from hasten.codegen.stage import Stage
 from hasten.loops.descriptions import NEUTRAL, Prefix
 from hasten.loops.dtypes import INDEX
-from hasten.loops.expr import Expr, Load, Op, Var, const, constant_int, substitute
-from hasten.loops.nest import Declare, For, Stmt, Store
+from hasten.loops.expr import Expr, Load, Op, Var, binary, const, constant_int, substitute
+from hasten.loops.nest import Declare, For, Stmt, Store, choose
 
 _OPERATIONS = {"sum": "add", "prod": "mul"}
 
@@ -80,4 +80,6 @@ def _rows(c: Prefix, term: Expr, address: Expr, inner: Var, lanes: int) -> tuple
     first = (
         substitute(term, {c.position: place(const(0))}) if c.inclusive else const(NEUTRAL[c.op], term.dtype)
     )
-    return (*row(first, place(const(0))), For(step, const(1), count, row(_joined(c, last, added), here)))
+    # Of an empty axis there is no first row either.
+    begin = choose(binary("lt", const(0), count), row(first, place(const(0))), ())
+    return (*begin, For(step, const(1), count, row(_joined(c, last, added), here)))
