@@ -13,6 +13,7 @@ RNG = np.random.default_rng(0)
 WEIGHTS = {
     "w": RNG.standard_normal((24, 24)).astype(np.float32) / 5,
     "g": RNG.standard_normal(24).astype(np.float32),
+    "all": np.full(24, 2),
 }
 
 
@@ -38,10 +39,10 @@ def test_normalized_rows_and_residual_sums_replace_what_they_read():
 @pytest.mark.parametrize(
     "body",
     [
-        "p = MatMul(x, w) last = Softmax<axis = 0>(p)",
+        "p = MatMul(x, w) r = ReverseSequence<batch_axis = 1, time_axis = 0>(p, all) last = Add(p, r)",
         "p = MatMul(x, w) t = Transpose<perm = [1, 0]>(p) e = Exp(t) u = MatMul(e, p) last = MatMul(x, u)",
     ],
-    ids=["columns", "transposed"],
+    ids=["reversed", "transposed"],
 )
 def test_what_other_rows_need_is_kept(body):
     assert set(over(graph(body)).values()) == {None}

@@ -82,7 +82,7 @@ def test_shapes():
     expand = case("Expand", [("float32", [3, 1]), (INT64, [3])])
     for shape in ((2, 1, 6), (1, 3, 1), (4, 3, 2), (0, 1, 1)):
         expand.check(ramp(3, 1), ints(*shape))
-    with pytest.raises(InputError, match="a shape that the input can be broadcast to"):
+    with pytest.raises(InputError, match=r"Expand 'it' needs x1\[1\] == 3, or 1"):
         evaluate(expand.program, {"x0": ramp(3, 1), "x1": ints(1, 2, 2)})
     tile = case("Tile", [X, (INT64, [3])])
     for repeats in ((1, 2, 1), (3, 1, 2), (0, 1, 1)):

@@ -21,7 +21,7 @@ def test_a_drop_of_just_the_budget_keeps_it(right: int, kept: bool) -> None:
     notes: dict[str, Any] = {}
     trials = SimpleNamespace(
         records={"x": SimpleNamespace(outcome=Outcome.CERTIFIED, drop=drop)},
-        problem=SimpleNamespace(max_drop=0.005),
+        problem=SimpleNamespace(asked=SimpleNamespace(max_drop=0.005)),
         works=lambda name: True,
         note=lambda name, **found: notes.update(found),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Bounded, Const, Expr, Load, Size, Var, bounded, const, transform
@@ -109,5 +109,11 @@ def side_by_side(state: GraphState, inside: Inside, given: Given, steps: Expr, n
         new = Definition(ctx.fresh(f"{name}_{d.name}"), d.dtype, (step, *d.vars), body, d.origin)
         ctx.program.definitions[new.name] = new
         made[d.name] = Tensor(new.name, d.dtype, new.shape)
-    ctx.program.guards += [g for g in program.guards if g not in ctx.program.guards]
+    for guard in program.guards:
+        # What a step needs, nobody does where no step is taken.
+        needed = replace(guard, right=guard.right * steps)
+        if guard.kind == "equal":
+            needed = replace(needed, left=guard.left * steps)
+        if needed not in ctx.program.guards:
+            ctx.program.guards.append(needed)
     return [Slices(made[n], True) if n in made else Slices(fixed[n], False) for n in inside.lowered.outputs]
