@@ -2,11 +2,14 @@
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import onnx.parser
 import pytest
 from tests.differential.compare import Tolerance
 from tests.differential.graph import Graph
 from tests.differential.run import Config, evaluate
+
+import hasten
 
 ROUNDED = Tolerance(exact=False, epsilon=2.0**-24)
 EXACT = Tolerance(exact=True, epsilon=0.0)
@@ -196,3 +199,30 @@ def test_weights_that_repeat_for_an_unknown_batch_stay_f32_in_bf16():
         [graph("weights for one axis of a batch of unknown length")], Config(precision="bf16")
     )
     assert found.verdict == "same", found.detail
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # Its sums are read again where they are written, and were read as floats.
+        "(float[5,24] x) => (float[5,16] y) { a = CumSum (x, one) y = MatMul (a, w) }",
+        # So are the states of a recurrence.
+        """(float[5,1,24] x) => (float[5,16] y) {
+            h = LSTM <direction = "bidirectional", hidden_size = 12> (x, wi, wr)
+            t = Transpose <perm = [0, 2, 1, 3]> (h)
+            r = Reshape (t, rows)
+            y = MatMul (r, w)
+        }""",
+    ],
+    ids=["sums", "states"],
+)
+def test_what_kernels_read_again_stays_f32_in_bf16(text, tmp_path):
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 24]> g {text}')
+    weights = {"w": floats(24, 16), "wi": floats(2, 48, 24) / 8, "wr": floats(2, 48, 12) / 8}
+    weights |= {"one": np.array(1), "rows": np.array([5, 24])}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(v, n) for n, v in weights.items())
+    x = floats(*(d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim))
+    f32, bf16 = (
+        hasten.compile(model, precision=p, cache=tmp_path).run({"x": x})["y"] for p in ("f32", "bf16")
+    )
+    np.testing.assert_allclose(bf16, f32, atol=0.02 * np.abs(f32).max())

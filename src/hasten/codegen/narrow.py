@@ -74,7 +74,9 @@ def narrow_storage(
             wanted |= dict.fromkeys(_windows(s.body, s.vars))
         elif isinstance(s.body, Contraction):
             (wanted if _takes_pairs(s.body, constants) else wide).update(dict.fromkeys(_reads(s.body)))
-    own = {s.name for s in stages if s.dtype is WIDE and s.name not in results and s.name not in wide}
+    # Kernels of other descriptions read what they wrote, so that stays as it is, and products read a copy.
+    plain = [s for s in stages if isinstance(s.body, Expr | Contraction)]
+    own = {s.name for s in plain if s.dtype is WIDE and s.name not in results and s.name not in wide}
     plan = _Plan(frozenset(n for n in wanted if n in own), outside, frozenset(constants), {})
     result: list[Stage] = []
     for s in stages:
