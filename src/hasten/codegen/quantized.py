@@ -306,6 +306,8 @@ class _Rewriter:
 
     def window(self, r: Reduce) -> Expr | None:
         """A sum of products of quantized bytes as a sum of whole numbers in f32, scaled afterwards."""
+        if r.dtype is not F32:
+            return None  # sums of whole numbers are exact as they are
         if r.op != "sum" or not isinstance(r.body, Op) or r.body.op != "mul":
             return None
         a, w = (self.quantized(e) for e in r.body.args)
