@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from hasten.codegen.amx import END_PRODUCTS, Strided, begin_products, matrix_step, multiply_matrix
 from hasten.codegen.c_amx import PAIR
-from hasten.codegen.gemm import ProductBuilder, extent, gemm_kernel
+from hasten.codegen.domain import extent
+from hasten.codegen.gemm import ProductBuilder, gemm_kernel
 from hasten.codegen.kernel import SCRATCH_PARAM, Kernel, scratch_view
 from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.packing import PackedOperand, whole_depth

@@ -24,10 +24,11 @@ from hasten.codegen.attention_operands import (
     renamed,
     value_panels,
 )
+from hasten.codegen.domain import Domain, share
 from hasten.codegen.gemm import PRODUCTS_PER_WORK, STEPS_AHEAD
 from hasten.codegen.kernel import SCRATCH, SCRATCH_PARAM, THREADS, Kernel, scratch_view
 from hasten.codegen.layout import Layouts, flatten
-from hasten.codegen.maps import Domain, finish_kernel, inner_loop, share
+from hasten.codegen.maps import finish_kernel, inner_loop
 from hasten.codegen.reductions import Names
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.tiles import PANEL, Columns, Rows, finished_sum, multiply, tile_sums, tiles_for

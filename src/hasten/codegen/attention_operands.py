@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from hasten.codegen.c_amx import PAIR
+from hasten.codegen.domain import Domain
 from hasten.codegen.kernel import scratch_view
 from hasten.codegen.layout import Layouts, flatten
-from hasten.codegen.maps import Domain, inner_loop
+from hasten.codegen.maps import inner_loop
 from hasten.codegen.reductions import Names
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.tiles import PANEL, Tile, group

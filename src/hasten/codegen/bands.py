@@ -17,10 +17,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hasten.codegen.counts import factor_type, stage_bytes, stage_flops
-from hasten.codegen.gemm import extent, split_flat
+from hasten.codegen.domain import OUTPUT, extent, share
+from hasten.codegen.gemm import split_flat
 from hasten.codegen.kernel import FAULT_PARAM, TAIL_PARAMS, Kernel, scratch_view
 from hasten.codegen.layout import Layout, Layouts
-from hasten.codegen.maps import OUTPUT, share
 from hasten.codegen.slide import Slide, find_slide
 from hasten.codegen.slide_kernel import FIRST_ROW, LAST_ROW, slide_rows
 from hasten.codegen.stage import Stage

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from hasten.codegen.domain import OUTPUT, Domain
 from hasten.codegen.transpose import shuffled
 from hasten.codegen.vectorize import coefficient, vectorizable, vectorize
 from hasten.loops.dtypes import INDEX, DType
@@ -29,9 +29,6 @@ from hasten.loops.expr import (
 )
 from hasten.loops.nest import Declare, For, Let, Stmt, Store, choose, unrolled
 
-if TYPE_CHECKING:
-    from hasten.codegen.maps import Domain
-
 STRETCH = 1024
 """Elements along the output that one task takes."""
 
@@ -48,12 +45,21 @@ class Crossed:
         across: an outer variable.
         along: the innermost variable.
         outer: the other variables, outermost first.
+        rows: counts blocks of `across`.
+        stretch: counts stretches of `along`.
     """
 
     load: Load
     across: Var
     along: Var
     outer: tuple[Var, ...]
+    rows: Var
+    stretch: Var
+
+    @property
+    def tasks(self) -> tuple[Var, ...]:
+        """What the threads share: a task is one block of rows along one stretch."""
+        return (*self.outer, self.rows, self.stretch)
 
 
 def find_crossed(d: Domain, lanes: int) -> Crossed | None:
@@ -62,16 +68,12 @@ def find_crossed(d: Domain, lanes: int) -> Crossed | None:
         return None
     *outer, along = d.vars
     loads = [n for n in walk(d.value) if isinstance(n, Load) and n.index and along in free_vars(n)]
-    steps = {n: coefficient(n.index[0], along) for n in loads}
-    strided = [n for n, step in steps.items() if step is None or constant_int(step) != 1]
-    if (
-        len(strided) != 1
-        or strided[0].dtype is not DType.F32
-        or strided[0].lanes > 1
-        or steps[strided[0]] is None
-    ):
+    strided = [n for n in loads if constant_int(coefficient(n.index[0], along)) != 1]
+    if len(strided) != 1:
         return None
     (load,) = strided
+    if load.dtype is not DType.F32 or load.lanes > 1 or coefficient(load.index[0], along) is None:
+        return None
     across = [v for v in outer if constant_int(coefficient(load.index[0], v) or const(0)) == 1]
     contiguous = constant_int(coefficient(d.address, along) or const(0)) == 1
     if len(across) != 1 or not contiguous or d.value.dtype is not DType.F32:
@@ -80,15 +82,11 @@ def find_crossed(d: Domain, lanes: int) -> Crossed | None:
     rest = substitute(d.value, {load: Load(DType.F32, TILE, (along,))})
     if short or not vectorizable(rest, along):
         return None
-    return Crossed(load, across[0], along, tuple(v for v in outer if v != across[0]))
-
-
-def crossed_tasks(c: Crossed, lanes: int) -> tuple[Sequence[Var], Var, Var]:
-    """The variables of the tasks: the outer ones, the block of `across` and the stretch of `along`."""
-    assert c.across.extent is not None and c.along.extent is not None
-    blocks = Var(INDEX, "rows", (c.across.extent + (lanes - 1)) // lanes)
-    stretches = Var(INDEX, "stretch", (c.along.extent + (STRETCH - 1)) // STRETCH)
-    return (*c.outer, blocks, stretches), blocks, stretches
+    (row,) = across
+    assert row.extent is not None and along.extent is not None
+    rows = Var(INDEX, "rows", (row.extent + (lanes - 1)) // lanes)
+    stretch = Var(INDEX, "stretch", (along.extent + (STRETCH - 1)) // STRETCH)
+    return Crossed(load, row, along, tuple(v for v in outer if v != row), rows, stretch)
 
 
 def crossed_body(
@@ -105,7 +103,6 @@ def crossed_body(
         end: where it ends.
     """
     assert c.across.extent is not None and c.along.extent is not None
-    _, rows, stretch = crossed_tasks(c, lanes)
     first, at, whole = Var(INDEX, "first_row"), Var(INDEX, f"{c.along.name}_0"), Var(INDEX, "whole")
     i = Var(INDEX, "i", const(lanes))
     read = substitute(c.load, {c.across: first, c.along: at + i})
@@ -122,11 +119,11 @@ def crossed_body(
         Declare(f"{TILE}_0", DType.F32, (lanes,), lanes),
         unrolled(i, Store(f"{TILE}_0", (i,), Load(DType.F32, read.buffer, read.index, lanes=lanes))),
         *rounds,
-        unrolled(i, Store("out", (place,), vector)),
+        unrolled(i, Store(OUTPUT, (place,), vector)),
     )
     here: dict[Expr, Expr] = {c.across: first + i}
     single = For(
-        i, const(0), const(lanes), (Store("out", (substitute(d.address, here),), substitute(d.value, here)),)
+        i, const(0), const(lanes), (Store(OUTPUT, (substitute(d.address, here),), substitute(d.value, here)),)
     )
     fast = (
         Let(whole, begin + Op(INDEX, "truncdiv", (end - begin, const(lanes))) * lanes),
@@ -137,8 +134,8 @@ def crossed_body(
     fits = binary("le", first + lanes, c.across.extent)
     whole_blocks = constant_int(c.across.extent % lanes) == 0
     return (
-        Let(first, rows * lanes),
-        Let(begin, stretch * STRETCH),
+        Let(first, c.rows * lanes),
+        Let(begin, c.stretch * STRETCH),
         Let(end, binary("min", begin + STRETCH, c.along.extent)),
         *(fast if whole_blocks else choose(fits, fast, (left,))),
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from hasten.codegen.domain import Domain
 from hasten.codegen.layout import Layouts, flatten
-from hasten.codegen.maps import Domain, inner_loop
+from hasten.codegen.maps import inner_loop
 from hasten.codegen.reductions import Names
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.tiles import PANEL, TILE

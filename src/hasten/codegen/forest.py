@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hasten.codegen.domain import OUTPUT, share
 from hasten.codegen.forest_tables import (
     QUESTION,
     TOGETHER,
@@ -25,7 +26,7 @@ from hasten.codegen.forest_tables import (
 )
 from hasten.codegen.kernel import THREADS, Kernel, scratch_view
 from hasten.codegen.layout import Layout, Layouts, flatten
-from hasten.codegen.maps import OUTPUT, finish_kernel, name_buffers, share
+from hasten.codegen.maps import finish_kernel, name_buffers
 from hasten.codegen.reductions import combine, neutral
 from hasten.codegen.stage import Stage
 from hasten.loops.descriptions import Forest

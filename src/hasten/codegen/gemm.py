@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hasten.codegen.domain import OUTPUT, extent, share
 from hasten.codegen.epilogue import ColumnRange, epilogue_value, write_row
 from hasten.codegen.kernel import THREADS, Kernel
 from hasten.codegen.layout import LINE, Layouts, flatten
-from hasten.codegen.maps import OUTPUT, finish_kernel, renamed_buffers, same_place, share, written_over
+from hasten.codegen.maps import finish_kernel, renamed_buffers, same_place, written_over
 from hasten.codegen.packing import PADDING, PackedOperand, padding_name, padding_of, whole_depth
 from hasten.codegen.reductions import Names
 from hasten.codegen.schedule import TIE, Order, Schedule, Split, tile_cost
@@ -72,15 +73,6 @@ SHORT = 512
 """Steps of a sum up to which whole tiles are finished in registers, by code of their own in each kernel."""
 
 _NO = const(False, DType.BOOL)
-
-
-def extent(variables: Sequence[Var]) -> Expr:
-    """Product of the extents of some variables."""
-    total: Expr = const(1)
-    for v in variables:
-        assert v.extent is not None
-        total = total * v.extent
-    return total
 
 
 def split_flat(flat: Expr, variables: Sequence[Var]) -> dict[Expr, Expr]:

@@ -5,12 +5,11 @@ They come from a heap, so that no more are put in order than are tried.
 
 from __future__ import annotations
 
-import math
-
+from hasten.codegen.domain import decode, extent, share
 from hasten.codegen.heap import Heap
 from hasten.codegen.kernel import Kernel
 from hasten.codegen.layout import Layouts, flatten
-from hasten.codegen.maps import decode, finish_kernel, renamed_buffers, share
+from hasten.codegen.maps import finish_kernel, renamed_buffers
 from hasten.codegen.order import Lane, number
 from hasten.codegen.stage import Stage
 from hasten.loops.descriptions import Greedy
@@ -31,7 +30,7 @@ def greedy_kernel(stage: Stage, layouts: Layouts, name: str) -> Kernel:
         renamed_buffers(flatten(e, layouts), found) for e in (c.eligible, c.before, c.excluded, c.most)
     )
     buffers = {param: tensor for tensor, param in found.items()}
-    lanes = math.prod((v.extent for v in c.lanes if v.extent is not None), start=const(1))
+    lanes = extent(c.lanes)
     task, count = Var(INDEX, "task", lanes), c.position.extent
     zero, one = const(0), const(1)
     tried, left = Var(INDEX, "tried"), Var(INDEX, "left")
@@ -58,7 +57,7 @@ def greedy_kernel(stage: Stage, layouts: Layouts, name: str) -> Kernel:
         If(number("eq", free, one), take),
     )
     body = (
-        *(decode(task, c.lanes) if c.lanes else []),
+        *decode(task, c.lanes),
         Declare("to_try", INDEX, value=zero),
         For(c.position, zero, count, collect),
         Let(left, number_left),

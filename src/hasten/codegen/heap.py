@@ -8,12 +8,12 @@ n + k log k log(n / k) comparisons on random data, n log k at the worst, and no 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+from hasten.codegen.domain import decode, extent, share
 from hasten.codegen.kernel import Kernel
 from hasten.codegen.layout import Layouts, flatten
-from hasten.codegen.maps import decode, finish_kernel, name_buffers, share
+from hasten.codegen.maps import finish_kernel, name_buffers
 from hasten.codegen.order import PASSES, Lane, number
 from hasten.codegen.reductions import hoist
 from hasten.codegen.stage import Stage
@@ -28,12 +28,12 @@ def first_places_kernel(stage: Stage, layouts: Layouts, name: str) -> Kernel:
     c = stage.body
     assert isinstance(c, Order) and c.at.extent is not None and c.position.extent is not None
     before, buffers = name_buffers(flatten(c.before, layouts))
-    lanes = math.prod((v.extent for v in c.lanes if v.extent is not None), start=const(1))
+    lanes = extent(c.lanes)
     task, kept, count = Var(INDEX, "task", lanes), c.at.extent, c.position.extent
     lane = Lane(layouts[stage.name], c.lanes, c.position, c.other, before, kept)
     heap = Heap(lane, kept)
     work = (*heap.fill(), *heap.arrange(), *heap.pass_over(count), *heap.sort())
-    body = (*(decode(task, c.lanes) if c.lanes else []), If(number("lt", const(0), kept), work))
+    body = (*decode(task, c.lanes), If(number("lt", const(0), kept), work))
     loop = For(task, *share(lanes, const(1)), body)
     return finish_kernel(name, (loop,), buffers, layouts, stage, work=lanes * (count * 4 + kept * 64))
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+from hasten.codegen.domain import OUTPUT
 from hasten.codegen.kernel import Kernel
 from hasten.codegen.layout import Layout, Layouts
-from hasten.codegen.maps import OUTPUT
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.loops.expr import Expr, Load, Size, Var, const, constant_int, free_vars, walk
 

@@ -14,9 +14,9 @@ from hasten.codegen.bands import band_kernel, find_chain, passed_on
 from hasten.codegen.codes import find_codes
 from hasten.codegen.codes_gemm import CodesOperand, codes_kernel
 from hasten.codegen.convolution import find_convolution
+from hasten.codegen.domain import extent
 from hasten.codegen.forest import PackedForest, forest_kernel, pack_forest
 from hasten.codegen.fuse import fuse
-from hasten.codegen.gemm import extent
 from hasten.codegen.greedy import greedy_kernel
 from hasten.codegen.heap import first_places_kernel
 from hasten.codegen.images import Run, find_runs

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from hasten.codegen.counts import factor_type, stage_bytes, stage_flops
-from hasten.codegen.crossed import Crossed, crossed_body, crossed_tasks, find_crossed
+from hasten.codegen.crossed import Crossed, crossed_body, find_crossed
+from hasten.codegen.domain import OUTPUT, Domain, decode, extent, output_name, share
 from hasten.codegen.fuse import cost
-from hasten.codegen.kernel import SCRATCH, SCRATCH_PARAM, TAIL_PARAMS, THREAD, THREADS, Kernel
+from hasten.codegen.kernel import SCRATCH, SCRATCH_PARAM, TAIL_PARAMS, THREAD, Kernel
 from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.reductions import WIDE, Names, hoist
 from hasten.codegen.segments import segments
@@ -25,7 +26,6 @@ from hasten.loops.expr import (
     Reduce,
     Size,
     Var,
-    as_expr,
     binary,
     cast,
     const,
@@ -50,28 +50,11 @@ from hasten.loops.nest import (
 )
 from hasten.loops.simplify import spell
 
-OUTPUT = "out"
-
 FRAMED_CHANNELS = 8
 """Channels up to which a row of a framed picture is unrolled over them."""
 
 FIRST_LEVEL_CACHE = 32 << 10
 """Bytes of data that surely fit a core's first-level cache on every processor of interest."""
-
-
-@dataclass(frozen=True)
-class Domain:
-    """Loops over a tensor in memory order.
-
-    Attributes:
-        vars: the loop variables, outermost first, merged where their loops are one.
-        value: the element in terms of them, loads at addresses.
-        address: where it is written.
-    """
-
-    vars: tuple[Var, ...]
-    value: Expr
-    address: Expr
 
 
 def map_kernel(stage: Stage, layouts: Layouts, vector_bytes: int, name: str) -> Kernel:
@@ -91,38 +74,39 @@ def finish_kernel(
     body: tuple[Stmt, ...],
     buffers: Mapping[str, str],
     layouts: Layouts,
-    stage: Stage,
-    *,
+    *stages: Stage,
     work: Expr,
     scratch: Expr | None = None,
     views: tuple[Param, ...] = (SCRATCH_PARAM,),
 ) -> Kernel:
-    """Wraps statements into a function with its parameters, in the order buffers, sizes, thread.
+    """Wraps statements into a function with its parameters, in the order buffers, outputs, sizes, thread.
 
+    It computes the stages, mostly one; the parameter of each is named by `output_name`.
     Where there is `scratch`, bytes for each thread, parameters for it follow the output: `views`.
     """
     own = () if scratch is None else views
     sizes = sorted(sizes_of(body))
+    outputs = {output_name(n): s for n, s in enumerate(stages)}
     params = (
         *(Param(p, layouts[t].dtype, 1) for p, t in buffers.items()),
-        Param(OUTPUT, stage.dtype, 1, writable=True),
+        *(Param(p, s.dtype, 1, writable=True) for p, s in outputs.items()),
         *own,
         *(Param(size_parameter(s), INDEX) for s in sizes),
         *TAIL_PARAMS,
     )
-    title = ", ".join(dict.fromkeys(o for o in stage.origins if o)) or stage.name
+    title = ", ".join(dict.fromkeys(o for s in stages for o in s.origins if o)) or stages[0].name
     return Kernel(
         Function(name, params, body, title),
         (),
-        (*buffers.items(), (OUTPUT, stage.name)),
+        (*buffers.items(), *((p, s.name) for p, s in outputs.items())),
         tuple((size_parameter(s), Size(INDEX, s)) for s in sizes),
         work,
-        (stage.name,),
+        tuple(s.name for s in stages),
         const(0) if scratch is None else scratch,
         title,
-        flops=stage_flops(stage),
-        bytes=stage_bytes(stage, layouts),
-        factors=factor_type(stage, layouts),
+        flops=sum((stage_flops(s) for s in stages), start=const(0)),
+        bytes=sum((stage_bytes(s, layouts) for s in stages), start=const(0)),
+        factors=factor_type(stages[0], layouts),
     )
 
 
@@ -244,10 +228,7 @@ def parallel_nest(d: Domain, lanes: int, names: Names) -> tuple[Stmt, ...]:
     assert inner.extent is not None
     if not outer:
         return _shared_row(d, inner, lanes, names)
-    total: Expr = const(1)
-    for v in outer:
-        assert v.extent is not None
-        total = total * v.extent
+    total = extent(outer)
     if constant_int(total) == 1:
         return _shared_row(d, inner, lanes, names)
     across = find_crossed(d, lanes)
@@ -277,14 +258,13 @@ def parallel_nest(d: Domain, lanes: int, names: Names) -> tuple[Stmt, ...]:
 
 def _crossed_nest(d: Domain, c: Crossed, lanes: int, names: Names) -> tuple[Stmt, ...]:
     """Blocks that are transposed in registers; single elements where rows or columns are too few for one."""
-    tasks, _, _ = crossed_tasks(c, lanes)
     begin, end = Var(INDEX, "begin"), Var(INDEX, "end")
     bound = frozenset((*c.outer, c.across))
     rest = inner_loop(Domain((c.along,), d.value, d.address), begin, end, lanes, names, bound)
     body = crossed_body(d, c, lanes, rest, begin, end)
-    total = math.prod((v.extent for v in tasks if v.extent is not None), start=const(1))
+    total = extent(c.tasks)
     task = Var(INDEX, "task", total)
-    return (For(task, *share(total, const(1)), (*decode(task, tasks), *body)),)
+    return (For(task, *share(total, const(1)), (*decode(task, c.tasks), *body)),)
 
 
 def framed_nest(d: Domain) -> tuple[Stmt, ...] | None:
@@ -330,10 +310,10 @@ def framed_nest(d: Domain) -> tuple[Stmt, ...] | None:
         fill(begin, end, inside),
         fill(end, width, outside),
     )
-    task = Var(INDEX, "task", math.prod((v.extent for v in outer if v.extent is not None), start=const(1)))
-    assert task.extent is not None
+    total = extent(outer)
+    task = Var(INDEX, "task", total)
     body = (*decode(task, outer), *choose(in_picture, row, (fill(const(0), width, outside),)))
-    return (For(task, *share(task.extent, const(1)), body),)
+    return (For(task, *share(total, const(1)), body),)
 
 
 def _block(value: Expr, inner: Var, lanes: int) -> int | None:
@@ -361,38 +341,11 @@ def _shared_row(d: Domain, inner: Var, lanes: int, names: Names) -> tuple[Stmt, 
     return (*row, Let(begin, first), Let(end, last), *loop)
 
 
-def share(total: Expr, grain: Expr) -> tuple[Expr, Expr]:
-    """First and last (exclusive) of this thread's part of `total` items, in multiples of `grain`."""
-    grains = (total + grain - 1) // grain
-    thread, threads = cast(THREAD, INDEX), cast(THREADS, INDEX)
-
-    def bound(index: Expr) -> Expr:
-        at = Op(INDEX, "truncdiv", (grains * index, threads))
-        if constant_int(grain) == 1:
-            return at
-        return Op(INDEX, "min", (at * grain, total))
-
-    return bound(thread), bound(thread + 1)
-
-
-def decode(task: Var, outer: Sequence[Var]) -> list[Stmt]:
-    """The outer variables of a flat position."""
-    lets: list[Stmt] = []
-    rest: Expr = task
-    for v in reversed(outer[1:]):
-        assert v.extent is not None
-        lets.append(Let(Var(INDEX, v.name), Op(INDEX, "mod", (rest, v.extent))))
-        above = Var(INDEX, f"above_{v.name}", const(1))
-        lets.append(Let(above, Op(INDEX, "floordiv", (rest, v.extent))))
-        rest = above
-    lets.append(Let(Var(INDEX, outer[0].name), rest))
-    return lets
-
-
 def _in_segments(d: Domain, inner: Var, lanes: int, names: Names, bound: frozenset[Var]) -> tuple[Stmt, ...]:
     """The innermost loop over all of its extent: a loop for each part that is computed in another way."""
+    assert inner.extent is not None
     if constant_int(inner.extent) is None:
-        return inner_loop(d, const(0), as_expr(inner.extent or 0), lanes, names, bound)
+        return inner_loop(d, const(0), inner.extent, lanes, names, bound)
     loops: list[Stmt] = []
     for start, stop, value in segments(d.value, inner):
         length = const(stop - start)

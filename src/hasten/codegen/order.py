@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
+from hasten.codegen.domain import OUTPUT, decode, extent, share
 from hasten.codegen.kernel import Kernel
 from hasten.codegen.layout import Layout, Layouts, flatten
-from hasten.codegen.maps import OUTPUT, decode, finish_kernel, name_buffers, share
+from hasten.codegen.maps import finish_kernel, name_buffers
 from hasten.codegen.reductions import Names, hoist
 from hasten.codegen.stage import Stage
 from hasten.loops.descriptions import Order
@@ -27,13 +26,12 @@ def order_kernel(stage: Stage, layouts: Layouts, name: str) -> Kernel:
     c = stage.body
     assert isinstance(c, Order) and c.at.extent is not None
     before, buffers = name_buffers(flatten(c.before, layouts))
-    lanes = math.prod((v.extent for v in c.lanes if v.extent is not None), start=const(1))
+    lanes = extent(c.lanes)
     task = Var(INDEX, "task", lanes)
     zero, one, at = const(0), const(1), c.at
     lane = Lane(layouts[stage.name], c.lanes, c.position, c.other, before, c.at.extent)
-    own = decode(task, c.lanes) if c.lanes else []
     body = (
-        *own,
+        *decode(task, c.lanes),
         For(at, zero, c.at.extent, (lane.write(zero, at, at),)),
         *lane.sort(),
         Comment("the inverse: the place of each position"),

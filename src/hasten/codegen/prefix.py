@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hasten.codegen.gemm import extent
+from hasten.codegen.domain import OUTPUT, Domain, decode, extent, share
 from hasten.codegen.kernel import Kernel
 from hasten.codegen.layout import Layouts, flatten
-from hasten.codegen.maps import OUTPUT, Domain, decode, finish_kernel, inner_loop, name_buffers, share
+from hasten.codegen.maps import finish_kernel, inner_loop, name_buffers
 from hasten.codegen.reductions import Names, hoist
 from hasten.codegen.stage import Stage
 from hasten.loops.descriptions import NEUTRAL, Prefix
@@ -32,12 +32,9 @@ def prefix_kernel(stage: Stage, layouts: Layouts, vector_bytes: int, name: str) 
         address = layouts[stage.name].address(stage.vars)
         body = _rows(c, term, address, inner, vector_bytes // max(4, stage.dtype.bytes))
     tasks = extent(lanes)
-    loop = For(task := Var(INDEX, "task", tasks), *share(tasks, const(1)), (*_decoded(task, lanes), *body))
+    task = Var(INDEX, "task", tasks)
+    loop = For(task, *share(tasks, const(1)), (*decode(task, lanes), *body))
     return finish_kernel(name, (loop,), buffers, layouts, stage, work=extent(stage.vars) * 4)
-
-
-def _decoded(task: Var, lanes: tuple[Var, ...]) -> list[Stmt]:
-    return decode(task, lanes) if lanes else []
 
 
 def _places(c: Prefix) -> tuple[Callable[[Expr], Expr], Expr]:

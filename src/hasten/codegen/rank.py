@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from hasten.codegen.domain import OUTPUT
 from hasten.codegen.kernel import THREAD, Kernel
 from hasten.codegen.layout import Layouts, flatten
-from hasten.codegen.maps import OUTPUT, finish_kernel, name_buffers
+from hasten.codegen.maps import finish_kernel, name_buffers
 from hasten.codegen.stage import Stage
 from hasten.loops.descriptions import RankSelect
 from hasten.loops.dtypes import INDEX, DType

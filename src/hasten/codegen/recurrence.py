@@ -7,22 +7,14 @@ all of them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hasten.codegen.counts import stage_flops
+from hasten.codegen.domain import OUTPUT, Domain, decode, extent, share
 from hasten.codegen.kernel import SCRATCH, Kernel
 from hasten.codegen.layout import Layout, Layouts, flatten
-from hasten.codegen.maps import (
-    OUTPUT,
-    Domain,
-    decode,
-    finish_kernel,
-    inner_loop,
-    renamed_buffers,
-    share,
-)
+from hasten.codegen.maps import finish_kernel, inner_loop, renamed_buffers
 from hasten.codegen.reductions import Names, hoist
 from hasten.codegen.stage import Stage
 from hasten.codegen.vectorize import coefficient, vectorizable, vectorize
@@ -64,7 +56,7 @@ def recurrence_kernel(stage: Stage, layouts: Layouts, target: Target, name: str)
     assert isinstance(c, Recurrence) and c.dtype is F32
     *outer, inner = c.lanes
     assert inner.extent is not None
-    others = math.prod((v.extent for v in outer if v.extent is not None), start=const(1))
+    others = extent(outer)
     alike = inner not in free_vars(c.length) | free_vars(c.at)
     build = {n: _Builder(stage, c, layouts, target, n) for n in ((ABREAST, 1) if alike else (1,))}
     first, last = share(others * inner.extent, const(1))

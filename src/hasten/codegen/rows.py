@@ -10,26 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hasten.codegen.counts import factor_type, stage_bytes, stage_flops
-from hasten.codegen.kernel import TAIL_PARAMS, Kernel
+from hasten.codegen.domain import Domain, decode, extent, output_name, share
+from hasten.codegen.kernel import Kernel
 from hasten.codegen.layout import Layouts
 from hasten.codegen.maps import (
-    OUTPUT,
-    Domain,
-    decode,
+    finish_kernel,
     inner_loop,
     memory_domain,
     renamed_buffers,
     replaced,
-    share,
     work_of,
     written_over,
 )
 from hasten.codegen.reductions import Names, hoist
 from hasten.codegen.stage import Stage
 from hasten.loops.dtypes import INDEX
-from hasten.loops.expr import Expr, Load, Reduce, Size, Var, const, constant_int, free_vars, substitute, walk
-from hasten.loops.nest import For, Function, Param, Stmt, Store, size_parameter, sizes_of
+from hasten.loops.expr import Expr, Load, Reduce, Var, const, constant_int, free_vars, substitute, walk
+from hasten.loops.nest import For, Stmt, Store
 from hasten.loops.simplify import spell
 
 LONGEST = 1 << 13
@@ -53,8 +50,8 @@ def row_kernel(stages: Sequence[Stage], layouts: Layouts, vector_bytes: int, nam
     """The kernel of stages that `find_rows` gives, more than one."""
     domains = [memory_domain(s, layouts) for s in stages]
     outer, _ = _rows(stages[0], layouts)
-    task = Var(INDEX, "task", _count(outer))
-    outputs = {s.name: f"{OUTPUT}{i or ''}" for i, s in enumerate(stages)}
+    task = Var(INDEX, "task", extent(outer))
+    outputs = {s.name: output_name(i) for i, s in enumerate(stages)}
     found = dict(outputs)
     names = Names()
     body: list[Stmt] = decode(task, outer)
@@ -73,29 +70,10 @@ def row_kernel(stages: Sequence[Stage], layouts: Layouts, vector_bytes: int, nam
             row = Domain((column,), value, address)
             bound = frozenset(outer)
             body += inner_loop(row, const(0), column.extent, lanes, names, bound, outputs[s.name])
-    loop = For(task, *share(_count(outer), const(1)), tuple(body))
+    loop = For(task, *share(extent(outer), const(1)), tuple(body))
     read = {param: tensor for tensor, param in found.items() if tensor not in outputs}
-    sizes = sorted(sizes_of((loop,)))
-    params = (
-        *(Param(p, layouts[t].dtype, 1) for p, t in read.items()),
-        *(Param(outputs[s.name], s.dtype, 1, writable=True) for s in stages),
-        *(Param(size_parameter(n), INDEX) for n in sizes),
-        *TAIL_PARAMS,
-    )
-    title = ", ".join(dict.fromkeys(o for s in stages for o in s.origins if o)) or stages[0].name
-    kernel = Kernel(
-        Function(name, params, (loop,), title),
-        (),
-        (*read.items(), *((p, t) for t, p in outputs.items())),
-        tuple((size_parameter(n), Size(INDEX, n)) for n in sizes),
-        sum((work_of(d) for d in domains), start=const(0)),
-        tuple(outputs),
-        const(0),
-        title,
-        flops=sum((stage_flops(s) for s in stages), start=const(0)),
-        bytes=sum((stage_bytes(s, layouts) for s in stages), start=const(0)),
-        factors=factor_type(stages[0], layouts),
-    )
+    work = sum((work_of(d) for d in domains), start=const(0))
+    kernel = finish_kernel(name, (loop,), read, layouts, *stages, work=work)
     first = Domain(domains[0].vars, renamed_buffers(domains[0].value, found), domains[0].address)
     over = replaced(first, read, layouts, stages[0])
     later = {n for s in stages[1:] for n in s.reads()}
@@ -108,21 +86,13 @@ def _rows(s: Stage, layouts: Layouts) -> tuple[tuple[Var, ...], Var | None]:
     return tuple(v for v in outer if v is not None), inner
 
 
-def _count(outer: Sequence[Var]) -> Expr:
-    total: Expr = const(1)
-    for v in outer:
-        assert v.extent is not None
-        total = total * v.extent
-    return total
-
-
 def _normalizes(s: Stage, layouts: Layouts) -> bool:
     """Whether a stage reduces each row, of a length that is known, to what all elements of the row need."""
     assert isinstance(s.body, Expr)
     outer, inner = _rows(s, layouts)
     length = None if inner is None else constant_int(inner.extent)
     reductions = [n for n in walk(s.body) if isinstance(n, Reduce)]
-    if not outer or constant_int(_count(outer)) == 1 or length is None or length > LONGEST:
+    if not outer or constant_int(extent(outer)) == 1 or length is None or length > LONGEST:
         return False
     return bool(reductions) and not any(inner in free_vars(n) for n in reductions)
 

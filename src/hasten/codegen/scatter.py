@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from hasten.codegen.gemm import extent
+from hasten.codegen.domain import OUTPUT, Domain, decode, extent, share
 from hasten.codegen.kernel import Kernel
 from hasten.codegen.layout import Layouts, flatten
-from hasten.codegen.maps import OUTPUT, Domain, decode, finish_kernel, inner_loop, renamed_buffers, share
+from hasten.codegen.maps import finish_kernel, inner_loop, renamed_buffers
 from hasten.codegen.reductions import Names
 from hasten.codegen.stage import Stage
 from hasten.codegen.vectorize import coefficient
@@ -48,7 +48,7 @@ def _copy(c: Scatter, old: Expr, address: Expr, lanes: int) -> tuple[Stmt, ...]:
     row = inner_loop(
         Domain((inner,), old, address), const(0), inner.extent or const(1), lanes, Names(), frozenset(outer)
     )
-    return (For(_ROW, _FIRST, _LAST, (*(decode(_ROW, outer) if outer else []), *row)),)
+    return (For(_ROW, _FIRST, _LAST, (*decode(_ROW, outer), *row)),)
 
 
 def _updates(c: Scatter, new: Expr, at: list[Expr], address: Expr, lanes: int) -> tuple[Stmt, ...]:

@@ -9,7 +9,7 @@ mean would be summed anew for each position.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from hasten.codegen.stage import Stage
@@ -50,12 +50,11 @@ def share_sums(s: Stage, order: tuple[int, ...], taken: frozenset[str]) -> tuple
     found: list[Stage] = []
     body = s.body
     while isinstance(body, Expr):
-        repeated = [n for n in walk(body) if isinstance(n, Reduce) and _is_repeated(n, s, order)]
+        reductions = {n: _distinct(n, s) for n in walk(body) if isinstance(n, Reduce)}
+        repeated = [(r, e) for r, e in reductions.items() if e is not None and _is_repeated(r, e, s, order)]
         if not repeated:
             break
-        r = repeated[-1]  # what it contains is not repeated
-        numbers = _distinct(r, s)
-        assert numbers is not None
+        r, numbers = repeated[-1]  # what it contains is not repeated
         index = sorted(numbers, key=lambda e: order.index(s.vars.index(e)) if isinstance(e, Var) else -1)
         name = f"{s.name}_{r.op}"
         while name in taken or any(name == f.name for f in found):
@@ -66,13 +65,12 @@ def share_sums(s: Stage, order: tuple[int, ...], taken: frozenset[str]) -> tuple
     return found, replace(s, body=body) if found else s
 
 
-def _is_repeated(r: Reduce, s: Stage, order: tuple[int, ...]) -> bool:
-    """Whether a reduction is the same for all of a variable that is not among the innermost ones."""
+def _is_repeated(r: Reduce, numbers: Mapping[Expr, Var], s: Stage, order: tuple[int, ...]) -> bool:
+    """Whether a reduction over `numbers` is the same for all of a variable that is not innermost."""
     own = free_vars(r)
     terms = math.prod((constant_int(v.extent) or FEW + 1) for v in r.vars)
     walked = [v for v in (s.vars[d] for d in order) if constant_int(v.extent) != 1]
-    numbers = _distinct(r, s)
-    if terms <= FEW or numbers is None:
+    if terms <= FEW:
         return False
     if 2 * _about(numbers.values()) <= _about(own):
         return True

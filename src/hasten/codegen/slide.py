@@ -111,8 +111,8 @@ def find_slide(stage: Stage, layouts: Layouts) -> Slide | None:
     edges = _edges(condition, tap, position, (dilation, stride))
     if rows is None or edges is None:
         return None
-    # What lies inside is one range for a block of positions and of channels.
-    if any({position, channel} & free_vars(e) for pair in rows.values() for e in pair):
+    # What lies inside is one range for a block of positions; of channels it is, as no condition has them.
+    if any(position in free_vars(e) for pair in rows.values() for e in pair):
         return None
     accumulator = Load(DType.F32, ACCUMULATOR, ())
     finish = flatten(substitute(stage.body, {total: accumulator}), layouts)

@@ -17,10 +17,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hasten.codegen.gemm import extent
+from hasten.codegen.domain import OUTPUT, decode, extent, share
 from hasten.codegen.kernel import Kernel
 from hasten.codegen.layout import Layouts, flatten
-from hasten.codegen.maps import FIRST_LEVEL_CACHE, OUTPUT, decode, finish_kernel, name_buffers, share
+from hasten.codegen.maps import FIRST_LEVEL_CACHE, finish_kernel, name_buffers
 from hasten.codegen.reductions import combine, neutral
 from hasten.codegen.slide import SUMS, Slide, find_slide
 from hasten.codegen.stage import ACCUMULATOR, Stage

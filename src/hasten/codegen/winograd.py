@@ -16,11 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hasten.codegen.convolution import Convolution, find_convolution
+from hasten.codegen.domain import extent, share
 from hasten.codegen.epilogue import ColumnRange, epilogue_value, write_row
-from hasten.codegen.gemm import PRODUCTS_PER_WORK, extent, low_enough, split_flat
+from hasten.codegen.gemm import PRODUCTS_PER_WORK, low_enough, split_flat
 from hasten.codegen.kernel import SCRATCH, THREADS, Kernel
 from hasten.codegen.layout import Layouts, flatten
-from hasten.codegen.maps import finish_kernel, name_buffers, share
+from hasten.codegen.maps import finish_kernel, name_buffers
 from hasten.codegen.packing import PADDING, PackedOperand, padding_name
 from hasten.codegen.reductions import Names
 from hasten.codegen.schedule import Schedule, Split
