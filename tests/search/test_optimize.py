@@ -224,14 +224,14 @@ def test_a_short_time_gives_the_lossless_compilation(search: Search) -> None:
 
 
 def test_what_hangs_ends_at_its_share_of_the_time(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
-    isolated = uniform.isolated
+    isolated = trials.isolated
 
     def hanging(function: Callable[..., Any], *args: Any, doing: str, **named: Any) -> Any:
         if function is not prepare:
             return isolated(function, *args, doing=doing, **named)
         return isolated(time.sleep, 600, doing=doing, folder=named["folder"], limits=named["limits"])
 
-    monkeypatch.setattr(uniform, "isolated", hanging)
+    monkeypatch.setattr(trials, "isolated", hanging)
     monkeypatch.setattr(uniform, "_OBSERVING_SHARE", 0.02)
     told = record(search(time_limit=100))
     assert told.chosen == "lossless"

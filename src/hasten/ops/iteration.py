@@ -383,9 +383,8 @@ def _define_rows(state: GraphState, form: _Form, row: _Row, result: Slices, step
     axis = normalize_axis(row.axis, len(shape) + 1)
 
     def element(*index: Expr) -> Expr:
-        at = steps - 1 - index[axis] if row.backwards else index[axis]
-        rest = (*index[:axis], *index[axis + 1 :])
-        return result.tensor.at(at, *rest) if result.stepped else result.tensor.at(*rest)
+        step, *rest = _in_its_step(row, axis, steps, index)
+        return result.tensor.at(step, *rest) if result.stepped else result.tensor.at(*rest)
 
     state.ctx.begin(describe_node(form.node), (row.value.name or "",))
     whole = [*shape[:axis], steps, *shape[axis:]]
@@ -425,13 +424,18 @@ def _enter_rows(state: GraphState, form: _Form, inside: Inside, k: int, row: _Ro
     length = stacked.shape[0]
 
     def moved(*index: Expr) -> Expr:
-        at = length - 1 - index[axis] if row.backwards else index[axis]
-        return stacked.at(at, *index[:axis], *index[axis + 1 :])
+        return stacked.at(*_in_its_step(row, axis, length, index))
 
     state.ctx.begin(describe_node(form.node), (row.value.name,))
     result = [*stacked.shape[1 : axis + 1], length, *stacked.shape[axis + 1 :]]
     state.tensors[row.value] = state.ctx.define(result, moved, dtype)
     return rows.name or ""
+
+
+def _in_its_step(row: _Row, axis: int, steps: Expr, index: Sequence[Expr]) -> tuple[Expr, ...]:
+    """The step that gives an element of an output of rows, and the element's index in what it gives."""
+    at = steps - 1 - index[axis] if row.backwards else index[axis]
+    return (at, *index[:axis], *index[axis + 1 :])
 
 
 def _shown(state: GraphState, length: Expr | None) -> int | tuple[str, int]:

@@ -9,7 +9,6 @@ from hasten.errors import HastenError
 from hasten.passes.quantize import Layer, products
 from hasten.search.candidates import Candidate
 from hasten.search.formats import Format
-from hasten.search.isolated import isolated
 from hasten.search.layer_times import layer_times
 from hasten.search.pace import Pace
 from hasten.search.quantization import Ranges
@@ -94,12 +93,11 @@ def measured_times(trials: Trials, candidate: Candidate, layers: Sequence[Layer]
         HastenError: it cannot be compiled, run or timed.
     """
     problem = trials.problem
-    found: dict[str, float] = isolated(
+    found: dict[str, float] = trials.apart(
         layer_times,
         *(trials.model(candidate), layers, trials.typical_sample(), problem.asked.threads),
         Path(problem.build.cache),
         doing="timing layers",
-        folder=problem.folder,
         limits=trials.limits(),
     )
     return found

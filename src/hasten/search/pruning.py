@@ -30,7 +30,6 @@ from hasten.search.candidates import LOSSLESS, Candidate
 from hasten.search.comparison import latency, within_budget
 from hasten.search.data import Samples
 from hasten.search.formats import in_formats
-from hasten.search.isolated import isolated
 from hasten.search.pace import Pace
 from hasten.search.prune.amounts import choose_amounts
 from hasten.search.prune.plan import Plan, Progress
@@ -126,12 +125,10 @@ class Pruning:
         trials, problem = self._trials, self._trials.problem
         ranges = {} if like.how is None else trials.variants[WHOLE].ranges[like.how.ranges]
         artifact = problem.folder / f"thinned{share:g}.hasten"
-        graph: ir.Model = isolated(
+        graph: ir.Model = trials.apart(
             build_thinned,
             *(problem.graph, share, like, ranges, artifact, problem.build),
             doing="compiling a part of the units",
-            folder=problem.folder,
-            limits=trials.limits(None),
         )
         return graph, artifact
 
@@ -139,14 +136,8 @@ class Pruning:
         """Calls a function of the graph and the samples in a process of its own."""
         problem = self._trials.problem
         plan, *rest = args
-        return isolated(
-            function,
-            *(problem.graph, plan, problem.calibration, *rest),
-            doing=doing,
-            folder=problem.folder,
-            limits=self._trials.limits(None),
-            **named,
-        )
+        given = (problem.graph, plan, problem.calibration, *rest)
+        return self._trials.apart(function, *given, doing=doing, **named)
 
     def _predict(self, ranking: Ranking, fastest: Candidate) -> None:
         """The curve: the rest of a run takes as long as before."""
@@ -253,12 +244,11 @@ def measured(trials: Trials, artifact: Path, model: ir.Model, sizes: Mapping[str
         HastenError: it cannot be run or timed.
     """
     problem = trials.problem
-    found: dict[str, Point] = isolated(
+    found: dict[str, Point] = trials.apart(
         node_times,
         *(artifact, model, sizes, trials.typical_sample(), problem.asked.threads),
         Path(problem.build.cache),
         doing="timing kernels",
-        folder=problem.folder,
         limits=trials.limits(),
     )
     return found

@@ -16,7 +16,6 @@ from hasten.search.build import Build, compile_model
 from hasten.search.engines import HASTEN, Worker
 from hasten.search.engines_worker import read_feeds, save_npz
 from hasten.search.formats import Format, layers_for
-from hasten.search.isolated import isolated
 from hasten.search.pages import give_back
 from hasten.search.probe import SETTINGS, Switched, settings_of, with_switches
 from hasten.search.quantization import Prepared, Ranges
@@ -118,13 +117,8 @@ def probe_layers(trials: Trials, variant: Variant, form: Format) -> Sensitivity:
     layers = [layer for layer in layers_for(prepared.model, form) if layer.name in prepared.layers]
     names = [layer.name for layer in layers]
     artifact = problem.folder / f"probe-{form}.hasten"
-    isolated(
-        compile_probe,
-        *(prepared, form, names, artifact, problem.build),
-        doing="compiling a probe",
-        folder=problem.folder,
-        limits=trials.limits(None),
-    )
+    job = (prepared, form, names, artifact, problem.build)
+    trials.apart(compile_probe, *job, doing="compiling a probe")
     many, few = (trials.part("calibration", count) for count in (_FOR_METHODS, _FOR_LAYERS))
     first = problem.folder / "probe.npz"
     save_npz(str(first), {**read_feeds(str(few.batches[0].path)), SETTINGS: settings_of(layers, {}, ())})

@@ -24,6 +24,7 @@ from hasten.search.clock import Clock
 from hasten.search.data import Feeds, Samples
 from hasten.search.engines import Limits, Worker
 from hasten.search.formats import NEAREST
+from hasten.search.isolated import isolated
 from hasten.search.measure import Contestant, Measurement, Plan, Spread, measure
 from hasten.search.measure_case import files_of
 from hasten.search.memory import Memory
@@ -427,6 +428,18 @@ class Trials:
             "ranges": hashlib.sha256(repr(known).encode()).hexdigest(),
             "rounded": [] if careful is None else sorted(careful.layers),
         }
+
+    def apart(
+        self, function: Callable[..., Any], *args: Any, doing: str, limits: Limits | None = None, **named: Any
+    ) -> Any:
+        """Calls a function in a process of its own, within what is left to the search (`isolated.isolated`).
+
+        Raises:
+            EngineError: it failed, or took too long or too much memory.
+            HastenError: what the function raises.
+        """
+        limits = limits or self.limits(None)
+        return isolated(function, *args, doing=doing, folder=self.problem.folder, limits=limits, **named)
 
     def limits(self, seconds: float | None = _PATIENCE, share: float = 1.0) -> Limits:
         """What a process may take that begins now, at most until the time limit.

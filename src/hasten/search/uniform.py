@@ -13,7 +13,6 @@ from hasten.search.candidates import BF16, LOSSLESS, Candidate
 from hasten.search.comparison import latency, over_budget
 from hasten.search.engines import Engine, Limits, Precision
 from hasten.search.formats import FORMATS, Careful, Format, layers_for
-from hasten.search.isolated import isolated
 from hasten.search.layer_table import LayerTable
 from hasten.search.pace import Pace
 from hasten.search.quantization import RANGES, Prepared, Quantization, Ranges, prepare
@@ -74,11 +73,10 @@ class Uniform:
         """
         problem = self._trials.problem
         feeds = problem.calibration.feeds[:_OBSERVED]
-        found: Prepared = isolated(
+        found: Prepared = self._trials.apart(
             prepare,
             *(graph, feeds, Quantization(layers, ranges="layer")),
             doing="smoothing and observing",
-            folder=problem.folder,
             limits=self._within(_OBSERVING_SHARE),
             threads=problem.asked.threads,
             cache=Path(problem.build.cache),
@@ -121,13 +119,12 @@ class Uniform:
             return
         trials.say("rounding weights by what they do to the results")
         until = trials.clock.until(_ROUNDING_SHARE)
-        careful: Careful = isolated(
+        careful: Careful = trials.apart(
             round_carefully,
             variant.prepared.model,
             problem.calibration.feeds[:_ROUNDED],
             *(variant.prepared.layers, self._formats(), variant.prepared.how.scheme),
             doing="rounding",
-            folder=problem.folder,
             limits=self._within(_ROUNDING_SHARE),
             bounds=Bounds(_ROUNDING_BYTES, _DEEPEST, until),
             threads=problem.asked.threads,

@@ -141,7 +141,8 @@ def _set_elements(graph: ir.Graph, node: ir.Node, position: int, numbers: Mappin
     first = 0
     for k, part in enumerate(joined.inputs):
         array = constant_value(part)
-        length = int(part.shape[0]) if array is None else array.size  # type: ignore[union-attr, index, arg-type]
+        assert part is not None and part.shape is not None  # as `Operands.elements` has found
+        length = part.shape.numpy()[0] if array is None else array.size
         mine = {place - first: number for place, number in numbers.items() if first <= place < first + length}
         first += length
         if array is not None and mine:
