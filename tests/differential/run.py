@@ -18,6 +18,7 @@ from tests.codegen.engines import division_of_work
 from tests.differential.compare import Tolerance, judge
 from tests.differential.generate import random_graph
 from tests.differential.graph import Graph
+from tests.differential.inside import CONDITION, inside
 from tests.differential.peers import (
     ONNXRUNTIME_ERRORS,
     REFERENCE_ERRORS,
@@ -58,12 +59,14 @@ class Config:
         target: name of the instruction set.
         threads: of a run.
         precision: "f32" or "bf16".
+        inside: whether a graph stands in both branches of an If, of which each run takes one.
         level: how hard the C compiler optimizes: most of the time would go into that.
     """
 
     target: str = "native"
     threads: int = 1
     precision: str = "f32"
+    inside: bool = False
     level: int = 0
 
 
@@ -97,7 +100,12 @@ def configs() -> list[Config]:
     """The ways that graphs are run on this machine, in turn."""
     names = [t.name for t in TARGETS if runs_here(t)]
     found = [Config(level=1), Config(threads=2), *(Config(target=n) for n in names)]
-    return [*found, Config(threads=2, target=names[0], level=1), Config(precision="bf16")]
+    return [
+        *found,
+        Config(threads=2, target=names[0], level=1),
+        Config(precision="bf16"),
+        Config(inside=True),
+    ]
 
 
 Item = tuple[int | Graph, Config]
@@ -123,7 +131,7 @@ def work(items: Sequence[Item]) -> Iterator[Outcome]:
 
 def evaluate(graphs: Sequence[Graph], config: Config) -> Iterator[Outcome]:
     """Compiles graphs together, runs each, and compares."""
-    sessions = _prepare([g.model for g in graphs], config)
+    sessions = _prepare([inside(g.model) if config.inside else g.model for g in graphs], config)
     for graph, session in zip(graphs, sessions, strict=True):
         expected = _expected(graph)
         nodes = len(graph.model.graph.node)
@@ -221,14 +229,15 @@ def _compare(
     """Verdict, what differs, and how many runs ended in an error about empty inputs."""
     empty = 0
     names = [o.name for o in graph.model.graph.output]
+    first, second = ({CONDITION: np.array(b)} if config.inside else {} for b in (True, False))
     for k, (feeds, peers) in enumerate(zip(graph.feeds, expected, strict=True)):
         if not peers:
             with contextlib.suppress(HastenError):
-                session.run(feeds)
+                session.run(feeds | first)
             continue
         try:
-            found = list(session.run(feeds).values())
-            again = list(session.run(dict(reversed(feeds.items()))).values())
+            found = list(session.run(feeds | first).values())
+            again = list(session.run(dict(reversed(feeds.items())) | second).values())
         except Exception as error:  # noqa: BLE001 - any exception is a finding
             if isinstance(error, InputError) and _declared(error) and _nothing(graph, feeds):
                 empty += 1

@@ -7,8 +7,8 @@ from tests.differential.graph import Graph
 from tests.differential.run import Config, configs, run_batch
 from tests.differential.shrink import read, shrink, write
 
-WAYS = (Config(), Config(threads=2))
-SAMPLE = 40
+WAYS = (Config(), Config(threads=2), Config(inside=True))
+SAMPLE = 30
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)

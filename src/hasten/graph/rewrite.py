@@ -27,7 +27,7 @@ _LARGEST = 64  # elements of what may be a shape
 
 
 def write_definitions(model: ir.Model) -> int:
-    """Rewrites nodes of the domains com.microsoft and ai.onnx.ml in the main graph, in place.
+    """Rewrites nodes of the domains com.microsoft and ai.onnx.ml, those in bodies too, in place.
 
     Nodes whose form has no definition, or whose ranks are not known where that matters, stay.
 
@@ -37,34 +37,40 @@ def write_definitions(model: ir.Model) -> int:
     Returns:
         The number of nodes that were rewritten.
     """
-    graph = model.graph
-    if not any(node.op_type in DEFINITIONS.get(node.domain, {}) for node in graph):
+    graphs = list(model.graphs())
+    if not any(_definition(node) for graph in graphs for node in graph):
         return 0
-    count = 0
-    for node in list(graph):
-        define = DEFINITIONS.get(node.domain, {}).get(node.op_type)
-        if define is None:
-            _infer(node, model.opset_imports)
-            continue
-        rewrite = Rewrite(node)
-        outputs = define(rewrite)
-        wanted = [v for v in node.outputs if is_used(v)]
-        if outputs is None:
-            continue
-        found = [o for v, o in zip(node.outputs, outputs, strict=False) if is_used(v) and o is not None]
-        if len(found) < len(wanted):
-            continue
-        for value, new in zip(wanted, found, strict=True):
-            new.type, new.shape = value.type or new.type, value.shape or new.shape
-        nodes = list(rewrite.tape.nodes)
-        for number, made in enumerate(nodes):
-            made.name = f"{node.name}/{made.op_type}_{number}"
-            _import(model, made.domain)
-        replace_nodes_and_values(graph, node, [node], nodes, wanted, found)
-        for made in nodes:
-            _infer(made, model.opset_imports)
-        count += 1
-    return count
+    return sum(_write(model, graph, node) for graph in graphs for node in list(graph))
+
+
+def _definition(node: ir.Node) -> Definition | None:
+    return DEFINITIONS.get(node.domain, {}).get(node.op_type)
+
+
+def _write(model: ir.Model, graph: ir.Graph, node: ir.Node) -> bool:
+    """Rewrites a node if that can be done; those that it reads come first."""
+    define = _definition(node)
+    if define is None:
+        _infer(node, model.opset_imports)
+        return False
+    rewrite = Rewrite(node)
+    outputs = define(rewrite)
+    wanted = [v for v in node.outputs if is_used(v)]
+    if outputs is None:
+        return False
+    found = [o for v, o in zip(node.outputs, outputs, strict=False) if is_used(v) and o is not None]
+    if len(found) < len(wanted):
+        return False
+    for value, new in zip(wanted, found, strict=True):
+        new.type, new.shape = value.type or new.type, value.shape or new.shape
+    nodes = list(rewrite.tape.nodes)
+    for number, made in enumerate(nodes):
+        made.name = f"{node.name}/{made.op_type}_{number}"
+        _import(model, made.domain)
+    replace_nodes_and_values(graph, node, [node], nodes, wanted, found)
+    for made in nodes:
+        _infer(made, model.opset_imports)
+    return True
 
 
 def _infer(node: ir.Node, imports: Mapping[str, int]) -> None:

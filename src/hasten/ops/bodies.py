@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from hasten.graph.bodies import captured, reads
 from hasten.graph.describe import describe_node
 from hasten.loops.dtypes import DType
 from hasten.ops.base import Declined, Tensor
-from hasten.ops.graph_state import Dims, GraphState, captured, reads
+from hasten.ops.graph_state import Dims, GraphState
 from hasten.ops.lowered import Body, Lowered
 
 LowerBody = Callable[[GraphState, ir.Graph], Lowered]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
+from hasten.graph.bodies import captured
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Const, Expr, Size, size
 from hasten.loops.program import Program, TensorInfo
@@ -144,27 +145,3 @@ class GraphState:
 def unreadable(name: str, dtype: ir.DataType) -> str:
     """The reason where compiled code lacks an element type."""
     return f"'{name}' has element type {dtype.name.lower()}, which is not compiled"
-
-
-def reads(node: ir.Node) -> list[ir.Value]:
-    """The values of the node's own graph that it and the bodies inside it read, each once."""
-    found: dict[ir.Value, None] = {v: None for v in node.inputs if v is not None}
-    for body in bodies(node):
-        found |= dict.fromkeys(captured(body))
-    return list(found)
-
-
-def captured(body: ir.Graph) -> list[ir.Value]:
-    """The values that a graph reads and does not have itself, each once."""
-    inside = [v for inner in body for v in reads(inner)]
-    own = {*body.inputs, *body.initializers.values(), *(v for inner in body for v in inner.outputs)}
-    return list(dict.fromkeys(v for v in (*inside, *body.outputs) if v not in own))
-
-
-def bodies(node: ir.Node) -> Iterator[ir.Graph]:
-    """The graphs inside a node."""
-    for attribute in node.attributes.values():
-        if attribute.type is ir.AttributeType.GRAPH and not attribute.is_ref():
-            yield attribute.as_graph()
-        elif attribute.type is ir.AttributeType.GRAPHS and not attribute.is_ref():
-            yield from attribute.as_graphs()

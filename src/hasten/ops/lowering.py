@@ -10,6 +10,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import RuntimeContextError, RuntimeImplementationError
 
 from hasten.errors import UnsupportedModelError
+from hasten.graph.bodies import reads
 from hasten.graph.constants import constant_tensor
 from hasten.graph.describe import describe_node
 from hasten.graph.functions import function_body
@@ -20,7 +21,7 @@ from hasten.loops.program import Definition, Program
 from hasten.ops.base import Declined, Lowering, Tensor
 from hasten.ops.control_flow import is_control, lower_control
 from hasten.ops.element_types import COMPUTED, rounded
-from hasten.ops.graph_state import Dims, GraphState, reads
+from hasten.ops.graph_state import Dims, GraphState
 from hasten.ops.lowered import Control, HostNode, Lowered, Outside
 from hasten.ops.table import find_op
 from hasten.runtime.host_operators import HOST_OPERATORS

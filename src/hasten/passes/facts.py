@@ -35,19 +35,32 @@ class Facts:
 
     A dimension is an int or a name; equal names are equal sizes. Names that begin with "?" were
     made up for sizes that the model leaves unnamed.
+
+    Args:
+        graph: a model's, or the body of an If, Loop or Scan.
+        around: of the graph in which the body stands, whose values it may read.
     """
 
-    def __init__(self, graph: ir.Graph) -> None:
-        self._imports = {"": onnx.defs.onnx_opset_version(), **graph.opset_imports}
+    def __init__(self, graph: ir.Graph, around: Facts | None = None) -> None:
+        self.graph = graph
+        self._around = around
+        self._imports = {"": onnx.defs.onnx_opset_version(), **self.outermost.opset_imports}
         self._dims: dict[ir.Value, Dims] = {}
         self._contents: dict[ir.Value, Dims] = {}
         for node in graph:
             self.infer(node)
 
+    @property
+    def outermost(self) -> ir.Graph:
+        """The model's own graph."""
+        return self.graph if self._around is None else self._around.outermost
+
     def dims(self, value: ir.Value | None) -> Dims | None:
         """Dimensions of a value, or None where not even its rank is known."""
         if value is None:
             return None
+        if self._around is not None and value.graph is not self.graph:
+            return self._around.dims(value)
         known = self._dims.get(value)
         if known is None:
             known = _complete(value, declared_dims(value))
@@ -59,6 +72,8 @@ class Facts:
         """Elements of a small integer tensor of rank 0 or 1, each an int or a named size."""
         if value is None:
             return None
+        if self._around is not None and value.graph is not self.graph:
+            return self._around.contents(value)
         known = self._contents.get(value)
         if known is not None:
             return known
@@ -95,7 +110,7 @@ class Facts:
         array = small_constant(value)
         if array is not None:
             return array
-        contents = self._contents.get(value)
+        contents = self.contents(value)
         if contents is None or value.dtype not in _INTEGERS:
             return None
         integers = [d for d in contents if isinstance(d, int)]

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from hasten.graph.constants import constant_value
 from hasten.passes.facts import Dims, Facts, broadcast, integer, integers
-from hasten.passes.rule import Builder, Declined, Match, Op, Rule, Var
+from hasten.passes.rule import Builder, Declined, Match, Op, Rule, Var, is_fixed
 
 _INT32_MAX = 2**31 - 1
 
@@ -17,7 +17,7 @@ def _pass_through(match: Match) -> ir.Value | None:
     source = match.root.inputs[0]
     if source is None:
         return None
-    fixed = source.producer() is None or source.is_graph_output()
+    fixed = is_fixed(source, match.root.graph)
     return None if fixed and match.output.is_graph_output() else source
 
 
@@ -114,7 +114,7 @@ def _transpose(match: Match, facts: Facts, build: Builder) -> ir.Value | None:
         return None
     joined = tuple(first[axis] for axis in order)
     if joined == tuple(range(len(order))) and before.inputs[0] is not None:
-        fixed = before.inputs[0].producer() is None or before.inputs[0].is_graph_output()
+        fixed = is_fixed(before.inputs[0], match.root.graph)
         if not (fixed and match.output.is_graph_output()):
             return before.inputs[0]
     return build.op("Transpose", [before.inputs[0]], {"perm": joined})
@@ -210,7 +210,7 @@ def _neutral(match: Match, facts: Facts, _build: Builder) -> ir.Value | None:
         dims = facts.dims(other)
         if dims is None or broadcast(dims, array.shape) != dims:
             continue
-        fixed = other.producer() is None or other.is_graph_output()
+        fixed = is_fixed(other, match.root.graph)
         return None if fixed and match.output.is_graph_output() else other
     return None
 

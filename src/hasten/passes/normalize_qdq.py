@@ -34,21 +34,22 @@ CONTRIB_QUANTIZED = frozenset(
 """Quantized operators of com.microsoft that are rewritten."""
 
 
-def normalize_qdq(graph: ir.Graph) -> int:
+def normalize_qdq(graph: ir.Graph, around: Facts | None = None) -> int:
     """Rewrite quantized operators in place.
 
     Results are the same up to rounding before they are quantized again: where another engine scales its sums
     in integers or in another order, up to one step.
 
     Args:
-        graph: at the internal opset; inner values need no types.
+        graph: at the internal opset; inner values need no types. The bodies in it are left alone.
+        around: of the graph in which it stands as a body.
 
     Returns:
         The number of places that were changed.
     """
     if not any(_is_quantized(node) for node in graph):
         return 0
-    facts = Facts(graph)
+    facts = Facts(graph, around)
     changed = 0
     for node in list(graph):
         if node.graph is not graph:
@@ -56,7 +57,7 @@ def normalize_qdq(graph: ir.Graph) -> int:
         build = Builder()
         facts.write_shapes(v for v in node.inputs if v is not None and v.shape is None)
         found = _rewritten(node, build)
-        if found is None:
+        if found is None or found[0].graph is not graph:
             facts.infer(node)  # types that were not known before something else was rewritten
         else:
             root, result = found

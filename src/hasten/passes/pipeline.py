@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from hasten.graph.bodies import bodies
 from hasten.graph.constants import lift_constants
 from hasten.passes.common_subexpressions import merge_equal_constants, merge_equal_nodes
 from hasten.passes.constant_folding import fold_constants
@@ -40,7 +42,8 @@ def optimize_graph(model: ir.Model) -> PassReport:
 
     Results stay the same up to float rounding (and see `fuse_attention` on fully masked rows).
     Names, order and symbolic dimensions of inputs and outputs are kept. Proved shapes are stored
-    on the values between them. Only the main graph is rewritten, not the bodies of If and Loop.
+    on the values between them. Bodies of If, Loop and Scan are rewritten as their model's graph is, and after
+    it, when it is known which of them stay.
 
     Args:
         model: at the internal opset (23 or later), its functions inlined.
@@ -51,31 +54,50 @@ def optimize_graph(model: ir.Model) -> PassReport:
     graph = model.graph
     before = graph.num_nodes()
     lift_constants(model)
-    counts: Counter[str] = Counter()
-    counts["normalize quantized operators"] += normalize_qdq(graph)
+    account = _Account(Counter(), [], [])
+    _rewrite(graph, None, account)
+    remove_dead_code(graph)  # what only bodies needed
+    _write_shapes(graph)
+    simplified = tuple(sorted((name, count) for name, count in account.counts.items() if count))
+    return PassReport(tuple(account.fused), tuple(account.declined), simplified, before, graph.num_nodes())
+
+
+@dataclass(frozen=True)
+class _Account:
+    """What happened so far, in all graphs."""
+
+    counts: Counter[str]
+    fused: list[Fused]
+    declined: list[DeclinedMatch]
+
+
+def _rewrite(graph: ir.Graph, around: Facts | None, account: _Account) -> None:
+    """Simplify and fuse one graph, then the bodies that stand in it."""
+    counts = account.counts
+    counts["normalize quantized operators"] += normalize_qdq(graph, around)
     counts["merge equal constants"] += merge_equal_constants(graph)
-    fused: list[Fused] = []
-    declined: list[DeclinedMatch] = []
-    _simplify(graph, counts)
+    _simplify(graph, around, counts)
     for rules in FUSIONS:
         for _ in range(_MAX_ROUNDS):
-            found = sweep(graph, rules, Facts(graph))
-            fused.extend(found.fused)
+            found = sweep(graph, rules, Facts(graph, around))
+            account.fused.extend(found.fused)
             if not found.fused:
-                declined.extend(found.declined)
+                account.declined.extend(found.declined)
                 break
-            _simplify(graph, counts)
+            _simplify(graph, around, counts)
     counts["merge equal constants"] += merge_equal_constants(graph)
-    _write_shapes(graph)
-    simplified = tuple(sorted((name, count) for name, count in counts.items() if count))
-    return PassReport(tuple(fused), tuple(declined), simplified, before, graph.num_nodes())
+    inside = [body for node in graph for body in bodies(node)]
+    if inside:
+        facts = Facts(graph, around)
+        for body in inside:
+            _rewrite(body, facts, account)
 
 
-def _simplify(graph: ir.Graph, counts: Counter[str]) -> None:
+def _simplify(graph: ir.Graph, around: Facts | None, counts: Counter[str]) -> None:
     """Run the passes that only remove, until none finds anything."""
     for _ in range(_MAX_ROUNDS):
         inlined = inline_branches(graph)
-        facts = Facts(graph)
+        facts = Facts(graph, around)
         folded = fold_constants(graph, facts)
         found = sweep(graph, (*NO_OP_RULES, *PART_RULES), facts)
         merged_constants = merge_equal_constants(graph, largest=_SMALL_BYTES)

@@ -8,11 +8,12 @@ elsewhere, and keeps an account of what fused and what declined, for `hasten ins
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
 
+from hasten.graph.bodies import bodies
 from hasten.graph.constants import constant_value
 from hasten.passes.facts import Facts
 
@@ -204,14 +205,15 @@ class PassReport:
 
 @dataclass(frozen=True)
 class _State:
+    graph: ir.Graph | ir.Function | None
     values: dict[str, ir.Value]
     nodes: dict[str, ir.Node]
     interior: tuple[ir.Node, ...]
 
 
 def find(pattern: Op | Either, root: ir.Node) -> Iterator[Match]:
-    """All ways in which a pattern fits with `root` as its last node."""
-    for state in _match(pattern, root.outputs[0], _State({}, {}, ())):
+    """All ways in which a pattern fits with `root` as its last node, all nodes in its graph."""
+    for state in _match(pattern, root.outputs[0], _State(root.graph, {}, {}, ())):
         yield Match(root, state.values, state.nodes, state.interior)
 
 
@@ -223,15 +225,15 @@ def _match(pattern: Pattern, value: ir.Value | None, state: _State) -> Iterator[
         case Var():
             if value is not None and state.values.get(pattern.name, value) is value:
                 values = {**state.values, pattern.name: value}
-                yield _State(values, state.nodes, state.interior)
+                yield replace(state, values=values)
         case Const():
             array = None if value is None else constant_value(value)
             if value is not None and array is not None and pattern.test(array):
                 values = {**state.values, pattern.name: value} if pattern.name else state.values
-                yield _State(values, state.nodes, state.interior)
+                yield replace(state, values=values)
         case Op():
             node = None if value is None else value.producer()
-            if node is not None and value is node.outputs[0]:
+            if node is not None and node.graph is state.graph and value is node.outputs[0]:
                 yield from _match_node(pattern, node, state)
 
 
@@ -241,7 +243,7 @@ def _match_node(pattern: Op, node: ir.Node, state: _State) -> Iterator[_State]:
         return
     nodes = {**state.nodes, pattern.name: node} if pattern.name else state.nodes
     interior = state.interior if pattern.shared else (*state.interior, node)
-    start = _State(state.values, nodes, interior)
+    start = replace(state, nodes=nodes, interior=interior)
     if pattern.inputs is None:
         yield start
         return
@@ -355,20 +357,31 @@ def _outputs(build: Builder) -> set[ir.Value]:
 def _insert(graph: ir.Graph, root: ir.Node, build: Builder, facts: Facts) -> None:
     """Name what was built after the node that it replaces, and put it before that node."""
     hint = root.outputs[0].name or "fused"
-    taken = {v.name for n in graph for v in n.outputs} | {v.name for v in graph.inputs}
+    taken = names_of_values(facts.outermost)
     for value in build.constants:
-        value.name = _free_name(f"{hint}/{value.name}", taken | set(graph.initializers))
+        value.name = _free_name(f"{hint}/{value.name}", taken)
+        taken.add(value.name)
         graph.register_initializer(value)
     names = {n.name for n in graph}
     for node in build.nodes:
         node.name = _free_name(f"{root.name or hint}/{node.op_type}", names)
         for value in node.outputs:
-            value.name = _free_name(f"{hint}/{node.op_type.lower()}", taken | set(graph.initializers))
+            value.name = _free_name(f"{hint}/{node.op_type.lower()}", taken)
             taken.add(value.name)
         names.add(node.name)
     graph.insert_before(root, build.nodes)
     for node in build.nodes:
         facts.infer(node)
+
+
+def names_of_values(graph: ir.Graph) -> set[str | None]:
+    """Names of all values of a graph and of the bodies in it, which see each other's."""
+    names = {value.name for value in (*graph.inputs, *graph.initializers.values())}
+    for node in graph:
+        names.update(value.name for value in node.outputs)
+        for body in bodies(node):
+            names |= names_of_values(body)
+    return names
 
 
 def _free_name(base: str, taken: set[str | None]) -> str:
@@ -379,6 +392,12 @@ def _free_name(base: str, taken: set[str | None]) -> str:
     return name
 
 
+def is_fixed(value: ir.Value, graph: ir.Graph | ir.Function | None) -> bool:
+    """Whether a graph may not rename a value: an input, a constant, an output, or one from around it."""
+    producer = value.producer()
+    return producer is None or producer.graph is not graph or value.is_graph_output()
+
+
 def replace_value(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
     """Let all users of `old`, the graph's outputs included, use `new`; outputs keep their names."""
     if new.type is None:
@@ -386,8 +405,7 @@ def replace_value(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
     if new.shape is None and old.shape is not None:
         new.shape = old.shape.copy()
     if old.is_graph_output():
-        producer = new.producer()
-        if producer is None or new.is_graph_output():
+        if is_fixed(new, graph):
             new_output = ir.node("Identity", inputs=[new])
             anchor = old.producer()
             if anchor is None:
