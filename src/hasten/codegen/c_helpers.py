@@ -192,15 +192,15 @@ def _lanewise_access(op: str, name: str, dtype: DType, t: str, lanes: int) -> st
 def _extremum(op: str, name: str, dtype: DType, t: str, lanes: int) -> str:
     sign = "<" if op == "max" else ">"
     # A comparison with NaN is false: `b != b` lets a NaN in b through, and one in a stays anyway.
-    nan = " | (b != b)" if dtype.is_float else ""
     if lanes == 1:
         both = " || b != b" if dtype.is_float else ""
         return f"static inline {t} {name}({t} a, {t} b) {{ return a {sign} b{both} ? b : a; }}"
     mask = vector_type(_MASK[dtype.bytes], lanes)
-    return (
-        f"static inline {t} {name}({t} a, {t} b) {{ const {mask} w = ({mask})((a {sign} b){nan}); "
-        f"return ({t})((w & ({mask})b) | (~w & ({mask})a)); }}"
-    )
+    lines = [f"const {mask} w = ({mask})(a {sign} b);", f"{mask} v = (w & ({mask})b) | (~w & ({mask})a);"]
+    if dtype.is_float:
+        # Apart from the comparison, which waits for `a` where that is the result so far.
+        lines += [f"const {mask} n = ({mask})(b != b);", f"v = (n & ({mask})b) | (~n & v);"]
+    return f"static inline {t} {name}({t} a, {t} b) {{ {' '.join(lines)} return ({t})v; }}"
 
 
 def _bound(op: str, name: str, dtype: DType, t: str, lanes: int) -> str:
@@ -244,8 +244,12 @@ def _combined(op: str, a: str, b: str, t: str = "", mask: str = "") -> str:
     chosen = f"{a} {'>' if op == 'min' else '<'} {b}"
     if not t:
         return f"{chosen}{'' if op == 'peak' else f' || {b} != {b}'} ? {b} : {a}"
-    m = f"(({mask})({chosen})" + ("" if op == "peak" else f" | ({mask})({b} != {b})") + ")"
-    return f"({t})(({m} & ({mask}){b}) | (~{m} & ({mask}){a}))"
+
+    def either(condition: str, rest: str) -> str:
+        return f"((({mask})({condition}) & ({mask}){b}) | (~({mask})({condition}) & {rest}))"
+
+    best = either(chosen, f"({mask}){a}")
+    return f"({t}){best if op == 'peak' else either(f'{b} != {b}', best)}"
 
 
 def _scalar_function(op: str, name: str, dtype: DType) -> str:

@@ -12,7 +12,7 @@ from hasten.codegen.domain import OUTPUT, Domain, decode, extent, output_name, s
 from hasten.codegen.fuse import cost
 from hasten.codegen.kernel import SCRATCH, SCRATCH_PARAM, TAIL_PARAMS, THREAD, Kernel
 from hasten.codegen.layout import Layouts, flatten
-from hasten.codegen.reductions import WIDE, Names, hoist
+from hasten.codegen.reductions import WIDE, Names, below_maximum, hoist, keep_terms
 from hasten.codegen.segments import segments
 from hasten.codegen.stage import Stage
 from hasten.codegen.vectorize import coefficient, vectorizable, vectorize
@@ -61,7 +61,7 @@ def map_kernel(stage: Stage, layouts: Layouts, vector_bytes: int, name: str) -> 
     """The kernel of a stage whose body is an expression."""
     assert isinstance(stage.body, Expr)
     domain = merge_loops(memory_domain(stage, layouts))
-    value, buffers = name_buffers(domain.value)
+    value, buffers = name_buffers(below_maximum(domain.value))
     domain = Domain(domain.vars, value, domain.address)
     lanes = vector_bytes // max(4, stage.dtype.bytes)
     body = framed_nest(domain) or parallel_nest(domain, lanes, Names())
@@ -125,6 +125,7 @@ def replaced(d: Domain, buffers: Mapping[str, str], layouts: Layouts, stage: Sta
     """
     reductions = [n for n in walk(d.value) if isinstance(n, Reduce)]
     addresses = {spell(d.address)}
+    later: set[str] = set()
     if reductions:
         *outer, inner = d.vars or (None,)
         rows = [v for v in outer if v is not None and constant_int(v.extent) != 1]
@@ -132,7 +133,12 @@ def replaced(d: Domain, buffers: Mapping[str, str], layouts: Layouts, stage: Sta
             return None  # what is read may be of another thread's part, or written already
         along = {v for r in reductions for v in r.vars if v.extent == inner.extent}
         addresses |= {spell(substitute(d.address, {inner: v})) for v in along}
-    return same_place(d.value, addresses, buffers, layouts, stage)
+        rest, kept = keep_terms(d.value, inner, d.address, OUTPUT)
+        if kept is not None:
+            rest = substitute(rest, {kept.total: const(0, kept.total.dtype)})
+            later = {n.buffer for n in walk(rest) if isinstance(n, Load)}
+    place = same_place(d.value, addresses, buffers, layouts, stage)
+    return None if place in later else place
 
 
 def same_place(
@@ -234,7 +240,8 @@ def parallel_nest(d: Domain, lanes: int, names: Names) -> tuple[Stmt, ...]:
     across = find_crossed(d, lanes)
     if across is not None:
         return _crossed_nest(d, across, lanes, names)
-    row, value = hoist(d.value, frozenset(outer), names, lanes)
+    value, kept = keep_terms(d.value, inner, d.address, OUTPUT)
+    row, value = hoist(value, frozenset(outer), names, lanes, kept)
     d = Domain((inner,), value, d.address)
     begin, end = Var(INDEX, "begin"), Var(INDEX, "end")
     block = _block(value, inner, lanes)

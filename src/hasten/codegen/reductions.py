@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from hasten.codegen.fuse import CHEAP, cost
 from hasten.codegen.vectorize import vectorizable, vectorize
 from hasten.codegen.window import Window, find_window
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
     Const,
     Expr,
+    Load,
     Op,
     Reduce,
     Var,
@@ -21,11 +24,16 @@ from hasten.loops.expr import (
     constant_int,
     free_vars,
     substitute,
+    transform,
+    walk,
 )
-from hasten.loops.nest import Declare, For, If, Let, Stmt, Store
+from hasten.loops.nest import Declare, For, If, Let, Stmt, Store, unrolled
 
 WIDE = 4
 """Vectors per accumulator where the extent allows it, to hide the latency of an addition."""
+
+NARROWEST = 4
+"""Elements of the shortest vector that what is left of a row is taken with."""
 
 UNROLLED_WINDOW = 25
 """Largest number of iterations of inner loops that are unrolled (pooling and convolution windows)."""
@@ -62,7 +70,72 @@ def combine(op: str, accumulator: Expr, value: Expr) -> Expr:
     return Op(accumulator.dtype, name, (accumulator, value), lanes=lanes)
 
 
-def hoist(e: Expr, bound: frozenset[Var], names: Names, lanes: int) -> tuple[list[Stmt], Expr]:
+@dataclass(frozen=True)
+class Kept:
+    """A reduction whose terms are written down as they are added, since each is needed once more.
+
+    Attributes:
+        total: the reduction, over one variable.
+        buffer: where its terms are written.
+        address: where in it, in terms of that variable.
+    """
+
+    total: Reduce
+    buffer: str
+    address: Expr
+
+
+def below_maximum(value: Expr) -> Expr:
+    """The value with each exp(x - max(x)) as the function of what is not positive, which is shorter."""
+
+    def visit(e: Expr) -> Expr | None:
+        if not isinstance(e, Op) or e.op != "exp" or e.dtype is not DType.F32:
+            return None
+        (x,) = e.args
+        if not isinstance(x, Op) or x.op != "sub" or not _is_maximum(x.args[1], x.args[0]):
+            return None
+        return replace(e, op="exp_nonpositive")
+
+    return transform(value, visit)
+
+
+def _is_maximum(e: Expr, x: Expr) -> bool:
+    """Whether an expression is the maximum of a row that `x` is an element of."""
+    if not isinstance(e, Reduce) or e.op != "max" or len(e.vars) != 1:
+        return False
+    (v,) = e.vars
+    columns = [u for u in free_vars(x) - free_vars(e) if u.extent == v.extent]
+    return any(substitute(e.body, {v: u}) == x for u in columns)
+
+
+def keep_terms(value: Expr, inner: Var, address: Expr, buffer: str) -> tuple[Expr, Kept | None]:
+    """Finds what a row computes for a sum and then again for each of its elements, as a softmax its powers.
+
+    Args:
+        value: the element of a row.
+        inner: counts the elements of the row.
+        address: where the element is written.
+        buffer: what the row is written to.
+
+    Returns:
+        The element in terms of what is written there before, and what is; or the value itself, and None.
+    """
+    reductions = [n for n in walk(value) if isinstance(n, Reduce)]
+    if any(inner in free_vars(r) for r in reductions):
+        return value, None
+    for r in reductions:
+        if len(r.vars) != 1 or r.vars[0].extent != inner.extent or r.body.dtype is not value.dtype:
+            continue
+        term = substitute(r.body, {r.vars[0]: inner})
+        rest = substitute(value, {term: Load(value.dtype, buffer, (address,))})
+        if rest != value and _is_costly(term, inner):
+            return rest, Kept(r, buffer, substitute(address, {inner: r.vars[0]}))
+    return value, None
+
+
+def hoist(
+    e: Expr, bound: frozenset[Var], names: Names, lanes: int, kept: Kept | None = None
+) -> tuple[list[Stmt], Expr]:
     """Computes every reduction of `e` that depends on `bound` variables alone.
 
     Returns:
@@ -79,7 +152,8 @@ def hoist(e: Expr, bound: frozenset[Var], names: Names, lanes: int) -> tuple[lis
         if isinstance(node, Reduce) and free_vars(node) <= bound:
             value = substitute(node, {k: v for k, v in known.items() if k != node})
             assert isinstance(value, Reduce)
-            statements, result = schedule_reduction(value, bound, names, lanes)
+            own = replace(kept, total=value) if kept is not None and kept.total == node else None
+            statements, result = schedule_reduction(value, bound, names, lanes, own)
             body.extend(statements)
             known[node] = result
 
@@ -87,14 +161,32 @@ def hoist(e: Expr, bound: frozenset[Var], names: Names, lanes: int) -> tuple[lis
     return body, substitute(e, known)
 
 
-def schedule_reduction(r: Reduce, bound: frozenset[Var], names: Names, lanes: int) -> tuple[list[Stmt], Expr]:
+def schedule_reduction(
+    r: Reduce, bound: frozenset[Var], names: Names, lanes: int, kept: Kept | None = None
+) -> tuple[list[Stmt], Expr]:
     """Loops that compute one reduction, vectorized along its last variable where that is contiguous."""
     variables = tuple(Var(v.dtype, names.next(v.name + "_"), v.extent) for v in r.vars)
-    body = substitute(r.body, dict(zip(r.vars, variables, strict=True)))
+    own: dict[Expr, Expr] = dict(zip(r.vars, variables, strict=True))
+    body = substitute(r.body, own)
+    if kept is not None:
+        kept = replace(kept, address=substitute(kept.address, own))
     inner = _innermost(variables, body, lanes)
     if inner is None:
-        return _scalar_reduction(r, variables, body, bound, names, lanes)
-    return _vector_reduction(r, variables, inner, body, bound, names, lanes)
+        return _scalar_reduction(r, variables, body, bound, names, lanes, kept)
+    return _vector_reduction(r, variables, inner, body, bound, names, lanes, kept)
+
+
+def _added(result: Load | Var, element: Expr, op: str, kept: Kept | None, names: Names) -> tuple[Stmt, ...]:
+    """Adds an element to a result, and writes it down where it is kept."""
+    place = (result.buffer, result.index) if isinstance(result, Load) else (result.name, ())
+    if kept is None:
+        return (Store(*place, combine(op, result, element)),)
+    term = Var(element.dtype, names.next("term"), lanes=element.lanes)
+    return (
+        Let(term, element),
+        Store(kept.buffer, (kept.address,), term),
+        Store(*place, combine(op, result, term)),
+    )
 
 
 def _innermost(variables: tuple[Var, ...], body: Expr, lanes: int) -> Var | None:
@@ -109,17 +201,22 @@ def _innermost(variables: tuple[Var, ...], body: Expr, lanes: int) -> Var | None
 
 
 def _scalar_reduction(
-    r: Reduce, variables: tuple[Var, ...], body: Expr, bound: frozenset[Var], names: Names, lanes: int
+    r: Reduce,
+    variables: tuple[Var, ...],
+    body: Expr,
+    bound: frozenset[Var],
+    names: Names,
+    lanes: int,
+    kept: Kept | None,
 ) -> tuple[list[Stmt], Expr]:
     result = Var(r.dtype, names.next(r.op), lanes=r.lanes)
     declared = Declare(result.name, r.dtype, (), r.lanes, value=neutral(r.op, r.dtype))
     scope = bound | frozenset(variables)
-    window = find_window(r.op, variables, body)
+    window = find_window(r.op, variables, body) if kept is None else None
     if window is not None:
         body = window.body
     inner, element = hoist(body, scope, names, lanes)
-    update = Store(result.name, (), combine(r.op, result, element))
-    nest: tuple[Stmt, ...] = (*inner, update)
+    nest: tuple[Stmt, ...] = (*inner, *_added(result, element, r.op, kept, names))
     if window is None:
         return [declared, *_loops(variables, nest)], result
     return [declared, *_window_loops(window, variables, nest, names)], result
@@ -165,40 +262,66 @@ def _vector_reduction(
     bound: frozenset[Var],
     names: Names,
     lanes: int,
+    kept: Kept | None,
 ) -> tuple[list[Stmt], Expr]:
     outer = tuple(v for v in variables if v != inner)
     assert inner.extent is not None
-    extent = constant_int(inner.extent)
-    width = lanes
-    if extent is not None:
-        while width < WIDE * lanes and extent % (2 * width) == 0:
-            width *= 2
-    vector = Var(r.dtype, names.next(r.op + "_lanes"), lanes=width)
-    total = Var(r.dtype, names.next(r.op))
     hoisted, element = hoist(body, bound | frozenset(outer), names, lanes)
-    # Division by a literal: the number of elements that whole vectors cover.
-    whole = inner.extent // width * width
-    main = For(
-        inner,
-        const(0),
-        whole,
-        (Store(vector.name, (), combine(r.op, vector, vectorize(element, inner, inner, width))),),
-        step=width,
-    )
-    loops: list[Stmt] = [main]
-    tail: list[Stmt] = []
-    if constant_int(inner.extent - whole) != 0:
-        tail_name = names.next(r.op + "_tail")
-        tail_value = Var(r.dtype, tail_name)
-        tail.append(Declare(tail_name, r.dtype, value=neutral(r.op, r.dtype)))
-        update = Store(tail_name, (), combine(r.op, tail_value, element))
-        loops.append(For(inner, whole, inner.extent, (update,)))
-    folded: Expr = Op(r.dtype, f"total_{r.op}", (vector,))
-    if tail:
-        folded = combine(r.op, folded, Var(r.dtype, tail_name))
-    return [
-        Declare(vector.name, r.dtype, (), width, value=neutral(r.op, r.dtype)),
-        *tail,
-        *_loops(outer, (*hoisted, *loops)),
-        Let(total, folded),
-    ], total
+    declared: list[Stmt] = []
+    loops: list[Stmt] = []
+    parts: dict[int, list[Expr]] = {}
+    start: Expr = const(0)
+    for width, count in _strides(constant_int(inner.extent), lanes, _is_costly(element, inner)):
+        # Division by a literal: up to the number of elements that whole strides cover.
+        stop = start + (inner.extent - start) // (width * count) * (width * count)
+        if start == stop:
+            continue
+        if constant_int(stop) is None and width > 1:
+            whole = Var(INDEX, names.next("whole"))
+            loops.append(Let(whole, stop))
+            stop = whole
+        name = names.next(f"{r.op}_{'lanes' if width > 1 else 'tail'}")
+        dims, nothing = () if count == 1 else (count,), neutral(r.op, r.dtype)
+        declared.append(Declare(name, r.dtype, dims, width, value=None if dims else nothing))
+        u = Var(INDEX, names.next("u"), const(count))
+
+        def part(at: Expr, name: str = name, dims: tuple[int, ...] = dims, width: int = width) -> Load | Var:
+            return Load(r.dtype, name, (at,), lanes=width) if dims else Var(r.dtype, name, lanes=width)
+
+        here: dict[Expr, Expr] = {inner: inner + u * width if dims else inner}
+        own = None if kept is None else replace(kept, address=substitute(kept.address, here))
+        step = _added(part(u), vectorize(element, inner, here[inner], width), r.op, own, names)
+        if dims:
+            declared.append(unrolled(u, Store(name, (u,), nothing)))
+            step = (unrolled(u, *step),)
+        loops.append(For(inner, start, stop, step, step=width * count))
+        parts.setdefault(width, []).extend(part(const(n)) for n in range(count))
+        start = stop
+    total = Var(r.dtype, names.next(r.op))
+    return [*declared, *_loops(outer, (*hoisted, *loops)), Let(total, _folded(r.op, parts))], total
+
+
+def _folded(op: str, parts: Mapping[int, Sequence[Expr]]) -> Expr:
+    """Partial results as one; they stand by the number of their lanes."""
+
+    def together(found: Sequence[Expr]) -> Expr:
+        return functools.reduce(functools.partial(combine, op), found)
+
+    vectors = {lanes: together(found) for lanes, found in parts.items()}
+    return together([Op(e.dtype, f"total_{op}", (e,)) if n > 1 else e for n, e in vectors.items()])
+
+
+def _is_costly(term: Expr, v: Var) -> bool:
+    """Whether what depends on a variable takes longer than to store and load it."""
+    return cost(transform(term, lambda e: None if v in free_vars(e) else const(0, e.dtype))) > CHEAP
+
+
+def _strides(extent: int | None, lanes: int, costly: bool) -> list[tuple[int, int]]:
+    """The steps in which to go through a row, one kind after the other: lanes, and how many vectors.
+
+    Several vectors have a result each, which hides how long an addition takes: terms that take long hide it.
+    """
+    several = [] if costly else [(lanes, WIDE)]
+    narrower = [] if extent is None else [(n, 1) for n in (lanes // 2, lanes // 4) if n >= NARROWEST]
+    steps = [*several, (lanes, 1), *narrower, (1, 1)]
+    return [(n, count) for n, count in steps if extent is None or n * count <= extent]

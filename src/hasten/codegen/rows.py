@@ -22,7 +22,7 @@ from hasten.codegen.maps import (
     work_of,
     written_over,
 )
-from hasten.codegen.reductions import Names, hoist
+from hasten.codegen.reductions import Names, below_maximum, hoist, keep_terms
 from hasten.codegen.stage import Stage
 from hasten.loops.dtypes import INDEX
 from hasten.loops.expr import Expr, Load, Reduce, Var, const, constant_int, free_vars, substitute, walk
@@ -58,10 +58,11 @@ def row_kernel(stages: Sequence[Stage], layouts: Layouts, vector_bytes: int, nam
     for i, (s, d) in enumerate(zip(stages, domains, strict=True)):
         column = Var(INDEX, f"column{i}", d.vars[-1].extent)
         same: dict[Expr, Expr] = dict(zip(d.vars, (*outer, column), strict=False))
-        value = renamed_buffers(substitute(d.value, same), found)
+        value = renamed_buffers(substitute(below_maximum(d.value), same), found)
         address = substitute(d.address, same)
         lanes = vector_bytes // max(4, s.dtype.bytes)
-        statements, value = hoist(value, frozenset(outer), names, lanes)
+        value, kept = keep_terms(value, column, address, outputs[s.name])
+        statements, value = hoist(value, frozenset(outer), names, lanes, kept)
         body += statements
         if len(d.vars) == len(outer):
             body.append(Store(outputs[s.name], (address,), value))

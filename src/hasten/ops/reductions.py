@@ -234,7 +234,14 @@ def lower_softmax(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
         return unary("exp", binary("sub", x.at(*index), peak(index)))
 
     total = reduce_axes("sum", x, [axis], power)
-    return [ctx.define(x.shape, lambda *i: binary("div", power(i), total(i)), x.dtype)]
+
+    def share(*index: Expr) -> Expr:
+        if x.dtype not in (DType.F32, DType.F64):
+            return binary("div", power(index), total(index))
+        # One division for all of the axis; in types of few bits the inverse of a long sum would lose some.
+        return binary("mul", power(index), binary("div", const(1, x.dtype), total(index)))
+
+    return [ctx.define(x.shape, share, x.dtype)]
 
 
 def lower_log_softmax(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:

@@ -29,10 +29,10 @@ static inline i32x8 load_boolx8(const uint8_t *p) { u8x8 v; memcpy(&v, p, sizeof
 static inline float total_peak_f32x8(f32x8 v8) {
     f32x4 a4, b4;
     memcpy(&a4, &v8, sizeof a4), memcpy(&b4, (const float *)&v8 + 4, sizeof b4);
-    const f32x4 v4 = (f32x4)((((i32x4)(a4 < b4)) & (i32x4)b4) | (~((i32x4)(a4 < b4)) & (i32x4)a4));
+    const f32x4 v4 = (f32x4)(((i32x4)(a4 < b4) & (i32x4)b4) | (~(i32x4)(a4 < b4) & (i32x4)a4));
     f32x2 a2, b2;
     memcpy(&a2, &v4, sizeof a2), memcpy(&b2, (const float *)&v4 + 2, sizeof b2);
-    const f32x2 v2 = (f32x2)((((i32x2)(a2 < b2)) & (i32x2)b2) | (~((i32x2)(a2 < b2)) & (i32x2)a2));
+    const f32x2 v2 = (f32x2)(((i32x2)(a2 < b2) & (i32x2)b2) | (~(i32x2)(a2 < b2) & (i32x2)a2));
     return v2[0] < v2[1] ? v2[1] : v2[0];
 }
 static inline f32x8 bitcast_i32x8(i32x8 x) { f32x8 y; memcpy(&y, &x, sizeof y); return y; }
