@@ -32,6 +32,7 @@ from hasten.codegen.packing import (
     whole_depth,
 )
 from hasten.codegen.panels import pack_constant, packed_columns
+from hasten.codegen.plane_kernel import plane_kernel
 from hasten.codegen.prefix import prefix_kernel
 from hasten.codegen.quantized import quantize_products
 from hasten.codegen.rank import rank_kernel
@@ -225,6 +226,7 @@ def _kernel(
     if isinstance(s.body, Recurrence):
         return recurrence_kernel(s, layouts, target, f"recurrence_{number}")
     window = slide_kernel(s, layouts, target, f"window_{number}")
+    window = window or plane_kernel(s, layouts, target.vector_bytes, f"window_{number}")
     return window or map_kernel(s, layouts, target.vector_bytes, f"map_{number}")
 
 
