@@ -27,7 +27,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,22 +121,34 @@ CASES: Mapping[str, Callable[[int], Case]] = {
 }
 
 
-def crops(count: int, of: slice = slice(None)) -> list[dict[str, Any]]:
-    """Random squares of pictures in colour, of all or some, of a third of the shorter side at least."""
-    rng = np.random.default_rng(0)
+def pictures() -> list[Image.Image]:
+    """Those of scikit-image and foolbox in colour."""
     paths = [
         *sorted((models.package("skimage") / "data").glob("*.[jp][pn]g")),
         *sorted((models.package("foolbox") / "data").glob("imagenet_*.jpg")),
     ]
-    images = [image.convert("RGB") for image in map(Image.open, paths) if image.mode in ("RGB", "RGBA")][of]
+    return [image.convert("RGB") for image in map(Image.open, paths) if image.mode in ("RGB", "RGBA")]
+
+
+def crops(
+    count: int, of: Sequence[Image.Image] | None = None, *, seed: int = 0, flip: bool = False
+) -> list[dict[str, Any]]:
+    """Random squares of all or some pictures in turn, of a third of the shorter side at least.
+
+    Half of them are mirrored, if that is wanted.
+    """
+    rng = np.random.default_rng(seed)
+    images = pictures() if of is None else of
     found = []
     for number in range(count):
         image = images[number % len(images)]
         side = min(image.size) * rng.uniform(1 / 3, 1)
         left, top = rng.uniform(0, image.width - side), rng.uniform(0, image.height - side)
         box = (left, top, left + side, top + side)
-        small = image.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC, box=box)
-        found.append({"pixels": ((np.asarray(small, np.float32).transpose(2, 0, 1) - 127) / 128)[None]})
+        small = np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC, box=box), np.float32)
+        if flip and rng.random() < 0.5:
+            small = small[:, ::-1]
+        found.append({"pixels": ((small.transpose(2, 0, 1) - 127) / 128)[None]})
     return found
 
 

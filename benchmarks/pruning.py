@@ -371,7 +371,7 @@ def main() -> None:
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--on", choices=["check", "test"], default="test")
+    parser.add_argument("--on", choices=["check", "test", "unseen"], default="test")
     parser.add_argument("--most", type=int, help="samples to examine, at most")
     parser.add_argument("--learn", type=int, help="samples that pruning may look at")
     parser.add_argument(

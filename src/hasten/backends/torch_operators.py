@@ -45,8 +45,15 @@ def _div(node: ir.Node, inputs: Inputs) -> Tensor:
 def _clip(node: ir.Node, inputs: Inputs) -> Tensor:
     result = operand(inputs)
     low, high = maybe(inputs, 1), maybe(inputs, 2)
+    if low is not None and high is not None and _fixed(low) and _fixed(high) and bool(low < high):
+        return F.hardtanh(result, float(low), float(high))  # whose gradient is one pass over the values
     result = result if low is None else torch.maximum(result, low)
     return result if high is None else torch.minimum(result, high)
+
+
+def _fixed(bound: Tensor) -> bool:
+    """Whether a bound is one number of floats that no gradient is wanted of."""
+    return bound.numel() == 1 and bound.is_floating_point() and not bound.requires_grad
 
 
 def _gelu(node: ir.Node, inputs: Inputs) -> Tensor:

@@ -49,10 +49,19 @@ def conv_padded(node: ir.Node, x: Tensor, kernel: Sequence[int]) -> tuple[Tensor
 
 def _conv(node: ir.Node, inputs: Inputs) -> Tensor:
     x, w = operand(inputs), operand(inputs, 1)
-    run = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[w.dim()]
-    padded, strides, dilations = conv_padded(node, x, w.shape[2:])
-    groups = attribute(node, "group", 1)
-    return run(padded, w, maybe(inputs, 2), stride=strides, dilation=dilations, groups=groups)
+    run: Any = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[w.dim()]
+    rank = w.dim() - 2
+    strides = attribute(node, "strides", [1] * rank)
+    pads = _pads(node, x, w.shape[2:], strides)
+    if rank == 2:  # the layout in which PyTorch is fastest, above all in groups of one channel
+        x = x.contiguous(memory_format=torch.channels_last)
+    if pads[:rank] == pads[rank:] and min(pads) >= 0:
+        inside = pads[:rank]  # PyTorch pads the same before and behind
+    else:
+        x, inside = pad_spatial(x, pads), [0] * rank
+    groups, dilations = attribute(node, "group", 1), attribute(node, "dilations", [1] * rank)
+    result: Tensor = run(x, w, maybe(inputs, 2), strides, inside, dilations, groups)
+    return result
 
 
 def _conv_transpose(node: ir.Node, inputs: Inputs) -> Tensor:

@@ -6,10 +6,14 @@ import dataclasses
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 from onnx.reference import ReferenceEvaluator
 from tests.passes.conftest import build
 
 from hasten.passes.pipeline import optimize_graph
+from hasten.passes.prune.remove import kept_indices, remove_units
+from hasten.passes.prune.units import find_units
+from hasten.search.prune import repair
 from hasten.search.prune.plan import Plan
 from hasten.search.prune.run import prune_model
 from hasten.search.samples import Samples
@@ -59,10 +63,35 @@ def test_each_repair_is_better_than_the_one_before() -> None:
     right = run(model)
     plan = Plan(("channels",), "fisher", 0.6, "none")
     errors, means = [], []
-    for repair in ("none", "statistics", "least-squares"):
-        small = prune_model(model, dataclasses.replace(plan, repair=repair), data)
+    for how in ("none", "statistics", "least-squares"):
+        small = prune_model(model, dataclasses.replace(plan, repair=how), data)
         found = run(small.model)
         errors.append(float(np.square(found - right).mean()))
         means.append(np.abs(found.mean((0, 2, 3)) - right.mean((0, 2, 3))).max())
     assert errors[2] < 0.7 * errors[1] < 0.7 * errors[0]
     assert means[1] < 0.5 * means[0]
+
+
+def test_products_in_groups_are_repaired_too() -> None:
+    small = prune_model(convolutions(), Plan(("channels",), "fisher", 0.6, "least-squares"), samples(80, 0))
+    assert not small.report.notes
+
+
+def test_samples_join_where_values_are_small_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With memory for few of the samples at the first values, all of them are there at the last."""
+    model, data = convolutions(), samples(96, 0)
+    analysis = find_units(model)
+    removed = {analysis.groups[0]: list(range(0, CHANNELS, 2))}
+    small = remove_units(model, analysis, removed)
+    one = 16 * CHANNELS * SIDE * SIDE * 4  # bytes of a value of a batch
+    monkeypatch.setattr(repair, "_BYTES", 12 * one)
+    seen: list[int] = []
+
+    def solve(site: repair.Site) -> str:
+        seen.append(len(site.new))
+        return repair.least_squares(site)
+
+    kept = {place.value: axes for place, axes in kept_indices(removed).items() if not place.is_constant}
+    repair.reconstruct(model, small, kept, data.feeds, solve=solve)
+    assert seen == sorted(seen)
+    assert 1 <= seen[0] < seen[-1] == 6, seen

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
@@ -27,9 +27,9 @@ from torch import Tensor
 
 from hasten.backends.torch_graph import TorchGraph
 from hasten.passes.prune.units import Group
+from hasten.search.prune.equations import Equations, shrunk
 from hasten.search.prune.joined import Batch
 from hasten.search.prune.products import LARGEST_SYSTEM, Product, bias_of, product_of
-from hasten.search.prune.repair import GATHERED, RIDGE
 
 Values = NDArray[np.float64]
 Loss = Callable[[Mapping[str, Tensor], Batch], Tensor]
@@ -47,11 +47,9 @@ class _Reader:
         matrix: its weights, [unknowns, outputs].
         units: the unit of each unknown, or -1.
         centered: whether a bias behind it can make up for means.
-        moments: sum of x' x over all positions.
-        means: sum of x over all positions.
-        count: positions.
+        equations: of what is read, without a right side.
         slopes: sum of squared gradients of the loss by each output, over all positions.
-        waiting: rows that were read and are not in the sums yet.
+        positions: that were read.
     """
 
     node: int
@@ -60,34 +58,24 @@ class _Reader:
     matrix: Tensor
     units: NDArray[np.int64]
     centered: bool
-    moments: Tensor
-    means: Tensor
-    count: int = 0
-    slopes: Tensor = field(default_factory=lambda: torch.zeros(0))
-    waiting: list[Tensor] = field(default_factory=list)
+    equations: Equations
+    slopes: Tensor
+    positions: int = 0
 
     def take(self, x: Tensor) -> Tensor:
         """Takes in what is read, for the moments."""
         with torch.no_grad():
             rows = self.product.rows(x.detach())
-            self.count += len(rows)
-            self.waiting.append(rows)
-            if sum(map(len, self.waiting)) >= GATHERED:
-                self.finish()
+            self.positions += len(rows)
+            self.equations.add(rows, rows[:, :0])
         return x
 
-    def finish(self) -> None:
-        """Adds what is waiting: few large products instead of many small ones."""
-        rows = torch.cat(self.waiting) if self.waiting else self.means.new_zeros((0, len(self.means)))
-        self.waiting.clear()
-        self.moments += (rows.T @ rows).double()
-        self.means += rows.sum(0).double()
-
     def second_moments(self) -> Tensor:
-        """Sums of squares and products of what is read, about the mean if a bias can make up for that."""
-        if not self.centered:
-            return self.moments
-        return self.moments - torch.outer(self.means, self.means) / max(1, self.count)
+        """Means of squares and products of what is read, about the mean if a bias can make up for that."""
+        self.equations.finish()
+        sums = self.equations.halves
+        halves = [half.moments(centered=self.centered)[0] / max(1, half.count) for half in sums]
+        return shrunk(halves[0], halves[1] if sums[1].count else halves[0])
 
 
 def obs_scores(
@@ -117,8 +105,6 @@ def obs_scores(
             if slope is not None:
                 reader.slopes = reader.slopes + reader.product.outputs(slope).double().square().sum(0)
         samples += len(batch)
-    for reader in every:
-        reader.finish()
     return {group: _eliminated(found, group.count, samples) for group, found in readers.items()}
 
 
@@ -139,14 +125,11 @@ def _readers(graph: TorchGraph, group: Group) -> list[_Reader]:
             return []
         members = group.members[consumer.value]
         units = np.repeat(members, len(matrix) // len(members))
-        moments = torch.zeros((len(matrix), len(matrix)), dtype=torch.float64)
-        means = torch.zeros(len(matrix), dtype=torch.float64)
         slopes = torch.zeros(matrix.shape[1], dtype=torch.float64)
         centered = bias_of(node) is not None
         output = node.outputs[0].name or ""
-        found.append(
-            _Reader(consumer.node, output, product, matrix, units, centered, moments, means, slopes=slopes)
-        )
+        equations = Equations.of(len(matrix), 0)
+        found.append(_Reader(consumer.node, output, product, matrix, units, centered, equations, slopes))
     return found
 
 
@@ -161,10 +144,8 @@ class _System:
     @staticmethod
     def of(reader: _Reader, count: int, samples: int) -> _System:
         """Before anything went."""
-        moments = reader.second_moments() / max(1, samples)
-        damping = RIDGE * float(moments.diagonal().mean()) + 1e-12
-        inverse = torch.linalg.inv(moments + damping * torch.eye(len(moments), dtype=torch.float64))
-        columns = (reader.slopes / max(1, reader.count)).sqrt()
+        inverse = torch.linalg.inv(reader.second_moments() * (reader.positions / max(1, samples)))
+        columns = (reader.slopes / max(1, reader.positions)).sqrt()
         order = np.argsort(reader.units, kind="stable")
         first = np.searchsorted(reader.units[order], np.arange(count + 1))
         return _System(reader.matrix * columns, inverse, [order[a:b] for a, b in pairwise(first)])

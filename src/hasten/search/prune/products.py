@@ -22,7 +22,7 @@ class Product:
     """How a product's operands become rows of equations.
 
     Attributes:
-        rows: [positions, unknowns] from what the node reads.
+        rows: [positions, unknowns] from what the node reads; with groups, [groups, positions, unknowns].
         outputs: [positions, outputs] from what it gives.
         matrix: [unknowns, outputs] from its weights, an array or a tensor.
         weights: its weights from such a matrix.
@@ -55,26 +55,48 @@ def product_of(node: ir.Node, shape: tuple[int, ...]) -> Product | None:
 
         return Product(lambda x: x, lambda y: y, turn, turn)
     if node.op_type == "Conv" and len(shape) == 4 and _groups(node) == 1:
-
-        def patches(x: Tensor) -> Tensor:
-            import torch  # what has no data needs no PyTorch
-
-            from hasten.backends.torch_windows import conv_padded
-
-            padded, strides, dilations = conv_padded(node, x, shape[2:])
-            unfolded = torch.nn.functional.unfold(
-                padded, tuple(shape[2:]), tuple(dilations), stride=tuple(strides)
-            )
-            return unfolded.transpose(1, 2).reshape(-1, unfolded.shape[1])
-
         return Product(
-            patches,
+            lambda x: _patches(node, shape, x).transpose(1, 2).reshape(-1, shape[1] * shape[2] * shape[3]),
             lambda y: y.movedim(1, -1).reshape(-1, y.shape[1]),
             lambda w: w.reshape(shape[0], -1).T,
             lambda m: m.T.reshape(shape),
             taps=shape[2] * shape[3],
         )
     return None
+
+
+def grouped_product_of(node: ir.Node, shape: tuple[int, ...]) -> Product | None:
+    """The equations of a convolution in groups, a system for each: groups are the first axis."""
+    groups = _groups(node)
+    if node.op_type != "Conv" or len(shape) != 4 or groups == 1:
+        return None
+
+    def rows(x: Tensor) -> Tensor:
+        patches = _patches(node, shape, x)  # [samples, groups x unknowns, positions]
+        apart = patches.reshape(len(x), groups, -1, patches.shape[2])
+        return apart.permute(1, 0, 3, 2).reshape(groups, -1, apart.shape[2])
+
+    def outputs(y: Tensor) -> Tensor:
+        apart = y.reshape(len(y), groups, y.shape[1] // groups, -1)
+        return apart.permute(1, 0, 3, 2).reshape(groups, -1, apart.shape[2])
+
+    def matrix(w: Any) -> Any:
+        return w.reshape(groups, shape[0] // groups, -1).swapaxes(1, 2)
+
+    return Product(rows, outputs, matrix, lambda m: m.swapaxes(1, 2).reshape(shape), shape[2] * shape[3])
+
+
+def _patches(node: ir.Node, shape: tuple[int, ...], x: Tensor) -> Tensor:
+    """What a convolution reads for each position, [samples, channels x taps, positions]."""
+    import torch  # what has no data needs no PyTorch
+
+    from hasten.backends.torch_windows import conv_padded
+
+    padded, strides, dilations = conv_padded(node, x, shape[2:])
+    if shape[2:] == (1, 1):  # no copy
+        return padded[:, :, :: strides[0], :: strides[1]].flatten(2)
+    kernel = tuple(shape[2:])
+    return torch.nn.functional.unfold(padded, kernel, tuple(dilations), stride=tuple(strides))
 
 
 def _groups(node: ir.Node) -> int:

@@ -4,12 +4,12 @@ The original and the pruned graph run side by side, node by node, over all sampl
 lost features, or reads what has changed, its weights W are chosen anew so that it gives what the original
 gave, from what now arrives:
 
-    minimize |X W + b - Y|^2 + ridge * mean(diag X'X) * |W - W0|^2
+    minimize |X W + b - Y|^2
 
-with W0 the weights that were left. Products further down then see the repaired values, so errors do not add
-up. Where the product is the end of a residual branch, Y also makes up for what its shortcut has lost. He et
-al. 2017, "Channel Pruning for Accelerating Very Deep Neural Networks", section 3.1, does this for
-convolutions.
+drawn towards the weights that were left as far as samples advise (`equations.py`). Products further down
+then see the repaired values, so errors do not add up. Where the product is the end of a residual branch, Y
+also makes up for what its shortcut has lost. He et al. 2017, "Channel Pruning for Accelerating Very Deep
+Neural Networks", section 3.1, does this for convolutions.
 
 The method "statistics" only gives each output of a product the mean and the variance that it had: what
 estimating batch normalization anew does, where that is folded into the weights, and the correction of biases.
@@ -21,7 +21,8 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import onnx_ir as ir
@@ -33,90 +34,25 @@ from hasten.backends.torch_graph import TorchGraph
 from hasten.graph.constants import constant_value
 from hasten.passes.prune.remove import Kept, set_constant
 from hasten.search.prune.cost import Feeds
+from hasten.search.prune.equations import Equations
 from hasten.search.prune.joined import join
-from hasten.search.prune.products import LARGEST_SYSTEM, Product, bias_of, product_of, shortcut_of
+from hasten.search.prune.products import (
+    LARGEST_SYSTEM,
+    Product,
+    bias_of,
+    grouped_product_of,
+    product_of,
+    shortcut_of,
+)
 
-RIDGE = 1e-3
-"""How strongly weights stay what they were, in units of the mean square of what is read."""
 _TOGETHER = 16  # samples that are run at once
-_ROWS = 32768  # most positions of a run that equations are made from
-GATHERED = 8192
-"""Positions of several runs that are multiplied at once."""
-_ENOUGH = 4  # equations to an unknown, below which a product that lost nothing stays as it is
+_BYTES = 2**31  # of values of all runs at a node, beyond which some samples join at later, smaller ones
 _SCALES = (0.2, 5.0)  # by how much "statistics" changes weights, at most
 _AXES = {
     "Conv": (1, 0),
     "MatMul": (-1, -1),
     "Gemm": (-1, 1),
 }  # axis of the outputs: of the value, of the weights
-
-
-@dataclass
-class Equations:
-    """Sums of the normal equations of x W + b = y, in double precision."""
-
-    inner: Tensor
-    cross: Tensor
-    sum_x: Tensor
-    sum_y: Tensor
-    count: int = 0
-    waiting: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-
-    @staticmethod
-    def of(unknowns: int, outputs: int) -> Equations:
-        """No equations yet."""
-
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float64)
-
-        return Equations(zeros(unknowns, unknowns), zeros(unknowns, outputs), zeros(unknowns), zeros(outputs))
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Takes rows of x and y in; `finish` comes after the last of them."""
-        every = -(-len(x) // _ROWS)
-        self.waiting.append((x[::every], y[::every]))
-        if sum(len(x) for x, _ in self.waiting) >= GATHERED:
-            self.finish()
-
-    def finish(self) -> None:
-        """Multiplies what is waiting."""
-        if not self.waiting:
-            return
-        x, y = (torch.cat(parts) for parts in zip(*self.waiting, strict=True))
-        self.waiting.clear()
-        self.inner += (x.T @ x).double()
-        self.cross += (x.T @ y).double()
-        self.sum_x += x.sum(0).double()
-        self.sum_y += y.sum(0).double()
-        self.count += len(x)
-
-    @property
-    def enough(self) -> bool:
-        """Whether there are so many that a product which lost nothing gains by them."""
-        return self.count >= _ENOUGH * len(self.inner)
-
-    def system(self, ridge: float, *, centered: bool) -> Tensor:
-        """The matrix of the equations, about the means if a bias makes up for those."""
-        inner = self.inner
-        if centered:
-            inner = inner - torch.outer(self.sum_x, self.sum_x) / self.count
-        strength = ridge * float(inner.diagonal().mean()) + 1e-12
-        return inner + strength * torch.eye(len(inner), dtype=torch.float64)
-
-    def solve(self, before: Tensor, *, centered: bool) -> Tensor:
-        """New weights, drawn towards the weights before."""
-        before = before.double()
-        inner, cross = self.inner, self.cross
-        if centered:
-            inner = inner - torch.outer(self.sum_x, self.sum_x) / self.count
-            cross = cross - torch.outer(self.sum_x, self.sum_y) / self.count
-        system = self.system(RIDGE, centered=centered)
-        solved: Tensor = before + torch.linalg.solve(system, cross - inner @ before)
-        return solved
-
-    def bias(self, weights: Tensor) -> Tensor:
-        """The bias that goes with weights."""
-        return (self.sum_y - self.sum_x @ weights) / self.count
 
 
 Solve = Callable[["Site"], str]
@@ -148,36 +84,96 @@ def reconstruct(
     Returns:
         The products that have lost features and were left as they are, with reasons.
     """
-    before, after = TorchGraph(original), TorchGraph(pruned)
-    places = {node.outputs[0].name: index for index, node in enumerate(after.nodes)}
-    parts = [part.feeds for part in join(pruned, samples, _TOGETHER)]
-    old, new = [before.start(f) for f in parts], [after.start(f) for f in parts]
-    left = [(Counter(before.readers()), Counter(after.readers())) for _ in parts]
+    runs = _SideBySide(original, pruned, samples)
+    after = runs.after
     changed, skipped = set[str](), list[str]()
     repair = solve or least_squares
     with torch.no_grad():
-        for index, node in enumerate(before.nodes):
+        for index, node in enumerate(runs.before.nodes):
             if time.monotonic() >= until:
                 return [*skipped, f"what comes after '{node.name or node.outputs[0].name}', for want of time"]
-            for known in old:
-                before.step(index, known)
-            name = node.outputs[0].name or ""
-            place = places.get(name)
+            place = runs.arrive(index)
             if place is not None:
-                lost = _lost(before.nodes[index], after.nodes[place])
+                lost = _lost(node, after.nodes[place])
                 reads = any(v is not None and v.name in changed for v in after.nodes[place].inputs)
                 if lost or reads or everywhere:
+                    name = node.name or node.outputs[0].name
                     changed.update(v.name or "" for v in node.outputs)
-                    progress(f"repairing {node.name or name}")
-                    reason = repair(Site(pruned, after, place, old, new, kept, lost))
-                    skipped += [f"'{node.name or name}' {reason}"] if reason and (lost or everywhere) else []
-                for known in new:
-                    after.step(place, known)
-            for k in range(len(parts)):
-                before.forget(node, old[k], left[k][0], before.outputs)
-                if place is not None:
-                    after.forget(after.nodes[place], new[k], left[k][1], after.outputs)
+                    progress(f"repairing {name}")
+                    reason = repair(Site(pruned, after, place, runs.old, runs.new, kept, lost))
+                    skipped += [f"'{name}' {reason}"] if reason and (lost or everywhere) else []
+            runs.leave(index)
     return skipped
+
+
+class _SideBySide:
+    """Both graphs on batches of samples, node by node.
+
+    Values of all batches at a node are there at once. Where they are large, as at the first nodes for
+    pictures, only so many batches run as there is memory for, and the others join when values are smaller:
+    a batch says more of a large value, which has many positions.
+
+    Attributes:
+        before: what runs the original.
+        after: what runs the pruned graph.
+        old: values of the original for each batch.
+        new: values of the pruned graph.
+    """
+
+    def __init__(self, original: ir.Model, pruned: ir.Model, samples: Sequence[Feeds]) -> None:
+        self.before, self.after = TorchGraph(original), TorchGraph(pruned)
+        places = {node.outputs[0].name: index for index, node in enumerate(self.after.nodes)}
+        self._places = [places.get(node.outputs[0].name) for node in self.before.nodes]
+        order = np.random.default_rng(0).permutation(len(samples)).tolist()  # what comes first stands for all
+        self._parts = [part.feeds for part in join(pruned, samples, _TOGETHER, order)]
+        self.old: list[dict[str, Tensor]] = []
+        self.new: list[dict[str, Tensor]] = []
+        self._left: list[tuple[Counter[str], Counter[str]]] = []
+        self._most = self._capacities()
+
+    def arrive(self, index: int) -> int | None:
+        """Runs a node of the original on all batches there is memory for; its place in the pruned graph."""
+        for feeds in self._parts[len(self.old) : self._most[index]]:
+            self._start(feeds)
+            for passed in range(index):
+                self.before.step(passed, self.old[-1])
+                self._leave(passed, len(self.old) - 1)
+        for known in self.old:
+            self.before.step(index, known)
+        return self._places[index]
+
+    def leave(self, index: int) -> None:
+        """Runs the node of the pruned graph, and drops what no later node reads."""
+        for batch in range(len(self.old)):
+            self._leave(index, batch)
+
+    def _start(self, feeds: Feeds) -> None:
+        self.old.append(self.before.start(feeds))
+        self.new.append(self.after.start(feeds))
+        self._left.append((self.before.readers(), self.after.readers()))
+
+    def _leave(self, index: int, batch: int) -> None:
+        place, (left, later) = self._places[index], self._left[batch]
+        if place is not None:
+            self.after.step(place, self.new[batch])
+            self.after.forget(self.after.nodes[place], self.new[batch], later, self.after.outputs)
+        self.before.forget(self.before.nodes[index], self.old[batch], left, self.before.outputs)
+
+    def _capacities(self) -> list[int]:
+        """How many batches there is memory for at a node and all that follow."""
+        self._start(max(self._parts, key=lambda feeds: sum(np.asarray(a).nbytes for a in feeds.values())))
+        weights = {w.data_ptr() for graph in (self.before, self.after) for w in graph.weights.values()}
+        sizes = []
+        with torch.no_grad():
+            for index in range(len(self._places)):
+                self.before.step(index, self.old[0])
+                there = {t.data_ptr(): t.nbytes for t in (*self.old[0].values(), *self.new[0].values())}
+                sizes.append(sum(size for place, size in there.items() if place not in weights))
+                self._leave(index, 0)
+        for each in (self.old, self.new, self._left):
+            each.clear()
+        ahead = list(accumulate(reversed(sizes), max))[::-1]
+        return [max(1, _BYTES // max(1, size)) for size in ahead]
 
 
 @dataclass(frozen=True)
@@ -251,20 +247,22 @@ def _lost(before: ir.Node, after: ir.Node) -> bool:
 
 
 def linear(at: Site) -> tuple[Product, Tensor, Equations] | str:
-    """The product at a site, its weights and the equations for them; a reason if there are none."""
+    """The product at a site, its weights as a matrix, and equations for them; a reason if there are none."""
     node, graph = at.node, at.graph
     source = node.inputs[0] if node.inputs else None
     weight = node.inputs[1] if len(node.inputs) > 1 else None
     if source is None or weight is None or weight.name not in graph.weights:
         return "has no constant weights on its right"
     tensor = graph.weights[weight.name]
-    product = product_of(node, tuple(tensor.shape))
+    shape = tuple(tensor.shape)
+    product = product_of(node, shape) or grouped_product_of(node, shape)
     if product is None:
         return "is of a form whose weights are not solved for"
     matrix = product.matrix(tensor)
-    if len(matrix) > LARGEST_SYSTEM:
+    *groups, unknowns, outputs = matrix.shape
+    if unknowns > LARGEST_SYSTEM:
         return f"reads more than {LARGEST_SYSTEM} values for each result"
-    equations = Equations.of(*matrix.shape)
+    equations = Equations.of(unknowns, outputs, groups)
     for now, target in at.targets():
         equations.add(product.rows(now[source.name or ""]), product.outputs(target))
     equations.finish()
@@ -277,8 +275,6 @@ def least_squares(at: Site) -> str:
     if isinstance(found, str):
         return found
     product, matrix, equations = found
-    if not at.lost and not equations.enough:
-        return "has lost nothing, and samples are too few"
     put_weights(at, product, equations, equations.solve(matrix, centered=at.has_bias))
     return ""
 

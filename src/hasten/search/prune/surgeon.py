@@ -18,7 +18,8 @@ from torch import Tensor
 
 from hasten.passes.prune.remove import Kept
 from hasten.search.prune.cost import Feeds
-from hasten.search.prune.repair import Equations, Site, linear, put_weights, reconstruct
+from hasten.search.prune.equations import Equations
+from hasten.search.prune.repair import Site, linear, put_weights, reconstruct
 from hasten.search.prune.sparsity import Mask, Pattern, Sparsity, rows_of, sparse_product, worth_of
 
 _RIDGE = 1e-2
@@ -82,7 +83,7 @@ def _sparse(
     system = equations.system(_RIDGE, centered=centered)[order][:, order]
     gone: Mask | None = None
     if sparsity.criterion == "activation":
-        norms = equations.inner.diagonal()[order].sqrt()
+        norms = equations.total.inner.diagonal()[order].sqrt()
         gone = sparsity.pattern.lowest((start.abs() * norms[:, None]).numpy(), by_output=True)
     elif sparsity.criterion != "obs":
         gone = sparsity.pattern.lowest(worth_of(start.numpy(), sparsity.criterion, rng))
