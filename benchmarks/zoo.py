@@ -77,6 +77,8 @@ def architectures() -> Iterator[Architecture]:
     yield Architecture("DLRM", "Mixed", _mixed, mixed, _BATCHES)
     yield Architecture("gate (If)", "Gate", _mixed, mixed, _BATCHES)
     yield Architecture("Mamba (Scan)", "SelectiveScan", _ids, {"tokens": {0: "batch"}}, _FIXED_TEXT_SIZES)
+    cached = {**_IDS, "past": {1: "batch", 3: "past"}}
+    yield Architecture("decoder (If)", "Decoder", _cached, cached, _CACHED_SIZES, scripted=True)
     for name, network in (("LSTM in steps (Loop)", "Stepped"), ("greedy writer (Loop)", "Writer")):
         yield Architecture(name, network, _ids, _IDS, _TEXT_SIZES, scripted=True)
 
@@ -93,6 +95,11 @@ _PICTURE_NETWORKS = {
 _BATCHES = ({"batch": 2}, {"batch": 1}, {"batch": 5})
 _TEXT_SIZES = ({"batch": 2, "tokens": 16}, {"batch": 1, "tokens": 7}, {"batch": 3, "tokens": 33})
 _FIXED_TEXT_SIZES = ({"batch": 2, "tokens": 12}, {"batch": 1, "tokens": 12}, {"batch": 3, "tokens": 12})
+_CACHED_SIZES = (
+    {"batch": 2, "tokens": 3, "past": 5},
+    {"batch": 1, "tokens": 9, "past": 0},
+    {"batch": 3, "tokens": 1, "past": 17},
+)
 _PICTURE_SIZES = (
     {"batch": 2, "height": 64, "width": 96},
     {"batch": 1, "height": 32, "width": 32},
@@ -107,6 +114,12 @@ _TWO_TEXTS = {**_TEXT, "written": {0: "batch", 1: "written"}}
 def _ids(sizes: Sizes) -> dict[str, Array]:
     rng = np.random.default_rng(sizes["tokens"])
     return {"tokens": rng.integers(1, 60, (sizes["batch"], sizes["tokens"]))}
+
+
+def _cached(sizes: Sizes) -> dict[str, Array]:
+    rng = np.random.default_rng(sizes["past"])
+    past = rng.standard_normal((2, sizes["batch"], 4, sizes["past"], 8), np.float32)
+    return {**_ids(sizes), "past": past, "again": np.array(sizes["past"] > 0)}
 
 
 def _text(sizes: Sizes) -> dict[str, Array]:

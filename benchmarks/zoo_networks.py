@@ -341,6 +341,51 @@ class Writer(nn.Module):
         return written, cache
 
 
+class Decoder(nn.Module):
+    """A decoder with its cache: one file for the first step and those that follow, as Optimum merges them."""
+
+    def __init__(self, words: int = 60, width: int = 32, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.table = nn.Embedding(words, width)
+        self.norm = nn.LayerNorm(width)
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.out = nn.Linear(width, width)
+        self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.head = nn.Linear(width, words)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
+
+    def _decode(self, tokens: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.table(tokens)
+        y = self.norm(x)
+        query, key, value = self._heads(self.query(y)), self._heads(self.key(y)), self._heads(self.value(y))
+        key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
+        scores = torch.matmul(query, key.transpose(2, 3)) / key.shape[3] ** 0.5
+        place = torch.arange(key.shape[2])
+        later = place.unsqueeze(0) > (place[key.shape[2] - tokens.shape[1] :]).unsqueeze(1)
+        weights = torch.softmax(scores.masked_fill(later, -1e9), dim=-1)
+        seen = torch.matmul(weights, value).transpose(1, 2).reshape(x.shape)
+        x = x + self.out(seen)
+        x = x + self.narrow(nn.functional.gelu(self.wide(x)))
+        return self.head(x), torch.stack([key, value])
+
+    def forward(self, tokens: Tensor, past: Tensor, again: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores of the next token after each, and the cache.
+
+        Args:
+            tokens: [batch, tokens].
+            past: keys and values of what was read before, [2, batch, heads, past, size of a head].
+            again: whether there is a past; what stands in `past` without one does not matter.
+        """
+        if bool(again):
+            scores, cache = self._decode(tokens, past)
+        else:
+            scores, cache = self._decode(tokens, past[:, :, :, :0])
+        return scores, cache
+
+
 class Stepped(nn.Module):
     """An LSTM that goes through its steps in a loop of Python, as many research models do."""
 

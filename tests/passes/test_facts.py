@@ -1,10 +1,10 @@
 import numpy as np
 import onnx.parser
 import onnx_ir as ir
-import pytest
 
 from hasten.graph.opset import OPSET
-from hasten.passes.facts import Facts, broadcast, is_private, reshaped
+from hasten.passes.facts import Facts
+from hasten.passes.sizes import is_private
 
 
 def facts_of(signature, body):
@@ -12,37 +12,6 @@ def facts_of(signature, body):
     model = ir.from_proto(onnx.parser.parse_model(text))
     facts = Facts(model.graph)
     return facts, {v.name: v for node in model.graph for v in node.outputs}
-
-
-@pytest.mark.parametrize(
-    ("source", "target", "allow_zero", "expected"),
-    [
-        ((2, 3, 4), (6, -1), False, (6, 4)),
-        (("b", "s", 12), ("b", "s", -1, 4), False, ("b", "s", 3, 4)),
-        (("b", "s", 12), (0, 0, 3, 4), False, ("b", "s", 3, 4)),
-        (("b", "s", 3, 4), ("b", -1, 12), False, ("b", "s", 12)),
-        (("b", "s", 4), (-1, 4), False, ("?(b*s*4)/(4)", 4)),
-        (("b", 2, 4), (-1, 4), False, ("?(b*2*4)/(4)", 4)),
-        (None, (2, -1), False, None),
-        (None, (2, "n"), False, (2, "n")),
-        ((0, 3), (3, 0), True, (3, 0)),
-    ],
-)
-def test_reshaped(source, target, allow_zero, expected):
-    assert reshaped(source, target, allow_zero=allow_zero) == expected
-
-
-def test_equal_unsolved_reshapes_agree_and_others_do_not():
-    first = reshaped(("b", "s", 4), (-1, 4), allow_zero=False)
-    assert first == reshaped(("b", "s", 4), (-1, 4), allow_zero=False)
-    assert first != reshaped(("b", "t", 4), (-1, 4), allow_zero=False)
-
-
-def test_broadcast():
-    assert broadcast(("b", 1, 4), ("s", 4)) == ("b", "s", 4)
-    assert broadcast(("b", 4), (1,)) == ("b", 4)
-    assert broadcast(("b",), ("c",)) is None
-    assert broadcast(("b",), (5,)) == (5,)
 
 
 def test_shape_arithmetic_is_followed():

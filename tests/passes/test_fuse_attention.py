@@ -117,6 +117,7 @@ def test_keys_transposed_through_three_dimensions_with_computed_shapes(optimized
         (("keep",), "w = Where(keep, zero, low) n = Add(m, w) p = Softmax(n) ", {"Where": 1}),
         (("keep",), "n = Where(keep, m, never) p = Softmax(n) ", {}),
         (("hide",), "n = Where(hide, low, m) p = Softmax(n) ", {"Where": 1}),
+        (("keep",), "n = Where(keep, m, tenthousand) p = Softmax(n) ", {"Where": 1}),
         (
             ("keep",),
             "n = Where(keep, m, never) a = Softmax(n) i = IsNaN(a) p = Where(i, zero, a) ",
@@ -133,7 +134,11 @@ def test_masks(optimized, rng, masks, steps, kinds):
 
 @pytest.mark.parametrize(
     "fill",
-    ["w = Where(keep, zero, low) n = Add(m, w) ", "n = Where(keep, m, low) "],
+    [
+        "w = Where(keep, zero, low) n = Add(m, w) ",
+        "n = Where(keep, m, low) ",
+        "n = Where(keep, m, tenthousand) ",
+    ],
 )
 def test_fully_masked_rows_average_under_a_finite_mask(optimized, rng, fill):
     feed = next(iter(feeds(rng, ("keep",))))
@@ -223,8 +228,14 @@ PLAIN = "m = MatMul(q, kt) p = Softmax(m) "
         ),
         (
             ("keep",),
-            HEADS + KT + "m = MatMul(q, kt) n = Where(keep, m, tenthousand) p = Softmax(n) " + OUT,
-            "set to -10000",
+            HEADS + KT + "m = MatMul(q, kt) n = Where(keep, m, half) p = Softmax(n) " + OUT,
+            "set to 0.5",
+        ),
+        (
+            ("keep", "added"),
+            HEADS + KT + "m = MatMul(q, kt) a = Add(m, added) n = Where(keep, a, tenthousand) "
+            "p = Softmax(n) " + OUT,
+            "which another mask may come near",
         ),
         (
             (),

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from hasten.passes.facts import Dim, Dims, Facts
+from hasten.passes.facts import Facts
 from hasten.passes.no_ops import permutation
 from hasten.passes.rule import Builder, Declined
 from hasten.passes.scalars import scalar_value
+from hasten.passes.sizes import Dim, Dims
 
 
 @dataclass(frozen=True)

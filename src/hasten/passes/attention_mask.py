@@ -12,7 +12,9 @@ from hasten.passes.facts import Facts
 from hasten.passes.rule import Builder, Declined
 from hasten.passes.scalars import scalar_value
 
-_LOWEST = -1e30  # fills below this leave nothing of a score in float32
+_LOWEST = float(np.finfo(np.float32).min)
+_ABSORBING = -1e30  # fills below this leave nothing of a score in float32
+_LOW = -1e4  # models that compute in float16 hide scores by this number: none of theirs is near it
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ def additive_mask(value: ir.Value) -> MaskPart:
 def filled_mask(node: ir.Node) -> tuple[ir.Value, MaskPart] | Declined | None:
     """Read `Where(condition, scores, fill)` in either order: the scores and their mask.
 
-    A finite fill must be so low that adding it is the same as putting it in the place of a score.
+    A finite fill must be so low that softmax gives nothing to what is hidden: 104 below the largest score
+    that is visible, beyond which `exp` is 0 in float32.
     """
     condition, yes, no = node.inputs
     if condition is None or yes is None or no is None:
@@ -54,8 +57,8 @@ def filled_mask(node: ir.Node) -> tuple[ir.Value, MaskPart] | Declined | None:
     for scores, fill, kind in ((yes, scalar_value(no), "kept"), (no, scalar_value(yes), "hidden")):
         if fill is None:
             continue
-        if fill > _LOWEST:
-            return Declined(f"masked scores are set to {fill:g}, which attention cannot express exactly")
+        if fill > _LOW:
+            return Declined(f"masked scores are set to {fill:g}, which may be near the others")
         return scores, MaskPart(condition, kind, fill)
     return None
 
@@ -68,6 +71,8 @@ def mask_problem(parts: tuple[MaskPart, ...], facts: Facts) -> str | None:
             return f"mask {part.value.name!r} has dimensions {dims}, not one to four"
         if dims[-1] == 1:
             return f"mask {part.value.name!r} is one number for all keys of a query"
+        if part.kind != "added" and part.fill > _ABSORBING and len(parts) > 1:
+            return f"masked scores are set to {part.fill:g}, which another mask may come near"
     return None
 
 
@@ -101,6 +106,8 @@ def _as_added(part: MaskPart, build: Builder) -> ir.Value:
     if part.kind == "added":
         return part.value
     zero = build.constant(np.array(0, dtype=np.float32), "zero")
-    fill = build.constant(np.array(part.fill, dtype=np.float32), "fill")
+    # The lowest number leaves nothing of a score: rows that are hidden altogether stay plain averages.
+    number = part.fill if part.fill <= _ABSORBING else _LOWEST
+    fill = build.constant(np.array(number, dtype=np.float32), "fill")
     choices = [zero, fill] if part.kind == "kept" else [fill, zero]
     return build.op("Where", [part.value, *choices])

@@ -16,18 +16,21 @@ import onnx_ir as ir
 
 from hasten.graph.constants import constant_value
 from hasten.graph.inference import infer_node
-
-Dim = int | str
-Dims = tuple[Dim, ...]
+from hasten.passes.sizes import (
+    Dim,
+    Dims,
+    broadcast,
+    concatenated,
+    is_private,
+    less,
+    reshaped,
+    sliced,
+    total,
+)
 
 _SMALL = 64  # elements of a tensor whose values may describe a shape
 _UNKNOWN_NAMES = frozenset({"", "?"})  # exporters write "?" for several unrelated sizes
 _INTEGERS = frozenset({ir.DataType.INT32, ir.DataType.INT64})
-
-
-def is_private(dim: Dim) -> bool:
-    """Whether a dimension's name was made up here rather than read from the model."""
-    return isinstance(dim, str) and dim.startswith("?")
 
 
 class Facts:
@@ -93,7 +96,7 @@ class Facts:
                 value.type = ir.TensorType(ir.DataType(proto.elem_type))
             found = _proto_dims(proto)
             if index == 0:
-                found = self._shape_rule(node) or found
+                found = _merge(self._shape_rule(node), found)
             merged = _complete(value, _merge(found, declared_dims(value)))
             if merged is not None:
                 self._dims[value] = merged
@@ -120,26 +123,54 @@ class Facts:
         scalar = self.dims(value) == ()
         return np.array(integers[0] if scalar else integers, dtype=kind)
 
-    def _shape_rule(self, node: ir.Node) -> Dims | None:
+    def _shape_rule(self, node: ir.Node) -> tuple[Dim | None, ...] | None:
         if node.domain or not node.inputs:
             return None
-        source = self.dims(node.inputs[0])
-        if node.op_type == "ConstantOfShape":
-            return self.contents(node.inputs[0])
-        if node.op_type == "Range":
-            start, limit, step = (self.contents(value) for value in node.inputs)
-            if start == (0,) and step == (1,) and limit is not None and _counts(limit[0]):
-                return limit
+        match node.op_type:
+            case "ConstantOfShape":
+                return self.contents(node.inputs[0])
+            case "Range":
+                length = self._steps(node)
+                return None if length is None else (length,)
+            case "Concat":
+                return concatenated([self.dims(value) for value in node.inputs], integer(node, "axis", 0))
+            case "Slice":
+                return self._part(node)
+            case "Reshape" | "Expand":
+                source, target = self.dims(node.inputs[0]), self.contents(node.inputs[1])
+                if target is None:
+                    return None
+                if node.op_type == "Reshape":
+                    allow_zero = bool(integer(node, "allowzero", 0))
+                    return reshaped(source, target, allow_zero=allow_zero)
+                return None if source is None else broadcast(source, target)
+        return None
+
+    def _steps(self, node: ir.Node) -> Dim | None:
+        """The length of a Range in steps of 1."""
+        start, limit, step = (self.contents(value) for value in node.inputs)
+        if start is None or limit is None or step != (1,):
             return None
-        if node.op_type not in ("Reshape", "Expand"):
+        return less(limit[0], start[0]) if _counts(limit[0]) and _counts(start[0]) else None
+
+    def _part(self, node: ir.Node) -> tuple[Dim | None, ...] | None:
+        """Dimensions of a Slice."""
+        source, *limits = node.inputs
+        dims = self.dims(source)
+        starts, ends, axes, steps = (self.contents(limits[k]) if k < len(limits) else None for k in range(4))
+        if dims is None or starts is None or ends is None:
             return None
-        target = self.contents(node.inputs[1])
-        if target is None:
+        given = [k < len(limits) and limits[k] is not None for k in (2, 3)]
+        if (given[0] and axes is None) or (given[1] and steps is None):
             return None
-        if node.op_type == "Reshape":
-            allow_zero = bool(integer(node, "allowzero", 0))
-            return reshaped(source, target, allow_zero=allow_zero)
-        return None if source is None else broadcast(source, target)
+        result: list[Dim | None] = list(dims)
+        for k, (start, end) in enumerate(zip(starts, ends, strict=False)):
+            axis = k if axes is None else axes[k]
+            if not isinstance(axis, int) or not -len(dims) <= axis < len(dims):
+                return None
+            in_ones = steps is None or steps[k] == 1
+            result[axis] = sliced(dims[axis], start, end) if in_ones else None
+        return tuple(result)
 
     def _follow(self, node: ir.Node) -> None:
         """Record the elements of a shape tensor that the node computes from others."""
@@ -232,66 +263,6 @@ def declared_dims(value: ir.Value) -> tuple[Dim | None, ...] | None:
     return tuple(dims)
 
 
-def reshaped(source: Dims | None, target: Dims, *, allow_zero: bool) -> Dims | None:
-    """Dimensions after a `Reshape` of `source` to `target`; None where a part stays unknown.
-
-    A -1 is solved by cancelling equal factors of both sides.
-    """
-    result: list[Dim] = list(target)
-    for axis, dim in enumerate(target):
-        if dim == 0 and not allow_zero:
-            if source is None or axis >= len(source):
-                return None
-            result[axis] = source[axis]
-    if -1 not in result:
-        return tuple(result)
-    hole = result.index(-1)
-    if source is None:
-        return None
-    left = list(source)
-    right = [dim for axis, dim in enumerate(result) if axis != hole]
-    for dim in [d for d in right if isinstance(d, str)]:
-        if dim in left:
-            left.remove(dim)
-            right.remove(dim)
-    left_names = [d for d in left if isinstance(d, str)]
-    if any(isinstance(d, str) for d in right) or len(left_names) > 1:
-        return _with_private_hole(result, hole, source)
-    above = math.prod(d for d in left if isinstance(d, int))
-    below = math.prod(d for d in right if isinstance(d, int))
-    if below == 0 or above % below:
-        return _with_private_hole(result, hole, source)
-    factor = above // below
-    if left_names and factor != 1:
-        return _with_private_hole(result, hole, source)
-    result[hole] = left_names[0] if left_names else factor
-    return tuple(result)
-
-
-def _with_private_hole(result: Sequence[Dim], hole: int, source: Dims) -> Dims:
-    """Name an unsolved -1 after what determines it, so that equal reshapes agree."""
-    others = ",".join(str(d) for axis, d in enumerate(result) if axis != hole)
-    name = f"?({'*'.join(map(str, source))})/({others})"
-    return tuple(name if axis == hole else dim for axis, dim in enumerate(result))
-
-
-def broadcast(left: Dims, right: Dims) -> Dims | None:
-    """Dimensions of a broadcast of two shapes; None where two names cannot be compared."""
-    rank = max(len(left), len(right))
-    padded = zip((1,) * (rank - len(left)) + left, (1,) * (rank - len(right)) + right, strict=True)
-    result: list[Dim] = []
-    for a, b in padded:
-        if b in (a, 1):
-            result.append(a)
-        elif a == 1 or isinstance(b, int):
-            result.append(b)
-        elif isinstance(a, int):
-            result.append(a)
-        else:
-            return None
-    return tuple(result)
-
-
 def _merge(
     found: tuple[Dim | None, ...] | None, declared: tuple[Dim | None, ...] | None
 ) -> tuple[Dim | None, ...] | None:
@@ -350,18 +321,28 @@ def _arithmetic(op: str, left: Dims, right: Dims) -> Dims | None:
     count = max(len(left), len(right))
     result: list[Dim] = []
     for a, b in zip(left * (count // len(left)), right * (count // len(right)), strict=True):
-        if isinstance(a, int) and isinstance(b, int):
-            if op == "Div" and (b == 0 or a < 0 or b < 0):
-                return None
-            exact = {"Add": a + b, "Sub": a - b, "Mul": a * b}
-            result.append(a // b if op == "Div" else exact[op])
-        elif (op in ("Mul", "Div") and b == 1) or (op in ("Add", "Sub") and b == 0):
-            result.append(a)
-        elif (op == "Mul" and a == 1) or (op == "Add" and a == 0):
-            result.append(b)
-        else:
+        found = _computed(op, a, b)
+        if found is None:
             return None
+        result.append(found)
     return tuple(result)
+
+
+def _computed(op: str, a: Dim, b: Dim) -> Dim | None:
+    """One number of another two."""
+    if isinstance(a, int) and isinstance(b, int):
+        if op == "Div":
+            return None if b == 0 or a < 0 or b < 0 else a // b
+        return {"Add": a + b, "Sub": a - b, "Mul": a * b}[op]
+    match op:
+        case "Add":
+            return total((a, b))
+        case "Sub":
+            return less(a, b)
+        case _ if b == 1:
+            return a
+        case _:
+            return b if op == "Mul" and a == 1 else None
 
 
 QUANTIZATION = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})

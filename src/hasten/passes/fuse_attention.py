@@ -26,9 +26,10 @@ import onnx_ir as ir
 
 from hasten.passes.attention_inputs import Operand, flatten_heads, peel_scale, ungroup
 from hasten.passes.attention_mask import MaskPart, additive_mask, filled_mask, mask_problem, merge_masks
-from hasten.passes.facts import Dims, Facts, broadcast, integer
+from hasten.passes.facts import Facts, integer
 from hasten.passes.rule import Builder, Declined, Match, Op, Rule, used_elsewhere
 from hasten.passes.scalars import scalar_value
+from hasten.passes.sizes import Dims, broadcast
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from hasten.graph.constants import constant_value
-from hasten.passes.facts import Dims, Facts, integer, integers
+from hasten.passes.facts import Facts, integer, integers
 from hasten.passes.rule import (
     Builder,
     Const,
@@ -22,6 +22,7 @@ from hasten.passes.rule import (
     Var,
 )
 from hasten.passes.scalars import number, scalar
+from hasten.passes.sizes import Dims
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 

@@ -6,8 +6,9 @@ import numpy as np
 import onnx_ir as ir
 
 from hasten.graph.constants import constant_value
-from hasten.passes.facts import Dims, Facts, broadcast, integer, integers
+from hasten.passes.facts import Facts, integer, integers
 from hasten.passes.rule import Builder, Declined, Match, Op, Rule, Var, is_fixed
+from hasten.passes.sizes import Dims, broadcast
 
 _INT32_MAX = 2**31 - 1
 
