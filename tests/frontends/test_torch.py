@@ -5,6 +5,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+import transformers
 
 from hasten.errors import ModelError, OptionError
 from hasten.frontends import load
@@ -53,6 +54,18 @@ def test_the_first_dimension_is_symbolic_and_the_answers_are_the_modules() -> No
     total, parts = _run(model, left.numpy(), right.numpy())
     np.testing.assert_allclose(total, expected["total"].numpy(), atol=1e-6)
     np.testing.assert_allclose(parts, expected["parts"].numpy(), atol=1e-6)
+
+
+def test_a_decoder_is_exported_without_its_cache() -> None:
+    config = transformers.GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2)
+    module = transformers.GPT2LMHeadModel(config).eval()
+    ids = torch.arange(10).reshape(2, 5)
+    model = load(module, example={"input_ids": ids})
+    assert module.config.use_cache is True
+    assert _shapes(model) == {"input_ids": "[batch,5]", "logits": "[batch,5,50]"}
+    with torch.no_grad():
+        expected = module(ids).logits
+    np.testing.assert_allclose(_run(model, ids.numpy())[0], expected.numpy(), atol=1e-5)
 
 
 def test_weights_are_the_modules_memory() -> None:

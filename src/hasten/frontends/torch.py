@@ -36,7 +36,7 @@ def accepts(source: object) -> bool:
 
 
 def load(source: object, *, example: Example | None = None, dynamic: Dynamic | None = None) -> ir.Model:
-    """Export a PyTorch model by `torch.onnx.export`, in evaluation mode.
+    """Export a PyTorch model by `torch.onnx.export`, in evaluation mode and without a decoder's cache.
 
     Args:
         source: A `torch.nn.Module`, which is left as it is, or an `ExportedProgram`.
@@ -278,14 +278,24 @@ def _check_symbolic(model: ir.Model, dims: Mapping[str, Mapping[int, str]], modu
 
 @contextlib.contextmanager
 def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode, and each part back into its own mode afterwards."""
+    """Put a module into evaluation mode, and each part back into its own mode afterwards.
+
+    Decoders of Hugging Face also give a cache of what they attended to, as an object that no exporter knows:
+    it is left out meanwhile.
+    """
     training = [part for part in module.modules() if part.training]
+    configs = {id(c): c for part in module.modules() if (c := getattr(part, "config", None)) is not None}
+    caching = [c for c in configs.values() if getattr(c, "use_cache", None) is True]
     module.eval()
+    for config in caching:
+        config.use_cache = False
     try:
         yield
     finally:
         for part in training:
             part.training = True
+        for config in caching:
+            config.use_cache = True
 
 
 def _as_tensor(value: Any) -> Any:
