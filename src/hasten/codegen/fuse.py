@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from hasten.codegen.stage import ACCUMULATOR, Stage
+from hasten.codegen.tables import is_table
 from hasten.codegen.vectorize import coefficient
 from hasten.loops.descriptions import (
     Attention,
@@ -84,7 +85,12 @@ def fuse(program: Program) -> list[Stage]:
         view = None if d.name in kept else _taken_in(replace(d, body=body), stages, inlined, uses)
         if view is not None:
             inlined[d.name] = view
-        elif not stored and isinstance(body, Expr) and _disappears(body, uses[d.name], stages):
+        elif (
+            not stored
+            and isinstance(body, Expr)
+            and not is_table(body, d.vars)
+            and _disappears(body, uses[d.name], stages)
+        ):
             inlined[d.name] = replace(d, body=body)
         else:
             stages.append(Stage(d.name, d.dtype, d.vars, body, None, origins[d.name]))

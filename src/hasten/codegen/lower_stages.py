@@ -44,6 +44,7 @@ from hasten.codegen.schedule import DEFAULTS, Algorithm, Product, Schedules, pro
 from hasten.codegen.shallow import join_shallow_taps
 from hasten.codegen.slide_kernel import slide_kernel
 from hasten.codegen.stage import Stage
+from hasten.codegen.tables import with_tables
 from hasten.codegen.tiles import PANEL, factor_of, tiles_for
 from hasten.codegen.winograd import winograd_kernel
 from hasten.codegen.winograd_transforms import transform_weights
@@ -107,7 +108,7 @@ def lower_program(
         schedules: of products and convolutions, where they are not the defaults.
         precision: F32, or BF16 to store the operands of products so.
     """
-    program = quantize_products(without_empty_sums(program))
+    program = quantize_products(with_tables(without_empty_sums(program)))
     outside = {n: program.info(n) for n in (*program.inputs, *program.constants)}
     stages, constants = lean_epilogues(fuse(program), program.constants)
     program = replace(program, constants=constants)

@@ -12,6 +12,7 @@ from hasten.codegen.domain import OUTPUT, Domain, decode, extent, output_name, s
 from hasten.codegen.fuse import cost
 from hasten.codegen.kernel import SCRATCH, SCRATCH_PARAM, TAIL_PARAMS, THREAD, Kernel
 from hasten.codegen.layout import Layouts, flatten
+from hasten.codegen.phases import find_phases, phased_row
 from hasten.codegen.reductions import WIDE, Names, below_maximum, hoist, keep_terms
 from hasten.codegen.segments import segments
 from hasten.codegen.stage import Stage
@@ -53,6 +54,9 @@ from hasten.loops.simplify import spell
 FRAMED_CHANNELS = 8
 """Channels up to which a row of a framed picture is unrolled over them."""
 
+SHORT = 8
+"""Elements of a row that is too short for a loop of its own."""
+
 FIRST_LEVEL_CACHE = 32 << 10
 """Bytes of data that surely fit a core's first-level cache on every processor of interest."""
 
@@ -60,7 +64,7 @@ FIRST_LEVEL_CACHE = 32 << 10
 def map_kernel(stage: Stage, layouts: Layouts, vector_bytes: int, name: str) -> Kernel:
     """The kernel of a stage whose body is an expression."""
     assert isinstance(stage.body, Expr)
-    domain = merge_loops(memory_domain(stage, layouts))
+    domain = split_loop(merge_loops(memory_domain(stage, layouts)))
     value, buffers = name_buffers(below_maximum(domain.value))
     domain = Domain(domain.vars, value, domain.address)
     lanes = vector_bytes // max(4, stage.dtype.bytes)
@@ -199,6 +203,27 @@ def _merge_pair(d: Domain, at: int) -> Domain | None:
     return Domain((*d.vars[:at], both, *d.vars[at + 2 :]), value, address)
 
 
+def split_loop(d: Domain) -> Domain:
+    """Makes two loops of the innermost where it walks the same row again and again, as a repetition does."""
+    v = d.vars[-1] if d.vars else None
+    if v is None or v.extent is None or vectorizable(d.value, v):
+        return d
+    divided = [
+        n for n in walk(d.value) if isinstance(n, Op) and n.op in ("floordiv", "mod") and n.args[0] == v
+    ]
+    for n in divided:
+        by = n.args[1]
+        length = constant_int(by)
+        if (length is not None and length <= SHORT) or constant_int(v.extent % by) != 0:
+            continue
+        times, inner = Var(INDEX, f"{v.name}_times", v.extent // by), Var(INDEX, f"{v.name}_part", by)
+        split: dict[Expr, Expr] = {v: times * by + inner}
+        value = substitute(d.value, split)
+        if vectorizable(value, inner):
+            return Domain((*d.vars[:-1], times, inner), value, substitute(d.address, split))
+    return d
+
+
 def _outside_addresses(e: Expr) -> frozenset[Var]:
     """Variables that an expression uses other than in addresses."""
     hidden = transform(e, lambda n: Load(n.dtype, n.buffer, ()) if isinstance(n, Load) else None)
@@ -240,6 +265,10 @@ def parallel_nest(d: Domain, lanes: int, names: Names) -> tuple[Stmt, ...]:
     across = find_crossed(d, lanes)
     if across is not None:
         return _crossed_nest(d, across, lanes, names)
+    phases = find_phases(d)
+    if phases is not None:
+        task = Var(INDEX, "task", total)
+        return (For(task, *share(total, const(1)), (*decode(task, outer), *phased_row(phases, lanes))),)
     value, kept = keep_terms(d.value, inner, d.address, OUTPUT)
     row, value = hoist(value, frozenset(outer), names, lanes, kept)
     d = Domain((inner,), value, d.address)
@@ -354,7 +383,7 @@ def _in_segments(d: Domain, inner: Var, lanes: int, names: Names, bound: frozens
     if constant_int(inner.extent) is None:
         return inner_loop(d, const(0), inner.extent, lanes, names, bound)
     loops: list[Stmt] = []
-    for start, stop, value in segments(d.value, inner):
+    for start, stop, (value,) in segments((d.value,), inner):
         length = const(stop - start)
         v = replace(inner, name=names.next(inner.name + "_"), extent=length) if value != d.value else inner
         at: dict[Expr, Expr] = {inner: v + start}

@@ -165,6 +165,8 @@ def schedule_reduction(
     r: Reduce, bound: frozenset[Var], names: Names, lanes: int, kept: Kept | None = None
 ) -> tuple[list[Stmt], Expr]:
     """Loops that compute one reduction, vectorized along its last variable where that is contiguous."""
+    if kept is None:
+        r = _merged(r)
     variables = tuple(Var(v.dtype, names.next(v.name + "_"), v.extent) for v in r.vars)
     own: dict[Expr, Expr] = dict(zip(r.vars, variables, strict=True))
     body = substitute(r.body, own)
@@ -174,6 +176,26 @@ def schedule_reduction(
     if inner is None:
         return _scalar_reduction(r, variables, body, bound, names, lanes, kept)
     return _vector_reduction(r, variables, inner, body, bound, names, lanes, kept)
+
+
+def _merged(r: Reduce) -> Reduce:
+    """The reduction with one variable for two neighbours where all addresses advance as if they were one."""
+    for at in range(len(r.vars) - 2, -1, -1):
+        outer, inner = r.vars[at : at + 2]
+        assert outer.extent is not None and inner.extent is not None
+        both = Var(inner.dtype, f"{outer.name}{inner.name}", outer.extent * inner.extent)
+        split: dict[Expr, Expr] = {outer: both // inner.extent, inner: both % inner.extent}
+        body = substitute(r.body, split)
+        left = [
+            n
+            for n in walk(body)
+            if isinstance(n, Op) and n.op in ("floordiv", "mod") and both in free_vars(n)
+        ]
+        if not left:
+            return _merged(
+                Reduce(r.dtype, r.op, (*r.vars[:at], both, *r.vars[at + 2 :]), body, lanes=r.lanes)
+            )
+    return r
 
 
 def _added(result: Load | Var, element: Expr, op: str, kept: Kept | None, names: Names) -> tuple[Stmt, ...]:

@@ -110,11 +110,16 @@ def lower_resize(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     shape = [axes[d].new if d in axes else n for d, n in enumerate(x.shape)]
     if mode == "nearest":
 
+        def nearest(axis: _Axis, i: Expr) -> Expr:
+            return clamp(rounding(*where(axis, i)), const(0), axis.old - 1)
+
+        sources = {
+            d: ctx.temporary([axis.new], partial(nearest, axis), INDEX, "nearest", vars=("i",))
+            for d, axis in axes.items()
+        }
+
         def source(index: tuple[Expr, ...]) -> list[Expr]:
-            at = list(index)
-            for d, axis in axes.items():
-                at[d] = clamp(rounding(*where(axis, index[d])), const(0), axis.old - 1)
-            return at
+            return [sources[d].at(i) if d in sources else i for d, i in enumerate(index)]
 
         return moved(ctx, x, shape, source)
 
