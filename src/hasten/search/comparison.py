@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from hasten.search.candidates import LOSSLESS, ORIGINAL
 from hasten.search.measure import Spread
 from hasten.search.record import Outcome
@@ -29,6 +31,11 @@ def within_budget(trials: Trials, name: str) -> bool:
     return True
 
 
+def in_the_running(trials: Trials, name: str) -> bool:
+    """Whether a candidate keeps the budget on the calibration part, and none was found to be better."""
+    return within_budget(trials, name) and trials.records[name].outcome is not Outcome.NOT_FASTER
+
+
 def latency(trials: Trials, name: str) -> float:
     """A candidate's median milliseconds, in the lossless compilation's of the same rounds."""
     found = trials.records[name]
@@ -49,13 +56,13 @@ def faster(trials: Trials, name: str, other: str) -> bool:
     return ratio is not None and ratio.low > 1.0
 
 
-def why_not_faster(trials: Trials, name: str) -> str:
+def why_not_faster(trials: Trials, name: str, baselines: Collection[str] = (LOSSLESS, ORIGINAL)) -> str:
     """Which of the baselines a candidate does not beat, and by how much."""
     found = trials.records[name]
     return ", ".join(
         f"{_times(ratio)} the speed of the {other}"
         for other, ratio in ((LOSSLESS, found.to_lossless), (ORIGINAL, found.to_original))
-        if not faster(trials, name, other)
+        if other in baselines and not faster(trials, name, other)
     )
 
 

@@ -12,7 +12,9 @@ Phases:
    with weights alone in 8 and 4 bits, each with a probe of its own. From kernels' times and the losses
    follows the curve of time against loss, and from it mixtures.
 5. If units may be removed, what there is so far is timed and certified, as in 7 and 8, so that there is
-   something to keep. Then units go, and what is left is compiled in the fastest precision so far.
+   something to keep. A first look at times leaves out what is slower than something that loses less. Then
+   units go, and what is left is compiled in the fastest precision so far. From the end of int8 on half of the
+   time is kept for that: what of 4 does not fit then is left out.
 6. Other engines on the same graphs.
 7. All that is within the budget on the calibration part is timed in turns with the original and the lossless.
 8. Certificates: in the order of rising loss, each faster than all before it. The order follows from the
@@ -23,11 +25,13 @@ Phases:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hasten.errors import EngineError, HastenError
 from hasten.search import candidates as made
 from hasten.search.candidates import BF16, LOSSLESS, ORIGINAL
 from hasten.search.certify import least_samples, samples_needed, sequence_bound
-from hasten.search.comparison import faster, latency, why_not_faster, within_budget
+from hasten.search.comparison import faster, in_the_running, latency, why_not_faster, within_budget
 from hasten.search.engines import ONNXRUNTIME, OPENVINO, Engine
 from hasten.search.layer_table import LayerTable
 from hasten.search.mixed import SHARES, Mixed
@@ -35,7 +39,7 @@ from hasten.search.pace import Pace
 from hasten.search.pruning import Pruning
 from hasten.search.record import CandidateRecord, Outcome
 from hasten.search.trials import Trials
-from hasten.search.uniform import Uniform
+from hasten.search.uniform import FEW_ROUNDS, Uniform
 from hasten.search.variants import WHOLE
 
 _ORIGINAL_SHARE = 0.15  # of the time limit that the original's answers to the held-out part may take
@@ -90,7 +94,7 @@ class Search:
                 ("bf16", self._narrow),
                 ("calibration", self.uniform.calibrate),
                 ("sensitivity", self.uniform.probe),
-                ("int8", self.uniform.everywhere),
+                ("int8", self._everywhere),
                 ("rounding", self.uniform.round),
                 ("other formats", self.uniform.others),
                 ("mixed precision", self.mixed.try_mixtures),
@@ -203,6 +207,12 @@ class Search:
         if faster(self.trials, BF16, LOSSLESS):
             self._certify(BF16)
 
+    def _everywhere(self) -> None:
+        """What follows of the whole graph gains less than pruning does: that keeps its turn."""
+        self.uniform.everywhere()
+        if self.trials.problem.asked.prune:
+            self.pace.keep_for_pruning(True)
+
     def _foreign(self) -> None:
         trials = self.trials
         if not trials.problem.asked.engines:
@@ -223,12 +233,19 @@ class Search:
 
     def _before_pruning(self) -> None:
         """Pruned candidates take over the fastest precision, and take long: first there is one to keep."""
-        if self.trials.problem.asked.prune:
-            self._time_all()
-            self._certify_all()
+        trials = self.trials
+        if not trials.problem.asked.prune:
+            return
+        good = [name for name in trials.records if in_the_running(trials, name)]
+        trials.say("a first look at times")
+        trials.time([n for n in good if trials.records[n].latency_ms is None], rounds=FEW_ROUNDS)
+        self.sequence((LOSSLESS,))  # notes what need not be timed again
+        self._time_all()
+        self._certify_all()
+        self.pace.keep_for_pruning(False)
 
     def _time_all(self) -> None:
-        good = [name for name in self.trials.records if within_budget(self.trials, name)]
+        good = [name for name in self.trials.records if in_the_running(self.trials, name)]
         self.trials.say("timing all candidates in turns")
         self.trials.time(good)
 
@@ -245,16 +262,21 @@ class Search:
 
     # Parts of phases
 
-    def sequence(self) -> list[str]:
-        """Names of the candidates to certify, in order: by rising loss, each faster than those before it."""
+    def sequence(self, baselines: Sequence[str] = (LOSSLESS, ORIGINAL)) -> list[str]:
+        """Names of the candidates to certify, in order: by rising loss, each faster than those before it.
+
+        Args:
+            baselines: that each must beat.
+        """
         trials = self.trials
-        good = [n for n in trials.records if within_budget(trials, n) and trials.records[n].bound is None]
+        good = [n for n in trials.records if in_the_running(trials, n) and trials.records[n].bound is None]
         good = [n for n in good if trials.records[n].latency_ms is not None]
         chosen: list[str] = []
         last = self.best
         for name in sorted(good, key=lambda n: trials.records[n].loss or 0.0):
-            if not (faster(trials, name, LOSSLESS) and faster(trials, name, ORIGINAL)):
-                trials.note(name, outcome=Outcome.NOT_FASTER, reason=why_not_faster(trials, name))
+            if not all(faster(trials, name, other) for other in baselines):
+                reason = why_not_faster(trials, name, baselines)
+                trials.note(name, outcome=Outcome.NOT_FASTER, reason=reason)
             elif latency(trials, name) >= latency(trials, last):
                 reason = f"{last} changes less and is as fast"
                 trials.note(name, outcome=Outcome.NOT_FASTER, reason=reason)

@@ -6,6 +6,7 @@ from hasten.search.trials import Trials
 
 _TIMING_SECONDS = 20.0  # that timing all candidates in turns takes, about
 _MOST_RESERVE = 0.5  # of the time limit that is kept for timing and certificates
+_PRUNING = 0.5  # of the time limit that is kept for pruning, if units may be removed, until it begins
 
 
 class Pace:
@@ -21,6 +22,7 @@ class Pace:
         """Knows nothing yet; what is left out will be said in the notes."""
         self.build_seconds = self.judge_seconds = 0.0
         self.short = False
+        self._pruning_comes = False
         self._trials, self._notes = trials, notes
 
     @property
@@ -57,7 +59,14 @@ class Pace:
         trials = self._trials
         unanswered = 0 if trials.answered_held_out else 1
         seconds = (unanswered + 1) * self.share * self.judge_seconds + _TIMING_SECONDS
-        trials.clock.reserve = min(seconds, _MOST_RESERVE * (trials.clock.limit or 0.0))
+        limit = trials.clock.limit or 0.0
+        later = _PRUNING * limit if self._pruning_comes else 0.0
+        trials.clock.reserve = min(seconds, _MOST_RESERVE * limit) + later
+
+    def keep_for_pruning(self, comes: bool) -> None:
+        """Whether time is kept for pruning as well, beside the reserve."""
+        self._pruning_comes = comes
+        self.keep_reserve()
 
     def held_out_fits(self) -> bool:
         """Whether another candidate can answer the held-out part."""
@@ -68,6 +77,6 @@ class Pace:
         return False
 
     def _say_short(self) -> None:
-        if not self.short:
-            self._notes.append("the time was short: some candidates were left out")
+        why = ", for pruning to have its turn" if self._pruning_comes else ""
+        self._notes.append(f"the time was short: some candidates were left out{why}")
         self.short = True

@@ -27,7 +27,7 @@ from hasten.passes.quantize import Range, products
 from hasten.search import candidates as made
 from hasten.search.build import Build, compile_model
 from hasten.search.candidates import LOSSLESS, Candidate
-from hasten.search.comparison import latency, within_budget
+from hasten.search.comparison import in_the_running, latency, within_budget
 from hasten.search.data import Samples
 from hasten.search.formats import in_formats
 from hasten.search.pace import Pace
@@ -100,7 +100,7 @@ class Pruning:
     def _fastest(self) -> Candidate:
         """The candidate of the whole graph whose precision pruned ones take over."""
         trials = self._trials
-        good = [n for n, c in trials.candidates.items() if c.ours and within_budget(trials, n)]
+        good = [n for n, c in trials.candidates.items() if c.ours and in_the_running(trials, n)]
         trials.time(good)
         return trials.candidates[min([LOSSLESS, *good], key=lambda n: latency(trials, n))]
 
