@@ -6,8 +6,10 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -19,14 +21,15 @@ import hasten
 from hasten.backends.graph_members import whole_graph
 from hasten.errors import DataError, EngineError, MetricError, ModelError, OptionError
 from hasten.runtime.artifact import read_artifact
-from hasten.search import layer_table, pruning, trials, uniform
+from hasten.search import layer_table, optimize, pruning, trials, uniform
 from hasten.search.asked import Asked
 from hasten.search.build import Recipe
 from hasten.search.candidates import ORIGINAL, Candidate
+from hasten.search.comparison import in_the_running
 from hasten.search.measure import Contestant, Measurement, Plan, Result, Spread
 from hasten.search.prune.cost import flops_by_node
 from hasten.search.quantization import prepare
-from hasten.search.record import Outcome
+from hasten.search.record import CandidateRecord, Outcome
 from hasten.search.size_times import Point
 from hasten.search.status import Status
 
@@ -174,6 +177,40 @@ def test_what_is_worth_nothing_is_removed_together_with_int8(
     again = record(search(model, prune=True))
     assert clockwork[count:] == []
     assert again.candidate(again.chosen) == chosen
+
+
+def test_what_a_first_look_finds_slower_and_worse_is_not_looked_at_again() -> None:
+    def one(name: str, loss: float, ratio: float) -> CandidateRecord:
+        speed = Spread.of([ratio])
+        return CandidateRecord(
+            name,
+            "",
+            "hasten",
+            "f32",
+            latency_ms=Spread.of([10 / ratio]),
+            to_lossless=speed,
+            loss=loss,
+            drop=0.0,
+        )
+
+    tried = [one("a", 0.1, 2.0), one("b", 0.2, 1.5), one("c", 0.3, 3.0), one("d", 0.0, 0.9)]
+    known = {r.name: r for r in [one("lossless", 0.0, 1.0), one("original", 0.0, 0.8), *tried]}
+    for name in ("lossless", "original"):
+        known[name] = replace(known[name], outcome=Outcome.BASELINE)
+    stub = SimpleNamespace(
+        records=known,
+        problem=SimpleNamespace(asked=SimpleNamespace(max_drop=0.1)),
+        works=lambda name: name in known,
+        note=lambda name, **found: known.update({name: replace(known[name], **found)}),
+    )
+    self = cast(optimize.Search, SimpleNamespace(trials=stub, best="lossless"))
+    assert optimize.Search.sequence(self, ("lossless",)) == ["a", "c"]
+    assert known["b"].reason == "a changes less and is as fast"
+    assert known["d"].reason == "0.90 x [0.90, 0.90] the speed of the lossless"
+    for name, found in list(known.items()):
+        known[name] = replace(found, to_original=Spread.of([1.2 if name == "c" else 0.9]))
+    assert optimize.Search.sequence(self) == ["c"]
+    assert not in_the_running(cast(trials.Trials, stub), "b")
 
 
 def test_a_repeated_search_measures_nothing_and_chooses_the_same(

@@ -1,0 +1,32 @@
+"""What still fits into the time of a search."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import cast
+
+from hasten.search.clock import Clock
+from hasten.search.pace import Pace
+from hasten.search.trials import Trials
+
+
+def test_until_pruning_begins_half_of_the_time_is_kept_for_it() -> None:
+    clock = Clock(200.0, now=lambda: 0.0)
+    problem = SimpleNamespace(held_out=range(40), calibration=range(10))
+    trials = SimpleNamespace(clock=clock, problem=problem, answered_held_out=True)
+    notes: list[str] = []
+    pace = Pace(cast(Trials, trials), notes)
+    pace.judge_seconds = 5.0
+    pace.keep_reserve()
+    assert clock.reserve == 40.0  # a certificate's answers and timing
+    assert pace.has_seconds(150.0)
+    pace.keep_for_pruning(True)
+    assert not pace.has_seconds(150.0)
+    pace.keep_reserve()
+    assert not pace.has_seconds(61.0)
+    assert pace.has_seconds(59.0)
+    assert set(notes) == {
+        "the time was short: some candidates were left out, for pruning to have its turn",
+    }
+    pace.keep_for_pruning(False)
+    assert pace.has_seconds(150.0)
