@@ -13,10 +13,15 @@ from hasten.search.trials import Trials
 def test_until_pruning_begins_half_of_the_time_is_kept_for_it() -> None:
     clock = Clock(200.0, now=lambda: 0.0)
     problem = SimpleNamespace(held_out=range(40), calibration=range(10))
-    trials = SimpleNamespace(clock=clock, problem=problem, answered_held_out=True)
+    trials = SimpleNamespace(
+        clock=clock,
+        problem=problem,
+        answered_held_out=True,
+        reference="lossless",
+        answering={"lossless": 0.5},
+    )
     notes: list[str] = []
     pace = Pace(cast(Trials, trials), notes)
-    pace.judge_seconds = 5.0
     pace.keep_reserve()
     assert clock.reserve == 40.0  # a certificate's answers and timing
     assert pace.has_seconds(150.0)
@@ -30,3 +35,26 @@ def test_until_pruning_begins_half_of_the_time_is_kept_for_it() -> None:
     }
     pace.keep_for_pruning(False)
     assert pace.has_seconds(150.0)
+
+
+def test_a_certificate_is_expected_to_take_what_its_candidate_took_last() -> None:
+    clock = Clock(200.0, now=lambda: 0.0)
+    problem = SimpleNamespace(held_out=range(400), calibration=range(10))
+    trials = SimpleNamespace(
+        clock=clock,
+        problem=problem,
+        answered_held_out=False,
+        reference="lossless",
+        answering={"lossless": 0.3},
+    )
+    notes: list[str] = []
+    pace = Pace(cast(Trials, trials), notes)
+    assert pace.judge_seconds == 3.0
+    assert not pace.held_out_fits("int8")  # 240 s: it was never asked, and the reference answers too
+    trials.answering["int8"] = 0.1
+    assert pace.held_out_fits("int8")
+    trials.answered_held_out = True
+    pace.keep_reserve()
+    assert clock.reserve == 60.0
+    trials.answering["int8"] = 0.6
+    assert not pace.held_out_fits("int8")

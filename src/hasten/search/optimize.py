@@ -139,14 +139,12 @@ class Search:
         if clock.left <= 0:
             return
         clock.phase("original")
-        begin = clock.elapsed
         try:
             trials.judge(lossless)
         except EngineError:
             if clock.left > 0:
                 raise
             return  # it compiles, and there was no time for more
-        self.pace.judge_seconds = clock.elapsed - begin
         self._original()
         self.pace.keep_reserve()
 
@@ -253,7 +251,7 @@ class Search:
         """Tests what is worth it, by rising loss, until one fails."""
         trials = self.trials
         for name in self.sequence():
-            if self._sequence_ended or not self.pace.held_out_fits():
+            if self._sequence_ended or not self.pace.held_out_fits(name):
                 break
             self._certify(name)
         if self._sequence_ended and self.best == LOSSLESS:

@@ -1,7 +1,12 @@
-"""What still fits into the time of a search, judged by what the lossless compilation took."""
+"""What still fits into the time of a search, judged by what the lossless compilation and others took.
+
+A candidate is expected to answer as fast as it did last: where other programs come and go, what something
+took once says little of later.
+"""
 
 from __future__ import annotations
 
+from hasten.search.candidates import LOSSLESS
 from hasten.search.trials import Trials
 
 _TIMING_SECONDS = 20.0  # that timing all candidates in turns takes, about
@@ -14,13 +19,12 @@ class Pace:
 
     Attributes:
         build_seconds: that compiling the lossless candidate took.
-        judge_seconds: that its answers to the calibration part took.
         short: whether something was left out because the time was short.
     """
 
     def __init__(self, trials: Trials, notes: list[str]) -> None:
         """Knows nothing yet; what is left out will be said in the notes."""
-        self.build_seconds = self.judge_seconds = 0.0
+        self.build_seconds = 0.0
         self.short = False
         self._pruning_comes = False
         self._trials, self._notes = trials, notes
@@ -30,6 +34,11 @@ class Pace:
         """Held-out samples by calibration samples."""
         problem = self._trials.problem
         return len(problem.held_out) / max(1, len(problem.calibration))
+
+    @property
+    def judge_seconds(self) -> float:
+        """That the lossless candidate's answers to the calibration part take."""
+        return self._answering(LOSSLESS) * len(self._trials.problem.calibration)
 
     def has_time(self, builds: float) -> bool:
         """Whether so many builds, with answers to the calibration part, fit before the end."""
@@ -55,10 +64,10 @@ class Pace:
         return self._trials.clock.has(seconds + _TIMING_SECONDS)
 
     def keep_reserve(self) -> None:
-        """Keeps time for what must come at the end: timing, and the certificates of two fast candidates."""
+        """Keeps time for what must come at the end: timing, and the certificate of the fastest candidate."""
         trials = self._trials
-        unanswered = 0 if trials.answered_held_out else 1
-        seconds = (unanswered + 1) * self.share * self.judge_seconds + _TIMING_SECONDS
+        fastest = min(trials.answering, key=self._answering, default=LOSSLESS)
+        seconds = self._certifying(fastest) + _TIMING_SECONDS
         limit = trials.clock.limit or 0.0
         later = _PRUNING * limit if self._pruning_comes else 0.0
         trials.clock.reserve = min(seconds, _MOST_RESERVE * limit) + later
@@ -68,13 +77,24 @@ class Pace:
         self._pruning_comes = comes
         self.keep_reserve()
 
-    def held_out_fits(self) -> bool:
-        """Whether another candidate can answer the held-out part."""
-        if self._trials.clock.left > self.share * self.judge_seconds:
+    def held_out_fits(self, name: str) -> bool:
+        """Whether a candidate can answer the held-out part."""
+        if self._trials.clock.left > self._certifying(name):
             return True
         self.short = True
         self._notes.append("the time was over before all certificates")
         return False
+
+    def _certifying(self, name: str) -> float:
+        """Seconds that a candidate's answers to the held-out part take, and those it is compared with."""
+        trials = self._trials
+        reference = 0.0 if trials.answered_held_out else self._answering(trials.reference)
+        return len(trials.problem.held_out) * (reference + self._answering(name))
+
+    def _answering(self, name: str) -> float:
+        """Seconds a sample; the lossless compilation's for a candidate that was never asked."""
+        known = self._trials.answering
+        return known.get(name, known.get(LOSSLESS, 0.0))
 
     def _say_short(self) -> None:
         why = ", for pruning to have its turn" if self._pruning_comes else ""

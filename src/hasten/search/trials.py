@@ -51,6 +51,7 @@ class Trials:
         records: by name, in the order in which they were added.
         candidates: by name.
         variants: the graphs that candidates are made from, by name; the problem's own is `WHOLE`.
+        answering: seconds a sample that candidates took when they last answered, by name.
         reused: how many measurements came from earlier searches.
         reference: name of the candidate whose answers the others are compared with.
         best: name of the fastest candidate that is certified; the lossless compilation at first.
@@ -66,6 +67,7 @@ class Trials:
         self.records: dict[str, CandidateRecord] = {}
         self.candidates: dict[str, Candidate] = {}
         self.variants: dict[str, Variant] = {WHOLE: Variant(self.problem.graph)}
+        self.answering: dict[str, float] = {}
         self.reused = 0
         self.reference: str = LOSSLESS
         self.best: str = LOSSLESS
@@ -216,9 +218,13 @@ class Trials:
         keep = candidate.name in (ORIGINAL, LOSSLESS)
         if (candidate.name, kind) in self._answers:
             return self._answers[candidate.name, kind]
+        begin = self.clock.elapsed
         with self.worker(candidate) as worker:
             names = [value.name or "" for value in self.problem.graph.graph.outputs]
             found = answers_to(worker, part, self.problem.outputs, names)
+        self.answering[candidate.name] = (self.clock.elapsed - begin) / max(
+            1, len(getattr(self.problem, kind))
+        )
         if keep:
             self._answers[candidate.name, kind] = found
         return found
