@@ -101,7 +101,8 @@ def reconstruct(
                     changed.update(v.name or "" for v in node.outputs)
                     progress(f"repairing {name}")
                     reason = repair(Site(pruned, after, place, runs.old, runs.new, kept, lost))
-                    skipped += [f"'{name}' {reason}"] if reason and (lost or everywhere) else []
+                    if reason and (everywhere or (lost and _has_matrix(node))):
+                        skipped.append(f"'{name}' {reason}")
             runs.leave(index)
     return skipped
 
@@ -244,6 +245,12 @@ def _lost(before: ir.Node, after: ir.Node) -> bool:
         for node in (before, after)
     ]
     return shapes[0] != shapes[1]
+
+
+def _has_matrix(node: ir.Node) -> bool:
+    """Whether a node has weights to solve for: not where a bias is added or a scale multiplied."""
+    constants = [v.const_value for v in node.inputs if v is not None]
+    return any(c is not None and len(c.shape) > 1 for c in constants)
 
 
 def linear(at: Site) -> tuple[Product, Tensor, Equations] | str:
