@@ -12,6 +12,7 @@ from hasten.search.trials import Trials
 _TIMING_SECONDS = 20.0  # that timing all candidates in turns takes, about
 _MOST_RESERVE = 0.5  # of the time limit that is kept for timing and certificates
 _PRUNING = 0.5  # of the time limit that is kept for pruning, if units may be removed, until it begins
+_LARGER = 2.0  # times the typical sample that others take, at most, on the average
 
 
 class Pace:
@@ -92,9 +93,15 @@ class Pace:
         return len(trials.problem.held_out) * (reference + self._answering(name))
 
     def _answering(self, name: str) -> float:
-        """Seconds a sample; the lossless compilation's for a candidate that was never asked."""
-        known = self._trials.answering
-        return known.get(name, known.get(LOSSLESS, 0.0))
+        """Seconds a sample; the lossless compilation's for a candidate that was never asked.
+
+        No more than its times in turns say: those are medians, and one answer may have waited long.
+        """
+        known, record = self._trials.answering.get(name), self._trials.records.get(name)
+        if known is None:
+            return 0.0 if name == LOSSLESS else self._answering(LOSSLESS)
+        timed = None if record is None else record.latency_ms
+        return known if timed is None else min(known, _LARGER * timed.median / 1e3)
 
     def _say_short(self) -> None:
         why = ", for pruning to have its turn" if self._pruning_comes else ""
