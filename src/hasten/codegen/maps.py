@@ -57,6 +57,9 @@ FRAMED_CHANNELS = 8
 SHORT = 8
 """Elements of a row that is too short for a loop of its own."""
 
+COPIED = 128
+"""Elements from which on a row is copied by a call."""
+
 FIRST_LEVEL_CACHE = 32 << 10
 """Bytes of data that surely fit a core's first-level cache on every processor of interest."""
 
@@ -403,9 +406,15 @@ def inner_loop(
 ) -> tuple[Stmt, ...]:
     """The innermost loop: whole vectors, then single elements; scalar where vectors do not fit."""
     (v,) = d.vars
+    if isinstance(d.value, Op) and d.value.op == "select" and v not in free_vars(d.value.args[0]):
+        condition, *arms = d.value.args
+        rows = [inner_loop(replace(d, value=a), begin, end, lanes, names, bound, output) for a in arms]
+        return choose(condition, *rows)
     extent = constant_int(v.extent)
     contiguous = constant_int(coefficient(d.address, v) or const(0)) == 1
     fits = extent is None or extent >= lanes
+    if contiguous and _is_copy(d.value, v):
+        return (For(v, begin, end, (Store(output, (d.address,), d.value),)),)
     if not (lanes > 1 and contiguous and fits and _vector_friendly(d.value, v)):
         return (For(v, begin, end, _element(d, v, v, 1, names, bound, output, reduction_lanes=lanes)),)
     loops: list[Stmt] = []
@@ -423,6 +432,12 @@ def inner_loop(
     if left != 0:
         loops.append(For(v, start, end, _element(d, v, v, 1, names, bound, output)))
     return tuple(loops)
+
+
+def _is_copy(value: Expr, v: Var) -> bool:
+    """Whether a long row is copied as it is: compilers make a call of `memcpy` of such a loop."""
+    long = (constant_int(v.extent) or 0) >= COPIED
+    return long and isinstance(value, Load) and constant_int(coefficient(value.index[-1], v) or const(0)) == 1
 
 
 def _widths(value: Expr, lanes: int, extent: int | None) -> list[int]:
