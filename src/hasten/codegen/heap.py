@@ -19,7 +19,7 @@ from hasten.codegen.reductions import hoist
 from hasten.codegen.stage import Stage
 from hasten.loops.descriptions import Order
 from hasten.loops.dtypes import INDEX
-from hasten.loops.expr import Expr, Load, Var, binary, const, constant_int, substitute, unary
+from hasten.loops.expr import Expr, Load, Var, binary, cast, const, constant_int, substitute, unary
 from hasten.loops.nest import Comment, Declare, For, If, Let, Stmt, Store
 
 
@@ -135,7 +135,8 @@ class Heap:
             Let(left, self.read(child)),
             Let(right, self.read(beside)),
             *first,
-            If(later, (Store("child", (), beside),)),
+            # No branch: which of the two comes last is anybody's guess.
+            Store("child", (), number("add", child, cast(later, INDEX))),
         )
         descend = (
             If(number("lt", beside, size), choose_right),
