@@ -13,17 +13,15 @@ from hasten.codegen.c_amx import PAIR
 from hasten.codegen.domain import extent
 from hasten.codegen.gemm import ProductBuilder, gemm_kernel
 from hasten.codegen.kernel import SCRATCH_PARAM, Kernel, scratch_view
-from hasten.codegen.layout import Layouts, flatten
+from hasten.codegen.layout import Layouts
 from hasten.codegen.packing import PackedOperand, whole_depth
 from hasten.codegen.schedule import Schedule
 from hasten.codegen.stage import Stage
 from hasten.codegen.tiles import PANEL, TILE, tiles_for, total_of
-from hasten.codegen.vectorize import coefficient
 from hasten.loops.descriptions import Gemm
 from hasten.loops.dtypes import INDEX
 from hasten.loops.expr import Address, Expr, Load, Var, const, constant_int, substitute
 from hasten.loops.nest import Declare, For, Stmt, Store
-from hasten.loops.simplify import to_poly
 from hasten.target import Target
 
 ROW_BLOCK = 256
@@ -51,6 +49,7 @@ class _MatrixBuilder(ProductBuilder):
     """Builds one kernel."""
 
     adapts = False
+    may_wait = False
 
     def __init__(
         self,
@@ -65,7 +64,6 @@ class _MatrixBuilder(ProductBuilder):
         super().__init__(stage, packed, layouts, tiles_for(target, stage.body.a.dtype), schedule)
         self.step = step
         depth = self.length = constant_int(self.taps * self.depth) or 0
-        self.pitch = self.row_pitch()
         self.tallest = self.row_block
         if self.pitch is None:
             self.scratch = const(self.row_block * depth * self.dtype.bytes)
@@ -86,23 +84,6 @@ class _MatrixBuilder(ProductBuilder):
             return most
         blocks = -(-rows // most)
         return -(-rows // (blocks * PAIR)) * PAIR
-
-    def row_pitch(self) -> Expr | None:
-        """Elements from each row to the next, or None where that differs."""
-        if self.pointer[0] is not None or self.g.taps:
-            return None
-        variables = [v for v in self.g.rows if constant_int(v.extent) != 1]
-        if not variables:
-            return const(self.length)
-        element = flatten(self.g.a, self.layouts)
-        assert isinstance(element, Load)
-        index = element.index[0]
-        steps = [coefficient(index, v) for v in variables]
-        for v, outer, inner in zip(variables[1:], steps, steps[1:], strict=False):
-            assert v.extent is not None
-            if outer is None or inner is None or to_poly(outer) != to_poly(inner * v.extent):
-                return None
-        return steps[-1]
 
     def locals(self) -> tuple[Stmt, ...]:
         """The sums of a block, and a table of pointers where rows are copied."""

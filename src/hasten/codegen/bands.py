@@ -17,8 +17,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hasten.codegen.counts import factor_type, stage_bytes, stage_flops
-from hasten.codegen.domain import OUTPUT, extent, share
-from hasten.codegen.gemm import split_flat
+from hasten.codegen.domain import OUTPUT, extent, share, split_flat
 from hasten.codegen.kernel import FAULT_PARAM, TAIL_PARAMS, Kernel, scratch_view
 from hasten.codegen.layout import Layout, Layouts
 from hasten.codegen.slide import Slide, find_slide

@@ -71,3 +71,16 @@ def decode(task: Var, outer: Sequence[Var]) -> list[Stmt]:
         rest = above
     lets.append(Let(Var(INDEX, outer[0].name), rest))
     return lets
+
+
+def split_flat(flat: Expr, variables: Sequence[Var]) -> dict[Expr, Expr]:
+    """Values of variables at a row-major position in their common range."""
+    values: dict[Expr, Expr] = {}
+    rest = flat
+    for v in reversed(variables[1:]):
+        assert v.extent is not None
+        values[v] = rest % v.extent
+        rest = rest // v.extent
+    if variables:
+        values[variables[0]] = rest
+    return values

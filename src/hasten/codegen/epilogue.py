@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hasten.codegen.domain import Domain
+from hasten.codegen.domain import OUTPUT, Domain
 from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.maps import inner_loop
 from hasten.codegen.reductions import Names
 from hasten.codegen.stage import ACCUMULATOR, Stage
-from hasten.codegen.tiles import PANEL, TILE
+from hasten.codegen.tiles import PANEL, TILE, Tile
+from hasten.codegen.vectorize import coefficient, vectorizable, vectorize
 from hasten.loops.dtypes import INDEX
-from hasten.loops.expr import Expr, Load, Var, binary, const, substitute, walk
-from hasten.loops.nest import Stmt, choose
+from hasten.loops.expr import Expr, Load, Var, binary, const, constant_int, substitute, walk
+from hasten.loops.nest import Stmt, Store, choose
 
 
 def epilogue_value(stage: Stage, layouts: Layouts) -> Expr:
@@ -37,6 +38,51 @@ class ColumnRange:
     column: Var
     first: Expr
     width: Expr
+
+
+@dataclass(frozen=True)
+class VectorEpilogue:
+    """The epilogue of a tile as wide as a panel, a vector of columns at a time.
+
+    Attributes:
+        tile: the tile.
+        finish: the finished element, in terms of the stage's variables and the accumulator.
+        address: where it is written.
+        at_row: values of the variables other than the column, in terms of `row`.
+        row: the row.
+        column: the column.
+        panels: number of panels.
+    """
+
+    tile: Tile
+    finish: Expr
+    address: Expr
+    at_row: Mapping[Expr, Expr]
+    row: Var
+    column: Var
+    panels: Expr
+
+    @property
+    def possible(self) -> bool:
+        """Whether the tile is as wide, and what is read and written follows the columns in memory."""
+        j = Var(INDEX, "j")
+        values = {**self.at_row, self.column: Var(INDEX, "panel", self.panels) * PANEL + j}
+        factor = coefficient(substitute(self.address, values), j)
+        contiguous = constant_int(factor or const(0)) == 1
+        return self.tile.columns == PANEL and contiguous and vectorizable(substitute(self.finish, values), j)
+
+    def store(self, row: Var, panel: Expr, v: Expr, sums: Load) -> Store:
+        """Applies the epilogue to the sums of a vector of a row and writes them."""
+        t, j = self.tile, Var(INDEX, "j")
+        values = {n: substitute(e, {self.row: row}) for n, e in self.at_row.items()}
+        values[self.column] = panel * PANEL + j
+        value = substitute(
+            self.finish, {Load(t.total, ACCUMULATOR, ()): Load(t.total, ACCUMULATOR, (j,)), **values}
+        )
+        base = v * t.lanes
+        held = Load(t.total, ACCUMULATOR, (base,), lanes=t.lanes)
+        finished = substitute(vectorize(value, j, base, t.lanes), {held: sums})
+        return Store(OUTPUT, (substitute(substitute(self.address, values), {j: base}),), finished)
 
 
 def write_row(

@@ -10,16 +10,24 @@ cache and the block's rows in the second, or the other way round.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from hasten.codegen.domain import OUTPUT, extent, share
-from hasten.codegen.epilogue import ColumnRange, epilogue_value, write_row
+from hasten.codegen.domain import extent, share, split_flat
+from hasten.codegen.epilogue import ColumnRange, VectorEpilogue, epilogue_value, write_row
 from hasten.codegen.kernel import THREADS, Kernel
 from hasten.codegen.layout import LINE, Layouts, flatten
 from hasten.codegen.maps import finish_kernel, renamed_buffers, same_place, written_over
-from hasten.codegen.packing import PADDING, PackedOperand, padding_name, padding_of, whole_depth
+from hasten.codegen.packing import (
+    PADDING,
+    PackedOperand,
+    padding_name,
+    padding_of,
+    row_pitch,
+    whole_depth,
+)
 from hasten.codegen.reductions import Names
 from hasten.codegen.schedule import TIE, Order, Schedule, Split, tile_cost
-from hasten.codegen.stage import ACCUMULATOR, Stage
+from hasten.codegen.stage import Stage
 from hasten.codegen.tiles import (
     HALF_PANEL,
     PANEL,
@@ -34,7 +42,14 @@ from hasten.codegen.tiles import (
     tile_sums,
     total_of,
 )
-from hasten.codegen.vectorize import coefficient, vectorizable, vectorize
+from hasten.codegen.waiting import (
+    PANEL_BEFORE,
+    ROW_BEFORE,
+    WAITING,
+    declare_waiting,
+    waiting_sum,
+    waiting_tile,
+)
 from hasten.loops.descriptions import Gemm
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
@@ -54,7 +69,7 @@ from hasten.loops.expr import (
     unary,
     walk,
 )
-from hasten.loops.nest import Declare, For, Let, Param, Prefetch, Stmt, Store, choose, unrolled
+from hasten.loops.nest import Declare, For, If, Let, Param, Prefetch, Stmt, Store, choose, unrolled
 from hasten.loops.simplify import is_nonnegative, spell
 
 PRODUCTS_PER_WORK = 8
@@ -73,19 +88,6 @@ SHORT = 512
 """Steps of a sum up to which whole tiles are finished in registers, by code of their own in each kernel."""
 
 _NO = const(False, DType.BOOL)
-
-
-def split_flat(flat: Expr, variables: Sequence[Var]) -> dict[Expr, Expr]:
-    """Values of variables at a row-major position in their common range."""
-    values: dict[Expr, Expr] = {}
-    rest = flat
-    for v in reversed(variables[1:]):
-        assert v.extent is not None
-        values[v] = rest % v.extent
-        rest = rest // v.extent
-    if variables:
-        values[variables[0]] = rest
-    return values
 
 
 def gemm_kernel(
@@ -114,6 +116,7 @@ class ProductBuilder:
         lower: rows of two lower tiles that take less time than a tall one and what it leaves, where a call
             can have so few rows; else None.
         adapts: whether that is asked at all.
+        may_wait: whether epilogues may wait for the sums of the next tile.
         scratch: bytes of memory of its own that a thread needs, or None.
         views: the parameters for that.
     """
@@ -121,6 +124,7 @@ class ProductBuilder:
     scratch: Expr | None = None
     views: tuple[Param, ...] = ()
     adapts = True
+    may_wait = True
 
     def __init__(
         self,
@@ -156,12 +160,16 @@ class ProductBuilder:
         self.at_row = {**split_flat(self.entry, g.batch), **split_flat(self.row, g.rows)}
         self.address = layouts[stage.name].address(stage.vars)
         raw = self.operand_pointer()
+        self.pitch = row_pitch(g, layouts)
         finish = epilogue_value(stage, layouts)
         (self.pointer, self.finish), self.buffers = _share_names(raw, finish)
         padding = padding_of(g)
         if padding is not None:
             self.buffers[PADDING] = padding_name(padding)
         self.buffers["b"] = packed.tensor
+        self.by_vectors = VectorEpilogue(
+            tiles[0], self.finish, self.address, self.at_row, self.row, g.column, self.panels
+        )
 
     def lower_rows(self) -> int | None:
         """The height of two tiles for rows that are a few more than the tallest takes, if that is open."""
@@ -219,6 +227,10 @@ class ProductBuilder:
             *self.prepare(height),
             *self.over_block(height, panels),
         )
+        if self.waits:
+            r = Var(INDEX, "r", const(self.tallest))
+            last = For(r, const(0), const(self.tallest), self.finish_waiting(r))
+            in_block = (*declare_waiting(self.tiles[0]), *in_block, last)
         return (
             *shares,
             *self.locals(),
@@ -364,7 +376,7 @@ class ProductBuilder:
         """One tile: its sums, and its epilogue."""
         rows = Rows(Address(self.dtype, "table", (r0,)), const(self.row_block), self.taps, self.depth)
         tile = (*multiply(self.tiles, m, rows, columns), *self.write(r0, m, columns.width))
-        finished = self.in_registers(r0, rows, columns)
+        finished = self.whole_tile(r0, rows, columns)
         if finished is not None:
             whole = binary("and", binary("eq", m, const(self.tallest)), binary("eq", columns.width, PANEL))
             tile = choose(whole, finished, tile)
@@ -438,30 +450,45 @@ class ProductBuilder:
             return ()
         return (For(r, const(0), m, (Let(self.row, self.block + r0 + r), *lines)),)
 
-    def in_registers(self, r0: Var, rows: Rows, columns: Columns) -> tuple[Stmt, ...] | None:
-        """A whole tile whose epilogue is applied before its sums leave the registers, or None.
+    def whole_tile(self, r0: Var, rows: Rows, columns: Columns) -> tuple[Stmt, ...] | None:
+        """A whole tile by code of its own, or None where nothing is gained by it or it cannot be.
 
-        For short sums, where the way through memory and a call are a good part of the time.
+        Its epilogue waits for the next tile, or is applied before short sums leave the registers.
         """
-        t, j = self.tiles[0], Var(INDEX, "j")
+        t = self.tiles[0]
         steps = constant_int(self.taps * (self.depth // self.group))  # of the tile, whatever is packed
-        if steps is None or steps > SHORT or t.columns != PANEL:
+        if steps is None or not self.by_vectors.possible:
+            return None
+        if constant_int(self.pitch) is not None:
+            load = substitute(self.pointer[1], {self.row: self.block + r0})
+            assert isinstance(load, Load)
+            rows = replace(rows, first=Address(self.dtype, load.buffer, load.index), step=self.pitch)
+        if self.waits:
+            return waiting_tile(t, rows, columns, self.block + r0, self.panel, self.finish_waiting)
+        if steps > SHORT:
             return None
         r, v = Var(INDEX, "r", const(t.rows)), Var(INDEX, "v", const(t.vectors))
-        values = {**self.at_row, self.g.column: self.panel * PANEL + j}
-        in_place = Load(t.total, ACCUMULATOR, (j,))
-        value = substitute(self.finish, {Load(t.total, ACCUMULATOR, ()): in_place, **values})
-        address = substitute(self.address, values)
-        if not vectorizable(value, j) or constant_int(coefficient(address, j) or const(0)) != 1:
-            return None
-        base = v * t.lanes
-        held = Load(t.total, ACCUMULATOR, (base,), lanes=t.lanes)
-        finished = substitute(vectorize(value, j, base, t.lanes), {held: finished_sum(t, r, v)})
-        store = Store(OUTPUT, (substitute(address, {j: base}),), finished)
+        store = self.by_vectors.store(self.row, self.panel, v, finished_sum(t, r, v))
         return (
             *tile_sums(t, rows, columns),
             unrolled(r, Let(self.row, self.block + r0 + r), unrolled(v, store)),
         )
+
+    @property
+    def waits(self) -> bool:
+        """Whether the epilogue of a whole tile waits until the next one's sums are formed."""
+        t, steps = self.tiles[0], constant_int(self.depth // self.group)
+        if not self.may_wait or steps is None or constant_int(self.taps) != 1:
+            return False
+        return steps >= t.rows and t.chains == 1 and self.by_vectors.possible
+
+    def finish_waiting(self, r: Expr) -> tuple[Stmt, ...]:
+        """Applies the epilogue to row `r` of the tile that waits for it."""
+        t, v = self.tiles[0], Var(INDEX, "v", const(self.tiles[0].vectors))
+        row, panel = Var(INDEX, "row_before", self.rows), Var(INDEX, "panel_before", self.panels)
+        store = self.by_vectors.store(row, panel, v, waiting_sum(t, r, v))
+        lets = (Let(panel, PANEL_BEFORE), Let(row, ROW_BEFORE + r))
+        return (If(WAITING, (*lets, unrolled(v, store))),)
 
 
 def _share_names(

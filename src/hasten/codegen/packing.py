@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.tiles import group
+from hasten.codegen.vectorize import coefficient
 from hasten.loops.descriptions import Gemm
-from hasten.loops.expr import Const, Expr, Op, round_up
+from hasten.loops.expr import Const, Expr, Load, Op, constant_int, round_up
+from hasten.loops.simplify import to_poly
 
 PADDING = "zeros"
 """Buffer that row pointers outside the input point to: zeros, or the zero point of bytes."""
@@ -48,3 +51,20 @@ def whole_depth(g: Gemm) -> Expr:
     """Elements of depth in whole groups: beyond the last one the second operand is zero."""
     assert g.depth.extent is not None
     return round_up(g.depth.extent, group(g.a.dtype))
+
+
+def row_pitch(g: Gemm, layouts: Layouts) -> Expr | None:
+    """Elements from each row of the first operand to the next, or None where that differs."""
+    element = flatten(g.a, layouts)
+    if not isinstance(element, Load) or g.taps:
+        return None
+    variables = [v for v in g.rows if constant_int(v.extent) != 1]
+    if not variables:
+        return whole_depth(g)
+    index = element.index[0]
+    steps = [coefficient(index, v) for v in variables]
+    for v, outer, inner in zip(variables[1:], steps, steps[1:], strict=False):
+        assert v.extent is not None
+        if outer is None or inner is None or to_poly(outer) != to_poly(inner * v.extent):
+            return None
+    return steps[-1]

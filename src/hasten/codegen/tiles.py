@@ -13,7 +13,7 @@ for groups of `size` elements, and everything else is as it is for f32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hasten.loops.dtypes import INDEX, DType
@@ -149,8 +149,19 @@ def finished_sum(t: Tile, r: Expr, v: Expr) -> Load:
     return Load(t.total, "sums", (const(0), r, v), lanes=t.lanes)
 
 
-def tile_sums(t: Tile, rows: Rows, columns: Columns) -> tuple[Stmt, ...]:
-    """Statements that compute a whole tile into the local array `sums`, of which `finished_sum` loads."""
+Beside = Callable[[Expr], tuple[Stmt, ...]]
+"""What else is done between the steps of a tile's sums, once for each number below the tile's rows."""
+
+
+def tile_sums(t: Tile, rows: Rows, columns: Columns, beside: Beside | None = None) -> tuple[Stmt, ...]:
+    """Statements that compute a whole tile into the local array `sums`, of which `finished_sum` loads.
+
+    Args:
+        t: the tile; of `BUSY` sums or more if there is something to do beside.
+        rows: the first operand; of one tap if there is something to do beside.
+        columns: the second operand.
+        beside: what is spread evenly over the steps.
+    """
     total, zero = t.total, const(0, t.total)
     size = group(t.dtype)
     depth, ahead = rows.depth // size, columns.ahead
@@ -187,6 +198,12 @@ def tile_sums(t: Tile, rows: Rows, columns: Columns) -> tuple[Stmt, ...]:
 
     steps: tuple[Stmt, ...] = (For(k, const(0), depth, step(k, const(0))),)
     joined: tuple[Stmt, ...] = ()
+    if beside is not None:
+        turn = Var(INDEX, "turn", const(t.rows))
+        length = depth // t.rows
+        stretch = For(k, turn * length, turn * length + length, step(k, const(0)))
+        rest = For(k, length * t.rows, depth, step(k, const(0)))
+        steps = (For(turn, const(0), const(t.rows), (stretch, *beside(turn))), rest)
     if t.chains > 1:
         steps = (
             Let(whole, depth // t.chains * t.chains),
@@ -196,7 +213,9 @@ def tile_sums(t: Tile, rows: Rows, columns: Columns) -> tuple[Stmt, ...]:
         both = Op(total, "add", (acc(const(0)), acc(chain)), lanes=t.lanes)
         add = each(Store("sums", (const(0), r, v), both))
         joined = (For(chain, const(1), const(t.chains), (add,), unroll=True),)
-    pointer = element(rows.table, tap * rows.pitch + r)
+    pointer: Expr = element(rows.table, tap * rows.pitch + r)
+    if rows.first is not None and rows.step is not None:
+        pointer = Address(rows.first.dtype, rows.first.buffer, (rows.first.index[0] + r * rows.step,))
     in_tap = (
         Declare("row", t.dtype, (t.rows,), pointer=True),
         unrolled(r, Store("row", (r,), pointer)),
@@ -286,12 +305,17 @@ class Rows:
         pitch: pointers from one tap to the next.
         taps: outer extent of the sum.
         depth: inner extent of the sum, in elements: a multiple of a group.
+        first: address of the first row, where all of a single tap are `step` elements apart: known distances
+            need no register each, as pointers do.
+        step: elements from one row to the next in that case.
     """
 
     table: Address
     pitch: Expr
     taps: Expr
     depth: Expr
+    first: Address | None = None
+    step: Expr | None = None
 
 
 TILE = "tile"

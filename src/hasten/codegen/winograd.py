@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hasten.codegen.convolution import Convolution, find_convolution
-from hasten.codegen.domain import extent, share
+from hasten.codegen.domain import extent, share, split_flat
 from hasten.codegen.epilogue import ColumnRange, epilogue_value, write_row
-from hasten.codegen.gemm import PRODUCTS_PER_WORK, low_enough, split_flat
+from hasten.codegen.gemm import PRODUCTS_PER_WORK, low_enough
 from hasten.codegen.kernel import SCRATCH, THREADS, Kernel
 from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.maps import finish_kernel, name_buffers
