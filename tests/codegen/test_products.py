@@ -49,7 +49,7 @@ def matmul(k, n, epilogue):
 def product_sizes():
     """Depths and columns around the widths of vectors, tiles and panels, and some at random."""
     edges = [(1, 1), (1, 33), (40, 1), (3, 15), (4, 16), (5, 17), (8, 31), (7, 32), (16, 47), (9, 48)]
-    edges += [(2, 49), (33, 63), (32, 64), (31, 65), (40, 70)]
+    edges += [(2, 49), (33, 63), (32, 64), (31, 65), (40, 70), (50, 70), (61, 96), (48, 64)]
     return edges + [(int(RNG.integers(1, 41)), int(RNG.integers(1, 71))) for _ in range(13)]
 
 
@@ -283,3 +283,8 @@ def test_nests_as_interpreted(name):
     for number, p in enumerate(chosen):
         feeds = feeds_of(p, m=7, b=1, h=6, w0=5, s=7, t=5)
         agree(Interpreted.of(p, target), feeds, ((1, 3) if number % 2 else (2,)))
+
+
+def test_epilogues_that_wait_as_interpreted():
+    p = matmul(48, 70, "residual")
+    agree(Interpreted.of(p, Target.named("x86-64-v4")), feeds_of(p, m=27), (1, 2))

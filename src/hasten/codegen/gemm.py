@@ -87,6 +87,9 @@ LEAST_ROWS = 4
 SHORT = 512
 """Steps of a sum up to which whole tiles are finished in registers, by code of their own in each kernel."""
 
+LEAST_TURN = 4
+"""Steps between two rows of an epilogue that waits, at least: fewer do not hide it."""
+
 _NO = const(False, DType.BOOL)
 
 
@@ -480,7 +483,7 @@ class ProductBuilder:
         t, steps = self.tiles[0], constant_int(self.depth // self.group)
         if not self.may_wait or steps is None or constant_int(self.taps) != 1:
             return False
-        return steps >= t.rows and t.chains == 1 and self.by_vectors.possible
+        return steps >= LEAST_TURN * t.rows and t.chains == 1 and self.by_vectors.possible
 
     def finish_waiting(self, r: Expr) -> tuple[Stmt, ...]:
         """Applies the epilogue to row `r` of the tile that waits for it."""
