@@ -68,6 +68,20 @@ def test_a_decoder_is_exported_without_its_cache() -> None:
     np.testing.assert_allclose(_run(model, ids.numpy())[0], expected.numpy(), atol=1e-5)
 
 
+def test_a_mixture_of_experts() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    config = transformers.MixtralConfig(vocab_size=50, num_local_experts=3, **sizes, **heads)
+    module = transformers.MixtralForCausalLM(config).eval()
+    ids = torch.arange(10).reshape(2, 5)
+    model = load(module, example={"input_ids": ids})
+    for batch in (1, 3):
+        ids = torch.randint(0, 50, (batch, 5))
+        with torch.no_grad():
+            expected = module(ids).logits
+        np.testing.assert_allclose(_run(model, ids.numpy())[0], expected.numpy(), atol=1e-5)
+
+
 def test_weights_are_the_modules_memory() -> None:
     module = torch.nn.Linear(64, 64, bias=False)
     model = load(module, example=torch.zeros(2, 64))

@@ -233,6 +233,8 @@ def export(
         raise MissingDependencyError(
             "Reading PyTorch models needs the package onnxscript: pip install 'hasten[torch]'"
         )
+    from hasten.frontends.torch_translations import translations
+
     shapes: Any = None
     if dims and isinstance(module, torch.nn.Module):
         args, kwargs = _without_ones(module, args, kwargs, dims)
@@ -246,6 +248,7 @@ def export(
                 dynamo=True,
                 dynamic_shapes=shapes,
                 output_names=list(names) if names else None,
+                custom_translation_table=translations(),
                 verbose=False,
             )
     except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
