@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -42,6 +43,19 @@ class TorchGraph:
             if v.const_value is not None and v.const_value.dtype != ir.DataType.STRING
         }
         self._uses = Counter(v.name for node in self.nodes for v in node.inputs if v is not None and v.name)
+
+    def without(self, given: Collection[str]) -> TorchGraph:
+        """What is left of the graph once some of its values are given: those become inputs.
+
+        Args:
+            given: names; all outputs of a node or none.
+        """
+        part = copy.copy(self)
+        part.nodes = [n for n in self.nodes if not any(v.name in given for v in n.outputs if v.name)]
+        part._uses = Counter(v.name for n in part.nodes for v in n.inputs if v is not None and v.name)
+        part.inputs = [name for name in (*self.inputs, *given) if name in part._uses]
+        part.outputs = [name for name in self.outputs if name not in given]
+        return part
 
     def start(self, feeds: Feeds) -> dict[str, Tensor]:
         """The values before the first node.

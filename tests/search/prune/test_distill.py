@@ -9,12 +9,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
+from tests.passes.conftest import build
 from tests.search.prune.conftest import CLASSES
 
 from hasten.errors import OptionError
+from hasten.passes.pipeline import optimize_graph
 from hasten.passes.prune.remove import remove_units
 from hasten.passes.prune.units import find_units
-from hasten.search.prune.distill import distill
+from hasten.search.prune.distill import distill, unchanged
 from hasten.search.prune.plan import Plan
 from hasten.search.prune.run import prune_model
 from hasten.search.prune.training import Training
@@ -122,3 +124,28 @@ def test_labels_are_learned_where_there_are_some(network: ir.Model, samples: Sam
         said = np.asarray(ReferenceEvaluator(ir.to_proto(small)).run(None, {"x": x})[0])
         right.append(float((said.argmax(1) == labels).mean()))
     assert right[1] > right[0] + 0.2, right
+
+
+def test_what_comes_before_all_that_changed_runs_once_and_stays(samples: Samples) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"a": (8, 16), "b": (16, 32), "c": (32, CLASSES)}
+    weights = {name: rng.standard_normal(shape).astype(np.float32) / 3 for name, shape in shapes.items()}
+    body = "p = MatMul(x, a) q = Gelu(p) r = MatMul(q, b) s = Gelu(r) y = MatMul(s, c)"
+    network = ir.from_proto(build(f"(float[n, 8] x) => (float[n, {CLASSES}] y)", body, weights))
+    optimize_graph(network)
+    analysis = find_units(network)
+    (second,) = [group for group in analysis.groups if group.count == 32]
+    small = remove_units(network, analysis, {second: range(0, 32, 2)})
+    assert set(unchanged(network, small)) == {"p", "q"}
+    before = arrays(small)
+    x = np.concatenate([f["x"] for f in samples.feeds[:80:10]])
+    right, found = (
+        np.asarray(ReferenceEvaluator(ir.to_proto(m)).run(None, {"x": x})[0]) for m in (network, small)
+    )
+    distance = np.square(found - right).sum(1) / np.square(right).sum(1)
+    done = distill(network, small, samples.feeds[:80], TRAINING)
+    assert done.before == pytest.approx(distance.mean(), rel=1e-4)
+    assert done.after < 0.5 * done.before
+    changed = {name for name, array in arrays(small).items() if not np.array_equal(array, before[name])}
+    assert len(changed) == 2
+    assert "a" not in changed

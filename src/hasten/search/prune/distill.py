@@ -4,8 +4,9 @@ The loss of a sample is the squared distance to the original's outputs, and to i
 where the pruned graph has them too, each in units of its squared norm (Hinton et al. 2015, "Distilling the
 Knowledge in a Neural Network"; values in between: Romero et al. 2015, "FitNets"). No labels are needed; where
 they are known and classes of the first output, their cross-entropy is added, in units of that of a guess.
-AdamW, with a rate that rises over the first steps and then falls to zero over the steps, or over the time
-if that ends first.
+What comes before everything that was pruned is as it was: it runs once for both graphs, and is not trained.
+AdamW, with a rate that rises over the first steps and then falls to zero over the steps, or over the time if
+that ends first.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 import pickle
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def distill(
     seed: int = 0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Trained:
-    """Train the weights of a pruned graph, in place; those that are zero stay so.
+    """Train the weights of a pruned graph behind what is as before, in place; those that are zero stay so.
 
     Args:
         original: the graph before.
@@ -144,16 +145,21 @@ class _Pair:
 
     def __init__(self, original: ir.Model, pruned: ir.Model) -> None:
         self.model = pruned
-        self.teacher, self.student = TorchGraph(original), TorchGraph(pruned)
-        there = {v.name for node in pruned.graph for v in node.outputs}
-        between = [layer.exit for layer in find_layers(original) if layer.exit in there]
-        self._names = tuple(dict.fromkeys([*self.teacher.outputs, *between]))
+        shared = unchanged(original, pruned)
+        if {v.name for v in pruned.graph.outputs} <= set(shared):
+            shared = ()  # nothing was pruned: all of it is trained
+        self.teacher, self.student = TorchGraph(original), TorchGraph(pruned).without(shared)
+        self._given = [name for name in self.student.inputs if name in shared]
+        made = {v.name for node in self.student.nodes for v in node.outputs}
+        between = [layer.exit for layer in find_layers(original)]
+        self._names = tuple(n for n in dict.fromkeys([*self.teacher.outputs, *between]) if n in made)
 
     def losses(self, part: Batch, labels: Tensor | None) -> Tensor:
         """The loss of each of some samples."""
         with torch.no_grad():
-            right = self.teacher.run(part.feeds, keep=self._names)
-        found = self.student.run(part.feeds, keep=self._names)
+            right = self.teacher.run(part.feeds, keep=(*self._names, *self._given))
+        given = {name: right[name] for name in self._given}
+        found = right | self.student.run({**part.feeds, **given}, keep=self._names)
         count = len(part)
         total = torch.zeros(count)
         for name in self._names:
@@ -175,6 +181,38 @@ class _Pair:
             parts = join(self.model, data.samples, _TOGETHER)
             losses = [self.losses(part, data.labels(part)) for part in parts]
         return float(torch.cat(losses).mean())
+
+
+def unchanged(original: ir.Model, pruned: ir.Model) -> tuple[str, ...]:
+    """The values of a pruned graph that are the original's, since nothing before them changed."""
+    twins = {node.outputs[0].name: node for node in original.graph}
+    same = {value.name for value in pruned.graph.inputs}
+    found: list[str] = []
+    for node in pruned.graph:
+        twin = twins.get(node.outputs[0].name)
+        if twin is not None and _alike(node, twin, same):
+            found += [v.name for v in node.outputs if v.name]
+            same.update(found)
+    return tuple(found)
+
+
+def _alike(node: ir.Node, twin: ir.Node, same: Collection[str | None]) -> bool:
+    """Whether two nodes compute the same, if some values are the same."""
+    mine, other = ir.to_proto(node), ir.to_proto(twin)
+    if (mine.op_type, mine.domain, len(mine.input)) != (other.op_type, other.domain, len(other.input)):
+        return False
+    if sorted(a.SerializeToString() for a in mine.attribute) != sorted(
+        a.SerializeToString() for a in other.attribute
+    ):
+        return False
+    for value, theirs in zip(node.inputs, twin.inputs, strict=True):
+        constants = [None if v is None else v.const_value for v in (value, theirs)]
+        if constants[0] is not None and constants[1] is not None:
+            if not np.array_equal(constants[0].numpy(), constants[1].numpy()):
+                return False
+        elif value is not None and (theirs is None or value.name != theirs.name or value.name not in same):
+            return False
+    return True
 
 
 def _trainable(graph: TorchGraph) -> list[str]:
