@@ -49,6 +49,8 @@ PROGRAMS = [
     depthwise((3, 3), strides=(1, 3), pads=(0, 2, 1, 0)),
     depthwise((3, 5), dilations=(2, 3), pads=(2, 6, 2, 6), finish="Sigmoid(t)"),
     depthwise((1, 7), pads=(0, 3, 0, 3)),
+    depthwise((1, 3), pads=(2, 1, 1, 0), size=(5, 33)),
+    depthwise((1, 2), strides=(3, 2), pads=(1, 2, 2, 1)),
     depthwise((7, 1), pads=(3, 0, 3, 0), size=(33, 18)),
     depthwise((7, 7), pads=(3, 3, 3, 3), size=(65, 40)),
     depthwise((9,), (1,), (1,), (4, 4), size=("w",)),
@@ -90,7 +92,7 @@ def test_compiled(target):
             agree(engine, given, (1, 2, 3))
 
 
-@pytest.mark.parametrize("p", PROGRAMS[:14:3], ids=range(0, 14, 3))
+@pytest.mark.parametrize("p", PROGRAMS[:16:3], ids=range(0, 16, 3))
 def test_interpreted(p):
     given = next(itertools.islice(feeds(p), 1, None), None) or next(feeds(p))
     agree(Interpreted.of(p, Target.named("x86-64-v4")), {"x": given["x"][:1]}, (1, 2))

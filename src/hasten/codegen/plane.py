@@ -104,8 +104,9 @@ def find_plane(stage: Stage, layouts: Layouts) -> Plane | None:
     if operands is None or any(constant_int(v.extent) is None for v in total.vars):
         return None
     x, w = operands
-    axes = _axes(x, total, stage, layouts)
-    if axes is None or axes[-1].position != column or not _only_inside(condition, x, layouts):
+    bounded = _bounded(condition, x, layouts)
+    axes = None if bounded is None else _axes(x, total, bounded, stage, layouts)
+    if axes is None or axes[-1].position != column:
         return None
     rest = [v for v in total.vars if v not in {a.tap for a in axes}]
     if any(constant_int(v.extent) != 1 for v in rest) or all(a.taps == 1 for a in axes):
@@ -141,13 +142,15 @@ def _operands(element: Expr, op: str, column: Var) -> tuple[Load, Expr | None] |
     return (x, w) if plain and isinstance(x, Load) and column not in free_vars(w) else None
 
 
-def _axes(x: Load, total: Reduce, stage: Stage, layouts: Layouts) -> list[Sliding] | None:
-    """The axes along which the window slides, innermost last: those of the picture that are innermost."""
+def _axes(
+    x: Load, total: Reduce, bounded: frozenset[int], stage: Stage, layouts: Layouts
+) -> list[Sliding] | None:
+    """The axes along which the window slides or has an edge, innermost last: the picture's innermost ones."""
     layout, result = layouts[x.buffer], layouts[stage.name]
     if any(isinstance(n, Load) for i in x.index for n in walk(i)) or not layout.order:
         return None
     own = set(total.vars)
-    moving = [d for d in layout.order if own & free_vars(x.index[d])] or [layout.order[-1]]
+    moving = [d for d in layout.order if d in bounded or own & free_vars(x.index[d])] or [layout.order[-1]]
     first = min(layout.order.index(d) for d in moving)
     inner = layout.order[first:]
     if len(inner) > MOST_DIMENSIONS or len(inner) > len(stage.vars):
@@ -174,15 +177,20 @@ def _axes(x: Load, total: Reduce, stage: Stage, layouts: Layouts) -> list[Slidin
     return axes
 
 
-def _only_inside(condition: Expr, x: Load, layouts: Layouts) -> bool:
-    """Whether a condition says of an element that it is inside of the picture, and nothing else."""
+def _bounded(condition: Expr, x: Load, layouts: Layouts) -> frozenset[int] | None:
+    """The axes along which a condition says that an element is inside; None if it says anything else."""
     if condition == const(True, DType.BOOL):
-        return True
+        return frozenset()
     shape = layouts[x.buffer].shape
-    inside = {spell(e) for i, n in zip(x.index, shape, strict=True) for e in (i, n - 1 - i)}
+    inside = {
+        spell(e): d for d, (i, n) in enumerate(zip(x.index, shape, strict=True)) for e in (i, n - 1 - i)
+    }
+    found: set[int] = set()
     for atom in conjuncts(condition):
         if not isinstance(atom, Op) or atom.op not in ("le", "lt") or atom.args[0].dtype is not INDEX:
-            return False
-        if spell(atom.args[1] - atom.args[0] - (1 if atom.op == "lt" else 0)) not in inside:
-            return False
-    return True
+            return None
+        margin = spell(atom.args[1] - atom.args[0] - (1 if atom.op == "lt" else 0))
+        if margin not in inside:
+            return None
+        found.add(inside[margin])
+    return frozenset(found)
