@@ -116,7 +116,7 @@ def fit_erf() -> None:
 
 
 def fit_gelu() -> None:
-    """Roots of the normal tail P(Z > a), weighted by what they do to a P(Z > a) / max(a, 1) or a P(Z > a)."""
+    """The 16th root of the normal tail P(Z > a), weighted by what it does to a P(Z > a) / max(a, 1)."""
 
     def tail(a: Real) -> Real:
         return mp.erfc(a / mp.sqrt(2)) / 2
@@ -128,12 +128,6 @@ def fit_gelu() -> None:
     show("GELU_ROOT", found)
     zero = mp.findroot(lambda a: mp.polyval(found[::-1], a), 7.5)
     print(f"GELU_END = {np.float32(float(zero))!s}")
-
-    def near_weight(a: Real) -> Real:
-        return 8 * tail(a) ** (mp.mpf(7) / 8) * max(a, mp.mpf("0.05"))
-
-    found = minimax(lambda a: tail(a) ** (mp.mpf(1) / 8), near_weight, mp.mpf(0), mp.mpf(5), range(5))
-    show("GELU_NEAR_ROOT", found)
 
 
 def fit_sin_cos() -> None:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hasten.codegen.math.gelu import NEAR, gelu_near
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import (
@@ -44,10 +43,6 @@ LARGEST_BYTE = 255
 
 NEARLY = 1e-3
 """Steps by which a bound may lie inside the range of bytes and still be taken for its end."""
-
-
-UNTOLD = 1e-2
-"""Steps by which a number that is rounded to bytes may be off: one byte in a hundred tells, at the worst."""
 
 
 @dataclass(frozen=True)
@@ -129,11 +124,6 @@ class _Rewriter:
                 return self.rounded(self.linear(bounds.inner).times(factor), bounds, step, zero)
         return self.rounded(scaled, None, 1.0, zero)
 
-    def near(self, atom: Expr, factor: Expr) -> bool:
-        """Whether steps are so large that no more than a few bytes tell GELU from `gelu_near`."""
-        step = self.scalar(factor) if isinstance(atom, Op) and atom.op == "gelu" else None
-        return step is not None and atom.dtype is F32 and abs(step) * NEAR <= UNTOLD
-
     def rounded(self, value: Linear, bounds: Bounds | None, step: float, zero: float) -> Expr:
         """The byte nearest to a value within bounds, which are given before scaling by `step`; plus zero."""
         low, high = 0.0, float(LARGEST_BYTE)
@@ -143,7 +133,7 @@ class _Rewriter:
             if bounds.high is not None and bounds.high * step + zero < high - NEARLY:
                 high = max(float(np.rint(bounds.high * step)) + zero, low)
         odd = int(zero) % 2
-        y: Expr = self.built(value.plus(Linear({}, const(zero - odd, F32))), in_steps=True)
+        y: Expr = self.built(value.plus(Linear({}, const(zero - odd, F32))))
         y = Op(F32, "min", (Op(F32, "max", (y, const(low - odd, F32))), const(high - odd, F32)))
         bits: Expr = Op(DType.I32, "bitcast", (Op(F32, "add", (y, const(ROUNDING, F32))),))
         return cast(binary("add", bits, const(odd, DType.I32)) if odd else bits, DType.U8)
@@ -183,18 +173,11 @@ class _Rewriter:
                     return Linear({cast(total, F32): const(1.0, F32)}, rest)
         return Linear({e: const(1.0, F32)}, const(0.0, F32))
 
-    def built(self, value: Linear, *, in_steps: bool = False) -> Expr:
-        """A linear expression as nested multiply-adds, its factors and summand worked out now.
-
-        Args:
-            value: the expression.
-            in_steps: it is rounded to whole numbers.
-        """
+    def built(self, value: Linear) -> Expr:
+        """A linear expression as nested multiply-adds, its factors and summand worked out now."""
         total = self.constant(value.rest)
         for atom, factor in value.factors.items():
             inner = self.simplified(atom)
-            if in_steps and self.near(atom, factor):
-                inner = gelu_near(children(inner)[0])
             worked_out = self.constant(factor)
             term = inner if _is(worked_out, 1.0) else Op(F32, "mul", (inner, worked_out))
             total = term if _is(total, 0.0) else Op(F32, "add", (term, total))
