@@ -49,7 +49,10 @@ def function_body(node: ir.Node, opsets: Mapping[str, int], prefix: str) -> ir.G
         function = schema.function_body
     elif schema.has_context_dependent_function:
         given_types = [t.SerializeToString() for t in types if t is not None]
-        made = schema.get_context_dependent_function(proto.SerializeToString(), given_types)
+        try:
+            made = schema.get_context_dependent_function(proto.SerializeToString(), given_types)
+        except RuntimeError:
+            return None  # it has attributes that no definition is made of
         function = onnx.FunctionProto.FromString(made)
     else:
         return None
