@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper
 from tests.differential.peers import Feeds, Results, by_onnxruntime, by_reference, element_types
 
-PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "FusedMatMul")
+PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "FusedMatMul", "Einsum")
 DRAWS = 3
 
 STEP_OF_BF16 = 2.0**-8
@@ -36,10 +36,10 @@ def sensitivity(model: onnx.ModelProto, feeds: Feeds, output: int) -> float:
     return 0.0
 
 
-def narrowed(model: onnx.ModelProto, feeds: Feeds) -> list[np.ndarray] | None:
-    """The answers where products read their operands in bf16; None where no peer runs that."""
-    (found,) = _by_any(_with_operands(model), [feeds])
-    return found
+def narrowed(model: onnx.ModelProto, feeds: Feeds) -> list[list[np.ndarray]]:
+    """The answers of a peer where products read their operands in bf16, alone or with all who read those."""
+    found = [_by_any(m, [feeds])[0] for m in (_with_operands(model), _stored(model))]
+    return [answer for answer in found if answer is not None]
 
 
 def sensitivity_of_bf16(model: onnx.ModelProto, feeds: Feeds, output: int) -> float:
@@ -67,6 +67,30 @@ def _apart(results: Results, output: int) -> float | None:
         return float(max(np.nan_to_num(np.abs(a - held[0])).max(initial=0.0) for a in held[1:]))
 
 
+def _stored(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model in which what a product reads, if a node makes it, is rounded to bf16 for all who read it."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    types = element_types(model)
+    read = {n for node in model.graph.node if _is_product(node) for n in node.input}
+    del copy.graph.node[:]
+    for node in model.graph.node:
+        made = copy.graph.node.add()
+        made.CopyFrom(node)
+        for k, name in enumerate(node.output):
+            if name not in read or types.get(name) != TensorProto.FLOAT:
+                continue
+            exact, narrow = f"{name}_exact", f"{name}_narrow"
+            made.output[k] = exact
+            copy.graph.node.append(helper.make_node("Cast", [exact], [narrow], to=TensorProto.BFLOAT16))
+            copy.graph.node.append(helper.make_node("Cast", [narrow], [name], to=TensorProto.FLOAT))
+    return copy
+
+
+def _is_product(node: onnx.NodeProto) -> bool:
+    return node.op_type in PRODUCTS
+
+
 def _with_operands(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
     """A model whose products read their float32 operands rounded to bf16, or with noise smaller than that."""
     copy = onnx.ModelProto()
@@ -75,7 +99,7 @@ def _with_operands(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
     nodes = list(copy.graph.node)
     del copy.graph.node[:]
     for number, node in enumerate(nodes):
-        for k in range(2) if node.op_type in PRODUCTS else ():
+        for k in range(min(2, len(node.input))) if _is_product(node) else ():
             if types.get(node.input[k]) != TensorProto.FLOAT:
                 continue
             made = [f"{n}_{number}_{k}" for n in ("between", "operand")]

@@ -244,7 +244,7 @@ def _compare(
                 continue
             return "refused", f"binding {k}: {_raised(error)}", empty
         in_bf16 = config.precision == "bf16"
-        narrow = narrowed(graph.model, feeds) if in_bf16 else None
+        narrow = narrowed(graph.model, feeds) if in_bf16 else []
         moves = sensitivity_of_bf16 if in_bf16 else sensitivity
         for i, name in enumerate(names):
             if found[i].tobytes() != again[i].tobytes():
@@ -253,8 +253,7 @@ def _compare(
             others = [p[i] for p in peers]
             if in_bf16:
                 tolerance = Tolerance(False, max(tolerance.epsilon, STEP_OF_BF16))
-            if narrow is not None:
-                others += [narrow[i]]
+            others += [answer[i] for answer in narrow]
             text = judge(found[i], others, tolerance, lambda i=i, f=feeds, m=moves: m(graph.model, f, i))
             if text:
                 return "wrong", f"binding {k}: {name} {text}", empty

@@ -401,7 +401,7 @@ class _Printer:
                 return f"({self.part(a, 8)} != 0)"
             return f"({e.dtype.c_name}){self.part(a, 13)}"
         if a.dtype is DType.BOOL:
-            narrow = f"({self.text(a)[0]} & 1)"
+            narrow = f"({self.part(a, _PRECEDENCE['bitand'])} & 1)"
             return f"__builtin_convertvector({narrow}, {self.vector(e.dtype, e.lanes)})"
         if e.dtype is DType.BOOL:
             zero = Const(a.dtype, 0.0 if a.dtype.is_float else 0)
