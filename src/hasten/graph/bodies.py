@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
+"""Operators of ONNX that run their bodies. What others hold becomes a part of their definition, as text."""
+
 
 def reads(node: ir.Node) -> list[ir.Value]:
     """The values of the node's own graph that it and the bodies inside it read, each once."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from hasten.graph.bodies import bodies
+from hasten.graph.bodies import CONTROL_FLOW, bodies
 from hasten.graph.constants import lift_constants
 from hasten.passes.common_subexpressions import merge_equal_constants, merge_equal_nodes
 from hasten.passes.constant_folding import fold_constants
@@ -86,7 +86,8 @@ def _rewrite(graph: ir.Graph, around: Facts | None, account: _Account) -> None:
                 break
             _simplify(graph, around, counts)
     counts["merge equal constants"] += merge_equal_constants(graph)
-    inside = [body for node in graph for body in bodies(node)]
+    control = [node for node in graph if node.op_type in CONTROL_FLOW and not node.domain]
+    inside = [body for node in control for body in bodies(node)]
     if inside:
         facts = Facts(graph, around)
         for body in inside:
