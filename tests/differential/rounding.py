@@ -82,9 +82,16 @@ def _stored(model: onnx.ModelProto) -> onnx.ModelProto:
                 continue
             exact, narrow = f"{name}_exact", f"{name}_narrow"
             made.output[k] = exact
-            copy.graph.node.append(helper.make_node("Cast", [exact], [narrow], to=TensorProto.BFLOAT16))
-            copy.graph.node.append(helper.make_node("Cast", [narrow], [name], to=TensorProto.FLOAT))
+            copy.graph.node.extend(_rounded(exact, narrow, name))
     return copy
+
+
+def _rounded(source: str, between: str, result: str) -> list[onnx.NodeProto]:
+    """Nodes that round a value to bf16."""
+    return [
+        helper.make_node("Cast", [source], [between], to=TensorProto.BFLOAT16),
+        helper.make_node("Cast", [between], [result], to=TensorProto.FLOAT),
+    ]
 
 
 def _is_product(node: onnx.NodeProto) -> bool:
@@ -118,10 +125,7 @@ def _with_operands(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:
                 )
                 copy.graph.node.append(helper.make_node("Mul", [node.input[k], made[0]], made[1:]))
             else:
-                copy.graph.node.append(
-                    helper.make_node("Cast", node.input[k : k + 1], made[:1], to=TensorProto.BFLOAT16)
-                )
-                copy.graph.node.append(helper.make_node("Cast", made[:1], made[1:], to=TensorProto.FLOAT))
+                copy.graph.node.extend(_rounded(node.input[k], *made))
             node.input[k] = made[1]
         copy.graph.node.append(node)
     return copy

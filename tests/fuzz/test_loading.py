@@ -16,7 +16,7 @@ def test_mutated_models_end_in_a_result_or_an_error_of_ours(part):
 
 
 FOUND = {
-    533: "node/test_flexattention_relative_positional",  # a definition that its own tool cannot read
+    533: "node/test_flexattention_relative_positional",  # names that a pass gave in a body
     2648: "node/test_gru_seq_length",  # an input with too few axes
     8781: "node/test_attention_3d_with_past_and_present_qk_matmul_bias",  # more outputs than its definition
     9244: "node/test_nonmaxsuppression_two_batches",  # an empty number

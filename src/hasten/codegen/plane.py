@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.vectorize import coefficient, vectorizable
-from hasten.codegen.window import conjuncts, split_guard
+from hasten.codegen.window import Sliding, conjuncts, split_guard
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
     Expr,
@@ -31,35 +31,18 @@ MOST_DIMENSIONS = 2
 
 
 @dataclass(frozen=True)
-class Sliding:
-    """An axis of the picture along which the window slides.
+class Axis(Sliding):
+    """An axis of the picture along which the window slides; of one tap where the window has one element.
 
     Attributes:
-        position: counts outputs.
-        tap: counts elements of the window; of extent 1 where it has one.
-        stride: input positions from one output to the next.
-        dilation: input positions from one tap to the next.
         first: input position of the first output's first tap, negative where that is outside.
         length: of the input.
         step: elements of memory from one input position to the next.
     """
 
-    position: Var
-    tap: Var
-    stride: int
-    dilation: int
     first: Expr
     length: Expr
     step: Expr
-
-    @property
-    def taps(self) -> int:
-        """Elements of the window."""
-        return constant_int(self.tap.extent) or 1
-
-    def reach(self, outputs: int) -> int:
-        """Input positions from the first that some outputs side by side need to the last."""
-        return (outputs - 1) * self.stride + (self.taps - 1) * self.dilation + 1
 
 
 @dataclass(frozen=True)
@@ -79,8 +62,8 @@ class Plane:
     """
 
     op: str
-    column: Sliding
-    row: Sliding | None
+    column: Axis
+    row: Axis | None
     x: str
     start: Expr
     w: Expr | None
@@ -144,7 +127,7 @@ def _operands(element: Expr, op: str, column: Var) -> tuple[Load, Expr | None] |
 
 def _axes(
     x: Load, total: Reduce, bounded: frozenset[int], stage: Stage, layouts: Layouts
-) -> list[Sliding] | None:
+) -> list[Axis] | None:
     """The axes along which the window slides or has an edge, innermost last: the picture's innermost ones."""
     layout, result = layouts[x.buffer], layouts[stage.name]
     if any(isinstance(n, Load) for i in x.index for n in walk(i)) or not layout.order:
@@ -155,7 +138,7 @@ def _axes(
     inner = layout.order[first:]
     if len(inner) > MOST_DIMENSIONS or len(inner) > len(stage.vars):
         return None
-    axes: list[Sliding] = []
+    axes: list[Axis] = []
     for d, place in zip(inner, result.order[len(result.order) - len(inner) :], strict=True):
         position = stage.vars[place]
         taps = [v for v in free_vars(x.index[d]) if v in own]
@@ -173,7 +156,7 @@ def _axes(
         place_of = [Var(INDEX, f"p{k}") if k == d else const(0) for k in range(len(x.index))]
         step = coefficient(layout.address(place_of), Var(INDEX, f"p{d}"))
         assert step is not None
-        axes.append(Sliding(position, tap, stride, dilation or 1, at, layout.shape[d], step))
+        axes.append(Axis(position, tap, stride, dilation or 1, at, layout.shape[d], step))
     return axes
 
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from hasten.codegen.domain import OUTPUT, decode, extent, share
 from hasten.codegen.kernel import SCRATCH, Kernel
 from hasten.codegen.layout import Layouts
-from hasten.codegen.maps import FIRST_LEVEL_CACHE, finish_kernel, name_buffers
-from hasten.codegen.plane import SUMS, Plane, Sliding, find_plane
+from hasten.codegen.maps import FIRST_LEVEL_CACHE, finish_kernel, renamed_buffers
+from hasten.codegen.plane import SUMS, Axis, Plane, find_plane
 from hasten.codegen.reductions import UNROLLED_WINDOW, combine, neutral
-from hasten.codegen.stage import Stage
+from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.vectorize import vectorize
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Expr, Load, Op, Var, binary, const, constant_int, substitute
@@ -68,15 +68,12 @@ class _Builder:
         known = constant_int(width)
         self.lanes = lanes if known is None else min(lanes, 1 << (known.bit_length() - 1))
         self.vectors = 1 if known is None else max(1, min(MOST_VECTORS, known // self.lanes))
-        sums = Load(DType.F32, SUMS, (self.column.position,))
-        weight = plane.w if plane.w is not None else const(1.0, DType.F32)
-        # One naming for both expressions: what they read is named by its first use.
-        both, names = name_buffers(
-            Op(DType.F32, "add", (substitute(plane.finish, {sums: _STANDS_FOR}), weight))
-        )
-        assert isinstance(both, Op)
-        self.finish, self.weight = substitute(both.args[0], {_STANDS_FOR: sums}), both.args[1]
-        self.buffers = {"x": plane.x, **names}
+        sums, held = Load(DType.F32, SUMS, (self.column.position,)), Load(DType.F32, ACCUMULATOR, ())
+        names: dict[str, str] = {}
+        finish = renamed_buffers(substitute(plane.finish, {sums: held}), names)
+        self.finish = substitute(finish, {held: sums})
+        self.weight = None if plane.w is None else renamed_buffers(plane.w, names)
+        self.buffers = {"x": plane.x, **{param: tensor for tensor, param in names.items()}}
         self.first_row, self.last_row = Var(INDEX, "first_row"), Var(INDEX, "last_row")
 
     def _rows(self) -> int:
@@ -144,7 +141,7 @@ class _Builder:
             ]
         return tuple(result)
 
-    def band(self, row: Sliding, height: Expr) -> tuple[Stmt, ...]:
+    def band(self, row: Axis, height: Expr) -> tuple[Stmt, ...]:
         """The rows of a band, several together where their windows share rows."""
         at = row.position
         single = (For(at, self.first_row, self.last_row, self.block(1)),)
@@ -230,7 +227,7 @@ class _Builder:
         for i, tap in taps.items():
             held = Load(DType.F32, SUMS, (const(i), v), lanes=lanes)
             term: Expr = element
-            if self.plane.w is not None:
+            if self.weight is not None:
                 weight = Var(DType.F32, f"weight{i}")
                 own: dict[Expr, Expr] = {} if self.row is None else {self.row.tap: tap}
                 weights.append(Let(weight, substitute(self.weight, own)))
@@ -247,6 +244,3 @@ class _Builder:
         ahead = self.column.tap * self.column.dilation
         phase = ahead % self.phases
         return row * (self.pitch * self.phases) + phase * self.pitch + ahead // self.phases
-
-
-_STANDS_FOR = Var(DType.F32, "stands_for_sums")

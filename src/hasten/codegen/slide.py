@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.vectorize import coefficient, vectorizable
-from hasten.codegen.window import conjuncts, find_window, split_guard
+from hasten.codegen.window import Sliding, conjuncts, find_window, split_guard
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
     Const,
@@ -35,16 +35,12 @@ SUMS = "sums"
 
 
 @dataclass(frozen=True)
-class Slide:
+class Slide(Sliding):
     """A reduction over a window that slides along one row of a tensor, for each channel by itself.
 
     Attributes:
         op: the reduction's; with weights "sum".
         channel: the output variable along which everything is contiguous.
-        position: the output variable along which the window slides.
-        tap: the window's variable along the same axis.
-        stride: input positions from one output to the next.
-        dilation: input positions from one tap to the next.
         rows: first and last (exclusive) value of each other variable of the window.
         edges: expressions, not negative where the input position that they belong to is inside; each
             grows by `1` or `-1` with that position.
@@ -58,10 +54,6 @@ class Slide:
 
     op: str
     channel: Var
-    position: Var
-    tap: Var
-    stride: int
-    dilation: int
     rows: Mapping[Var, tuple[Expr, Expr]]
     edges: tuple[Expr, ...]
     x: Load
@@ -70,15 +62,6 @@ class Slide:
     finish: Expr
     outer: tuple[Var, ...]
     out: Expr
-
-    @property
-    def taps(self) -> int:
-        """Elements of a row of the window."""
-        return constant_int(self.tap.extent) or 1
-
-    def reach(self, positions: int) -> int:
-        """Columns of the input from the first that some outputs side by side need to the last."""
-        return (positions - 1) * self.stride + (self.taps - 1) * self.dilation + 1
 
 
 def find_slide(stage: Stage, layouts: Layouts) -> Slide | None:
@@ -122,7 +105,7 @@ def find_slide(stage: Stage, layouts: Layouts) -> Slide | None:
     layout = layouts[stage.name]
     outer = tuple(stage.vars[d] for d in layout.order if stage.vars[d] not in (position, channel))
     out = layout.address(stage.vars)
-    s = Slide(total.op, channel, position, tap, stride, dilation, rows, edges, x, zero, w, finish, outer, out)
+    s = Slide(position, tap, stride, dilation, total.op, channel, rows, edges, x, zero, w, finish, outer, out)
     return None if w is None and s.reach(1) > MOST_COLUMNS else s
 
 

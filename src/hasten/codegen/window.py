@@ -28,6 +28,32 @@ class Window:
     body: Expr
 
 
+@dataclass(frozen=True)
+class Sliding:
+    """How a window goes along an axis.
+
+    Attributes:
+        position: the output variable along which it slides.
+        tap: the window's variable along the same axis.
+        stride: input positions from one output to the next.
+        dilation: input positions from one tap to the next.
+    """
+
+    position: Var
+    tap: Var
+    stride: int
+    dilation: int
+
+    @property
+    def taps(self) -> int:
+        """Elements of the window along the axis."""
+        return constant_int(self.tap.extent) or 1
+
+    def reach(self, outputs: int) -> int:
+        """Input positions from the first that some outputs side by side need to the last."""
+        return (outputs - 1) * self.stride + (self.taps - 1) * self.dilation + 1
+
+
 def find_window(op: str, variables: tuple[Var, ...], body: Expr) -> Window | None:
     """The window of a reduction whose body has no effect outside, or None if it is of another form."""
     guarded = split_guard(op, body)

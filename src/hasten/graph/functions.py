@@ -52,7 +52,7 @@ def function_body(node: ir.Node, opsets: Mapping[str, int], prefix: str) -> ir.G
         try:
             made = schema.get_context_dependent_function(proto.SerializeToString(), given_types)
         except RuntimeError:
-            return None  # it has attributes that no definition is made of
+            return None  # ONNX writes constants of a body as text, which takes few names
         function = onnx.FunctionProto.FromString(made)
     else:
         return None

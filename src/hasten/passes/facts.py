@@ -156,20 +156,20 @@ class Facts:
     def _part(self, node: ir.Node) -> tuple[Dim | None, ...] | None:
         """Dimensions of a Slice."""
         source, *limits = node.inputs
-        dims = self.dims(source)
-        starts, ends, axes, steps = (self.contents(limits[k]) if k < len(limits) else None for k in range(4))
-        if dims is None or starts is None or ends is None:
+        dims, starts = self.dims(source), self.contents(limits[0])
+        if dims is None or starts is None:
             return None
-        given = [k < len(limits) and limits[k] is not None for k in (2, 3)]
-        if (given[0] and axes is None) or (given[1] and steps is None):
+        left_out = (None, tuple(range(len(starts))), (1,) * len(starts))  # ends, axes, steps
+        given = [*limits[1:], None, None, None][:3]
+        found = [e if v is None else self.contents(v) for v, e in zip(given, left_out, strict=True)]
+        known = [starts, *(numbers for numbers in found if numbers is not None)]
+        if len(known) < 4 or len({len(numbers) for numbers in known}) != 1:
             return None
         result: list[Dim | None] = list(dims)
-        for k, (start, end) in enumerate(zip(starts, ends, strict=False)):
-            axis = k if axes is None else axes[k]
+        for start, end, axis, step in zip(*known, strict=True):
             if not isinstance(axis, int) or not -len(dims) <= axis < len(dims):
                 return None
-            in_ones = steps is None or steps[k] == 1
-            result[axis] = sliced(dims[axis], start, end) if in_ones else None
+            result[axis] = sliced(dims[axis], start, end) if step == 1 else None
         return tuple(result)
 
     def _follow(self, node: ir.Node) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from hasten.graph.constants import constant_value
-from hasten.passes.rule import replace_value
+from hasten.passes.rule import free_name, names_of_values, replace_value
 
 
-def inline_branches(graph: ir.Graph) -> int:
+def inline_branches(graph: ir.Graph, outermost: ir.Graph) -> int:
     """Replace each If whose condition is a constant by the nodes of one branch, in place.
+
+    Args:
+        graph: a model's, or a body.
+        outermost: the model's, in which new names are free.
 
     Returns:
         The number of nodes that were replaced.
@@ -27,28 +31,20 @@ def inline_branches(graph: ir.Graph) -> int:
         branch = taken.as_graph()
         if branch.inputs or len(branch.outputs) != len(node.outputs):
             continue
-        _inline(graph, node, branch)
+        _inline(graph, node, branch, names_of_values(outermost))
         replaced += 1
     return replaced
 
 
-def _inline(graph: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
+def _inline(graph: ir.Graph, node: ir.Node, branch: ir.Graph, taken: set[str | None]) -> None:
     outputs, nodes = list(branch.outputs), list(branch)
     while branch.outputs:
         branch.outputs.pop()
-    # Branches have names of their own, which another one may have too.
-    names = {v.name for v in (*graph.inputs, *graph.initializers.values())}
-    names |= {v.name for n in graph for v in n.outputs}
     prefix = node.name or node.outputs[0].name or "If"
 
     def renamed(value: ir.Value) -> None:
-        name = wanted = f"{prefix}/{value.name}"
-        number = 1
-        while name in names:
-            number += 1
-            name = f"{wanted}_{number}"
-        value.name = name
-        names.add(name)
+        value.name = free_name(f"{prefix}/{value.name}", taken)
+        taken.add(value.name)
 
     for value in list(branch.initializers.values()):
         del branch.initializers[value.name or ""]

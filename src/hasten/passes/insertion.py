@@ -7,21 +7,19 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from hasten.passes.rule import free_name, names_of_values
+
 
 class Insertion:
     """Adds to one graph, and knows the names that are taken in it."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
-        self.taken: set[str | None] = {v.name for n in graph for v in n.outputs}
-        self.taken |= {v.name for v in graph.inputs} | set(graph.initializers) | {n.name for n in graph}
+        self.taken = names_of_values(graph) | {n.name for n in graph}
 
     def name(self, wanted: str) -> str:
         """A free name: the wanted one, or that with a number."""
-        name, count = wanted, 1
-        while name in self.taken:
-            count += 1
-            name = f"{wanted}_{count}"
+        name = free_name(wanted, self.taken)
         self.taken.add(name)
         return name
 

@@ -10,8 +10,6 @@ from hasten.passes.facts import Facts, integer, integers
 from hasten.passes.rule import Builder, Declined, Match, Op, Rule, Var, is_fixed
 from hasten.passes.sizes import Dims, broadcast
 
-_INT32_MAX = 2**31 - 1
-
 
 def _pass_through(match: Match) -> ir.Value | None:
     """The first input, unless both ends are named by the model and the node must stand."""
@@ -165,26 +163,13 @@ def _flattened_softmax(match: Match, facts: Facts, build: Builder) -> ir.Value |
 
 
 def _slice(match: Match, facts: Facts, _build: Builder) -> ir.Value | None:
-    node = match.root
-    dims = facts.dims(node.inputs[0])
-    starts, ends = facts.contents(node.inputs[1]), facts.contents(node.inputs[2])
-    if dims is None or starts is None or ends is None:
-        return None
-    axes: Dims | None = tuple(range(len(starts)))
-    if len(node.inputs) > 3 and node.inputs[3] is not None:
-        axes = facts.contents(node.inputs[3])
-    steps: Dims | None = (1,) * len(starts)
-    if len(node.inputs) > 4 and node.inputs[4] is not None:
-        steps = facts.contents(node.inputs[4])
-    if axes is None or steps is None or any(s != 0 for s in starts) or any(s != 1 for s in steps):
-        return None
-    for axis, end in zip(axes, ends, strict=True):
-        if isinstance(axis, str):
+    """Drop a Slice in steps of 1 that is as long as what it is taken of."""
+    steps = match.root.inputs[4] if len(match.root.inputs) > 4 else None
+    if steps is not None:
+        known = facts.contents(steps)
+        if known is None or any(step != 1 for step in known):
             return None
-        beyond = isinstance(end, int) and end >= _INT32_MAX
-        if not beyond and end != dims[axis]:
-            return None
-    return _pass_through(match)
+    return _same_shape(match, facts)
 
 
 def _pad(match: Match, facts: Facts, _build: Builder) -> ir.Value | None:

@@ -97,7 +97,7 @@ def _rewrite(graph: ir.Graph, around: Facts | None, account: _Account) -> None:
 def _simplify(graph: ir.Graph, around: Facts | None, counts: Counter[str]) -> None:
     """Run the passes that only remove, until none finds anything."""
     for _ in range(_MAX_ROUNDS):
-        inlined = inline_branches(graph)
+        inlined = inline_branches(graph, graph if around is None else around.outermost)
         facts = Facts(graph, around)
         folded = fold_constants(graph, facts)
         found = sweep(graph, (*NO_OP_RULES, *PART_RULES), facts)

@@ -359,14 +359,14 @@ def _insert(graph: ir.Graph, root: ir.Node, build: Builder, facts: Facts) -> Non
     hint = root.outputs[0].name or "fused"
     taken = names_of_values(facts.outermost)
     for value in build.constants:
-        value.name = _free_name(f"{hint}/{value.name}", taken)
+        value.name = free_name(f"{hint}/{value.name}", taken)
         taken.add(value.name)
         graph.register_initializer(value)
     names = {n.name for n in graph}
     for node in build.nodes:
-        node.name = _free_name(f"{root.name or hint}/{node.op_type}", names)
+        node.name = free_name(f"{root.name or hint}/{node.op_type}", names)
         for value in node.outputs:
-            value.name = _free_name(f"{hint}/{node.op_type.lower()}", taken)
+            value.name = free_name(f"{hint}/{node.op_type.lower()}", taken)
             taken.add(value.name)
         names.add(node.name)
     graph.insert_before(root, build.nodes)
@@ -384,7 +384,8 @@ def names_of_values(graph: ir.Graph) -> set[str | None]:
     return names
 
 
-def _free_name(base: str, taken: set[str | None]) -> str:
+def free_name(base: str, taken: set[str | None]) -> str:
+    """A name that is not taken: the wanted one, or that with a number."""
     name, count = base, 1
     while name in taken:
         count += 1

@@ -191,8 +191,9 @@ def unchanged(original: ir.Model, pruned: ir.Model) -> tuple[str, ...]:
     for node in pruned.graph:
         twin = twins.get(node.outputs[0].name)
         if twin is not None and _alike(node, twin, same):
-            found += [v.name for v in node.outputs if v.name]
-            same.update(found)
+            made = [v.name for v in node.outputs if v.name]
+            found += made
+            same.update(made)
     return tuple(found)
 
 
