@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from benchmarks.cases import Figure, Goal
+from benchmarks.losses import Loss, told
 from hasten.search.engines import HASTEN, HASTEN_BF16, HASTEN_INT8, Precision
 from hasten.search.measure import Measurement, Result, Spread
 
@@ -51,6 +52,7 @@ class CaseReport:
         compile_seconds: by engine, hasten's with an empty cache.
         verdicts: by precision.
         measurement: the engines' figures.
+        losses: where hasten's time goes beyond the peak, by precision.
     """
 
     name: str
@@ -62,6 +64,7 @@ class CaseReport:
     compile_seconds: Mapping[str, float]
     verdicts: tuple[Verdict, ...]
     measurement: Measurement
+    losses: Mapping[str, tuple[Loss, ...]] = field(default_factory=dict)
 
 
 def judge(
@@ -135,6 +138,7 @@ def summary(cases: Sequence[CaseReport]) -> str:
     header = (
         "case", "precision", "hasten ms", "best peer", "its ms", "ratio [quartiles]", "asked", "outcome",
         "GFLOP/s", "of peak", "load ms", "first answer ms", "peak MB", "file MB", "compile s",
+        "where the rest goes, of a run",
     )  # fmt: skip
     return _markdown(header, [_summary_cells(case, v) for case in cases for v in case.verdicts], text=4)
 
@@ -145,7 +149,7 @@ def _summary_cells(case: CaseReport, verdict: Verdict) -> list[str]:
     goal = f"{verdict.goal.ratio:g}" + (f", {verdict.goal.share:.0%} of peak" if verdict.goal.share else "")
     start = [case.name, verdict.precision]
     if verdict.problem is not None:
-        return [*start, f"not measured: {verdict.problem}", "", "", "", goal, *[""] * 8]
+        return [*start, f"not measured: {verdict.problem}", "", "", "", goal, *[""] * 9]
     own = results[name]
     peer = None if verdict.peer is None else results[verdict.peer]
     return [
@@ -160,6 +164,7 @@ def _summary_cells(case: CaseReport, verdict: Verdict) -> list[str]:
         "" if verdict.share is None else f"{verdict.share:.1%}",
         *_costs(own),
         "" if name not in case.compile_seconds else f"{case.compile_seconds[name]:.1f}",
+        told(case.losses.get(verdict.precision, ())),
     ]
 
 

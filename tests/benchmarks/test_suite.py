@@ -43,6 +43,9 @@ def test_the_suite_runs(tmp_path: Path) -> None:
     (verdict,) = case["verdicts"]
     assert verdict["peer"] in engines[1:]
     assert verdict["ratio"]["median"] > 0
+    shares = [loss["share"] for loss in case["losses"]["f32"]]
+    assert 0 < sum(shares) <= 1
+    assert shares == sorted(shares, reverse=True)
     assert files["picture"].read_bytes().startswith(b"\x89PNG")
 
 
