@@ -147,9 +147,7 @@ def run_case(entry: Entry, setup: Setup) -> report.CaseReport:
     )
 
 
-def losses_of(
-    entry: Entry, precisions: Sequence[Precision], setup: Setup
-) -> dict[str, tuple[Loss, ...]]:
+def losses_of(entry: Entry, precisions: Sequence[Precision], setup: Setup) -> dict[str, tuple[Loss, ...]]:
     """Where the time of hasten's artifacts goes, by precision, once all engines are closed."""
     found: dict[str, tuple[Loss, ...]] = {}
     for precision in precisions:

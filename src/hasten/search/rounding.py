@@ -77,12 +77,13 @@ def round_carefully(
     each = hessians(
         model, feeds, wanted, limit=bounds.bytes, threads=threads, cache=cache, until=bounds.until
     )
-    for layer, matrix in each:
+    for found in each:
+        layer, matrix = found.layer, found.trusted()
         if any(layer.name in able[form] for form in formats if form not in WEIGHTS):
             channels[layer.name] = gptq(weight_of(model, layer), layer.axis, matrix, scheme.weights)
-        for form, found in blocks.items():
+        for form, codes in blocks.items():
             if layer.name in able[form]:
                 weight = columns(model.graph.initializers[layer.weight], layer.axis)
-                found[layer.name] = gptq_blocks(weight, WEIGHTS[form], matrix)
+                codes[layer.name] = gptq_blocks(weight, WEIGHTS[form], matrix)
         give_back(model)
     return Careful(channels, blocks)

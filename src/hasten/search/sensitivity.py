@@ -23,7 +23,7 @@ from hasten.search.transfer import save_graph
 from hasten.search.trials import Trials, described
 from hasten.search.variants import Variant
 
-_FOR_METHODS, _FOR_LAYERS = 128, 16  # samples that the probe answers each time
+_FOR_METHODS, _FOR_LAYERS = 128, 16  # samples that the probe answers each time, not those of rounding
 _SHARE = 0.1  # of the time limit that it may take for each format
 
 

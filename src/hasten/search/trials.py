@@ -184,20 +184,23 @@ class Trials:
         path = self.problem.folder / f"graph{len(self._graphs)}.onnx"
         return path, Recipe(prepared, candidate.formats, variant.ranges[how.ranges])
 
-    def part(self, kind: str, count: int | None = None) -> Part:
-        """The samples of a part ("calibration" or "held_out"), or the first of them, in files.
+    def part(self, kind: str, last: int | None = None) -> Part:
+        """The samples of a part ("calibration" or "held_out"), or the last of them, in files.
 
-        The calibration part is in random order.
+        The calibration part is in random order. What is fitted to some of it takes the first ones, so that
+        the last ones tell what that is worth elsewhere.
         """
-        name = kind if count is None else f"{kind}{count}"
+        name = kind if last is None else f"{kind}-last-{last}"
         if name not in self._parts:
             dims = [
                 v.shape[0] for v in self.problem.graph.graph.inputs if v.shape is not None and len(v.shape)
             ]
             fixed = [dim for dim in dims if isinstance(dim, int)]
             whole: Samples = getattr(self.problem, kind)
-            labels = None if whole.labels is None else whole.labels[:count]
-            samples = whole if count is None else Samples(whole.feeds[:count], labels)
+            samples = whole
+            if last is not None:
+                labels = None if whole.labels is None else whole.labels[-last:]
+                samples = Samples(whole.feeds[-last:], labels)
             size = 1 if fixed else min(_BATCH, len(samples))
             self._parts[name] = write_part(samples, size, self.problem.folder / name)
         return self._parts[name]
