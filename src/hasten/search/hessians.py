@@ -59,7 +59,7 @@ class Hessian:
         if excess > 0:
             share = ((1 - 2 / active) * squares + active**2) / ((self.rows + 1 - 2 / active) * excess)
         result = self.sums * (1 - min(1.0, share))
-        np.fill_diagonal(result, size**2)
+        np.fill_diagonal(result, np.diagonal(self.sums))
         return result
 
 

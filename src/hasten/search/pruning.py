@@ -40,7 +40,7 @@ from hasten.search.record import PrunePoint
 from hasten.search.size_times import SHARES, Point, node_times, price_from, thinned
 from hasten.search.trials import Trials
 from hasten.search.uniform import BUILDS, Uniform
-from hasten.search.variants import WHOLE, Variant
+from hasten.search.variants import Variant
 
 CRITERION, REPAIR = "obs", "least-squares"
 
@@ -123,11 +123,10 @@ class Pruning:
     def _thinned(self, like: Candidate, share: float) -> tuple[ir.Model, Path]:
         """A thinned graph and its artifact in the precision of a candidate; its answers mean nothing."""
         trials, problem = self._trials, self._trials.problem
-        ranges = {} if like.how is None else trials.variants[WHOLE].ranges[like.how.ranges]
         artifact = problem.folder / f"thinned{share:g}.hasten"
         graph: ir.Model = trials.apart(
             build_thinned,
-            *(problem.graph, share, like, ranges, artifact, problem.build),
+            *(problem.graph, share, like, artifact, problem.build),
             doing="compiling a part of the units",
         )
         return graph, artifact
@@ -209,17 +208,17 @@ def build_thinned(
     model: ir.Model,
     share: float,
     like: Candidate,
-    ranges: Mapping[str, Range],
     artifact: Path,
     how: Build,
 ) -> ir.Model:
     """Writes the artifact of a graph with a share of the units of each group, in this process.
 
+    Only its time matters, so any ranges of activations do: those of the smoothed graph have other names.
+
     Args:
         model: the graph.
         share: of the units.
         like: a candidate, whose precision it gets.
-        ranges: of activations, for its layers in int8.
         artifact: the file.
         how: to compile.
 
@@ -230,8 +229,9 @@ def build_thinned(
     small = thinned(model, analysis, [g for g in analysis.groups if g.unit in UNITS], share)
     graph = small
     if like.how is not None:
-        there = {layer.name for layer in products(small)}
+        there = {layer.name: layer for layer in products(small)}
         formats = {name: form for name, form in like.formats.items() if name in there}
+        ranges = {layer.activation: Range(-1.0, 1.0) for layer in there.values()}
         graph = in_formats(small, formats, ranges, like.how.scheme)
     compile_model(graph, artifact, how, like.precision, {})
     return small
