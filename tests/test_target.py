@@ -7,7 +7,17 @@ import pytest
 
 from hasten import target as module
 from hasten.errors import TargetError
-from hasten.target import TARGETS, Target, caches, cores, native, processor_name, runs_here, with_factors
+from hasten.target import (
+    TARGETS,
+    Target,
+    best_here,
+    caches,
+    cores,
+    native,
+    processor_name,
+    runs_here,
+    with_factors,
+)
 
 SKYLAKE = """processor : 0
 model name : Some Processor
@@ -74,6 +84,25 @@ def test_variants_with_instructions_for_narrow_factors(monkeypatch: pytest.Monke
     assert [t.name for t in with_factors(v4, {"u8", "bf16"})] == ["x86-64-v4-bf16", "x86-64-v4"]
     vnni = Target.named("x86-64-v4-vnni")
     assert with_factors(vnni, {"u8"}) == (vnni,)
+
+
+def test_pairs_that_are_slow_are_storage_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    v4, vnni, bf16, amx = (Target.named(f"x86-64-v4{name}") for name in ("", "-vnni", "-bf16", "-amx"))
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(module, "processor_features", lambda: bf16.features)
+    monkeypatch.setattr(module, "_vendor", lambda: "AuthenticAMD")
+    assert with_factors(v4, {"bf16"}) == (bf16, v4)
+    assert best_here([v4, vnni, bf16]) == bf16
+    monkeypatch.setattr(module, "_vendor", lambda: "GenuineIntel")
+    assert with_factors(v4, {"bf16"}) == with_factors(v4, {"bf16", "u8"}) == (vnni, bf16, v4)
+    assert with_factors(v4, {"u8"}) == (vnni, v4)
+    assert best_here([v4, vnni, bf16]) == vnni
+    assert best_here([v4, bf16]) == bf16  # the only one that multiplies bytes
+    assert best_here([amx]) is None
+    monkeypatch.setattr(module, "processor_features", lambda: amx.features)
+    monkeypatch.setattr(module, "_tiles_permitted", lambda: True)
+    assert with_factors(v4, {"bf16"}) == (amx, bf16, v4)
+    assert best_here([v4, vnni, bf16, amx]) == amx
 
 
 def write(root: Path, files: dict[str, str]) -> Path:

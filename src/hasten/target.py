@@ -120,24 +120,51 @@ def with_factors(target: Target, factors: Collection[str]) -> tuple[Target, ...]
         factors: element types that the model multiplies ("bf16", "u8").
 
     Returns:
-        Variants of the target with instructions for all of them, the fastest first; only those that run here
-        where there are such. Then the target itself, for processors without.
+        Variants of the target with instructions for all of them, the fastest first, for this machine and for
+        others; where this one's are slow, also the best variant without. Then the target itself, for
+        processors without.
     """
     wanted = frozenset(factors) - target.factors
     if not wanted:
         return (target,)
-    variants = [
-        t
-        for t in reversed(TARGETS)
-        if t.arch == target.arch
-        and t.vector_bytes == target.vector_bytes
-        and t.features > target.features
-        and wanted <= t.factors
-    ]
-    here = [t for t in variants if runs_here(t)]
+    variants = [t for t in _above(target) if wanted <= t.factors]
+    here = [t for t in variants if runs_here(t) and not _slow_pairs(t)]
     # The plainest variant serves every processor that has the instructions at all; the best one is for this.
     chosen = dict.fromkeys([*here[:1], *variants[-1:]])
+    if not here and any(runs_here(t) for t in variants):
+        plainer = [t for t in _above(target) if runs_here(t) and not _slow_pairs(t)]
+        chosen = dict.fromkeys([*plainer[:1], *chosen])
     return (*chosen, target)
+
+
+def _above(target: Target) -> list[Target]:
+    """Variants of a target with more instructions, the fastest first."""
+    return [
+        t
+        for t in reversed(TARGETS)
+        if t.arch == target.arch and t.vector_bytes == target.vector_bytes and t.features > target.features
+    ]
+
+
+def best_here(targets: Collection[Target]) -> Target | None:
+    """The one of some targets whose code is the fastest that this machine runs; None if it runs none.
+
+    Code that multiplies pairs slowly is passed over where there is other code with all its other factors.
+    """
+    running = [t for t in reversed(TARGETS) if t in targets and runs_here(t)]
+    for t in running:
+        others = t.factors - _PAIRS
+        if not (_slow_pairs(t) and any(o is not t and o.factors >= others for o in running)):
+            return t
+    return None
+
+
+def _slow_pairs(target: Target) -> bool:
+    """Whether this machine multiplies pairs of bf16 by instructions that are no faster than those for f32.
+
+    Intel's processors have fast ones on matrices alone: their `vdpbf16ps` does half as much as two `vfmadd`.
+    """
+    return target.factors >= _PAIRS and not target.matrix and _vendor() == "GenuineIntel"
 
 
 @dataclass(frozen=True)
@@ -216,6 +243,13 @@ def processor_name() -> str:
         return _sysctl("machdep.cpu.brand_string")
     match = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(\S.*)$", _read("/proc/cpuinfo"), re.M)
     return match[1].strip() if match else platform.processor() or "unknown processor"
+
+
+@functools.cache
+def _vendor() -> str:
+    """The processor's maker as Linux has it, such as "GenuineIntel"; empty elsewhere."""
+    match = re.search(r"^vendor_id\s*:\s*(\S+)", _read("/proc/cpuinfo"), re.M)
+    return match[1] if match else ""
 
 
 def cores() -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 from hasten.errors import ArtifactError
 from hasten.runtime.artifact import Artifact
-from hasten.target import TARGETS, Target, describe_machine, runs_here
+from hasten.target import TARGETS, Target, best_here, describe_machine
 
 ABI_VERSION = 1
 _PREFIX, _SUFFIX = "code/", ".so"
@@ -93,10 +93,9 @@ def choose_code(artifact: Artifact) -> tuple[Target, memoryview]:
     Raises:
         ArtifactError: There is none.
     """
-    for target in reversed(TARGETS):
-        code = artifact.members.get(f"{_PREFIX}{target.name}{_SUFFIX}")
-        if code is not None and runs_here(target):
-            return target, code
+    target = best_here([t for t in TARGETS if f"{_PREFIX}{t.name}{_SUFFIX}" in artifact.members])
+    if target is not None:
+        return target, artifact.members[f"{_PREFIX}{target.name}{_SUFFIX}"]
     held = sorted(
         name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
         for name in artifact.members
