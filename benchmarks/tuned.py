@@ -1,6 +1,6 @@
 """How far the schedules that follow from shapes are from those that tuning finds: issue 3 allows 10%.
 
-    python -m benchmarks.tuned CASE [--precision bf16] [--effort full] [--seconds 600] [--rounds 9]
+    python -m benchmarks.tuned CASE [--precision int8] [--effort full] [--seconds 600] [--rounds 9]
 
 CASE is a part of a name in `cases.py`. The model of each case that it names is compiled twice, with the
 default schedules and after tuning for the case's own shapes (into a database of its own), and both run in
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from benchmarks.cases import Entry, entries_named
-from hasten.api import CompileOptions, compile_payload
+from hasten.api import CompileOptions, Quantization, compile_payload
 from hasten.errors import EngineError
 from hasten.runtime.artifact import write_artifact
 from hasten.search.engines import HASTEN
@@ -38,10 +38,17 @@ def default_by_tuned(entry: Entry, options: argparse.Namespace, folder: Path) ->
     shapes = {name: array.shape for name, array in feeds.items()}
     database = folder / "tuning.sqlite"
     tuning = Tuning(options.effort, seconds=options.seconds, shapes=shapes, database=database)
+    of_bytes = options.precision == "int8"
     contestants = []
     for engine, tune in ((HASTEN, Tuning()), (_TUNED, tuning)):
         start, path = time.perf_counter(), folder / f"{engine.name}.hasten"
-        choices = CompileOptions(precision=options.precision, threads=options.threads, tune=tune)
+        choices = CompileOptions(
+            precision=options.precision,
+            data=entry.calibration() if of_bytes and entry.calibration else None,
+            quantization=Quantization(rest="bf16") if of_bytes else None,
+            threads=options.threads,
+            tune=tune,
+        )
         payload = compile_payload(model, choices)
         write_artifact(path, payload.manifest, payload.members)
         say(f"{entry.name}: {engine.name} compiled in {time.perf_counter() - start:.0f} s")
@@ -58,7 +65,7 @@ def default_by_tuned(entry: Entry, options: argparse.Namespace, folder: Path) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time default schedules against tuned ones.")
     parser.add_argument("case", help="a part of the names of cases, in any case of letters")
-    parser.add_argument("--precision", choices=("f32", "bf16"), default="f32")
+    parser.add_argument("--precision", choices=("f32", "bf16", "int8"), default="f32")
     parser.add_argument("--effort", choices=("quick", "full"), default="full")
     parser.add_argument("--seconds", type=float, help="time limit of tuning [60, or 600 in full]")
     parser.add_argument("--threads", type=int, default=cores())

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import Result
+from tests.backends.test_foreign import write
 
 from hasten.cli.profile import common_title, short_title
 from hasten.runtime.artifact import read_artifact
@@ -67,6 +68,13 @@ def test_what_is_refused(
     assert "no folder" in refused("profile", artifact, "--trace", tmp_path / "absent" / "t.json")
     monkeypatch.setenv("HASTEN_CC", "/no/such/cc")
     assert "/no/such/cc" in refused("profile", artifact)
+
+
+def test_an_artifact_of_another_engine_has_nothing_to_profile(refused: Refused, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    told = refused("profile", write(tmp_path / "foreign.hasten", "onnxruntime"))
+    assert "is run by onnxruntime" in told
+    assert "hasten compile" in told
 
 
 def test_titles() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,6 +73,36 @@ def test_stored_results_are_used_only_where_asked_for(invoke: Invoke, model: Pat
     assert "rows outside, blocks of 48 (measured)" in invoke("inspect", path, "--kernels").stdout
     compiled(invoke, model, database, "--tune", "0")
     assert path.read_bytes() == untouched
+
+
+def test_what_is_not_used_says_so(invoke: Invoke, database: Path) -> None:
+    here = machine_for(native(), cores())
+    rows = [result("a", machine=here), result("b", machine=here, version="0.0.1"), result("c")]
+    Results(database).record(rows)
+    Results(database).record([result("d", machine=here)], verified=False)
+    Results(database).record([result("e", machine=here)])
+    with sqlite3.connect(database) as connection:
+        connection.execute("UPDATE results SET schedule = '{\"way\": 1}' WHERE kernel = 'e'")
+    connection.close()
+    data = json.loads(invoke("tune", "list", "--database", database, "--json").stdout)
+    used = {r["kernel"]: r["used"] for r in data["results"]}
+    assert used == {"a": "yes", "b": "other hasten", "c": "other processor", "d": "when verified"}
+    assert data["not_understood"] == 1
+    assert "4 results" in (listing := invoke("tune", "list", "--database", database).stdout)
+    assert "and 1 of another version of hasten, which this one does not understand" in listing
+    assert "when verified" in listing
+    done = invoke("tune", "export", "-", "--database", database)
+    assert len(done.stdout.splitlines()) == 4
+    assert "left out: 1 of another version" in done.stderr
+
+
+def test_a_stored_schedule_is_verified_when_it_is_used(invoke: Invoke, model: Path, database: Path) -> None:
+    other = Schedule(order=Order.ROWS, row_block=48)
+    row = result(KERNEL, machine=machine_for(native(), cores()), schedule=other)
+    Results(database).record([row], verified=False)
+    compiled(invoke, model, database, "--tune", "stored")
+    assert schedule_in(invoke, database.parent / "m.hasten") == ("rows outside, blocks of 48", True)
+    assert Results(database).rows(verified=True) == [row]
 
 
 def test_results_go_from_one_database_to_another(invoke: Invoke, database: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hasten.loops.nest import Function
 from hasten.loops.program import Program
 from hasten.loops.scope import size_value
 from hasten.loops.verify import verify
-from hasten.target import native
+from hasten.target import TARGETS, Target, native, runs_here
 
 RNG = np.random.default_rng(0)
 
@@ -44,6 +44,36 @@ WHOLE = {
         "{ k = Transpose<perm = [0, 2, 1]>(z) p = MatMul(x, k) y = Sigmoid(p) }"
     ),
 }  # fmt: skip
+
+
+def quantized(text: str, weights: dict[str, tuple[int, ...]]) -> Program:
+    """A graph with weights in bytes, with a scale for each column, and bytes around products."""
+    constants = {"s": np.float32(0.03), "z": np.uint8(97), "s2": np.float32(0.05), "z2": np.uint8(3)}
+    for name, shape in weights.items():
+        axis = 1 if len(shape) == 2 else 0
+        constants[name] = RNG.integers(-127, 128, shape).astype(np.int8)
+        constants[f"{name}_scale"] = RNG.uniform(0.001, 0.003, shape[axis]).astype(np.float32)
+        constants[f"{name}_bias"] = normal(shape[axis])
+    return program(text, constants)
+
+
+WHOLE["bytes"] = quantized(
+    "(float[n, 64] x, float[n, 40] other) => (float[n, 40] y) { xq = QuantizeLinear(x, s, z) "
+    "xd = DequantizeLinear(xq, s, z) ad = DequantizeLinear<axis = 1>(a, a_scale) p = MatMul(xd, ad) "
+    "q = Add(p, a_bias) g = Gelu(q) gq = QuantizeLinear(g, s2, z2) gd = DequantizeLinear(gq, s2, z2) "
+    "cd = DequantizeLinear<axis = 1>(c, c_scale) r = MatMul(gd, cd) t = Add(r, c_bias) y = Add(t, other) }",
+    {"a": (64, 48), "c": (48, 40)},
+)
+WHOLE["pictures of bytes"] = quantized(
+    "(float[b, 16, h, w0] x) => (float[b, 16, h, w0] y) { xq = QuantizeLinear(x, s, z) "
+    "xd = DequantizeLinear(xq, s, z) ad = DequantizeLinear<axis = 0>(a, a_scale) "
+    "p = Conv<pads = [1, 1, 1, 1]>(xd, ad, a_bias) q = Relu(p) qq = QuantizeLinear(q, s2, z2) "
+    "qd = DequantizeLinear(qq, s2, z2) cd = DequantizeLinear<axis = 0>(c, c_scale) "
+    "r = Conv<pads = [1, 1, 1, 1]>(qd, cd, c_bias) t = Add(r, xd) u = Relu(t) "
+    "uq = QuantizeLinear(u, s2, z2) y = DequantizeLinear(uq, s2, z2) }",
+    {"a": (16, 16, 3, 3), "c": (16, 16, 3, 3)},
+)
+BYTES = [name for name in WHOLE if "bytes" in name]
 SIZES = {"n": 13, "b": 2, "h": 11, "w0": 9, "s": 5, "t": 7}
 
 
@@ -54,11 +84,7 @@ def likely(p: Program) -> Schedules:
 def cut(p: Program, precision: DType) -> list[tuple[Kernel, Program]]:
     """Every product of a program, with the kernel that it has there."""
     lowered = lower_program(p, native(), likely(p), precision)
-    return [
-        (k, product_alone(k.product.stage, lowered.layouts, p.constants))
-        for k in lowered.kernels
-        if k.product
-    ]
+    return [(k, product_alone(k.product, lowered, p.constants)) for k in lowered.kernels if k.product]
 
 
 def code(f: Function) -> object:
@@ -80,7 +106,7 @@ def test_the_kernel_alone_is_the_one_of_the_program(name: str, precision: DType)
 
 
 @pytest.mark.parametrize("precision", [DType.F32, DType.BF16])
-@pytest.mark.parametrize("whole", WHOLE)
+@pytest.mark.parametrize("whole", [name for name in WHOLE if name not in BYTES])
 def test_a_kernel_alone_computes_its_definition(whole: str, precision: DType) -> None:
     sizes = likely(WHOLE[whole]).sizes
     alone = [program for _, program in cut(WHOLE[whole], precision)]
@@ -96,3 +122,30 @@ def test_a_kernel_alone_computes_its_definition(whole: str, precision: DType) ->
         for name, expected in evaluate(well_formed(engine.program), feeds).items():
             got, wanted = (a.astype(np.float32) for a in (engine.run(feeds)[name], expected))
             np.testing.assert_allclose(got, wanted, rtol=2**-7, atol=1e-5)  # both were rounded to bf16
+
+
+@pytest.mark.parametrize("target", [t for t in TARGETS if runs_here(t)], ids=lambda t: t.name)
+@pytest.mark.parametrize("whole", BYTES)
+def test_a_product_of_bytes_alone_computes_its_definition(whole: str, target: Target) -> None:
+    sizes = likely(WHOLE[whole]).sizes
+    lowered = lower_program(WHOLE[whole], target, likely(WHOLE[whole]))
+    products = [k.product for k in lowered.kernels if k.product and k.product.shape.dtype is DType.U8]
+    assert len(products) == 2
+    alone = [product_alone(p, lowered, WHOLE[whole].constants) for p in products]
+    assert not any(name.endswith("_scale") or "lean" in name for p in alone for name in p.inputs)
+    for engine in compile_programs(alone, target, parallel=True):
+        feeds = {}
+        for name, info in engine.program.inputs.items():
+            shape = [size_value(n, sizes) for n in info.shape]
+            of_bytes = info.dtype is DType.U8
+            feeds[name] = RNG.integers(0, 256, shape, np.uint8) if of_bytes else normal(*shape)
+        ((name, expected),) = evaluate(well_formed(engine.program), feeds).items()
+        for threads in (1, 2):
+            got = engine.run(feeds, threads)[name].astype(np.float64)
+            off = np.abs(got - expected)
+            if expected.dtype == np.uint8:
+                assert len(np.unique(expected)) > 50
+                assert off.max() <= 1
+                assert (off > 0).mean() <= 0.01
+            else:
+                assert off.max() <= 1e-5 * np.abs(expected).max()

@@ -56,6 +56,13 @@ def test_builds_reproducibly_and_from_the_cache(tmp_path: Path, monkeypatch: pyt
     assert build(SOURCES, target, compiler, cache=tmp_path / "cache") == library
 
 
+def test_building_can_be_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain.tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(TimeoutError):
+        build(SOURCES, native(), find_compiler(native()), stop=lambda: True)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_zig_builds_for_every_target(target: Target, tmp_path: Path) -> None:
     compiler = find_compiler(target)

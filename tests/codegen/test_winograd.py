@@ -11,10 +11,18 @@ import pytest
 from tests.codegen.engines import Interpreted, compile_programs
 from tests.codegen.graphs import agree, program
 
+from hasten.codegen.algorithm import (
+    GAIN,
+    MOST_ERROR,
+    Algorithm,
+    precise_enough,
+    rounding_error,
+    suited_algorithm,
+)
 from hasten.codegen.convolution import find_convolution
 from hasten.codegen.fuse import fuse
 from hasten.codegen.lower_stages import lower_program
-from hasten.codegen.schedule import Algorithm, Schedule, Schedules, product_shape, suited_algorithm
+from hasten.codegen.schedule import Schedule, Schedules, candidate_schedules, product_shape
 from hasten.codegen.winograd_transforms import transforms
 from hasten.loops.descriptions import Gemm
 from hasten.loops.dtypes import DType
@@ -200,21 +208,72 @@ def test_residual_blocks_by_default():
 # Rounding
 
 
+def convolution_of(channels, size):
+    """A convolution of random numbers, compiled by each algorithm, and its error against float64."""
+    case = Case(channels, 16, (1, 1, 1, 1), "none", (size, size))
+    p, feeds = case.program(), case.feeds(1, size, size)
+    (weight,) = (a for a in p.constants.values() if a.ndim == 4)
+    padded = np.pad(feeds["x"][0].astype(np.float64), ((0, 0), (1, 1), (1, 1)))
+    exact = sum(
+        np.einsum("oc,chw->ohw", weight[:, :, y, x].astype(np.float64), padded[:, y : y + size, x : x + size])
+        for y, x in itertools.product(range(3), range(3))
+    )
+    return p, feeds, exact
+
+
+DEPTHS = (16, 64, 256, 1024, 2048)
+
+
+def test_the_error_that_is_expected_is_that_which_is_measured():
+    """Root mean square of the error by that of the results, against float64, on all depths."""
+    cases = [convolution_of(depth, 16) for depth in DEPTHS]
+    for algorithm in Algorithm:
+        programs = [p for p, _, _ in cases]
+        shapes = [k.product.shape for p in programs for k in lower_program(p, native()).kernels if k.product]
+        schedules = [Schedules({str(shape): Schedule(algorithm)}) for shape in shapes]
+        engines = compile_programs(programs, native(), parallel=True, schedules=schedules)
+        for depth, engine, (_, feeds, exact) in zip(DEPTHS, engines, cases, strict=True):
+            error = engine.run(feeds)["y"][0] - exact
+            measured = np.sqrt((error**2).mean() / (exact**2).mean())
+            assert 1 / 1.6 <= measured / rounding_error(algorithm, depth) <= 1.6, (algorithm, depth, measured)
+
+
 @pytest.mark.parametrize("algorithm", WINOGRAD)
-def test_relative_error(algorithm):
-    """Root mean square of the error by that of the results, against float64."""
-    cases = [Case(c, 16, (1, 1, 1, 1), "none", (16, 16)) for c in (16, 64, 256, 512)]
-    engines = compiled([c.program() for c in cases], algorithm, native())
-    for case, engine in zip(cases, engines, strict=True):
-        feeds = case.feeds(1, 16, 16)
-        (weight,) = (a for a in engine.program.constants.values() if a.ndim == 4)
-        padded = np.pad(feeds["x"][0].astype(np.float64), ((0, 0), (1, 1), (1, 1)))
-        exact = sum(
-            np.einsum("oc,chw->ohw", weight[:, :, y, x].astype(np.float64), padded[:, y : y + 16, x : x + 16])
-            for y, x in itertools.product(range(3), range(3))
-        )
-        error = engine.run(feeds)["y"][0] - exact
-        assert np.sqrt((error**2).mean() / (exact**2).mean()) <= 3e-6
+def test_what_products_are_off_by_counts_as_the_matrices_say(algorithm):
+    t = transforms(algorithm)
+
+    def square(row):
+        return sum(float(c) ** 2 for c in row)
+
+    points = [square(b) * square(g) for b, g in zip(t.inputs, t.weights, strict=True)]
+    gains = [sum(float(a) ** 2 * n for a, n in zip(row, points, strict=True)) / 3 for row in t.outputs]
+    assert np.mean(gains) == pytest.approx(GAIN[algorithm], rel=1e-3)
+
+
+def test_where_rounding_would_be_too_much_another_algorithm_is_taken():
+    deepest = {a: max(d for d in range(16, 1 << 16, 16) if a in precise_enough(d)) for a in WINOGRAD}
+    assert deepest[Algorithm.WINOGRAD_4] < deepest[Algorithm.WINOGRAD_2]
+    for algorithm, depth in deepest.items():
+        assert rounding_error(algorithm, depth) <= MOST_ERROR < rounding_error(algorithm, depth + 16)
+    depth = deepest[Algorithm.WINOGRAD_4]
+    assert suited_algorithm(1, 56, 56, depth, 64) is Algorithm.WINOGRAD_4
+    assert suited_algorithm(1, 56, 56, depth + 16, 64) is Algorithm.WINOGRAD_2
+    assert suited_algorithm(1, 56, 56, 1 << 16, 64) is Algorithm.DIRECT
+    p = Case(depth + 16, 16, (1, 1, 1, 1), "none", (32, 32)).program()
+    (shape,) = (k.product.shape for k in lower_program(p, native()).kernels if k.product)
+    assert {s.algorithm for s in candidate_schedules(shape, native())} == {
+        Algorithm.DIRECT,
+        Algorithm.WINOGRAD_2,
+    }
+
+
+def test_winograd_can_be_turned_off():
+    p = Case(64, 64, (1, 1, 1, 1), "relu", (56, 56)).program()
+    (shape,) = (k.product.shape for k in lower_program(p, native()).kernels if k.product)
+    stored = {str(shape): Schedule(Algorithm.WINOGRAD_2)}
+    for chosen in ({}, stored):
+        assert Schedules(chosen).of(shape, native()).algorithm is not Algorithm.DIRECT
+        assert Schedules(chosen, winograd=False).of(shape, native()).algorithm is Algorithm.DIRECT
 
 
 # Which convolutions, and which algorithm

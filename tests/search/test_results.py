@@ -176,6 +176,34 @@ def test_a_schedule_of_another_version_is_passed_over(results: Results) -> None:
     assert results.count() == 2
 
 
+def test_a_file_of_the_older_schema_is_used(results: Results) -> None:
+    """Nothing says whether its results were measured on this machine."""
+    results.record([result("a"), result("b")])
+    with sqlite3.connect(results.path) as connection:
+        connection.execute("ALTER TABLE results DROP COLUMN verified")
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    before = results.path.read_bytes()
+    assert results.rows() == results.rows(verified=False) == [result("a"), result("b")]
+    assert results.path.read_bytes() == before
+    results.judge(result("a"), right=True)
+    results.judge(result("b"), right=False)
+    assert results.rows() == results.rows(verified=True) == [result("a")]
+    with sqlite3.connect(results.path) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA,)
+    connection.close()
+
+
+def test_what_was_imported_is_not_verified(results: Results) -> None:
+    import_lines(export_lines([result("a")]), results)
+    assert results.rows(verified=False) == [result("a")]
+    assert results.rows(verified=True) == []
+    results.judge(result("a", schedule=Schedule()), right=True)  # another one, which came in between
+    assert results.rows(verified=True) == []
+    results.record([result("a")])
+    assert results.rows(verified=True) == [result("a")]
+
+
 def test_where_results_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HASTEN_TUNING", str(tmp_path / "here"))
     assert default_database() == tmp_path / "here"

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.codegen.graphs import program
+from tests.codegen.test_alone import WHOLE
 
 from hasten.codegen.lower_stages import lower_program
 from hasten.codegen.schedule import Order, Schedule, Schedules, candidate_schedules
-from hasten.errors import TuningError
+from hasten.errors import ToolchainError, TuningError
 from hasten.loops.dtypes import DType
-from hasten.search.results import Results
+from hasten.search.results import Results, export_lines, import_lines
 from hasten.search.tune import (
     SCREENING_ROUNDS,
     Pick,
@@ -29,6 +30,7 @@ from hasten.search.tune import (
     tune_programs,
 )
 from hasten.search.tune_bench import TOLERANCE, Bench, Task
+from hasten.search.tune_verify import verify_stored
 from hasten.target import Target, native
 
 RNG = np.random.default_rng(0)
@@ -158,11 +160,20 @@ class Builder:
     seconds: Callable[[Schedule], float]
     wrong: set[int] = dataclasses.field(default_factory=set)
     built: list[str] = dataclasses.field(default_factory=list)
+    fails: bool = False
 
     def __call__(
-        self, task: Task, schedules: Sequence[Schedule], target: Target, threads: int, cache: Path | None
+        self,
+        task: Task,
+        schedules: Sequence[Schedule],
+        target: Target,
+        threads: int,
+        cache: Path | None,
+        stop: Callable[[], bool],
     ) -> Fake:
         self.built.append(str(task.shape))
+        if self.fails:
+            raise ToolchainError("the compiler failed")
         return Fake(schedules, self.seconds, self.wrong)
 
 
@@ -217,8 +228,33 @@ def test_a_schedule_with_a_wrong_answer_is_refused(results: Results) -> None:
 def test_where_the_default_is_wrong_nothing_is_kept(results: Results) -> None:
     builder = Builder(rows_outside_is_faster, {0})
     report = tune_programs([SMALL], native(), SIZES, results, SETTINGS, build=builder)
-    assert (report.measured, report.left) == (0, 2)
+    assert (report.measured, report.left, report.refused) == (0, 0, 2)
     assert results.rows() == []
+
+
+def test_what_cannot_be_built_is_told_and_no_failure(results: Results) -> None:
+    builder = Builder(rows_outside_is_faster, fails=True)
+    report = tune_programs([SMALL], native(), SIZES, results, SETTINGS, build=builder)
+    assert (report.measured, report.left, report.refused) == (0, 0, 2)
+    assert "cannot be built alone (the compiler failed)" in report.notes[0]
+    assert results.rows() == []
+
+
+def test_what_was_measured_elsewhere_is_verified_before_it_is_used(results: Results, tmp_path: Path) -> None:
+    machine = machine_for(native(), 1)
+    tune_programs([SMALL], native(), SIZES, results, SETTINGS, build=Builder(rows_outside_is_faster))
+    right, wrong = (Results(tmp_path / name) for name in ("right", "wrong"))
+    for other, bad in ((right, set[int]()), (wrong, {0})):
+        import_lines(export_lines(results.rows()), other)
+        assert len(other.rows()) == 2
+        assert stored_schedules(other, machine, SETTINGS.version) == {}
+        builder = Builder(rows_outside_is_faster, bad)
+        told = [verify_stored([SMALL], native(), SIZES, other, SETTINGS, build=builder) for _ in range(2)]
+        assert [len(notes) for notes in told] == [2 * len(bad), 0]
+        assert len(builder.built) == 2
+    known = stored_schedules(results, machine, SETTINGS.version)
+    assert stored_schedules(right, machine, SETTINGS.version) == known
+    assert wrong.rows() == []
 
 
 def test_the_time_limit(results: Results) -> None:
@@ -241,6 +277,17 @@ def test_the_time_limit(results: Results) -> None:
     assert [r.kernel for r in results.rows()] == ["f32: ~32 rows, depth 70, 70 columns"]
 
 
+@pytest.mark.parametrize("looks", [2, 15, 25])
+def test_the_time_limit_holds_while_kernels_are_built(looks: int, results: Results) -> None:
+    """The clock is looked at between two schedules, two files and two comparisons."""
+    p, sizes = CUT["products"]
+    ticks = itertools.count()
+    settings = dataclasses.replace(SETTINGS, effort="full", seconds=looks)
+    report = tune_programs([p], native(), sizes, results, settings, clock=lambda: float(next(ticks)))
+    assert (report.measured, report.left, report.refused) == (0, 2, 0)
+    assert next(ticks) < looks + 10
+
+
 def test_a_database_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path: Path) -> None:
     builder = Builder(rows_outside_is_faster)
     with pytest.raises(TuningError):
@@ -252,6 +299,8 @@ def test_a_database_that_cannot_be_written_is_told_before_anything_is_measured(t
 
 
 CUT = {
+    "bytes": (WHOLE["bytes"], {"n": 30}),
+    "pictures of bytes": (WHOLE["pictures of bytes"], {"b": 1, "h": 9, "w0": 8}),
     "products": (SMALL, SIZES),
     "pictures": (
         program(
@@ -287,10 +336,14 @@ def test_a_bench_runs_what_the_interpreter_defines(
         for index in range(len(candidates)):
             assert bench.difference(index, expected) <= TOLERANCE
             assert 0 < bench.sample(index) < 1
-        assert bench.difference(0, expected + expected.max()) > TOLERANCE
-        bench.output.fill(np.nan)
+        assert len(np.unique(expected.astype(np.float32))) > 20
+        step = 1 if expected.dtype == np.uint8 else expected.max()
+        assert bench.difference(0, expected.astype(np.float32) + np.float32(step)) > TOLERANCE
+        bench.output.fill(0 if expected.dtype == np.uint8 else np.nan)
         bench.sample(0)
-        assert np.isfinite(bench.output.astype(np.float32)).all()
+        left = bench.output.astype(np.float32)
+        assert np.isfinite(left).all()
+        assert np.abs(left - expected.astype(np.float32)).max() <= max(1, 0.01 * np.abs(left).max())
 
 
 def test_tuning_ends_with_a_result_for_each_kernel(results: Results, cache: Path) -> None:

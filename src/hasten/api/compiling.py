@@ -56,6 +56,7 @@ class CompileOptions:
     tune: str | Tuning = "0"
     keep_graph: bool = False
     storage: str = "mapped"
+    winograd: bool = True
 
     def __post_init__(self) -> None:
         for name, known in (("precision", PRECISIONS), ("padding", PADDING), ("storage", STORAGE)):
@@ -105,6 +106,7 @@ def compile(  # noqa: A001, PLR0913 - the field's word; choices, each with a def
     tune: str | Tuning = "0",
     keep_graph: bool = False,
     storage: str = "mapped",
+    winograd: bool = True,
 ) -> Session:
     """Compiles a trained model to machine code for this processor.
 
@@ -137,6 +139,8 @@ def compile(  # noqa: A001, PLR0913 - the field's word; choices, each with a def
         storage: "mapped": weights lie in the file as kernels read them, and opening costs nothing. "sparse":
             zeros take a bit each, if that makes a tenth or more smaller; opening then puts the weights
             together in memory, at about 1 GB a second.
+        winograd: whether convolutions may go by Winograd's algorithms: less arithmetic, and up to three times
+            the rounding error of sums as the definition has them (docs/decisions/0007-winograd.md).
 
     Returns:
         An open session; `save` writes its artifact.
@@ -166,6 +170,7 @@ def compile(  # noqa: A001, PLR0913 - the field's word; choices, each with a def
         tune=tune,
         keep_graph=keep_graph,
         storage=storage,
+        winograd=winograd,
     )
     payload = compile_payload(source, options)
     hosted = payload.manifest["report"]["host"]
@@ -222,6 +227,7 @@ def compile_payload(
             precision=asked.rest,
             version=__version__,
             cache=asked.folder,
+            winograd=asked.winograd,
             progress=progress,
         )
         progress(f"generating and compiling code for {target.name}")

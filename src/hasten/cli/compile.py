@@ -98,6 +98,11 @@ Examples:
     "--keep-graph", is_flag=True, help="Keep the graph's weights in the artifact, for hasten export."
 )
 @click.option(
+    "--no-winograd",
+    is_flag=True,
+    help="Sum convolutions as their definition says: slower, with smaller rounding errors.",
+)
+@click.option(
     "--storage",
     type=click.Choice(STORAGE),
     default=STORAGE[0],
@@ -119,6 +124,7 @@ def compile_(  # noqa: PLR0913, PLR0917 - one for each option
     shapes: tuple[str, ...],
     keep_graph: bool,
     storage: str,
+    no_winograd: bool,
     database: Path | None,
     as_json: bool,
 ) -> None:
@@ -141,6 +147,7 @@ def compile_(  # noqa: PLR0913, PLR0917 - one for each option
         tune=tuning,
         keep_graph=keep_graph,
         storage=storage,
+        winograd=not no_winograd,
     )
     with Steps(stderr()).shown() as steps:
         payload = compile_payload(str(model), options, progress=steps)
@@ -167,14 +174,15 @@ def compile_(  # noqa: PLR0913, PLR0917 - one for each option
 
 
 def _show_tuning(target: str, about: Mapping[str, Any]) -> None:
+    for note in about.get("notes", ()):
+        click.echo(f"hasten: warning: {note}", err=True)
     if "measured" not in about:
         return
-    for note in about["notes"]:
-        click.echo(f"hasten: warning: {note}", err=True)
     left = f", {about['left']} left for lack of time" if about["left"] else ""
+    refused = f", {about['refused']} not measured for the reasons above" if about["refused"] else ""
     click.echo(
         f"tuning for {target}: {about['measured']} kernels measured, {about['improved']} of them faster than "
-        f"by default, {about['stored']} known from before{left}"
+        f"by default, {about['stored']} known from before{left}{refused}"
     )
 
 

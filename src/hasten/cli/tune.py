@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import click
 
+from hasten import __version__
 from hasten.cli.console import check_place, echo_json, number, row, stdout, table, write_file
 from hasten.cli.options import database_option, json_option
 from hasten.errors import OptionError
 from hasten.search.memory import forget
 from hasten.search.results import Result, Results, default_database, export_lines, import_lines
+from hasten.target import processor_name
 
 _EXAMPLES = """\b
 Examples:
@@ -21,7 +24,7 @@ Examples:
   hasten tune import results.jsonl            # on another with the same processor
 """
 
-_COLUMNS = ("kernel", "schedule", ">us", ">default us", ">gain", "effort", "hasten", "measured")
+_COLUMNS = ("kernel", "schedule", ">us", ">default us", ">gain", "effort", "hasten", "measured", "used")
 
 
 @click.group(epilog=_EXAMPLES, short_help="Show, exchange or delete the results of tuning.")
@@ -37,11 +40,18 @@ def tune() -> None:
 @database_option
 @json_option
 def list_(database: Path | None, as_json: bool) -> None:
-    """Show the results: for each kernel the fastest schedule, and by how much it beats the default."""
+    """Show the results: for each kernel the fastest schedule, and by how much it beats the default.
+
+    Those of another processor or another version of hasten are kept, and not used. Those that were measured
+    elsewhere are used once this machine has verified their answers, when a model that has the kernel is
+    compiled.
+    """
     results = _results(database)
-    rows = results.rows()
+    rows, unverified = results.rows(), set(results.rows(verified=False))
+    unknown = results.count() - len(rows)
     if as_json:
-        echo_json({"database": str(results.path), "results": [r.data() for r in rows]})
+        used = [{**r.data(), "used": _used(r, unverified)} for r in rows]
+        echo_json({"database": str(results.path), "results": used, "not_understood": unknown})
         return
     for machine in dict.fromkeys(r.machine for r in rows):
         title = f"{machine.processor}, {machine.target}, threads: {machine.threads}"
@@ -56,11 +66,24 @@ def list_(database: Path | None, as_json: bool) -> None:
                     r.effort,
                     r.version,
                     r.measured[:16].replace("T", " "),
+                    _used(r, unverified),
                 )
         stdout().print(shown)
-    unknown = results.count() - len(rows)
-    more = f"; {unknown} more are of another version of hasten" if unknown else ""
+    more = f", and {_not_understood(unknown)}" if unknown else ""
     click.echo(f"{len(rows)} results in {results.path}{more}")
+
+
+def _used(r: Result, unverified: Collection[Result]) -> str:
+    """Whether compiling here uses a result, and if not, why."""
+    if r.machine.processor != processor_name():
+        return "other processor"
+    if r.version != __version__:
+        return "other hasten"
+    return "when verified" if r in unverified else "yes"
+
+
+def _not_understood(count: int) -> str:
+    return f"{count} of another version of hasten, which this one does not understand"
 
 
 def _times(r: Result) -> tuple[str, str, str]:
@@ -75,6 +98,9 @@ def export(file: Path, database: Path | None) -> None:
     """Write all results to the file F, one JSON object to a line; - for stdout."""
     results = _results(database)
     rows = results.rows()
+    unknown = results.count() - len(rows)
+    if unknown:
+        click.echo(f"hasten: warning: left out: {_not_understood(unknown)}", err=True)
     if str(file) == "-":
         click.echo(export_lines(rows), nl=False)
         return
@@ -89,8 +115,9 @@ def export(file: Path, database: Path | None) -> None:
 def import_(file: Path, database: Path | None) -> None:
     """Add the results in the file F, which `hasten tune export` wrote; - for stdin.
 
-    A result for a kernel and machine that is newer than what F has stays. Lines that are no results are named
-    and left out; the exit code is then 1.
+    A result for a kernel and machine that is newer than what F has stays. A schedule is used once this
+    machine has verified its answer, when a model with that kernel is compiled. Lines that are no results are
+    named and left out; the exit code is then 1.
     """
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text("utf-8")

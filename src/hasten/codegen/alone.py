@@ -8,18 +8,22 @@ from dataclasses import replace
 
 import numpy as np
 
-from hasten.codegen.codes import kept_as_codes
-from hasten.codegen.layout import Layouts
+from hasten.codegen.lower_stages import Lowered
 from hasten.codegen.partition import sizes_of
-from hasten.codegen.stage import ACCUMULATOR, Stage
+from hasten.codegen.schedule import Product
+from hasten.codegen.stage import ACCUMULATOR
+from hasten.codegen.tiles import total_of
 from hasten.loops.descriptions import Gemm
-from hasten.loops.dtypes import DType
-from hasten.loops.expr import Expr, Load, Size, cast, constant_int, size, transform, walk
+from hasten.loops.dtypes import BYTES, DType
+from hasten.loops.expr import Expr, Load, Size, cast, constant_int, size, transform
 from hasten.loops.program import Definition, Program, TensorInfo
 
+WEIGHT_STEPS = 32
+"""Root mean square of random weights of bytes: about that of calibrated ones."""
 
-def product_alone(stage: Stage, layouts: Layouts, constants: Mapping[str, np.ndarray]) -> Program:
-    """The program of one contraction stage.
+
+def product_alone(product: Product, lowered: Lowered, constants: Mapping[str, np.ndarray]) -> Program:
+    """The program of one product.
 
     Every tensor has its dimensions in the order in which they lie in memory in the whole program, so that
     the kernel walks the same addresses although inputs and results are row-major. The weights are numbers
@@ -27,16 +31,18 @@ def product_alone(stage: Stage, layouts: Layouts, constants: Mapping[str, np.nda
     stored in bf16, the product is of bf16 and f32: so the code generator wants it; see `well_formed`.
 
     Args:
-        stage: a stage whose body is a `Gemm`, its second operand not packed.
-        layouts: of the tensors that it reads and writes.
-        constants: of the whole program.
+        product: one of the kernels of `lowered`.
+        lowered: the whole program, lowered.
+        constants: of the whole program before that.
 
     Returns:
-        A program with the tensors that the stage reads as inputs, and for each symbolic size, also those that
-        the whole program derives from others, an input of that length, which binds it.
+        A program with the tensors that the product reads as inputs, and for each symbolic size, those that
+        the whole program derives from others too, an input of that length, which binds it.
     """
+    stage, layouts = product.stage, lowered.layouts
     g = stage.body
     assert isinstance(g, Gemm)
+    known = {**constants, **lowered.constants}  # epilogues read some that lowering made
     inputs: dict[str, TensorInfo] = {}
     kept: dict[str, np.ndarray] = {}
 
@@ -44,8 +50,8 @@ def product_alone(stage: Stage, layouts: Layouts, constants: Mapping[str, np.nda
         if not isinstance(node, Load) or node.buffer == ACCUMULATOR:
             return None
         index = tuple(transform(i, visit) for i in node.index)
-        if node.buffer in constants:
-            kept[node.buffer] = constants[node.buffer]
+        if node.buffer in known:
+            kept[node.buffer] = known[node.buffer]
             return Load(node.dtype, node.buffer, index)
         layout = layouts[node.buffer]
         shape = tuple(layout.shape[d] for d in layout.order)
@@ -53,19 +59,18 @@ def product_alone(stage: Stage, layouts: Layouts, constants: Mapping[str, np.nda
         return Load(node.dtype, node.buffer, tuple(index[d] for d in layout.order))
 
     a = transform(g.a, visit)
-    weights = _weights(g, constants) if kept_as_codes(g, constants.keys()) is None else None
+    weights = None if product.shape.packs or product.shape.codes else _weights(g)
     if weights is None:
         b = transform(g.b, visit)
     else:
-        name = f"{stage.name} weights"
-        b = Load(g.b.dtype, name, (*g.batch, g.column, *g.taps, g.depth))
-        kept[name] = weights
+        b = Load(g.b.dtype, f"{stage.name} weights", (*g.batch, g.column, *g.taps, g.depth))
+        kept[f"{stage.name} weights"] = weights
     variables = tuple(stage.vars[d] for d in layouts[stage.name].order)
     body = Gemm(g.batch, g.rows, g.column, g.taps, g.depth, a, b)
-    product = f"{stage.name} product"
-    made = [Definition(product, g.b.dtype, variables, body, "product")]
+    name, dtype = f"{stage.name} product", total_of(g.a.dtype)
+    made = [Definition(name, dtype, variables, body, "product")]
     if stage.epilogue is not None:
-        element = Load(g.b.dtype, product, variables)
+        element = Load(dtype, name, variables)
         finished = transform(
             transform(stage.epilogue, visit), lambda n: element if _is_accumulator(n) else None
         )
@@ -83,11 +88,11 @@ def product_alone(stage: Stage, layouts: Layouts, constants: Mapping[str, np.nda
 
 
 def well_formed(program: Program) -> Program:
-    """A program by `product_alone` as the interpreter takes it: operands of products have one type."""
+    """A program by `product_alone` as the interpreter takes it: operands that are floats have one type."""
     definitions = {}
     for name, d in program.definitions.items():
         g = d.body
-        if isinstance(g, Gemm) and g.a.dtype is not g.b.dtype:
+        if isinstance(g, Gemm) and g.a.dtype.is_float and g.a.dtype is not g.b.dtype:
             definitions[name] = replace(d, body=replace(g, a=cast(g.a, g.b.dtype)))
         else:
             definitions[name] = d
@@ -103,15 +108,15 @@ def _is_accumulator(node: Expr) -> bool:
     return isinstance(node, Load) and node.buffer == ACCUMULATOR
 
 
-def _weights(g: Gemm, constants: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """Numbers for the second operand as [batch, column, tap, depth], or None where it is computed."""
-    variables = (*g.batch, g.column, *g.taps, g.depth)
-    shape = [constant_int(v.extent) for v in variables]
+def _weights(g: Gemm) -> np.ndarray | None:
+    """Numbers for a constant second operand [batch, column, tap, depth], or None where its size is open."""
+    shape = [constant_int(v.extent) for v in (*g.batch, g.column, *g.taps, g.depth)]
     known = [n for n in shape if n is not None]
-    read = {n.buffer for n in walk(g.b) if isinstance(n, Load)}
-    if len(known) < len(shape) or not read <= constants.keys():
+    if len(known) < len(shape):
         return None
     numbers = np.random.default_rng(0).standard_normal(known, np.float32)
+    if g.b.dtype in BYTES:
+        return np.asarray(np.clip(np.rint(numbers * WEIGHT_STEPS), -127, 127)).astype(np.int8)
     terms = math.prod(known[len(g.batch) + 1 :])
     # Numbers that the type of the products has, as if they were packed already.
     return np.asarray(numbers / math.sqrt(terms)).astype(g.a.dtype.numpy).astype(g.b.dtype.numpy)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hasten.codegen.algorithm import WINDOW
 from hasten.codegen.fuse import operand_load
-from hasten.codegen.schedule import WINDOW
 from hasten.codegen.stage import Stage
 from hasten.codegen.window import find_window
 from hasten.loops.descriptions import Gemm

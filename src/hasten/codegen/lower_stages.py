@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hasten.codegen.algorithm import Algorithm
 from hasten.codegen.amx import joined_group
 from hasten.codegen.amx_gemm import product_kernel
 from hasten.codegen.attention import attention_kernel
@@ -40,7 +41,7 @@ from hasten.codegen.recurrence import recurrence_kernel
 from hasten.codegen.requantize import lean_epilogues
 from hasten.codegen.rows import find_rows, row_kernel
 from hasten.codegen.scatter import scatter_kernel
-from hasten.codegen.schedule import DEFAULTS, Algorithm, Product, Schedules, product_shape
+from hasten.codegen.schedule import DEFAULTS, Product, Schedules, product_shape
 from hasten.codegen.shallow import join_shallow_taps
 from hasten.codegen.slide_kernel import slide_kernel
 from hasten.codegen.stage import Stage

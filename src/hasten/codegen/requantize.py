@@ -68,6 +68,11 @@ class Linear:
         """All of it times a known expression."""
         return Linear({a: _mul(f, factor) for a, f in self.factors.items()}, _mul(self.rest, factor))
 
+    @property
+    def is_lean(self) -> bool:
+        """Whether nothing in it is left to be worked out."""
+        return all(isinstance(e, Const | Load) for e in (*self.factors.values(), self.rest))
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -147,7 +152,7 @@ class _Rewriter:
                 return self.byte(quantized[0], zero)
         if e.dtype is F32 and isinstance(e, Op) and e.op in ("add", "sub", "mul", "cast"):
             value = self.linear(e)
-            if e not in value.factors:
+            if e not in value.factors and not value.is_lean:
                 return self.built(value)
         if isinstance(e, Load | Reduce):
             return e
@@ -204,8 +209,8 @@ class _Rewriter:
         for neutral in (0.0, 1.0):
             if (array == neutral).all():
                 return const(neutral, F32)
-        name = f"{self.stage.name}_lean_{self.count}"
-        self.count += 1
+        while (name := f"{self.stage.name}_lean_{self.count}") in self.constants:
+            self.count += 1
         self.constants[name] = array
         return Load(F32, name, variables)
 

@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
 
+from hasten.codegen.algorithm import WINDOW, Algorithm, precise_enough, suited_algorithm
 from hasten.codegen.amx import matrix_step
 from hasten.codegen.codes import kept_as_codes
 from hasten.codegen.stage import ACCUMULATOR, Stage
-from hasten.codegen.tiles import HALF_PANEL, PANEL, tiles_for
+from hasten.codegen.tiles import PANEL, tiles_for
 from hasten.codegen.vectorize import coefficient
 from hasten.errors import OptionError
 from hasten.loops.descriptions import Gemm
@@ -44,35 +45,6 @@ LARGEST_ROW_BLOCK = 4096
 
 NOMINAL = 128
 """What a symbolic size is taken for where nothing says how large it will be."""
-
-
-class Algorithm(StrEnum):
-    """How the sums are formed."""
-
-    DIRECT = "direct"
-    """As the definition says, tap by tap."""
-    WINOGRAD_2 = "winograd 2"
-    """F(2x2, 3x3): tiles of 2 x 2 results from 16 products where the definition takes 36."""
-    WINOGRAD_4 = "winograd 4"
-    """F(4x4, 3x3): tiles of 4 x 4 results from 36 products where the definition takes 144."""
-
-
-WINDOW = 3
-"""Taps along each axis of a window that Winograd's algorithms take."""
-
-RESULTS = {Algorithm.WINOGRAD_2: 2, Algorithm.WINOGRAD_4: 4}
-"""Results along each axis of a tile."""
-
-WEIGHT_COST = 9
-"""Multiply-adds that one weight of float32 costs beside those it takes part in: the weights of a network do
-not stay in the cache from one run to the next. Measured on ResNet-50, batches of 1 and 8: with 9, F(4x4) is
-taken at 14x14x256, and the whole is 0.9% faster than with 16; with 2 at 7x7x512 too, 5% slower at batch 1."""
-
-TRANSFORM_COST = 7
-"""Multiply-adds that take as long as the transform of one element, of an input or of a product."""
-
-LOWEST_TILE = 4
-"""Rows that the register tile needs to be busy; fewer take as long."""
 
 
 LOW_TILE = 3.4
@@ -271,14 +243,19 @@ class Schedules:
     Attributes:
         chosen: by the text of the kernel's shape.
         sizes: what the symbolic sizes will likely be, derived ones included; `NOMINAL` for others.
+        winograd: whether convolutions may go by Winograd's algorithms.
     """
 
     chosen: Mapping[str, Schedule] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
+    winograd: bool = True
 
     def of(self, shape: ProductShape, target: Target) -> Schedule:
         """The schedule for a kernel."""
-        return self.chosen.get(str(shape)) or default_schedule(shape, target)
+        chosen = self.chosen.get(str(shape)) or default_schedule(shape, target)
+        if self.winograd or chosen.algorithm is Algorithm.DIRECT:
+            return chosen
+        return Schedule(tile_rows=_tile_rows(shape, target))
 
     def likely_sizes(self, program: Program) -> dict[str, int]:
         """Likely values of all sizes that a program derives from others or measures, and of those given.
@@ -350,46 +327,6 @@ def tile_cost(height: int) -> float:
     return max(height, LOW_TILE + height / 2)
 
 
-def suited_algorithm(
-    images: int, height: int, width: int, depth: int, columns: int, factor: DType = DType.F32
-) -> Algorithm:
-    """The algorithm of the least cost, the plain one where several are equal.
-
-    Args:
-        images: number of images.
-        height: of the result.
-        width: of the result.
-        depth: channels of the input.
-        columns: channels of the result.
-        factor: element type that the plain algorithm multiplies; Winograd's multiply f32 in any case. Half
-            the bytes are half the time, and half the weights.
-    """
-    direct = _direct_cost(images * height * width, depth, columns)
-    costs: dict[Algorithm, float] = {Algorithm.DIRECT: direct * factor.bytes / DType.F32.bytes}
-    for algorithm, results in RESULTS.items():
-        tiles = images * -(-height // results) * -(-width // results)
-        costs[algorithm] = _winograd_cost((results + WINDOW - 1) ** 2, tiles, depth, columns)
-    return min(costs, key=lambda a: costs[a])
-
-
-def _direct_cost(rows: int, depth: int, columns: int) -> int:
-    weights = WINDOW**2 * depth * _whole(columns)
-    return weights * (max(rows, LOWEST_TILE) + WEIGHT_COST)
-
-
-def _winograd_cost(points: int, tiles: int, depth: int, columns: int) -> int:
-    weights = points * depth * _whole(columns)
-    # What is left over from whole vectors is transformed one channel at a time.
-    vectors = depth // HALF_PANEL + depth % HALF_PANEL
-    elements = tiles * points * (vectors * HALF_PANEL + _whole(columns))
-    return weights * (max(tiles, LOWEST_TILE) + WEIGHT_COST) + elements * TRANSFORM_COST
-
-
-def _whole(columns: int) -> int:
-    """Columns as they are packed."""
-    return -(-columns // HALF_PANEL) * HALF_PANEL
-
-
 def candidate_schedules(shape: ProductShape, target: Target) -> list[Schedule]:
     """Every schedule worth trying for a kernel, the default first.
 
@@ -420,7 +357,8 @@ def candidate_schedules(shape: ProductShape, target: Target) -> list[Schedule]:
             found.append(Schedule(Algorithm.DIRECT, split, order, block, tile))
     if shape.allows_winograd:
         by_panels = [Split.PANELS] if Split.PANELS in splits else []
-        for algorithm, block, split in itertools.product(RESULTS, TILE_BLOCKS, [Split.AUTO, *by_panels]):
+        algorithms = precise_enough(shape.depth.count)
+        for algorithm, block, split in itertools.product(algorithms, TILE_BLOCKS, [Split.AUTO, *by_panels]):
             found.append(Schedule(algorithm, split, Order.PANELS, block))
     return list(dict.fromkeys(found))
 

@@ -17,7 +17,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +140,7 @@ def build(
     workers: int | None = None,
     cache: Path | None = None,
     level: int = 3,
+    stop: Callable[[], bool] = lambda: False,
 ) -> bytes:
     """Compiles C files, and the thread pool with them, into one shared object.
 
@@ -153,10 +154,12 @@ def build(
         workers: How many compilers run at once; the machine's cores if None.
         cache: A folder where objects are kept for the next time (`default_cache()`), or None.
         level: How hard the compiler optimizes, 0 to 3; 1 where compiling takes longer than all runs will.
+        stop: Asked before each file is compiled, whether to give up.
 
     Raises:
         ToolchainError: The compiler cannot build for the target, or failed; the message has its first
             errors and the folder where the sources were kept.
+        TimeoutError: `stop` said so.
     """
     if not compiler.builds_for(target):
         raise ToolchainError(
@@ -186,7 +189,7 @@ def build(
         library = store.get(library_key)
         if library is None:
             zig_cache = None if cache is None else cache / "zig"
-            job = _Job(target, compiler, flags, texts, keys, store, zig_cache)
+            job = _Job(target, compiler, flags, texts, keys, store, zig_cache, stop)
             library = _compile_and_link(job, workers or cores())
             store.put(library_key, library)
             store.evict(CACHE_BYTES)
@@ -202,6 +205,7 @@ class _Job:
     keys: Mapping[str, str]  # of the C files
     store: _Store
     zig_cache: Path | None
+    stop: Callable[[], bool]
 
 
 def _compile_and_link(job: _Job, workers: int) -> bytes:
@@ -209,9 +213,13 @@ def _compile_and_link(job: _Job, workers: int) -> bytes:
     folder = Path(tempfile.mkdtemp(prefix="hasten-build-"))
     for name, text in job.texts.items():
         (folder / name).write_text(text, "utf-8")
-    with ThreadPoolExecutor(workers) as pool:
-        done = [pool.submit(_compile, name, job, folder) for name in job.keys]
-        failure = next((f for f in (future.result() for future in done) if f), None)
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            done = [pool.submit(_compile, name, job, folder) for name in job.keys]
+            failure = next((f for f in (future.result() for future in done) if f), None)
+    except TimeoutError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     objects = [_object_name(name) for name in job.keys]
     if failure is None:
         command = [*job.compiler.command, "-shared", *objects, "-o", "out.so"]
@@ -232,6 +240,8 @@ def _compile(name: str, job: _Job, folder: Path) -> str | None:
     if kept is not None:
         result.write_bytes(kept)
         return None
+    if job.stop():
+        raise TimeoutError
     command = [*job.compiler.command, *job.flags]
     command += ["-c", name, "-o", result.name]
     # zig keeps every object for ever in its own cache, which nothing would bound: give it one to throw away

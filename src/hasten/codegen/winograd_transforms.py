@@ -18,8 +18,8 @@ from fractions import Fraction
 
 import numpy as np
 
+from hasten.codegen.algorithm import WINDOW, Algorithm
 from hasten.codegen.reductions import Names
-from hasten.codegen.schedule import WINDOW, Algorithm
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, Op, Var, const
 from hasten.loops.nest import Let, Stmt

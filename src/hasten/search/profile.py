@@ -15,8 +15,9 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from hasten.codegen.toolchain import default_cache
+from hasten.errors import ArtifactError
 from hasten.runtime.artifact import read_artifact
-from hasten.runtime.manifest import HostStep, NativeStep, all_steps, nested
+from hasten.runtime.manifest import ForeignStep, HostStep, NativeStep, all_steps, nested
 from hasten.search.measure import Spread
 from hasten.search.peak import Peak
 from hasten.search.profile_record import Count, Recorder
@@ -196,12 +197,21 @@ def record(
         cache: folder of compiled objects; `default_cache()` if None.
 
     Raises:
-        ArtifactError: there is no artifact, or none with marks or code for this machine.
+        ArtifactError: there is no artifact, or none with marks or code for this machine; or another engine
+            runs it.
         ToolchainError: there is no compiler.
         InputError: the inputs do not fit.
     """
     artifact = read_artifact(path)
     used = threads or min(artifact.manifest.threads or cores(), cores())
+    steps = list(nested(artifact.manifest.steps))
+    foreign = next((step for step in steps if isinstance(step, ForeignStep)), None)
+    if foreign is not None:
+        artifact.close()
+        raise ArtifactError(
+            f"{path} is run by {foreign.engine}, which was faster than hasten's own kernels: it has "
+            f"none. Use {foreign.engine}'s own profiler, or compile the model with `hasten compile`"
+        )
     recorder = Recorder(artifact, used, default_cache() if cache is None else cache)
     begin = time.perf_counter()
     for _ in range(_WARM_UP):
@@ -210,7 +220,6 @@ def record(
     wanted = runs or min(_MOST, max(_FEWEST, int(_SECONDS / max(each, 1e-9))))
     timelines = tuple(recorder.run(feeds) for _ in range(wanted))
     artifact.close()
-    steps = list(nested(artifact.manifest.steps))
     return Recording(
         timelines,
         tuple(recorder.counts()),

@@ -17,7 +17,7 @@ from hasten.codegen.schedule import Schedule, parse_schedule
 from hasten.errors import OptionError, TuningError
 from hasten.target import TARGETS
 
-SCHEMA = 1
+SCHEMA = 2
 _APPLICATION = 0x68737431  # "hst1": tells our files from other databases
 _PATIENCE = 30.0  # seconds to wait for another process that writes
 
@@ -29,9 +29,12 @@ CREATE TABLE results (
     kernel TEXT NOT NULL, target TEXT NOT NULL, processor TEXT NOT NULL, threads INTEGER NOT NULL,
     schedule TEXT NOT NULL, seconds REAL NOT NULL, default_seconds REAL NOT NULL,
     effort TEXT NOT NULL, version TEXT NOT NULL, measured TEXT NOT NULL,
+    verified INTEGER NOT NULL,
     PRIMARY KEY (kernel, target, processor, threads)
 ) WITHOUT ROWID
 """
+# From a schema to the next.
+_UPGRADES = {1: "ALTER TABLE results ADD COLUMN verified INTEGER NOT NULL DEFAULT 0"}
 _COLUMNS = ("kernel", "target", "processor", "threads", "schedule", "seconds", "default_seconds", "effort",
             "version", "measured")  # fmt: skip
 
@@ -161,16 +164,30 @@ class Results:
 
     path: Path
 
-    def rows(self, machine: Machine | None = None, version: str | None = None) -> list[Result]:
+    def rows(
+        self,
+        machine: Machine | None = None,
+        version: str | None = None,
+        *,
+        verified: bool | None = None,
+    ) -> list[Result]:
         """All results, or those of one machine or version, ordered by machine and kernel.
 
         Results whose schedule this hasten does not understand are left out; `count` has them.
+
+        Args:
+            machine: what they hold for; None for any.
+            version: of the hasten that measured; None for any.
+            verified: whether the schedule's answer was compared with the interpreter's on this machine; None
+                for both.
 
         Raises:
             TuningError: the file is damaged, of a newer hasten or something else.
         """
         found = []
-        for values in self._select(machine, version):
+        for *values, known in self._select(machine, version):
+            if verified is not None and bool(known) is not verified:
+                continue
             data = dict(zip(_COLUMNS, values, strict=True))
             with contextlib.suppress(OptionError, json.JSONDecodeError):
                 found.append(parse_result({**data, "schedule": json.loads(data["schedule"])}))
@@ -184,11 +201,12 @@ class Results:
         """
         return len(self._select(None, None))
 
-    def record(self, results: Iterable[Result], *, replace_newer: bool = True) -> int:
+    def record(self, results: Iterable[Result], *, verified: bool = True, replace_newer: bool = True) -> int:
         """Adds results; each takes the place of one for the same kernel and machine.
 
         Args:
             results: what to add.
+            verified: whether the schedules' answers were compared with the interpreter's on this machine.
             replace_newer: also where the one that is there was measured later.
 
         Returns:
@@ -197,10 +215,11 @@ class Results:
         Raises:
             TuningError: as `rows`, or the file cannot be written.
         """
+        columns = (*_COLUMNS, "verified")
         statement = (
-            f"INSERT INTO results ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "
+            f"INSERT INTO results ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))}) "
             "ON CONFLICT (kernel, target, processor, threads) DO UPDATE SET "
-            + ", ".join(f"{c} = excluded.{c}" for c in _COLUMNS[4:])
+            + ", ".join(f"{c} = excluded.{c}" for c in columns[4:])
         )
         if not replace_newer:
             statement += " WHERE excluded.measured >= results.measured"
@@ -210,8 +229,23 @@ class Results:
             for r in results:
                 data = r.data()
                 data["schedule"] = json.dumps(data["schedule"])
-                written += connection.execute(statement, [data[c] for c in _COLUMNS]).rowcount
+                values = [*(data[c] for c in _COLUMNS), int(verified)]
+                written += connection.execute(statement, values).rowcount
         return written
+
+    def judge(self, result: Result, *, right: bool) -> None:
+        """Marks a result as verified on this machine, or deletes it.
+
+        Raises:
+            TuningError: as `record`.
+        """
+        statement = "UPDATE results SET verified = 1" if right else "DELETE FROM results"
+        where = "kernel = ? AND target = ? AND processor = ? AND threads = ? AND schedule = ?"
+        m = result.machine
+        of = [result.kernel, m.target, m.processor, m.threads, json.dumps(result.schedule.data())]
+        with self.transaction(create=True) as connection:
+            assert connection is not None
+            connection.execute(f"{statement} WHERE {where}", of)
 
     def clear(self) -> int:
         """Deletes all results.
@@ -239,7 +273,9 @@ class Results:
         with self.transaction(create=False) as connection:
             if connection is None:
                 return []
-            text = f"SELECT {', '.join(_COLUMNS)} FROM results {where} {order}"
+            # A file of an older schema is read as it is.
+            verified = "verified" if _schema(connection) > 1 else "0"
+            text = f"SELECT {', '.join(_COLUMNS)}, {verified} FROM results {where} {order}"
             return connection.execute(text, list(wanted.values())).fetchall()
 
     @contextlib.contextmanager
@@ -284,7 +320,7 @@ class Results:
     def _check(self, connection: sqlite3.Connection, *, create: bool) -> None:
         """Refuses a file that is not ours; makes the table in an empty one."""
         (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (schema,) = connection.execute("PRAGMA user_version").fetchone()
+        schema = _schema(connection)
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if create and application == 0 and tables == 0:
             connection.execute(_CREATE)
@@ -299,6 +335,15 @@ class Results:
                 f"{self.path} was written by a newer hasten (schema {schema}; this one knows {SCHEMA}): "
                 "update hasten, or name another file with --database"
             )
+        elif create and schema < SCHEMA:
+            for old in range(schema, SCHEMA):
+                connection.execute(_UPGRADES[old])
+            connection.execute(f"PRAGMA user_version = {SCHEMA}")
+
+
+def _schema(connection: sqlite3.Connection) -> int:
+    (schema,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(schema)
 
 
 @dataclass(frozen=True)
@@ -322,7 +367,7 @@ def export_lines(results: Iterable[Result]) -> str:
 
 
 def import_lines(text: str, into: Results) -> Imported:
-    """Records results that `export_lines` wrote, but for lines that are none.
+    """Records results that `export_lines` wrote, not yet verified here, but for lines that are none.
 
     Raises:
         TuningError: as `Results.record`.
@@ -337,5 +382,5 @@ def import_lines(text: str, into: Results) -> Imported:
             refused.append(f"line {number}: not JSON ({error})")
         except OptionError as error:
             refused.append(f"line {number}: {error}")
-    written = into.record(good, replace_newer=False) if good else 0
+    written = into.record(good, verified=False, replace_newer=False) if good else 0
     return Imported(written, len(good) - written, tuple(refused))

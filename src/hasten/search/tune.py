@@ -14,6 +14,7 @@ from typing import Protocol
 from hasten.codegen.alone import product_alone
 from hasten.codegen.lower_stages import lower_program
 from hasten.codegen.schedule import Product, ProductShape, Schedule, Schedules, candidate_schedules
+from hasten.errors import ToolchainError
 from hasten.loops.dtypes import DType
 from hasten.loops.program import Program
 from hasten.search.results import Effort, Machine, Result, Results
@@ -59,11 +60,14 @@ class Settings:
 
     Attributes:
         effort: how many schedules to try.
-        seconds: time limit for all kernels together; the kernel under way may end a little later.
+        seconds: time limit for all kernels together; what is under way when it is over, a compiler or the
+            interpreter, may end a little later.
         threads: threads that the artifact will use.
         precision: of the operands of products.
         version: of hasten. Results of other versions, whose code may be another, are measured again.
         cache: folder of compiled objects, or None.
+        winograd: whether convolutions may go by Winograd's algorithms; if not, those that could keep the
+            default, and nothing is recorded for them.
     """
 
     effort: Effort
@@ -72,6 +76,7 @@ class Settings:
     precision: DType
     version: str
     cache: Path | None
+    winograd: bool = True
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,8 @@ class Report:
         improved: those for which another schedule than the default was faster.
         stored: kernels that had been measured before.
         left: kernels that the time did not suffice for.
+        refused: kernels that keep the default unmeasured, since they could not be built alone or their answer
+            was not the interpreter's: a fault of hasten.
         notes: what people should know: schedules that gave wrong answers.
     """
 
@@ -90,6 +97,7 @@ class Report:
     improved: int
     stored: int
     left: int
+    refused: int
     notes: tuple[str, ...]
 
 
@@ -106,7 +114,10 @@ class Measured(Protocol):
         """What the interpreter says."""
 
 
-Build = Callable[[Task, Sequence[Schedule], Target, int, Path | None], Measured]
+Stop = Callable[[], bool]
+"""Says whether the time is over."""
+
+Build = Callable[[Task, Sequence[Schedule], Target, int, Path | None, Stop], Measured]
 
 
 @dataclass(frozen=True)
@@ -130,12 +141,12 @@ def machine_for(target: Target, threads: int) -> Machine:
 
 
 def stored_schedules(results: Results, machine: Machine, version: str) -> dict[str, Schedule]:
-    """The schedules that were found for a machine, by kernel.
+    """The schedules that were found for a machine, and verified on it, by kernel.
 
     Raises:
         TuningError: as `Results.rows`.
     """
-    return {r.kernel: r.schedule for r in results.rows(machine, version)}
+    return {r.kernel: r.schedule for r in results.rows(machine, version, verified=True)}
 
 
 def tune_programs(
@@ -165,27 +176,29 @@ def tune_programs(
 
     Raises:
         TuningError: the results cannot be read or written.
-        ToolchainError: there is no compiler, or it failed.
     """
     deadline = clock() + settings.seconds
     machine = machine_for(target, settings.threads)
     results.record([])  # says now, not after a minute, that it cannot be written
     known = {
-        r.kernel for r in results.rows(machine, settings.version) if _suffices(r.effort, settings.effort)
+        r.kernel
+        for r in results.rows(machine, settings.version, verified=True)
+        if _suffices(r.effort, settings.effort)
     }
-    tasks = tasks_of(programs, target, sizes, settings.precision)
+    every = tasks_of(programs, target, sizes, settings.precision)
+    tasks = [t for t in every if settings.winograd or not t.shape.allows_winograd]
     todo = [t for t in tasks if str(t.shape) not in known]
     notes: list[str] = []
-    measured = improved = 0
+    measured = improved = refused = 0
     for number, task in enumerate(todo, 1):
-        if clock() >= deadline:
-            break
         progress(f"tuning {number}/{len(todo)}: {task.shape}")
         candidates = candidates_for(task.shape, target, settings.effort)
-        bench = build(task, candidates, target, settings.threads, settings.cache)
-        right = _right_ones(bench, candidates, task.shape, notes)
-        pick = pick_fastest(right, bench.sample, lambda: clock() >= deadline) if right else None
+        try:
+            pick = _fastest(task, candidates, target, settings, build, lambda: clock() >= deadline, notes)
+        except TimeoutError:
+            break
         if pick is None:
+            refused += 1
             continue
         measured, improved = measured + 1, improved + (pick.index != 0)
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -203,7 +216,38 @@ def tune_programs(
                 )
             ]
         )
-    return Report(measured, improved, len(tasks) - len(todo), len(todo) - measured, tuple(notes))
+    stored, left = len(tasks) - len(todo), len(todo) - measured - refused
+    return Report(measured, improved, stored, left, refused, tuple(notes))
+
+
+def _fastest(
+    task: Task,
+    candidates: Sequence[Schedule],
+    target: Target,
+    settings: Settings,
+    build: Build,
+    out_of_time: Stop,
+    notes: list[str],
+) -> Pick | None:
+    """The fastest schedule of a kernel, or None where not even the default can be measured.
+
+    Raises:
+        TimeoutError: the time is over.
+    """
+    if out_of_time():
+        raise TimeoutError
+    try:
+        bench = build(task, candidates, target, settings.threads, settings.cache, out_of_time)
+    except ToolchainError as error:
+        notes.append(f"{task.shape}: not measured, it cannot be built alone ({error}); please report this")
+        return None
+    right = _right_ones(bench, candidates, task.shape, out_of_time, notes)
+    if not right:
+        return None
+    pick = pick_fastest(right, bench.sample, out_of_time)
+    if pick is None:
+        raise TimeoutError
+    return pick
 
 
 def _suffices(had: Effort, wanted: Effort) -> bool:
@@ -227,7 +271,7 @@ def tasks_of(
             key = str(product.shape)
             work[key] = work.get(key, 0) + product.shape.products
             if key not in tasks:
-                alone = product_alone(product.stage, lowered.layouts, program.constants)
+                alone = product_alone(product, lowered, program.constants)
                 tasks[key] = Task(product.shape, alone, likely, resident)
     return [tasks[key] for key in sorted(tasks, key=lambda k: -work[k])]
 
@@ -243,21 +287,36 @@ def _changes(one: Schedule, other: Schedule) -> int:
 
 
 def _right_ones(
-    bench: Measured, candidates: Sequence[Schedule], shape: ProductShape, notes: list[str]
+    bench: Measured,
+    candidates: Sequence[Schedule],
+    shape: ProductShape,
+    out_of_time: Stop,
+    notes: list[str],
 ) -> list[int]:
-    """The schedules whose answer is the interpreter's; none if the default's is not, which is a bug."""
+    """The schedules whose answer is the interpreter's; none if the default's is not, which is a bug.
+
+    Raises:
+        TimeoutError: the time is over.
+    """
     expected = bench.expected()
     right = []
     for index, schedule in enumerate(candidates):
+        if out_of_time():
+            raise TimeoutError
         difference = bench.difference(index, expected)
         if difference <= TOLERANCE:
             right.append(index)
         else:
-            notes.append(
-                f"{shape}: '{schedule}' differs from the interpreter by {difference:.1e} of the largest "
-                "element and was refused; please report this"
-            )
+            notes.append(refusal(shape, schedule, difference))
     return right if right[:1] == [0] else []
+
+
+def refusal(shape: ProductShape, schedule: Schedule, difference: float) -> str:
+    """What people are told about a schedule with a wrong answer."""
+    return (
+        f"{shape}: '{schedule}' differs from the interpreter by {difference:.1e} of the largest "
+        "element and was refused; please report this"
+    )
 
 
 def pick_fastest(

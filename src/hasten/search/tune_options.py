@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from hasten.runtime.manifest import TensorInfo
 from hasten.search.measure_inputs import likely_sizes
 from hasten.search.results import Results, default_database
 from hasten.search.tune import TIME_LIMITS, Settings, Tune, machine_for, stored_schedules, tune_programs
+from hasten.search.tune_verify import verify_stored
 from hasten.target import Target, cores, runs_here
 
 
@@ -50,7 +51,7 @@ class Tuning:
         return Results(default_database() if self.database is None else Path(self.database))
 
 
-def choose_schedules(
+def choose_schedules(  # noqa: PLR0913 - choices
     tuning: Tuning,
     programs: Sequence[Program],
     target: Target,
@@ -59,15 +60,16 @@ def choose_schedules(
     precision: DType,
     version: str,
     cache: Path | None,
+    winograd: bool = True,
     progress: Callable[[str], None],
 ) -> tuple[Schedules, dict[str, Any]]:
     """The schedules for the parts of a model, and what to note about them.
 
     Kernels are measured for targets that this machine runs; code for others has default schedules.
+    What was measured elsewhere is verified before it is used.
 
     Raises:
         TuningError: the measurements cannot be read or written.
-        ToolchainError: there is no compiler, or it failed.
         InputError: the shapes do not fit the model's inputs.
     """
     inputs = {name: i for p in programs for name, i in p.inputs.items()}
@@ -76,22 +78,28 @@ def choose_schedules(
     sizes = likely_sizes(described, given)
     effort = Tune(tuning.effort)
     noted: dict[str, Any] = {"effort": effort.value}
+    defaults = Schedules(sizes=sizes, winograd=winograd)
     if effort is Tune.OFF or not runs_here(target):
-        return Schedules(sizes=sizes), noted
-    used = cores() if threads is None else threads
+        return defaults, noted
+    settings = Settings(
+        "full" if effort is Tune.FULL else "quick",
+        TIME_LIMITS.get(effort, 0.0) if tuning.seconds is None else tuning.seconds,
+        cores() if threads is None else threads,
+        precision,
+        version,
+        cache,
+        winograd,
+    )
+    results = tuning.results
+    notes = verify_stored(programs, target, sizes, results, settings, progress=progress)
     if effort is not Tune.STORED:
-        settings = Settings(
-            "quick" if effort is Tune.QUICK else "full",
-            TIME_LIMITS[effort] if tuning.seconds is None else tuning.seconds,
-            used,
-            precision,
-            version,
-            cache,
-        )
-        report = tune_programs(programs, target, sizes, tuning.results, settings, progress=progress)
+        report = tune_programs(programs, target, sizes, results, settings, progress=progress)
         noted |= asdict(report)
-    chosen = stored_schedules(tuning.results, machine_for(target, used), version)
-    return Schedules(chosen, sizes), noted
+        notes += report.notes
+    if notes:
+        noted["notes"] = notes
+    chosen = stored_schedules(results, machine_for(target, settings.threads), version)
+    return replace(defaults, chosen=chosen), noted
 
 
 def _dim(n: Expr) -> int | str:

@@ -1,0 +1,63 @@
+"""Results that were measured elsewhere: their schedules are verified here before they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from hasten.errors import ToolchainError
+from hasten.loops.program import Program
+from hasten.search.results import Results
+from hasten.search.tune import Build, Settings, machine_for, refusal, tasks_of
+from hasten.search.tune_bench import TOLERANCE, Bench
+from hasten.target import Target
+
+
+def verify_stored(
+    programs: Sequence[Program],
+    target: Target,
+    sizes: Mapping[str, int],
+    results: Results,
+    settings: Settings,
+    *,
+    build: Build = Bench,
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuple[str, ...]:
+    """Compares the answers of schedules that came from elsewhere with the interpreter's.
+
+    Only those for kernels of these programs; the results of wrong ones are deleted. It takes about a second
+    each, once.
+
+    Args:
+        programs: of the parts of a model.
+        target: instruction set; this machine must run it.
+        sizes: likely values of the model's symbolic sizes.
+        results: where results are.
+        settings: threads, precision, version and cache.
+        build: makes the kernels that are compared.
+        progress: is told which kernel is being compared.
+
+    Returns:
+        What people should know: schedules that gave wrong answers.
+
+    Raises:
+        TuningError: the results cannot be read or written.
+    """
+    machine = machine_for(target, settings.threads)
+    found = {r.kernel: r for r in results.rows(machine, settings.version, verified=False)}
+    notes: list[str] = []
+    for task in tasks_of(programs, target, sizes, settings.precision) if found else ():
+        result = found.get(str(task.shape))
+        if result is None:
+            continue
+        progress(f"verifying: {task.shape}")
+        try:
+            bench = build(task, [result.schedule], target, settings.threads, settings.cache, lambda: False)
+            difference = bench.difference(0, bench.expected())
+        except ToolchainError as error:
+            notes.append(f"{task.shape}: '{result.schedule}' cannot be built and was refused ({error})")
+            results.judge(result, right=False)
+            continue
+        if difference > TOLERANCE:
+            notes.append(refusal(task.shape, result.schedule, difference))
+        results.judge(result, right=difference <= TOLERANCE)
+    return tuple(notes)
