@@ -10,8 +10,9 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hasten.errors import MetricError, OptionError
+from hasten.errors import DataError, MetricError, OptionError
 from hasten.search import metrics
+from hasten.search.data_labels import check_labels
 from hasten.search.lone_score import Lone
 from hasten.search.metrics import evaluate, metric_named
 
@@ -101,6 +102,76 @@ def test_positions_count_by_sample_and_hidden_labels_not_at_all() -> None:
     assert not metrics.single_answers(accuracy, outputs)
     pictures = RNG.standard_normal((2, 3, 4, 4)).astype(np.float32)
     assert value("accuracy", pictures, pictures.argmax(1)) == 1
+
+
+@pytest.mark.parametrize("name", ["accuracy", "agreement", "f1", "mcc"])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_positions_with_a_negative_label_do_not_count(name: str, ragged: bool) -> None:
+    lengths = (4, 2, 5) if ragged else (4, 4, 4)
+    scores, before, labels = ([RNG.standard_normal((n, 3)) for n in lengths] for _ in range(3))
+    labels = [x.argmax(-1) for x in labels]
+    shown = [np.arange(n) % 2 == 0 for n in lengths]
+    hidden = [np.where(s, y, -100) for s, y in zip(shown, labels, strict=True)]
+
+    def together(rows: list[np.ndarray]) -> np.ndarray:
+        if not ragged:
+            return np.stack(rows)
+        joined = np.empty(len(rows), object)
+        joined[:] = rows
+        return joined
+
+    def kept(rows: list[np.ndarray]) -> list[np.ndarray]:
+        return [row[s] for row, s in zip(rows, shown, strict=True)]
+
+    found = value(name, together(scores), together(hidden), together(before))
+    if name in ("f1", "mcc"):
+        rest = [np.concatenate(kept(rows)) for rows in (scores, labels, before)]
+        assert found == value(name, *rest)
+    else:
+        triples = zip(*map(kept, (scores, labels, before)), strict=True)
+        assert found == pytest.approx(np.mean([value(name, *triple) for triple in triples]))
+
+
+@pytest.mark.parametrize("name", ["accuracy", "top5", "f1", "mcc"])
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        (7, "label 7 is no class of the model, which has 7, numbered from 0 to 6"),
+        (-1, "label -1 is no class of the model, .*: leave out samples without a label"),
+        (1.5, "label 1.5 is no whole number"),
+    ],
+)
+def test_labels_that_are_no_classes(name: str, label: float, said: str) -> None:
+    labels = LABELS.astype(np.asarray(label).dtype)
+    labels[17] = label
+    with pytest.raises(MetricError, match=said):
+        value(name, SCORES, labels)
+    with pytest.raises(DataError, match=f"sample 17: {said}"):
+        check_labels(labels, 7)
+
+
+def test_classes_of_any_number_where_outputs_are_classes() -> None:
+    right, said = np.array([1, -1, -1, 1, 1]), np.array([1, -1, 1, -1, 1])
+    assert value("accuracy", said, right) == 0.6
+    for name in ("f1", "mcc"):  # class 1 of -1 and 1, like that of 0 and 1
+        assert value(name, said, right) == value(name, np.maximum(said, 0), np.maximum(right, 0))
+    far = {0: 0, 1: 40, 2: 1000}
+    renamed = [np.vectorize(far.get)(x) for x in (SCORES[:, :3].argmax(1), LABELS % 3)]
+    assert value("f1", *renamed) == value("f1", SCORES[:, :3].argmax(1), LABELS % 3)
+
+
+def test_the_original_says_whether_scores_are_probabilities() -> None:
+    p = scipy.special.softmax(BEFORE.astype(float), 1)
+    coarse = np.maximum(np.round(p, 1), 0.02)  # rows no longer add up to 1
+    shares = coarse / coarse.sum(1, keepdims=True)
+    wanted = np.mean([scipy.stats.entropy(a, b) for a, b in zip(p, shares, strict=True)])
+    assert value("kl", coarse, before=p) == pytest.approx(wanted)
+    sure = np.eye(7)[LABELS]
+    assert value("kl", sure, before=sure) == 0
+    assert value("kl", np.log(sure + 1e-9), before=np.log(p)) > 1  # logits stay logits
+    assert value("kl", p, before=np.log(p) + 3) == pytest.approx(
+        scipy.stats.entropy(p, scipy.special.softmax(p, 1), axis=1).mean()
+    )
 
 
 def test_a_function_with_its_direction() -> None:

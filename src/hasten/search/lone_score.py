@@ -1,4 +1,4 @@
-"""Models of two classes with a single score: of class 1, as a logit or as a probability."""
+"""Which classes an output has; of two with a single score, that of class 1 as a logit or a probability."""
 
 from __future__ import annotations
 
@@ -25,11 +25,8 @@ def lone_score(model: ir.Model, output: str | None) -> Lone | None:
         model: after `optimize_graph`.
         output: its name; None for the first.
     """
-    found = [v for v in model.graph.outputs if output is None or v.name == output]
-    if not found or found[0].shape is None or found[0].dtype not in _FLOATS:
-        return None
-    value: ir.Value | None = found[0]
-    dims = list(found[0].shape)
+    value = _scores(model, output)
+    dims = [] if value is None or value.shape is None else list(value.shape)
     if not (len(dims) == 1 or (len(dims) == 2 and dims[1] == 1)):
         return None
     while value is not None and (node := value.producer()) is not None:
@@ -37,6 +34,28 @@ def lone_score(model: ir.Model, output: str | None) -> Lone | None:
             return "probability" if node.op_type == "Sigmoid" else "logit"
         value = node.inputs[0]
     return "logit"
+
+
+def class_count(model: ir.Model, output: str | None) -> int | None:
+    """How many classes an output has scores of; None where that is not known, or it has classes themselves.
+
+    Args:
+        model: after `optimize_graph`.
+        output: its name; None for the first.
+    """
+    if lone_score(model, output) is not None:
+        return 2
+    value = _scores(model, output)
+    if value is None or value.shape is None or len(value.shape) not in (2, 3):
+        return None  # of pictures, the labels say which axis is that of the classes
+    last = value.shape[-1]
+    return last if isinstance(last, int) else None
+
+
+def _scores(model: ir.Model, output: str | None) -> ir.Value | None:
+    """An output, if it is one of floats."""
+    found = [v for v in model.graph.outputs if output is None or v.name == output]
+    return found[0] if found and found[0].dtype in _FLOATS else None
 
 
 def both_classes(scores: Array, lone: Lone) -> Array:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from hasten.errors import MetricError, OptionError
 from hasten.search.lone_score import Lone, both_classes
+from hasten.search.metric_kinds import KINDS, Kind, PerSample
 
 Array = NDArray[Any]
 Outputs = Mapping[str, Array]
@@ -43,6 +44,7 @@ class Metric:
         drops: the least and the greatest drop that one sample can have; None where nothing bounds it.
         output: the output that it looks at; None for the first.
         classes_alone: only the class of the highest score matters, and a number from 0 to 1 comes of it.
+        of_classes: its labels are classes.
         any_output: a function of all outputs.
     """
 
@@ -55,6 +57,7 @@ class Metric:
     drops: tuple[float, float] | None = None
     output: str | None = None
     classes_alone: bool = False
+    of_classes: bool = False
     any_output: bool = False
 
 
@@ -81,7 +84,8 @@ def metric_named(
 
     Outputs of class metrics hold scores `[samples, classes]`, or integer classes `[samples]`. Of answers at
     several positions, `[samples, ..., classes]` (`[samples, classes, height, width]` for pictures), accuracy
-    and agreement take the mean over the positions of a sample; positions with a negative label do not count.
+    and agreement take the mean over the positions of a sample, and f1 and mcc all positions together;
+    positions with a negative label do not count. Samples of a single answer need a label that is a class.
     A model of two classes may have a single score, `[samples]` or `[samples, 1]`; `lone` says what it is.
 
     Args:
@@ -94,10 +98,10 @@ def metric_named(
         OptionError: an unknown name; a function without its direction.
     """
     if isinstance(metric, str):
-        found = _NAMED.get(metric)
+        found = KINDS.get(metric)
         if found is None:
             raise OptionError(
-                f"unknown metric {metric!r}: choose from {', '.join(_NAMED)}, or give a function"
+                f"unknown metric {metric!r}: choose from {', '.join(KINDS)}, or give a function"
             )
         if larger_is_better not in (None, found.larger_is_better):
             better = "larger" if found.larger_is_better else "smaller"
@@ -207,31 +211,6 @@ def take(outputs: Outputs, samples: Array) -> dict[str, Array]:
     return {name: array[samples] for name, array in outputs.items()}
 
 
-def classes(scores: Array, *, like: Array | None = None) -> Array:
-    """The class of the highest score; the lowest of several that share it.
-
-    Args:
-        scores: integer classes, which are returned as they are, or scores with an axis of classes: the last
-            one, or the second of pictures `[samples, classes, height, width]`.
-        like: labels, whose shape tells which axis has the classes.
-
-    Raises:
-        MetricError: there is a single score, which does not say where one class ends.
-    """
-    if scores.dtype.kind in "iub":
-        return scores
-    axis = scores.ndim - 1
-    if scores.ndim == 4 and (like is None or scores.shape[:1] + scores.shape[2:] == like.shape):
-        axis = 1
-    if scores.ndim < 2 or scores.shape[axis] < 2:
-        raise MetricError(
-            f"scores of shape {list(scores.shape)} are one number for each answer: a class metric needs "
-            "one for each class, or one that is known to be a logit or a probability; give a function"
-        )
-    result: Array = np.argmax(scores, axis=axis)
-    return result
-
-
 def _check_labels(metric: Metric, labels: Array | None) -> None:
     if metric.needs_labels and labels is None:
         raise MetricError(
@@ -265,25 +244,7 @@ def _check_samples(scores: Array, other: Array, what: str) -> None:
         raise MetricError(f"answers of {len(scores)} samples and {what} of {len(other)}")
 
 
-PerSample = Callable[[Array, Array | None, Array], Array]
-Whole = Callable[[Array, Array], float]
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """A metric by name, of each sample (scores, labels, the original's scores) or of all (scores, labels)."""
-
-    needs_labels: bool
-    per_sample: PerSample | None = None
-    whole: Whole | None = None
-    larger_is_better: bool = True
-    zero_one: bool = False
-    drops: tuple[float, float] | None = None
-    classes_alone: bool = False
-    spread: bool = False  # over classes, also where there is a single score
-
-
-def _of_kind(name: str, kind: _Kind, output: str | None, lone: Lone | None) -> Metric:
+def _of_kind(name: str, kind: Kind, output: str | None, lone: Lone | None) -> Metric:
     def chosen(outputs: Outputs) -> Array:
         scores = _chosen(outputs, name, output)
         return both_classes(scores, lone) if kind.spread and lone is not None else scores
@@ -302,7 +263,7 @@ def _of_kind(name: str, kind: _Kind, output: str | None, lone: Lone | None) -> M
         assert labels is not None
         scores = chosen(outputs)
         _check_samples(scores, labels, "labels")
-        if scores.dtype == object:
+        if scores.dtype == object and not kind.of_classes:
             raise MetricError(f"metric {name} needs one answer for each sample; these differ in shape")
         return kind.whole(scores, labels)
 
@@ -315,7 +276,8 @@ def _of_kind(name: str, kind: _Kind, output: str | None, lone: Lone | None) -> M
         kind.zero_one,
         kind.drops,
         output,
-        kind.classes_alone,
+        classes_alone=kind.of_classes and kind.whole is not None,
+        of_classes=kind.of_classes,
     )
 
 
@@ -344,147 +306,3 @@ def _each(function: PerSample, scores: Array, labels: Array | None, before: Arra
         for i in range(len(scores))
     ]
     return np.concatenate(rows).astype(np.float64)
-
-
-def _accuracy(scores: Array, labels: Array | None, before: Array) -> Array:
-    assert labels is not None
-    answers = classes(scores, like=labels)
-    _check_shape(answers, labels)
-    counted = labels >= 0 if labels.ndim > 1 else np.ones(labels.shape, bool)
-    return _mean_of_samples(answers == labels, counted)
-
-
-def _top5(scores: Array, labels: Array | None, before: Array) -> Array:
-    assert labels is not None
-    if scores.ndim != 2 or scores.dtype.kind != "f":
-        raise MetricError(f"top5 needs scores [samples, classes]; the output is {list(scores.shape)}")
-    _check_shape(scores[:, 0], labels)
-    right = np.take_along_axis(scores, labels[:, None].astype(np.int64), axis=1)
-    # Of equal scores the lower class comes first, as for the class of the highest score.
-    earlier = (scores == right) & (np.arange(scores.shape[1]) < labels[:, None])
-    result: Array = ((scores > right) | earlier).sum(axis=1) < 5
-    return result
-
-
-def _agreement(scores: Array, labels: Array | None, before: Array) -> Array:
-    if scores.shape != before.shape:
-        raise MetricError(f"answers of shape {list(scores.shape)}, the original's {list(before.shape)}")
-    same = classes(scores) == classes(before)
-    return _mean_of_samples(same, np.ones(same.shape, bool))
-
-
-def _cosine(scores: Array, labels: Array | None, before: Array) -> Array:
-    if scores.size == len(scores):
-        raise MetricError(
-            "the cosine of single numbers is their sign alone: choose mse, spearman or agreement, or name "
-            "another output"
-        )
-    a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (scores, before))
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    both_zero = ~a.any(axis=1) & ~b.any(axis=1)
-    cosine = np.divide((a * b).sum(axis=1), lengths, out=np.zeros(len(a)), where=lengths > 0)
-    return np.where(both_zero, 1.0, np.clip(cosine, -1, 1))
-
-
-def _mse(scores: Array, labels: Array | None, before: Array) -> Array:
-    assert labels is not None
-    right = np.asarray(labels, np.float64)
-    if scores.ndim == right.ndim + 1 and scores.shape[-1] == 1:
-        scores = scores[..., 0]
-    _check_shape(scores, right)
-    result: Array = ((scores.astype(np.float64) - right) ** 2).reshape(len(scores), -1).mean(axis=1)
-    return result
-
-
-def _kl(scores: Array, labels: Array | None, before: Array) -> Array:
-    if scores.ndim < 2 or scores.shape[-1] < 2:
-        raise MetricError(
-            f"scores of shape {list(scores.shape)} have no probabilities of several classes: choose mse, or "
-            "name another output"
-        )
-    p, q = _log_probabilities(before), _log_probabilities(scores)
-    # 0 * log(0 / q) is 0 by convention.
-    terms = np.where(np.isneginf(p), 0.0, np.exp(p) * (np.where(np.isneginf(p), 0.0, p) - q))
-    result: Array = np.maximum(terms.sum(axis=-1), 0).reshape(len(scores), -1).mean(axis=1)
-    return result
-
-
-def _log_probabilities(scores: Array) -> Array:
-    """The logarithm of classes' probabilities: scores that are some already, or logits."""
-    x = scores.astype(np.float64)
-    with np.errstate(divide="ignore"):
-        if (x >= 0).all() and np.allclose(x.sum(axis=-1), 1, atol=1e-3):
-            return np.log(x)
-    shifted = x - x.max(axis=-1, keepdims=True)
-    result: Array = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return result
-
-
-def _f1(scores: Array, labels: Array) -> float:
-    table = _confusion(scores, labels)
-    hits, wrong = np.diag(table), table.sum(axis=0) + table.sum(axis=1)
-    present = wrong > 0
-    f1 = np.divide(2 * hits, wrong, out=np.zeros(len(table)), where=present)
-    return float(f1[1]) if len(table) == 2 else float(f1[present].mean())
-
-
-def _mcc(scores: Array, labels: Array) -> float:
-    table = _confusion(scores, labels)
-    total, right = table.sum(), np.trace(table)
-    guessed, true = table.sum(axis=0), table.sum(axis=1)
-    scale = math.sqrt(total**2 - guessed @ guessed) * math.sqrt(total**2 - true @ true)
-    return float(right * total - guessed @ true) / scale if scale > 0 else 0.0
-
-
-def _spearman(scores: Array, labels: Array) -> float:
-    flat = scores.reshape(-1) if scores.size == len(scores) else scores
-    _check_shape(flat, labels)
-    a, b = (ranks - ranks.mean() for ranks in (_ranks(flat), _ranks(labels)))
-    scale = math.sqrt(float(a @ a) * float(b @ b))
-    return float(a @ b) / scale if scale > 0 else 0.0
-
-
-def _ranks(values: Array) -> Array:
-    """Ranks from 1, equal values sharing their mean."""
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[which]
-
-
-def _confusion(scores: Array, labels: Array) -> Array:
-    """How often each class (row) was answered as each (column); float64 `[classes, classes]`."""
-    answers = classes(scores, like=labels)
-    _check_shape(answers, labels)
-    named = 0 if scores.dtype.kind in "iub" else scores.shape[-1]
-    count = max(named, int(max(answers.max(initial=0), labels.max(initial=0))) + 1, 2)
-    cells = labels.astype(np.int64) * count + answers.astype(np.int64)
-    return np.bincount(cells, minlength=count**2).reshape(count, count).astype(np.float64)
-
-
-def _mean_of_samples(right: Array, counted: Array) -> Array:
-    """The share that is right of what counts in each sample; 1 where nothing counts."""
-    rows, weights = (x.reshape(len(right), -1) for x in (right & counted, counted))
-    total = weights.sum(axis=1)
-    result: Array = np.divide(rows.sum(axis=1), total, out=np.ones(len(right)), where=total > 0)
-    return result
-
-
-def _check_shape(answers: Array, labels: Array) -> None:
-    if answers.shape != labels.shape:
-        raise MetricError(
-            f"answers of shape {list(answers.shape)} do not fit labels of shape {list(labels.shape)}: name "
-            "the output that the labels are for, or give a function"
-        )
-
-
-_NAMED: Mapping[str, _Kind] = {
-    "accuracy": _Kind(True, _accuracy, zero_one=True, drops=(-1, 1), spread=True),
-    "top5": _Kind(True, _top5, zero_one=True, drops=(-1, 1)),
-    "f1": _Kind(True, whole=_f1, classes_alone=True, spread=True),
-    "mcc": _Kind(True, whole=_mcc, classes_alone=True, spread=True),
-    "spearman": _Kind(True, whole=_spearman),
-    "mse": _Kind(True, _mse, larger_is_better=False),
-    "agreement": _Kind(False, _agreement, zero_one=True, drops=(0, 1), spread=True),
-    "cosine": _Kind(False, _cosine, drops=(0, 2)),
-    "kl": _Kind(False, _kl, larger_is_better=False, spread=True),
-}

@@ -30,8 +30,9 @@ from hasten.search.build import Build
 from hasten.search.candidates import Candidate
 from hasten.search.clock import Clock
 from hasten.search.data import Samples, apart, load_samples, split
+from hasten.search.data_labels import check_labels
 from hasten.search.isolated import isolated
-from hasten.search.lone_score import THRESHOLD, lone_score
+from hasten.search.lone_score import THRESHOLD, class_count, lone_score
 from hasten.search.memory import Memory
 from hasten.search.metrics import metric_named
 from hasten.search.optimize import Search
@@ -114,6 +115,9 @@ def pose(found: Read, source: object, data: object, asked: Asked, folder: Path, 
         calibration, held_out = split(samples, asked.seed, asked.calibration, confidence=asked.confidence)
     else:
         calibration, held_out = load_samples(asked.calibration, inputs, folder=folder_of_source), samples
+    for part in (samples, calibration):
+        if asked.metric.of_classes and part.labels is not None:
+            check_labels(part.labels, class_count(model, asked.metric.output))
     calibration, held_out = apart(calibration, held_out)
     metric, lone = asked.metric, lone_score(model, asked.metric.output)
     if asked.named and lone is not None:
