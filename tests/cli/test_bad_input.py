@@ -105,6 +105,20 @@ def test_input_files_that_are_none(refused: Refused, artifact: Path, tmp_path: P
     assert "objects.npz" in refused("run", artifact, "-i", tmp_path / "objects.npz")
 
 
+def test_data_files_that_are_damaged(refused: Refused, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "latin.jsonl").write_bytes(b'{"text": "caf\xe9"}\n')
+    ids = np.random.default_rng(0).integers(0, 50, (40, 5))
+    np.savez_compressed(tmp_path / "d.npz", input_ids=ids, attention_mask=np.ones((40, 5), np.float32))
+    content = bytearray((tmp_path / "d.npz").read_bytes())
+    content[60:90] = bytes(30)
+    (tmp_path / "d.npz").write_bytes(content)
+    for name, said in (("latin.jsonl", "line 1: not UTF-8"), ("d.npz", "damaged")):
+        data = ("--data", tmp_path / name, "-o", tmp_path / "m.hasten")
+        assert said in refused("compile", model, "--precision", "int8", *data)
+        assert said in refused("optimize", model, *data)
+    assert "d.npz" in refused("run", model, "-i", tmp_path / "d.npz")
+
+
 def test_artifact_truncated(refused: Refused, artifact: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.hasten").write_bytes(artifact.read_bytes()[:-5000])
     assert "truncated" in refused("run", tmp_path / "cut.hasten")

@@ -192,6 +192,8 @@ def test_what_does_not_fit(data: Any, said: str) -> None:
         ("data.parquet", b"no parquet", "damaged"),
         ("data.jsonl", b'{"x": [1, 2, 3]}\n{"x"', "line 2"),
         ("data.jsonl", b"[1]", "not an object"),
+        ("data.jsonl", b'{"x": [1, 2, 3]}\n{"t\xe9xt": 1}', "line 2: not UTF-8"),
+        ("data.jsonl", b"[" * 100_000, "line 1: no JSON"),
         ("data.csv", b"x\n1", "unknown form"),
     ],
 )
@@ -209,6 +211,48 @@ def test_npz_of_objects_and_of_a_broken_member(tmp_path: Path) -> None:
         archive.writestr("x.npy", b"\x93NUMPY\x01\x00v\x00{'descr'")
     with pytest.raises(DataError, match="damaged"):
         data_files.load_npz(tmp_path / "m.npz")
+
+
+def test_every_damaged_byte_of_an_npz_is_found_or_harmless(tmp_path: Path) -> None:
+    whole = compressed(tmp_path).read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for position in range(0, len(whole), 3):
+        content = bytearray(whole)
+        content[position] ^= int(rng.integers(1, 256))
+        (tmp_path / "damaged.npz").write_bytes(content)
+        try:
+            list(data_files.items_of(tmp_path / "damaged.npz"))
+        except DataError as error:
+            refused += 1
+            assert "damaged.npz" in str(error)
+    assert refused > len(whole) / 6
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    path = lines(tmp_path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    check(load_samples(path, [X]))
+
+
+def test_damaged_pictures(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}})
+    )
+    pixels = TensorInfo("pixels", "float32", ("batch", 3, 8, 8))
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3)).astype(np.uint8)).save(path)
+    whole = path.read_bytes()
+    for position in range(8, 120, 7):
+        content = bytearray(whole)
+        content[position] ^= 0x55
+        path.write_bytes(content)
+        try:
+            load_samples([path], [pixels], folder=model)
+        except DataError as error:
+            assert "a.png" in str(error)
 
 
 def test_a_model_of_fixed_batches_is_refused() -> None:

@@ -21,6 +21,7 @@ from hasten.errors import OptionError
 from hasten.runtime.artifact import GRAPH_WEIGHTS, WEIGHTS, read_artifact, write_artifact
 from hasten.runtime.manifest import Manifest, parse_manifest
 from hasten.runtime.sparse import SPARSE
+from hasten.search.data_files import DAMAGED
 from hasten.search.measure_inputs import make_inputs, parse_shapes
 
 Array = NDArray[Any]
@@ -111,7 +112,7 @@ def read_inputs(path: Path) -> dict[str, Array]:
             return dict(loaded)
     except FileNotFoundError:
         raise OptionError(f"there is no file {path}: check the path") from None
-    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+    except DAMAGED as error:
         raise OptionError(
             f"{path} cannot be read as an .npz file of arrays ({error}): write it with numpy.savez"
         ) from None

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import lzma
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,13 @@ from hasten.errors import DataError, MissingDependencyError
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
 _LINES = frozenset({".jsonl", ".ndjson", ".jsonlines"})
+DAMAGED = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError,
+    NotImplementedError, RuntimeError,  # methods of compression that Python does not have, and passwords
+    ValueError, OverflowError,
+)  # fmt: skip
+"""What reading a member of a damaged zip file raises."""
+
 _FORMS = "an .npz file, a folder of .npz files or pictures, a .parquet file or a .jsonl file"
 
 
@@ -95,7 +105,7 @@ def load_npz(path: Path) -> dict[str, NDArray[Any]]:
                 else:
                     with archive.open(member) as stream:
                         arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+    except DAMAGED as error:
         raise DataError(f"{path} is damaged or no .npz file of plain arrays: {error}") from None
     return arrays
 
@@ -130,18 +140,20 @@ def _of_parquet(path: Path) -> Iterator[object]:
         with reader(path) as file:
             for batch in file.iter_batches(batch_size=256):
                 yield from batch.to_pylist()
-    except lib.ArrowException as error:
+    except (lib.ArrowException, ValueError) as error:  # a text that is not UTF-8, for one
         raise DataError(f"{path} is damaged or no Parquet file: {error}") from None
 
 
 def _of_lines(path: Path) -> Iterator[object]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                item = json.loads(line)
-            except json.JSONDecodeError as error:
+                item = json.loads(line.decode("utf-8-sig"))  # some editors begin a file with a mark
+            except UnicodeDecodeError as error:
+                raise DataError(f"{path}, line {number}: not UTF-8 ({error}): write it as UTF-8") from None
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}, line {number}: no JSON ({error})") from None
             if not isinstance(item, dict):
                 raise DataError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,10 +140,11 @@ def _opened(picture: Any) -> Any:
         ) from None
     if isinstance(picture, Mapping):
         picture = io.BytesIO(picture["bytes"]) if picture.get("bytes") is not None else picture.get("path")
-    if _is_picture(picture):
-        return picture.convert("RGB")
+    damaged = (OSError, UnidentifiedImageError, Image.DecompressionBombError, zlib.error, struct.error)
     try:
+        if _is_picture(picture):
+            return picture.convert("RGB")
         with Image.open(picture) as opened:
             return opened.convert("RGB")
-    except (OSError, UnidentifiedImageError, AttributeError, TypeError) as error:
+    except (*damaged, SyntaxError, ValueError, EOFError, AttributeError, TypeError) as error:
         raise DataError(f"picture {picture} cannot be read: {error}") from None
