@@ -78,11 +78,6 @@ class Layer:
         """Products that are summed for an element of the result."""
         return math.prod(self.shape) // self.shape[self.axis]
 
-    @property
-    def macs(self) -> int:
-        """Multiplications for one row of a matrix product, or one place of a convolution's output."""
-        return math.prod(self.shape)
-
 
 @dataclass(frozen=True)
 class Scheme:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from hasten.errors import HastenError
@@ -11,6 +12,7 @@ from hasten.search.candidates import Candidate
 from hasten.search.formats import Format
 from hasten.search.layer_times import layer_times
 from hasten.search.pace import Pace
+from hasten.search.prune.cost import flops_by_node, typical_sizes
 from hasten.search.quantization import Ranges
 from hasten.search.record import LayerRecord
 from hasten.search.sensitivity import Sensitivity, probe_layers
@@ -25,16 +27,25 @@ class LayerTable:
 
     Attributes:
         layers: in the order of the graph.
+        macs: multiplications of each in a run of the typical sample, by name, as far as shapes are known.
         sensitivity: to each format.
         times: microseconds of each layer, by precision and format.
     """
 
     def __init__(self, trials: Trials, pace: Pace, notes: list[str]) -> None:
         """Nothing is known yet; what goes wrong will be said in the notes."""
-        self.layers: tuple[Layer, ...] = tuple(products(trials.problem.graph))
+        graph = trials.problem.graph
+        self.layers: tuple[Layer, ...] = tuple(products(graph))
+        flops = flops_by_node(graph, typical_sizes(graph, [trials.typical_sample()])) if self.layers else {}
+        self.macs = {layer.name: flops[layer.name] // 2 for layer in self.layers if layer.name in flops}
         self.sensitivity: dict[Format, Sensitivity] = {}
         self.times: dict[str, dict[str, float]] = {}
         self._trials, self._pace, self._notes = trials, pace, notes
+
+    @property
+    def work(self) -> Mapping[Layer, float]:
+        """Multiplications of each layer in a run, or those of one place where that is all that is known."""
+        return {layer: float(self.macs.get(layer.name, math.prod(layer.shape))) for layer in self.layers}
 
     @property
     def losses_of_methods(self) -> Mapping[Ranges, float]:
@@ -65,7 +76,7 @@ class LayerTable:
         if precision in self.times:
             return
         try:
-            self.times[precision] = measured_times(self._trials, self._trials.candidates[name], self.layers)
+            self.times[precision] = measured_times(self._trials, self._trials.candidates[name], self.work)
         except HastenError as error:
             self._notes.append(f"the layers of {name} were not timed: {error}")
 
@@ -78,7 +89,7 @@ class LayerTable:
                 name=layer.name,
                 operator=layer.op_type,
                 precision=candidate.formats.get(layer.name, candidate.precision),
-                macs=layer.macs,
+                macs=self.macs.get(layer.name),
                 sensitivity={f: found[layer.name] for f, found in losses.items() if layer.name in found},
                 us={p: found[layer.name] for p, found in self.times.items() if layer.name in found},
             )
@@ -86,8 +97,13 @@ class LayerTable:
         )
 
 
-def measured_times(trials: Trials, candidate: Candidate, layers: Sequence[Layer]) -> dict[str, float]:
+def measured_times(trials: Trials, candidate: Candidate, work: Mapping[Layer, float]) -> dict[str, float]:
     """Microseconds of each layer in a run of a candidate, in a process of its own.
+
+    Args:
+        trials: the candidate is one of them.
+        candidate: to be timed.
+        work: the layers, with what each computes.
 
     Raises:
         HastenError: it cannot be compiled, run or timed.
@@ -95,7 +111,7 @@ def measured_times(trials: Trials, candidate: Candidate, layers: Sequence[Layer]
     problem = trials.problem
     found: dict[str, float] = trials.apart(
         layer_times,
-        *(trials.model(candidate), layers, trials.typical_sample(), problem.asked.threads),
+        *(trials.model(candidate), work, trials.typical_sample(), problem.asked.threads),
         Path(problem.build.cache),
         doing="timing layers",
         limits=trials.limits(),

@@ -59,17 +59,17 @@ def shared_out(titles: Sequence[str], us: Sequence[float], work: Mapping[str, fl
 
 
 def layer_times(
-    artifact: Path, layers: Sequence[Layer], feeds: Feeds, threads: int, cache: Path
+    artifact: Path, work: Mapping[Layer, float], feeds: Feeds, threads: int, cache: Path
 ) -> dict[str, float]:
-    """Microseconds of each layer in a run (`times_by_title`), by its name."""
-    titles = {f"{layer.op_type} '{layer.name}'": layer for layer in layers}
-    work = {title: float(layer.macs) for title, layer in titles.items()}
-    found = times_by_title(artifact, work, feeds, threads, cache)
+    """Microseconds of each layer in a run (`times_by_title`), by its name; `work` is what each computes."""
+    titles = {f"{layer.op_type} '{layer.name}'": layer for layer in work}
+    by_title = {title: work[layer] for title, layer in titles.items()}
+    found = times_by_title(artifact, by_title, feeds, threads, cache)
     return {titles[title].name: us for title, us in found.items()}
 
 
 def gains(
-    layers: Sequence[Layer],
+    work: Mapping[Layer, float],
     before: Mapping[str, float],
     after: Mapping[str, float],
     total: float,
@@ -81,19 +81,19 @@ def gains(
     of rows, is taken from them in proportion to the columns of what they multiply.
 
     Args:
-        layers: that have the format.
+        work: the layers that have the format, with what each computes in a run.
         before: microseconds of layers in floats, of others too.
         after: microseconds of layers where all that can have the format have it.
         total: microseconds that the format of all of them saves in a run, as measured from end to end.
     """
-    names = [layer.name for layer in layers]
+    names = [layer.name for layer in work]
     known = {name: before[name] - after[name] for name in names if name in before and name in after}
-    rest = [layer for layer in layers if layer.name not in known]
+    rest = {layer.name: part for layer, part in work.items() if layer.name not in known}
     left = total - sum(known.values())
-    work = sum(layer.macs for layer in rest)
-    found = known | {layer.name: max(0.0, left) * layer.macs / work for layer in rest}
+    whole = sum(rest.values())
+    found = known | {name: max(0.0, left) * part / whole for name, part in rest.items()}
     if left >= 0:
         return found
-    columns = {layer.name: layer.depth for layer in layers}
+    columns = {layer.name: layer.depth for layer in work}
     every = sum(columns.values())
     return {name: gain + left * columns[name] / every for name, gain in found.items()}

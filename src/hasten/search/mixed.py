@@ -68,8 +68,8 @@ class Mixed:
             (form,) = forms
             table.time(candidate.name, form)
             saved = (latency(trials, plain) - latency(trials, candidate.name)) * 1e3
-            layers = [layer for layer in table.layers if layer.name in candidate.formats]
-            gained = gains(layers, table.times.get(rest, {}), table.times.get(form, {}), saved)
+            work = {layer: n for layer, n in table.work.items() if layer.name in candidate.formats}
+            gained = gains(work, table.times.get(rest, {}), table.times.get(form, {}), saved)
             found = table.sensitivity.get(form)
             losses = {} if found is None else found.layers
             costs += [LayerCost(n, form, losses[n], gained[n]) for n in losses if n in gained]
