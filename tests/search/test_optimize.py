@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -19,8 +20,16 @@ from onnx import helper, numpy_helper
 
 import hasten
 from hasten.backends.graph_members import whole_graph
-from hasten.errors import DataError, EngineError, MetricError, ModelError, OptionError
+from hasten.errors import (
+    DataError,
+    EngineError,
+    MetricError,
+    MissingDependencyError,
+    ModelError,
+    OptionError,
+)
 from hasten.runtime.artifact import read_artifact
+from hasten.runtime.manifest import ForeignStep
 from hasten.search import layer_table, optimize, pruning, trials, uniform
 from hasten.search.asked import Asked
 from hasten.search.build import Recipe
@@ -32,6 +41,7 @@ from hasten.search.quantization import prepare
 from hasten.search.record import CandidateRecord, Outcome
 from hasten.search.size_times import Point
 from hasten.search.status import Status
+from hasten.target import TARGETS, runs_here
 
 LAYERS = ("first", "hostile", "last")
 
@@ -344,6 +354,57 @@ def test_a_candidate_that_cannot_be_compiled_is_lost_alone(
     lost = [c for c in told.candidates if c.outcome is Outcome.FAILED]
     assert {c.reason for c in lost} == {"compiling failed: its process ended with status -11"}
     assert told.chosen == "lossless"
+
+
+NARROW = any("bf16" in t.factors and runs_here(t) for t in TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("winner", "engine", "precision"),
+    [
+        ("openvino-bf16" if NARROW else "openvino", "openvino", "bf16" if NARROW else "f32"),
+        (r"int8 \(\w+, onnxruntime\)", "onnxruntime", "f32"),
+    ],
+)
+def test_another_engine_wins_and_the_session_runs_it(
+    search: Search,
+    clockwork: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    winner: str,
+    engine: str,
+    precision: str,
+) -> None:
+    measure = trials.measure
+
+    def faster(*given: Any, **named: Any) -> Measurement:
+        found = measure(*given, **named)
+        quick = {"run_ms": Spread.of([1.0]), "rounds_ms": dict.fromkeys(range(3), 1.0)}
+        results = [replace(r, **quick) if re.fullmatch(winner, r.engine) else r for r in found.results]
+        return replace(found, results=tuple(results))
+
+    monkeypatch.setattr(trials, "measure", faster)
+    found = search(precision="auto", engines=True)
+    told = record(found)
+    assert re.fullmatch(winner, told.chosen)
+    assert told.stated <= 0.05
+    assert told.candidate(told.chosen).engine == engine
+    found.save(tmp_path / "found.hasten")
+    with hasten.open(tmp_path / "found.hasten") as again:
+        (step,) = read_artifact(tmp_path / "found.hasten").manifest.steps
+        assert isinstance(step, ForeignStep)
+        version = told.versions[engine]
+        assert (step.engine, step.version, step.precision) == (engine, version, precision)
+        x = {"x": np.concatenate([s["x"] for s in samples(200, seed=9)])}
+        plain, narrow = hasten.compile(network()).run(x)["scores"], again.run(x)["scores"]
+        np.testing.assert_array_equal(narrow, found.run(x)["scores"])
+        assert 0 < np.abs(narrow - plain).max() < 0.2 * np.abs(plain).max()
+        assert (narrow.argmax(axis=1) == plain.argmax(axis=1)).mean() > 0.93
+    others = {c.engine for c in told.candidates if c.quantized and c.drop is not None}
+    assert others == {"hasten", "onnxruntime", "openvino"}
+    monkeypatch.setitem(sys.modules, engine, None)
+    with pytest.raises(MissingDependencyError, match=f"pip install '{engine}=={version}'"):
+        hasten.open(tmp_path / "found.hasten")
 
 
 def test_an_original_that_fails_later_loses_nothing_but_itself(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from hasten.search.engines import HASTEN, HASTEN_BF16, Engine, Precision
+from hasten.search.engines import HASTEN, HASTEN_BF16, ONNXRUNTIME, OPENVINO, OPENVINO_BF16, Engine, Precision
 from hasten.search.formats import FORMATS, Format
 from hasten.search.quantization import Quantization
 from hasten.search.variants import WHOLE
@@ -92,7 +92,7 @@ def quantized(formats: Mapping[str, Format], how: Quantization, engine: Engine, 
     choices: list[str] = [how.ranges] if calibrated else []
     choices += ["gptq"] if how.rounding == "gptq" else []
     choices += [engine.precision] if engine.precision != "f32" else []
-    choices += [] if engine.runs == "artifact" else [engine.name]
+    choices += [] if engine.runs == "artifact" else [engine.package]
     name = ", ".join(names) + (f" ({', '.join(choices)})" if choices else "")
     described = [
         f"{'all' if count == of else f'{count} of'} {of} layers {_WORDS[form]}" for form, count in found
@@ -118,6 +118,20 @@ def pruned(of: Candidate, variant: str, flops: float) -> Candidate:
     described = f"pruned to {flops:.1%} of the arithmetic, {of.description}"
     how = None if of.how is None else replace(of.how, rounding="nearest")
     return replace(of, name=name, description=described, how=how, variant=variant)
+
+
+def foreign_engines(precisions: Collection[str], *, original: Engine | None) -> list[tuple[Engine, bool]]:
+    """Other engines that are installed, each with whether it is for quantized graphs.
+
+    Args:
+        precisions: that layers may have; bf16 is among them only if this processor multiplies it.
+        original: the engine of the original, which needs no second candidate for the same graph.
+    """
+    known = [OPENVINO, OPENVINO_BF16, ONNXRUNTIME]
+    engines = [e for e in known if e.precision in precisions and e.version is not None]
+    plain = [e for e in engines if original is None or e.package != original.package]
+    quantized = engines if "int8" in precisions else []
+    return [*((e, False) for e in plain), *((e, True) for e in reversed(quantized))]
 
 
 def foreign(engine: Engine) -> Candidate:

@@ -77,6 +77,7 @@ HASTEN_BF16 = Engine("hasten-bf16", "hasten", "artifact", "", "bf16")
 HASTEN_INT8 = Engine("hasten-int8", "hasten", "artifact", "", "int8")
 ONNXRUNTIME = Engine("onnxruntime", "onnxruntime", "onnx", "bench")
 OPENVINO = Engine("openvino", "openvino", "onnx", "bench")
+OPENVINO_BF16 = replace(OPENVINO, name="openvino-bf16", precision="bf16")
 TORCH = Engine("torch", "torch", "module", "huggingface")
 REFERENCE = Engine("onnx.reference", "onnx", "onnx", "compile")
 """ONNX's own evaluator in NumPy: right, and far too slow to be timed."""
@@ -85,7 +86,7 @@ PEERS = (
     ONNXRUNTIME,
     OPENVINO,
     replace(OPENVINO, name="openvino-static", mode="static"),
-    replace(OPENVINO, name="openvino-bf16", precision="bf16"),
+    OPENVINO_BF16,
     replace(OPENVINO, name="openvino-static-bf16", mode="static", precision="bf16"),
     TORCH,
     replace(TORCH, name="torch-compile", mode="compile"),

@@ -32,7 +32,6 @@ from hasten.search import candidates as made
 from hasten.search.candidates import BF16, LOSSLESS, ORIGINAL
 from hasten.search.certify import least_samples, samples_needed, sequence_bound
 from hasten.search.comparison import faster, in_the_running, latency, why_not_faster, within_budget
-from hasten.search.engines import ONNXRUNTIME, OPENVINO, Engine
 from hasten.search.layer_table import LayerTable
 from hasten.search.mixed import SHARES, Mixed
 from hasten.search.pace import Pace
@@ -212,22 +211,17 @@ class Search:
             self.pace.keep_for_pruning(True)
 
     def _foreign(self) -> None:
-        trials = self.trials
-        if not trials.problem.asked.engines:
+        trials, problem = self.trials, self.trials.problem
+        if not problem.asked.engines:
             return
-        engines: list[tuple[Engine, bool]] = [(OPENVINO, False)]
-        if trials.problem.original is None or trials.problem.original.engine.package != ONNXRUNTIME.package:
-            engines.append((ONNXRUNTIME, False))
-        prepared = trials.variants[WHOLE].prepared
-        if prepared is not None:
-            engines += [(ONNXRUNTIME, True), (OPENVINO, True)]
-        for engine, quantized in engines:
-            if engine.version is None or not self.pace.has_time(0.5):
+        original = None if problem.original is None else problem.original.engine
+        for engine, quantized in made.foreign_engines(problem.asked.precisions(), original=original):
+            if not self.pace.has_time(0.5):
                 continue
-            if quantized and prepared is not None:
-                trials.add(self.uniform.all_in("int8", engine))
-            elif not quantized:
+            if not quantized:
                 trials.add(made.foreign(engine))
+            elif trials.variants[WHOLE].prepared is not None:
+                trials.add(self.uniform.all_in("int8", engine))
 
     def _before_pruning(self) -> None:
         """Pruned candidates take over the fastest precision, and take long: first there is one to keep."""
