@@ -240,3 +240,40 @@ def test_compiling_to_int8(
     assert result.exit_code == 0, result.stderr
     with hasten.open(path) as session:
         assert session.report["quantization"]["layers"] == ["project"]
+
+
+def test_how_to_quantize_is_chosen_by_options(
+    invoke: Invoke, model: Path, inputs: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "data.npz", **inputs)
+    path = tmp_path / "small.hasten"
+    chosen = ("--ranges", "percentile", "--rounding", "gptq", "--smoothing", "off", "--rest", "bf16")
+    data = ("--precision", "int8", "--data", tmp_path / "data.npz")
+    result = invoke("compile", model, "-o", path, *data, *chosen)
+    assert result.exit_code == 0, result.stderr
+    with hasten.open(path) as session:
+        told = session.report["quantization"]
+        assert [told[n] for n in ("ranges", "rounding", "smoothing", "rest")] == [
+            "percentile",
+            "gptq",
+            None,
+            "bf16",
+        ]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--rest", "bf16"), "--rest is for --precision int8 or int8-weights or int4-weights, and that"),
+        (("--group", "64", "--precision", "int8"), "--group is for --precision int8-weights or int4-weights"),
+        (("--ranges", "mse", "--precision", "int4-weights"), "--ranges is for --precision int8, and"),
+        (("--ranges", "mse", "--precision", "int8"), "--ranges is about what the model sees: give examples"),
+        (("--rounding", "gptq", "--precision", "int8-weights"), "give examples with --data"),
+        (("--smoothing", "much", "--precision", "int8", "--data", "d.npz"), "a number from 0 to 1, or off"),
+        (("--smoothing", "1.5", "--precision", "int8", "--data", "d.npz"), "smoothing=1.5: give a number"),
+    ],
+)
+def test_options_that_say_nothing(
+    refused: Callable[..., str], model: Path, tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
+    assert said in refused("compile", model, "-o", tmp_path / "m.hasten", *options)

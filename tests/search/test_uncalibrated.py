@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zipfile
 
 import numpy as np
@@ -10,7 +11,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import hasten
+from hasten.api import Quantization, Scheme
+from hasten.backends.graph_members import whole_graph
 from hasten.errors import OptionError
+from hasten.runtime.artifact import read_artifact
 
 TOKENS, WIDTH = 400, 256
 
@@ -84,3 +88,69 @@ def test_a_model_without_matrix_products_is_refused_in_words(precision, tmp_path
     source = model(tmp_path / "m.onnx", convolution=True)
     with pytest.raises(OptionError, match=r"nothing to quantize.*give precision='int8' with data="):
         hasten.compile(source, precision=precision, cache=tmp_path)
+
+
+def two_depths(path):
+    """Products whose inputs 128 divides, 64 at the most, 32 at the most, and none of them."""
+    rng = np.random.default_rng(0)
+    sizes = (256, 192, 96, 40, 16)
+    nodes, value = [], "x"
+    shapes = enumerate(itertools.pairwise(sizes))
+    arrays = {f"w{n}": rng.standard_normal(shape) / np.sqrt(shape[0]) for n, shape in shapes}
+    for number, name in enumerate(arrays):
+        product = "y" if number == len(arrays) - 1 else f"p{number}"
+        nodes.append(helper.make_node("MatMul", [value, name], [product], f"of{sizes[number]}"))
+        nodes.append(helper.make_node("Tanh", [product], [f"t{number}"]))
+        value = f"t{number}"
+    graph = helper.make_graph(
+        nodes[:-1],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", sizes[0]])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", sizes[-1]])],
+        [numpy_helper.from_array(a.astype(np.float32), n) for n, a in arrays.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    return path
+
+
+@pytest.mark.parametrize("rest", ["f32", "bf16"])
+@pytest.mark.parametrize("precision", ["int8-weights", "int4-weights"])
+def test_smaller_groups_are_nearer_and_stand_in_where_larger_do_not_divide(precision, rest, tmp_path):
+    source = two_depths(tmp_path / "m.onnx")
+    x = np.random.default_rng(1).standard_normal((20, 256)).astype(np.float32)
+    plain = hasten.compile(source, precision=rest, cache=tmp_path).run({"x": x})["y"]
+    off = {}
+    for group in (None, 32, 64, 128):
+        how = Quantization(scheme=Scheme(group=group), rest=rest)
+        made = hasten.compile(source, precision=precision, quantization=how, cache=tmp_path, keep_graph=True)
+        about = made.report["quantization"]
+        assert about["layers"] == ["of256", "of192", "of96"]
+        usual = 128 if precision == "int8-weights" else 32
+        assert about["weights_only"]["block"] == (group or usual)
+        blocks = {"of256": 128, "of192": 64, "of96": 32}
+        assert about["smaller_blocks"] == {n: b for n, b in blocks.items() if b < (group or usual)}
+        made.save(tmp_path / "made.hasten")
+        nodes = whole_graph(read_artifact(tmp_path / "made.hasten")).graph.node
+        sizes = [a.i for node in nodes for a in node.attribute if a.name == "block_size"]
+        assert sizes == [min(b, group or usual) for b in blocks.values()]
+        off[group] = float(np.linalg.norm(made.run({"x": x})["y"] - plain) / np.linalg.norm(plain))
+    assert off[usual] == off[None]
+    assert 0 < off[32] < off[64] < off[128] < (0.02 if precision == "int8-weights" else 0.3)
+
+
+def test_rounding_follows_from_data_unless_it_is_chosen(tmp_path):
+    source = two_depths(tmp_path / "m.onnx")
+    data = [{"x": x} for x in np.random.default_rng(1).standard_normal((9, 5, 256)).astype(np.float32)]
+    found = {}
+    for rounding in (None, "gptq", "nearest"):
+        how = Quantization(rounding=rounding)
+        options = {"precision": "int4-weights", "quantization": how, "cache": tmp_path}
+        session = hasten.compile(source, data=data, **options)
+        found[rounding] = session.run(data[0])["y"]
+        assert session.report["quantization"]["rounding"] == (rounding or "gptq")
+    np.testing.assert_array_equal(found[None], found["gptq"])
+    assert not np.array_equal(found["nearest"], found["gptq"])
+    with pytest.raises(OptionError, match="rounding='gptq' looks at what layers multiply: give data="):
+        hasten.compile(source, precision="int4-weights", quantization=Quantization(rounding="gptq"))
+    with pytest.raises(OptionError, match="group=48: give one of 128, 64, 32"):
+        Quantization(scheme=Scheme(group=48))

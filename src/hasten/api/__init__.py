@@ -3,6 +3,7 @@
 from hasten.api.compiling import PADDING, PRECISIONS, STORAGE, CompileOptions, compile, compile_payload  # noqa: A004
 from hasten.api.optimizing import Optimized, SearchReport, optimize
 from hasten.api.pruning import prune
+from hasten.passes.quantize import Scheme
 from hasten.search.quantization import Quantization
 from hasten.search.tune_options import Tuning
 
@@ -13,6 +14,7 @@ __all__ = [
     "CompileOptions",
     "Optimized",
     "Quantization",
+    "Scheme",
     "SearchReport",
     "Tuning",
     "compile",

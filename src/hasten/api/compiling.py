@@ -68,10 +68,14 @@ class CompileOptions:
             )
         if not self.targets:
             raise OptionError("target=[]: give at least one instruction set, or 'native' for this machine's")
-        if self.quantization is not None and self.precision != "int8":
-            raise OptionError(f"quantization= is for precision='int8', and precision is {self.precision!r}")
-        if self.data is not None and self.precision not in ("int8", *WEIGHTS):
-            raise OptionError(f"data= is for int8 and weights in codes, and precision is {self.precision!r}")
+        quantized = self.precision in ("int8", *WEIGHTS)
+        for name in () if quantized else ("data", "quantization"):
+            if getattr(self, name) is not None:
+                raise OptionError(
+                    f"{name}= is for int8 and weights in codes, and precision is {self.precision!r}"
+                )
+        if self.quantization is not None and self.quantization.rounding == "gptq" and self.data is None:
+            raise OptionError("rounding='gptq' looks at what layers multiply: give data= too")
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -86,9 +90,9 @@ class CompileOptions:
     @property
     def rest(self) -> DType:
         """What is computed in where nothing is quantized."""
-        if self.precision == "int8":
+        if self.precision in ("int8", *WEIGHTS):
             return DType((self.quantization or Quantization()).rest)
-        return DType("f32" if self.precision in WEIGHTS else self.precision)
+        return DType(self.precision)
 
 
 def compile(  # noqa: A001, PLR0913 - the field's word; choices, each with a default
@@ -123,7 +127,8 @@ def compile(  # noqa: A001, PLR0913 - the field's word; choices, each with a def
         data: examples of what the model will see, as `search.data.load_samples` takes them. Positions that
             a mask hides do not count. "int8" finds scales on them, or without them in the run; weights
             alone are rounded by what they do to the results, or without data to the nearest codes.
-        quantization: for "int8", which layers and how; None for all of them and the usual way.
+        quantization: for "int8" and weights alone, which layers and how, and what the rest computes in; None
+            for all of them, the usual way, and f32.
         padding: "skip" computes a padded batch at the positions that its attention mask shows only;
             outputs keep their shape, and are 0 at hidden positions of outputs that have one for each.
             "compute" computes hidden positions too, as the source does.
@@ -250,7 +255,8 @@ def _quantized(model: ir.Model, given: object, asked: CompileOptions, progress: 
         else load_samples(asked.data, inputs_of(model), folder=folder_of(given)).feeds
     )
     if form is not None:
-        return quantize_weights_only(model, form, feeds, threads=asked.threads, cache=asked.folder)
+        wanted = asked.quantization
+        return quantize_weights_only(model, form, feeds, wanted, threads=asked.threads, cache=asked.folder)
     how = asked.quantization or Quantization()
     if asked.data is None:
         return quantize_dynamic(model, how)

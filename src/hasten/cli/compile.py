@@ -12,6 +12,7 @@ from hasten.api import PADDING, PRECISIONS, STORAGE, CompileOptions, compile_pay
 from hasten.backends.native import Payload
 from hasten.cli.console import Steps, check_place, echo_json, names, number, size, stderr
 from hasten.cli.options import database_option, json_option, model_argument, threads_option
+from hasten.cli.quantization import quantization_of, quantization_options
 from hasten.cli.sources import is_artifact
 from hasten.errors import OptionError
 from hasten.runtime.artifact import write_artifact
@@ -25,6 +26,7 @@ Examples:
   hasten compile model.onnx -o model.hasten
   hasten compile model.onnx --tune quick --shape input_ids=1x128
   hasten compile model.onnx --precision int8 --data examples.npz
+  hasten compile model.onnx --precision int8 --data examples.npz --rounding gptq --rest bf16
   hasten compile bert/ -o bert.hasten --target x86-64-v3 --target x86-64-v4
 """
 
@@ -64,6 +66,7 @@ Examples:
     help="For int8 and weights in codes: what the model will see, in an .npz file, a folder of such, Parquet "
     "or JSON lines.",
 )
+@quantization_options
 @click.option(
     "--padding",
     type=click.Choice(PADDING),
@@ -117,6 +120,7 @@ def compile_(  # noqa: PLR0913, PLR0917 - one for each option
     targets: tuple[str, ...],
     precision: str,
     data: Path | None,
+    choices: Mapping[str, str],
     padding: str,
     threads: int | None,
     effort: str,
@@ -142,6 +146,7 @@ def compile_(  # noqa: PLR0913, PLR0917 - one for each option
         target=targets,
         precision=precision,
         data=data,
+        quantization=quantization_of(precision, data, choices),
         padding=padding,
         threads=threads,
         tune=tuning,

@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.passes.quantize_weights import Codes, WeightScale, channel_scales, rounded
-from hasten.passes.weight_blocks import BlockCodes, WeightBlocks, block_codes, block_scales, codes_type
+from hasten.passes.weight_blocks import (
+    BlockCodes,
+    WeightBlocks,
+    block_codes,
+    block_scales,
+    codes_type,
+    fitted,
+)
 
 DAMPING = 0.01
 """What is added to the diagonal, as a share of its mean, so that rare inputs do not decide much."""
@@ -60,11 +67,12 @@ def gptq_blocks(
     """The same for a weight `[inputs, outputs]` with a scale for each block of inputs.
 
     Args:
-        weight: float32; its inputs divide into blocks.
+        weight: float32; its inputs divide into blocks (`fitted`).
         how: bits, blocks and zero points.
         hessian: as for `gptq`.
         damping: as for `gptq`.
     """
+    how = fitted(how, len(weight))
     left = weight.astype(np.float64)
     codes = np.zeros(weight.shape, codes_type(how))
     scale = np.zeros((len(weight) // how.block, weight.shape[1]), np.float32)

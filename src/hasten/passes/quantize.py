@@ -88,10 +88,13 @@ class Scheme:
         residuals: kinds of products whose residual sums read the other operand in 8 bits too. Within a
             network for pictures this halves the memory that is moved, or better; the residual stream of a
             transformer is small and loses from it.
+        group: where weights alone are quantized, inputs that share a scale: 128, 64 or 32, and fewer for
+            layers that they do not divide. None for 128 in 8 bits and 32 in 4.
     """
 
     weights: WeightScale = "absmax"
     residuals: tuple[str, ...] = ("Conv",)
+    group: int | None = None
 
 
 _KINDS = ("MatMul", "Gemm", "Conv")

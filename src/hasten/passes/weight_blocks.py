@@ -7,7 +7,7 @@ version 21 on; products stay products of floats (`codegen.codes` says how they a
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,9 @@ from hasten.passes.insertion import Insertion
 from hasten.passes.quantize import Layer, chosen_nodes
 from hasten.passes.quantize_dynamic import rowwise_layers
 
+GROUPS = (128, 64, 32)
+"""Inputs of a layer that may share a scale."""
+
 
 @dataclass(frozen=True)
 class WeightBlocks:
@@ -28,7 +31,8 @@ class WeightBlocks:
 
     Attributes:
         bits: of a code: 8 or 4.
-        block: inputs of a layer that share a scale: 32, 64 or 128.
+        block: inputs of a layer that share a scale: one of `GROUPS`. Layers whose inputs it does not divide
+            have the largest smaller one that does (`fitted`).
         zero_points: whether codes are unsigned and each block has a zero point too, so that its least and its
             greatest weight are both at the end of the range.
     """
@@ -52,6 +56,11 @@ class BlockCodes:
     scale: NDArray[np.float32]
     zero: NDArray[Any] | None
 
+    @property
+    def block(self) -> int:
+        """Inputs that share a scale."""
+        return len(self.values) // len(self.scale)
+
     def weight(self) -> NDArray[np.float32]:
         """What the codes stand for: `[inputs, outputs]`."""
         blocks = self.values.astype(np.float32).reshape(len(self.scale), -1, self.scale.shape[1])
@@ -59,9 +68,21 @@ class BlockCodes:
         return ((blocks - zero) * self.scale[:, None]).reshape(self.values.shape)
 
 
-def block_layers(model: ir.Model, how: WeightBlocks) -> list[Layer]:
+def block_layers(model: ir.Model) -> list[Layer]:
     """The matrix products whose weights divide into blocks."""
-    return [layer for layer in rowwise_layers(model) if layer.depth % how.block == 0]
+    return [layer for layer in rowwise_layers(model) if layer.depth % min(GROUPS) == 0]
+
+
+def fitted(how: WeightBlocks, depth: int) -> WeightBlocks:
+    """The same with the largest blocks, at most its own, that divide a layer's inputs.
+
+    Raises:
+        ValueError: none do.
+    """
+    for block in GROUPS:
+        if block <= how.block and depth % block == 0:
+            return replace(how, block=block)
+    raise ValueError(f"{depth} inputs do not divide into blocks of {min(GROUPS)}")
 
 
 def codes_type(how: WeightBlocks) -> np.dtype[Any]:
@@ -94,7 +115,8 @@ def block_codes(
 
 
 def round_blocks(weight: NDArray[np.float32], how: WeightBlocks) -> BlockCodes:
-    """The nearest codes of a weight `[inputs, outputs]`, whose inputs divide into blocks."""
+    """The nearest codes of a weight `[inputs, outputs]`, whose inputs divide into blocks (`fitted`)."""
+    how = fitted(how, len(weight))
     blocks = weight.reshape(-1, how.block, weight.shape[1])
     scale, zero = block_scales(blocks, how)
     codes = block_codes(blocks, scale[:, None], zero[:, None], how).reshape(weight.shape)
@@ -116,7 +138,7 @@ def insert_weight_codes(
         how: bits, blocks and zero points.
         codes: weights of some layers that were rounded with more care, by the layer's name.
     """
-    known = {layer.name: layer for layer in block_layers(model, how)}
+    known = {layer.name: layer for layer in block_layers(model)}
     result = model.clone()
     insert = Insertion(result.graph)
     made: dict[tuple[ir.Value, int], ir.Value] = {}
@@ -148,6 +170,6 @@ def _dequantized(
     ]
     up = insert.node("DequantizeLinear", inputs, "dequantized", weight)
     up.attributes["axis"] = ir.AttrInt64("axis", 1 - axis)
-    up.attributes["block_size"] = ir.AttrInt64("block_size", how.block)
+    up.attributes["block_size"] = ir.AttrInt64("block_size", codes.block)
     insert.graph.insert_before(insert.graph[0], up)
     return up.outputs[0]

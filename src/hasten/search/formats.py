@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -33,7 +33,7 @@ WEIGHTS: Mapping[Format, WeightBlocks] = {
     "int8-weights": WeightBlocks(8, 128),
     "int4-weights": WeightBlocks(4, 32, zero_points=True),
 }
-"""Formats of weights alone."""
+"""Formats of weights alone, with the blocks that they have unless others are asked for (`blocks_of`)."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,13 @@ def layers_for(model: ir.Model, form: Format) -> list[Layer]:
     """The layers that can have a format, in the order of the graph."""
     if form == "int8":
         return products(model)
-    return block_layers(model, WEIGHTS[form]) if form in WEIGHTS else rowwise_layers(model)
+    return block_layers(model) if form in WEIGHTS else rowwise_layers(model)
+
+
+def blocks_of(form: Format, scheme: Scheme) -> WeightBlocks:
+    """How weights are rounded in a format of weights alone."""
+    usual = WEIGHTS[form]
+    return usual if scheme.group is None else replace(usual, block=scheme.group)
 
 
 def weight_of(model: ir.Model, layer: Layer) -> NDArray[np.float32]:
@@ -87,7 +93,7 @@ def weight_in(
         )
         return codes.weight(layer.axis)
     blocks = careful.blocks.get(form, {}).get(layer.name) or round_blocks(
-        columns(model.graph.initializers[layer.weight], layer.axis), WEIGHTS[form]
+        columns(model.graph.initializers[layer.weight], layer.axis), blocks_of(form, scheme)
     )
     return np.ascontiguousarray(blocks.weight() if layer.axis == 1 else blocks.weight().T)
 
@@ -121,7 +127,8 @@ def in_formats(
     if names["int8-dynamic"]:
         kept = {n: careful.channels[n] for n in names["int8-dynamic"] if n in careful.channels}
         result = insert_dynamic(result, names["int8-dynamic"], kept)
-    for form, how in WEIGHTS.items():
+    for form in WEIGHTS:
         if names[form]:
-            result = insert_weight_codes(result, names[form], how, careful.blocks.get(form))
+            kept_blocks = careful.blocks.get(form)
+            result = insert_weight_codes(result, names[form], blocks_of(form, scheme), kept_blocks)
     return result.clone() if result is model else result

@@ -19,6 +19,7 @@ from hasten.passes.facts import is_quantized
 from hasten.passes.quantize import Layer, Range, Scheme, observed_values, products
 from hasten.passes.quantize_tables import quantize_tables
 from hasten.passes.smooth import smooth
+from hasten.passes.weight_blocks import GROUPS
 from hasten.search.calibration import Feeds, Observations, observe
 from hasten.search.formats import NEAREST, Careful, Format, in_formats, weight_in, weight_of
 from hasten.search.histogram import METHODS, Method
@@ -35,17 +36,22 @@ _INT8: tuple[Format, ...] = ("int8",)
 
 @dataclass(frozen=True)
 class Quantization:
-    """How a model is quantized to int8.
+    """How a model is quantized.
+
+    With weights alone in 8 or 4 bits, `ranges` says nothing; without data, `smoothing`, `rounding` and
+    `correct_bias` say nothing either.
 
     Attributes:
         layers: names of the layers to quantize; None for all MatMul, Gemm and Conv with constant weights.
         ranges: how the range of an activation follows from what it is on the data: "minmax", "percentile",
             "entropy" or "mse"; "layer" takes for each the one that changes the layer's results least.
-        scheme: how the scales of weights are found, and what is quantized beside the operands of layers.
+        scheme: how the scales of weights are found and which weights share one, and what is quantized beside
+            the operands of layers.
         smoothing: how much of the outliers of matrix products' activations moves into weights before anything
             is quantized (`passes.smooth`), from 0 to 1; None for not at all. 0.8 suits MiniLM best of the
             values tried; 0.5, that of the paper, made it worse than none.
-        rounding: "nearest", or "gptq" for weights rounded by what they do to the layer's results.
+        rounding: "nearest", or "gptq" for weights rounded by what they do to the layer's results. None for
+            the usual: "gptq" where weights alone are quantized and there is data, else "nearest".
         correct_bias: whether the mean error of each output channel is taken back in the bias.
         tables: whether large tables that are only looked up (embeddings) are in int8 too, with a scale for
             each row.
@@ -56,7 +62,7 @@ class Quantization:
     ranges: Ranges = "minmax"
     scheme: Scheme = field(default_factory=Scheme)
     smoothing: float | None = 0.8
-    rounding: Rounding = "nearest"
+    rounding: Rounding | None = None
     correct_bias: bool = True
     tables: bool = True
     rest: str = "f32"
@@ -66,10 +72,12 @@ class Quantization:
             raise OptionError(f"ranges={self.ranges!r}: give one of {', '.join(RANGES)}")
         if self.smoothing is not None and not 0 <= self.smoothing <= 1:
             raise OptionError(f"smoothing={self.smoothing!r}: give a number from 0 to 1, or None")
-        if self.rounding not in ROUNDINGS:
+        if self.rounding is not None and self.rounding not in ROUNDINGS:
             raise OptionError(f"rounding={self.rounding!r}: give one of {', '.join(ROUNDINGS)}")
         if self.rest not in RESTS:
             raise OptionError(f"rest={self.rest!r}: give one of {', '.join(RESTS)}")
+        if self.scheme.group is not None and self.scheme.group not in GROUPS:
+            raise OptionError(f"group={self.scheme.group}: give one of {', '.join(map(str, GROUPS))}")
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,7 @@ def quantize(
         "ranges": how.ranges,
         "weights": how.scheme.weights,
         "smoothing": how.smoothing,
-        "rounding": how.rounding,
+        "rounding": how.rounding or "nearest",
         "correct_bias": how.correct_bias,
         "tables": how.tables,
         "samples": ready.seen.samples,

@@ -14,7 +14,7 @@ from hasten.passes.quantize import Scheme
 from hasten.passes.quantize_weights import Codes
 from hasten.passes.weight_blocks import BlockCodes, columns
 from hasten.search.calibration import Feeds
-from hasten.search.formats import WEIGHTS, Careful, Format, layers_for, weight_of
+from hasten.search.formats import WEIGHTS, Careful, Format, blocks_of, layers_for, weight_of
 from hasten.search.hessians import LIMIT, hessians
 from hasten.search.pages import give_back
 
@@ -56,7 +56,7 @@ def round_carefully(
         feeds: calibration data.
         layers: names.
         formats: that each of them is rounded to, where it can have it.
-        scheme: how scales of output channels are found.
+        scheme: how scales of output channels are found, and how many inputs share one.
         bounds: how much it may take.
         threads: threads to use; None for all cores.
         cache: folder of compiled objects, or None.
@@ -84,6 +84,6 @@ def round_carefully(
         for form, codes in blocks.items():
             if layer.name in able[form]:
                 weight = columns(model.graph.initializers[layer.weight], layer.axis)
-                codes[layer.name] = gptq_blocks(weight, WEIGHTS[form], matrix)
+                codes[layer.name] = gptq_blocks(weight, blocks_of(form, scheme), matrix)
         give_back(model)
     return Careful(channels, blocks)

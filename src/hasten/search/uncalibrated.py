@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
 
 from hasten.errors import OptionError
 from hasten.passes.facts import is_quantized
-from hasten.passes.quantize import Layer, Scheme
+from hasten.passes.quantize import Layer
 from hasten.passes.quantize_dynamic import insert_dynamic, rowwise_layers
 from hasten.passes.quantize_tables import quantize_tables
+from hasten.passes.weight_blocks import GROUPS, fitted
 from hasten.search.calibration import Feeds
-from hasten.search.formats import WEIGHTS, Format, in_formats, layers_for
-from hasten.search.quantization import Quantization, Quantized, prepare
+from hasten.search.formats import Format, blocks_of, in_formats, layers_for
+from hasten.search.quantization import Quantization, Quantized, Rounding, prepare
 
 
 def quantize_dynamic(model: ir.Model, how: Quantization) -> Quantized:
@@ -39,7 +41,7 @@ def quantize_weights_only(
     model: ir.Model,
     form: Format,
     feeds: Sequence[Feeds] = (),
-    layers: Collection[str] | None = None,
+    how: Quantization | None = None,
     *,
     threads: int | None = None,
     cache: Path | None = None,
@@ -47,13 +49,13 @@ def quantize_weights_only(
     """A model whose matrix products have weights of few bits, and compute in floats.
 
     Without data weights are rounded to the nearest codes. With data they are rounded by what they do to the
-    results (GPTQ), after outliers of activations have moved into them.
+    results (GPTQ), after outliers of activations have moved into them, unless `how` says otherwise.
 
     Args:
         model: after `optimize_graph`; it is left as it is.
         form: one of `formats.WEIGHTS`.
         feeds: calibration data; none for rounding to the nearest.
-        layers: names; None for all MatMul and Gemm whose weights divide into blocks.
+        how: the choices; None for the usual ones, of all MatMul and Gemm that divide into blocks.
         threads: threads to use; None for all cores.
         cache: folder of compiled objects, or None.
 
@@ -61,22 +63,30 @@ def quantize_weights_only(
         OptionError: as for `quantize_dynamic`.
         CalibrationError: the data gives NaN or infinity.
     """
-    how = WEIGHTS[form]
-    needs = f"weights alone are quantized of MatMul and Gemm whose inputs divide into blocks of {how.block}"
-    chosen = _chosen(model, layers_for(model, form), layers, needs)
+    how = how or Quantization()
+    least = min(GROUPS)
+    needs = f"weights alone are quantized of MatMul and Gemm whose inputs divide into blocks of {least}"
+    possible = layers_for(model, form)
+    chosen = _chosen(model, possible, how.layers, needs)
     formats = dict.fromkeys(chosen, form)
+    rounding: Rounding = "nearest"
     if feeds:
-        choices = Quantization(chosen, rounding="gptq", tables=False)
+        rounding = how.rounding or "gptq"
+        choices = replace(how, layers=chosen, ranges="minmax", rounding=rounding, tables=False)
         ready = prepare(model, feeds, choices, [form], threads=threads, cache=cache)
         result = ready.quantized(formats, {})
     else:
-        result = in_formats(model, formats, {}, Scheme())
+        result = in_formats(model, formats, {}, how.scheme)
+    blocks = blocks_of(form, how.scheme)
+    sizes = {i.name: fitted(blocks, i.depth).block for i in possible if i.name in formats}
     report = {
         "layers": chosen,
-        "weights_only": {"bits": how.bits, "block": how.block, "zero_points": how.zero_points},
-        "rounding": "gptq" if feeds else "nearest",
+        "weights_only": {"bits": blocks.bits, "block": blocks.block, "zero_points": blocks.zero_points},
+        "smaller_blocks": {name: size for name, size in sizes.items() if size < blocks.block},
+        "rounding": rounding,
         "samples": len(feeds),
-        "tables": quantize_tables(result.graph),
+        "tables": quantize_tables(result.graph) if how.tables else [],
+        "rest": how.rest,
     }
     return Quantized(result, report)
 
