@@ -21,6 +21,7 @@ from hasten.errors import ArtifactError, EngineError, InputError, MissingDepende
 from hasten.loops.dtypes import DType
 from hasten.passes.pipeline import optimize_graph
 from hasten.runtime.artifact import read_artifact, write_artifact
+from hasten.search.transfer import mapped
 from hasten.target import native
 
 WEIGHT = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
@@ -49,7 +50,7 @@ def model() -> Any:
 
 def write(path: Path, engine: str, version: str = "1", precision: str = "f32", damage: bool = False) -> Path:
     payload = foreign_payload(
-        model(),
+        mapped(model(), path.with_suffix(".onnx")),  # as a search has its graphs: weights in another file
         engine=engine,
         engine_version=version,
         precision=precision,

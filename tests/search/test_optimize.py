@@ -360,10 +360,10 @@ NARROW = any("bf16" in t.factors and runs_here(t) for t in TARGETS)
 
 
 @pytest.mark.parametrize(
-    ("winner", "engine", "precision"),
+    ("asked", "winner", "engine", "precision"),
     [
-        ("openvino-bf16" if NARROW else "openvino", "openvino", "bf16" if NARROW else "f32"),
-        (r"int8 \(\w+, onnxruntime\)", "onnxruntime", "f32"),
+        ("bf16", "openvino-bf16" if NARROW else "openvino", "openvino", "bf16" if NARROW else "f32"),
+        ("int8", r"int8 \(.*, onnxruntime\)", "onnxruntime", "f32"),
     ],
 )
 def test_another_engine_wins_and_the_session_runs_it(
@@ -371,6 +371,7 @@ def test_another_engine_wins_and_the_session_runs_it(
     clockwork: list[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
+    asked: str,
     winner: str,
     engine: str,
     precision: str,
@@ -384,7 +385,7 @@ def test_another_engine_wins_and_the_session_runs_it(
         return replace(found, results=tuple(results))
 
     monkeypatch.setattr(trials, "measure", faster)
-    found = search(precision="auto", engines=True)
+    found = search(precision=asked, engines=True)
     told = record(found)
     assert re.fullmatch(winner, told.chosen)
     assert told.stated <= 0.05
@@ -398,10 +399,12 @@ def test_another_engine_wins_and_the_session_runs_it(
         x = {"x": np.concatenate([s["x"] for s in samples(200, seed=9)])}
         plain, narrow = hasten.compile(network()).run(x)["scores"], again.run(x)["scores"]
         np.testing.assert_array_equal(narrow, found.run(x)["scores"])
-        assert 0 < np.abs(narrow - plain).max() < 0.2 * np.abs(plain).max()
+        least = 0 if winner == "openvino" else 1e-4
+        assert least <= np.abs(narrow - plain).max() / np.abs(plain).max() < 0.2
         assert (narrow.argmax(axis=1) == plain.argmax(axis=1)).mean() > 0.93
-    others = {c.engine for c in told.candidates if c.quantized and c.drop is not None}
-    assert others == {"hasten", "onnxruntime", "openvino"}
+    if asked == "int8":
+        tried = {c.engine for c in told.candidates if c.quantized and c.drop is not None}
+        assert tried == {"hasten", "onnxruntime", "openvino"}
     monkeypatch.setitem(sys.modules, engine, None)
     with pytest.raises(MissingDependencyError, match=f"pip install '{engine}=={version}'"):
         hasten.open(tmp_path / "found.hasten")

@@ -163,7 +163,7 @@ def _unpacked(raw: memoryview, tensor: onnx.TensorProto) -> bytes:
 
 
 def whole_model(model: ir.Model) -> bytes:
-    """A graph with its weights as one ONNX file.
+    """A graph with its weights, wherever they lie, as one ONNX file.
 
     Raises:
         ArtifactError: it is too large for that.
@@ -172,4 +172,4 @@ def whole_model(model: ir.Model) -> bytes:
                 for v in model.graph.initializers.values() if v.const_value is not None)  # fmt: skip
     if total > _LARGEST - (64 << 20):
         raise ArtifactError(f"the weights have {total} bytes: an ONNX file for another engine holds 2 GB")
-    return bytes(ir.to_proto(model.clone()).SerializeToString())
+    return bytes(ir.to_proto(ir.external_data.load_to_model(model.clone())).SerializeToString())
