@@ -9,8 +9,8 @@ from pathlib import Path
 import hasten
 
 NAMES = [
-    "HastenError", "Quantization", "Session", "Target", "TensorInfo", "Tuning", "__version__", "compile",
-    "errors", "open", "optimize", "prune",
+    "HastenError", "Pruned", "Quantization", "Session", "Target", "TensorInfo", "Training", "Tuning",
+    "__version__", "compile", "errors", "open", "optimize", "prune",
 ]  # fmt: skip
 
 # Runs where nothing but the standard library, NumPy and hasten can be imported.
@@ -37,7 +37,7 @@ except hasten.HastenError as error:
 
 def test_the_public_names() -> None:
     assert sorted(NAMES) == NAMES == hasten.__all__
-    assert len(NAMES) <= 12
+    assert len(NAMES) <= 14
     for name in NAMES:
         assert getattr(hasten, name) is not None
     assert hasten.compile.__module__ == "hasten.api.compiling"

@@ -23,16 +23,20 @@ from hasten.target import Target
 
 if TYPE_CHECKING:
     from hasten.api import compile, optimize, prune  # noqa: A004 - the field's word
+    from hasten.search.prune.report import Pruned
+    from hasten.search.prune.training import Training
     from hasten.search.quantization import Quantization
     from hasten.search.tune_options import Tuning
 
 __version__ = "0.1.0"
 __all__ = [
     "HastenError",
+    "Pruned",
     "Quantization",
     "Session",
     "Target",
     "TensorInfo",
+    "Training",
     "Tuning",
     "__version__",
     "compile",
@@ -45,7 +49,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Loads `compile` and the like, which need more than NumPy, when they are first used (PEP 562)."""
-    if name not in ("Quantization", "Tuning", "compile", "optimize", "prune"):
+    if name not in ("Pruned", "Quantization", "Training", "Tuning", "compile", "optimize", "prune"):
         raise AttributeError(f"module 'hasten' has no attribute {name!r}")
     try:
         from hasten import api

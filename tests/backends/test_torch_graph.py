@@ -119,3 +119,30 @@ def test_an_operator_without_a_gradient() -> None:
         assert found["y"].tolist() == [[0, 1, 0, 0]] and found["i"].tolist() == [1]
     with pytest.raises(UnsupportedModelError, match="Hardmax"):
         graph.run({"x": x.requires_grad_()})
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_bodies_that_read_values_around_them(chosen: bool) -> None:
+    """What only a body reads is there when the node's turn comes; a gradient does not pass."""
+    text = """<ir_version: 10, opset_import: ["": 21]> g (float[n, 4] x, bool c) => (float[n, 4] y) {
+        h = Relu(x)
+        k = Exp(x)
+        z = If (c) <then_branch = t () => (float[n, 4] a) { a = Neg(h) },
+                    else_branch = e () => (float[n, 4] b) { b = Add(h, k) }>
+        y = Mul(z, x) }"""
+    model = frontends.load(onnx.parser.parse_model(text))
+    x = np.array([[1.0, -3.0, 2.0, 0.5]], np.float32)
+    graph = TorchGraph(model)
+    with torch.no_grad():
+        found = graph.run({"x": x, "c": np.array(chosen)})["y"].numpy()
+    relu = np.maximum(x, 0)
+    np.testing.assert_allclose(found, (-relu if chosen else relu + np.exp(x)) * x, rtol=1e-6)
+    with pytest.raises(UnsupportedModelError, match="has no gradient here"):
+        graph.run({"x": torch.from_numpy(x).requires_grad_(), "c": np.array(chosen)})
+
+
+def test_types_that_pytorch_has_not_are_refused() -> None:
+    text = """<ir_version: 10, opset_import: ["": 21]> g (int64[n] i) => (float8e4m3fn[n] y)
+        <float8e4m3fn[3] w = {1, 2, 3}> { y = Gather(w, i) }"""
+    with pytest.raises(UnsupportedModelError, match="float8_e4m3fn"):
+        TorchGraph(ir.from_proto(onnx.parser.parse_model(text)))

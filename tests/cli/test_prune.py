@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +15,10 @@ import onnxruntime
 import pytest
 from click.testing import Result
 from tests.search.prune.conftest import WIDTH, network, samples  # noqa: F401 - fixtures
+from tests.search.test_data import tokenizer
 
 import hasten
+from hasten.api import pruning
 from hasten.errors import ArtifactError, OptionError
 from hasten.search.samples import Samples
 
@@ -129,3 +133,141 @@ def test_rows_and_zeros_make_a_smaller_file(
         "prune", model, "--sparsity", "4:2", "-o", tmp_path / "n.onnx"
     )
     assert "nothing is asked for" in refused("prune", model, "-o", tmp_path / "n.onnx")
+
+
+def residual(path: Path) -> Path:
+    """A stream of which the second of three residual layers gives next to nothing."""
+    rng = np.random.default_rng(3)
+    lines, x = [], "x"
+    signature = "(float[n, 16] x) => (float[n, 4] z) { z = MatMul(x, e) }"
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 21]> main {signature}')
+    del proto.graph.node[:]
+    arrays = {"e": rng.standard_normal((16, 4))}
+    for k, size in enumerate((0.5, 1e-4, 0.5)):
+        arrays |= {f"a{k}": rng.standard_normal((16, 64)), f"b{k}": rng.standard_normal((64, 16)) * size / 8}
+        lines += [("MatMul", [x, f"a{k}"], f"p{k}"), ("Relu", [f"p{k}"], f"q{k}")]
+        lines += [("MatMul", [f"q{k}", f"b{k}"], f"r{k}"), ("Add", [x, f"r{k}"], f"y{k}")]
+        x = f"y{k}"
+    for kind, inputs, output in [*lines, ("MatMul", [x, "e"], "z")]:
+        proto.graph.node.append(onnx.helper.make_node(kind, inputs, [output], name=f"make {output}"))
+    for name, array in arrays.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
+    onnx.save(proto, path)
+    return path
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> tuple[Path, Path]:
+    rng = np.random.default_rng(4)
+    data = tmp_path / "deep.npz"
+    np.savez(data, x=rng.standard_normal((60, 16)).astype(np.float32), labels=np.arange(60) % 4)
+    return residual(tmp_path / "deep.onnx"), data
+
+
+def test_layers_and_a_page(invoke: Invoke, deep: tuple[Path, Path], tmp_path: Path) -> None:
+    small, page = tmp_path / "small.onnx", tmp_path / "page.html"
+    done = invoke(
+        *("prune", deep[0], "--data", deep[1], "--unit", "layers", "--flops", "70%", "-o", small),
+        *("--report", page, "--json"),
+    )
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert [cut["after"] for cut in told["cuts"]] == [1, 0, 1]
+    assert told["criterion"] == "fisher"
+    assert told["bytes"] == small.stat().st_size
+    assert page.read_text("utf-8").count('class="bar"') == 3
+    done = invoke(
+        *("prune", deep[0], "--data", deep[1], "--unit", "layers,neurons", "--criterion", "gradient"),
+        *("--flops", "50%", "-o", small, "--overwrite", "--report", tmp_path / "page.json"),
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "page.json").read_text())["flops"] <= 0.5
+
+
+def test_training_goes_on_from_its_checkpoint(
+    invoke: Invoke, refused: Callable[..., str], deep: tuple[Path, Path], tmp_path: Path
+) -> None:
+    checkpoint, small = tmp_path / "t.pt", tmp_path / "small.onnx"
+    command = [
+        "prune", *(deep[0], "--data", deep[1], "--unit", "neurons", "--flops", "60%", "--repair", "distill"),
+        *("--checkpoint", checkpoint, "-o", small, "--overwrite"),
+    ]  # fmt: skip
+    done = invoke(*command, "--epochs", "1")
+    assert done.exit_code == 0, done.output
+    done = invoke(*command, "--epochs", "2")
+    assert done.exit_code == 0, done.output
+    assert "epoch 2 of 2" in done.stderr and "epoch 1 of 2" not in done.stderr
+    assert "of another pruning" in refused(*command, "--seed", "3")
+
+
+def test_limits_and_amounts(invoke: Invoke, deep: tuple[Path, Path], tmp_path: Path) -> None:
+    small = tmp_path / "small.onnx"
+    common = ("prune", deep[0], "--unit", "neurons", "-o", small, "--overwrite", "--json")
+    even = json.loads(invoke(*common, "--flops", "80%", "--amounts", "uniform").stdout)
+    assert [cut["after"] for cut in even["cuts"]] == [48, 48, 48]
+    least = json.loads(invoke(*common, "--flops", "1%").stdout)
+    assert not least["reached"]
+    assert "cannot be reached" in least["notes"][0]
+    done = invoke(*common, "--flops", "60%", "--data", deep[1], "--seconds", "0.001")
+    assert done.exit_code == 0, done.output
+    assert any("for want of time" in note for note in json.loads(done.stdout)["notes"])
+
+
+def test_what_makes_no_sense_is_refused(
+    refused: Callable[..., str], deep: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = tmp_path / "small.onnx"
+    common = ("prune", deep[0], "--flops", "60%", "-o", small)
+    assert "--seed" in refused(*common, "--seed", "-1")
+    with pytest.raises(OptionError, match="seed=-1"):
+        hasten.prune(deep[0], flops=0.6, seed=-1)
+    layers = refused(*common, "--data", deep[1], "--unit", "layers", "--criterion", "obs")
+    assert "ranks no layers" in layers
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "pip install 'hasten[torch]'" in refused(*common, "--data", deep[1], "--criterion", "fisher")
+
+
+def test_the_original_folder_reads_texts_for_what_is_left(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Raw texts go through the tokenizer of the folder that was pruned, to compiler and search too."""
+    folder = tokenizer(tmp_path)
+    body = (
+        "(int64[n, s] input_ids) => (float[n, 3] y) "
+        "{ e = Gather(table, input_ids) m = ReduceMean<keepdims=0>(e, axis) p = MatMul(m, a) q = Relu(p) "
+        "y = MatMul(q, b) }"
+    )
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 21]> main {body}')
+    rng = np.random.default_rng(0)
+    arrays = {"table": rng.standard_normal((5, 8)), "a": rng.standard_normal((8, 64)), "b": np.ones((64, 3))}
+    for name, array in (*arrays.items(), ("axis", np.array([1]))):
+        kept = array if name == "axis" else array.astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(kept, name))
+    monkeypatch.setattr(pruning.frontends, "load", lambda source, **_: ir.from_proto(proto))
+    texts = [" ".join(words) for words in itertools.product(("good", "bad", "film"), repeat=4)]
+    small = hasten.prune(folder, data=texts, unit="neurons", flops=0.7)
+    assert small.folder == folder
+    monkeypatch.undo()
+    hasten.compile(small, precision="int8", data=texts, cache=cache).close()
+    found = hasten.optimize(
+        small, data=texts, precision="f32", engines=False, threads=1, cache=cache, database=tmp_path / "db"
+    )
+    assert any("raw texts through the tokenizer" in note for note in found.report.record.notes)
+
+
+def test_a_search_that_may_remove_some_units(invoke: Invoke, deep: tuple[Path, Path], tmp_path: Path) -> None:
+    fast = tmp_path / "fast.hasten"
+    common = ("optimize", deep[0], "--data", deep[1], "-o", fast, "--database", tmp_path / "db")
+    wrong = invoke(*common, "--prune-units", "atoms")
+    assert wrong.exit_code == 2
+    assert "prune=atoms: give True, or some of neurons" in wrong.stderr
+    done = invoke(
+        *(*common, "--prune-units", "layers", "--prune-criterion", "gradient", "--max-drop", "40%"),
+        *("--precision", "f32", "--no-engines", "--json"),
+    )
+    assert done.exit_code == 0, done.output
+    tried = [c for c in json.loads(done.stdout)["candidates"] if c["cuts"]]
+    assert tried
+    assert {cut["unit"] for c in tried for cut in c["cuts"]} == {"layers"}
+    assert [cut["after"] for cut in tried[0]["cuts"]] == [1, 0, 1]
+    assert "without 1 layer" in tried[0]["name"]

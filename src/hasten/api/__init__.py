@@ -4,6 +4,8 @@ from hasten.api.compiling import PADDING, PRECISIONS, STORAGE, CompileOptions, c
 from hasten.api.optimizing import Optimized, SearchReport, optimize
 from hasten.api.pruning import prune
 from hasten.passes.quantize import Scheme
+from hasten.search.prune.report import Pruned
+from hasten.search.prune.training import Training
 from hasten.search.quantization import Quantization
 from hasten.search.tune_options import Tuning
 
@@ -13,9 +15,11 @@ __all__ = [
     "STORAGE",
     "CompileOptions",
     "Optimized",
+    "Pruned",
     "Quantization",
     "Scheme",
     "SearchReport",
+    "Training",
     "Tuning",
     "compile",
     "compile_payload",

@@ -207,8 +207,7 @@ def compile_payload(
     named = [Target.named(name) for name in asked.targets]
     tuning = Tuning(asked.tune) if isinstance(asked.tune, str) else asked.tune
     progress("reading the model")
-    given = plain(source)
-    model = frontends.load(given, example=asked.example, dynamic=asked.dynamic)
+    model = frontends.load(plain(source), example=asked.example, dynamic=asked.dynamic)
     check_names(tuning.shapes, [v.name or "" for v in model.graph.inputs])
     progress("optimizing the graph")
     noted: dict[str, Any] = {
@@ -216,7 +215,7 @@ def compile_payload(
         "notes": model.metadata_props.get("hasten.notes", ""),
         "tuning": {},
     }
-    found = _quantized(model, given, asked, progress)
+    found = _quantized(model, folder_of(source), asked, progress)
     if found is not None:
         model, noted["quantization"] = found.model, found.report
     factors = {"bf16"} if asked.rest is DType.BF16 else set()
@@ -243,17 +242,15 @@ def compile_payload(
     return stored_sparse(payload) if asked.storage == "sparse" else payload
 
 
-def _quantized(model: ir.Model, given: object, asked: CompileOptions, progress: Progress) -> Quantized | None:
+def _quantized(
+    model: ir.Model, folder: Path | None, asked: CompileOptions, progress: Progress
+) -> Quantized | None:
     """The model in the precision that is asked for; None where that takes no change of the graph."""
     form = next((form for form in WEIGHTS if form == asked.precision), None)
     if form is None and asked.precision != "int8":
         return None
     progress("quantizing")
-    feeds = (
-        []
-        if asked.data is None
-        else load_samples(asked.data, inputs_of(model), folder=folder_of(given)).feeds
-    )
+    feeds = [] if asked.data is None else load_samples(asked.data, inputs_of(model), folder=folder).feeds
     if form is not None:
         wanted = asked.quantization
         return quantize_weights_only(model, form, feeds, wanted, threads=asked.threads, cache=asked.folder)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hasten import __version__
-from hasten.api.sources import plain
+from hasten.api.sources import folder_of, plain
 from hasten.codegen.toolchain import default_cache
 from hasten.frontends.protocol import Dynamic, Example
 from hasten.runtime.artifact import Artifact, read_artifact
@@ -18,6 +18,7 @@ from hasten.search.asked import Asked
 from hasten.search.candidates import LOSSLESS
 from hasten.search.clock import Clock
 from hasten.search.metrics import UserMetric, metric_named
+from hasten.search.prune.plan import SEARCHED
 from hasten.search.record import SearchRecord
 from hasten.search.report import to_html, to_json
 from hasten.search.results import default_database
@@ -92,7 +93,8 @@ def optimize(  # noqa: PLR0913 - choices, each with a default
     larger_is_better: bool | None = None,
     output: str | None = None,
     precision: str = "auto",
-    prune: bool = False,
+    prune: bool | str | Sequence[str] = False,
+    prune_criterion: str = "obs",
     engines: bool = True,
     padding: str = "skip",
     threads: int | None = None,
@@ -124,7 +126,9 @@ def optimize(  # noqa: PLR0913 - choices, each with a default
         larger_is_better: the direction of a metric that is a function.
         output: the output that a named metric looks at; None for the first.
         precision: "auto" for all; "f32", "bf16" or "int8" for what layers may have beside f32.
-        prune: whether heads, neurons and channels may be removed, as far as the budget allows; needs PyTorch.
+        prune: whether heads, neurons, channels and whole layers may be removed, as far as the budget allows;
+            or which of these, such as ("layers", "heads"). Needs PyTorch.
+        prune_criterion: by what units are ranked, as for `prune`; layers by fisher where that is obs.
         engines: whether other engines that are installed are candidates.
         padding: as for `compile`.
         threads: of a run; None for all cores.
@@ -160,7 +164,8 @@ def optimize(  # noqa: PLR0913 - choices, each with a default
         calibration=calibration,
         precision=precision,
         engines=engines,
-        prune=prune,
+        prune=_units(prune),
+        prune_criterion=prune_criterion,
         padding=padding,
         threads=cores() if threads is None else threads,
         seconds=time_limit,
@@ -177,7 +182,14 @@ def optimize(  # noqa: PLR0913 - choices, each with a default
         given = plain(source)
         found = read(given, example, dynamic, place)
         watch(Status("reading the data", "reading", (), LOSSLESS, clock.elapsed, time_limit))
-        problem = pose(found, given, data, asked, place, __version__)
+        problem = pose(found, given, data, asked, place, __version__, raw=folder_of(source))
         report = {"passes": found.passes, "tuning": {}, "notes": ""}
         record, path = search(problem, clock, report, __version__, command, watch)
         return Optimized(read_artifact(path), record, asked.threads)
+
+
+def _units(prune: bool | str | Sequence[str]) -> tuple[str, ...]:
+    """The kinds of units that are meant."""
+    if isinstance(prune, bool):
+        return SEARCHED if prune else ()
+    return (prune,) if isinstance(prune, str) else tuple(prune)

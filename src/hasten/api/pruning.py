@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hasten import frontends
 from hasten.api.sources import folder_of, inputs_of, plain
@@ -54,12 +56,13 @@ def prune(  # noqa: PLR0913 - choices, each with a default
             is repaired. `sparsity` goes by magnitude, activation (weight times what it reads), obs or random.
         repair: "none"; "statistics" (means and variances); "least-squares", the default with data; or
             "distill", which trains after that.
-        training: for "distill": epochs, time limit, rate and checkpoint (`search.prune.training`); None for
+        training: for "distill": epochs, time limit, rate and checkpoint (`hasten.Training`); None for
             3 epochs, 5 minutes at most.
         unseen: for rows: the id whose row those ids get that have none any more, such as that of the
             unknown token; None for the mean of the rows that went.
         amounts: "global", by one ranking over all groups of units, or "uniform", the same share of each.
-        seconds: time limit of everything; None for none. What is left undone for want of time is noted.
+        seconds: time limit of everything, reading included; None for none. What is left undone for want of
+            time is noted.
         seed: of random numbers.
         example: inputs to trace a torch.nn.Module with.
         dynamic: for torch.nn.Module, the symbolic dims: input name -> {dim: name}.
@@ -76,6 +79,7 @@ def prune(  # noqa: PLR0913 - choices, each with a default
         MissingDependencyError: PyTorch is needed and not installed.
         UnsupportedModelError: a gradient is needed and cannot pass through an operator.
     """
+    start = time.monotonic()
     units = (unit,) if isinstance(unit, str) else tuple(unit)
     repaired = repair or ("none" if data is None else "least-squares")
     chosen = criterion or default_criterion(units, repaired, with_data=data is not None)
@@ -94,10 +98,10 @@ def prune(  # noqa: PLR0913 - choices, each with a default
     )
     check_plan(plan, with_data=data is not None)
     progress("reading the model")
-    given = plain(source)
-    model = frontends.load(given, example=example, dynamic=dynamic)
+    model = frontends.load(plain(source), example=example, dynamic=dynamic)
     samples = None
     if data is not None:
-        samples = load_samples(data, inputs_of(model), folder=folder_of(given))
+        samples = load_samples(data, inputs_of(model), folder=folder_of(source))
     optimize_graph(model)
-    return prune_model(model, plan, samples, progress)
+    small = prune_model(model, plan, samples, progress, start=start)
+    return replace(small, folder=folder_of(source))

@@ -18,7 +18,9 @@ def plain(source: object) -> object:
 
 
 def folder_of(source: object) -> Path | None:
-    """A source's folder, which may bring what reads raw texts and pictures."""
+    """The folder of a source, or of its original, which may bring what reads raw texts and pictures."""
+    if isinstance(source, Pruned):
+        return source.folder
     return Path(source) if isinstance(source, str | os.PathLike) and Path(source).is_dir() else None
 
 

@@ -12,11 +12,11 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from hasten.backends.torch_operators import OPERATORS, to_tensor
+from hasten.backends.torch_operators import OPERATORS, to_array, to_tensor
 from hasten.errors import UnsupportedModelError
 from hasten.graph.constants import constant_tensor
 from hasten.graph.describe import describe_node
-from hasten.graph.evaluate import evaluate_node
+from hasten.graph.evaluate import captured_values, evaluate_node
 
 Feeds = Mapping[str, Any]
 Tap = Callable[[Tensor], Tensor]
@@ -42,7 +42,8 @@ class TorchGraph:
             for name, v in model.graph.initializers.items()
             if v.const_value is not None and v.const_value.dtype != ir.DataType.STRING
         }
-        self._uses = Counter(v.name for node in self.nodes for v in node.inputs if v is not None and v.name)
+        self._captured = {node: captured for node in self.nodes if (captured := _captured(node))}
+        self._uses = Counter(name for node in self.nodes for name in self._reads(node))
 
     def without(self, given: Collection[str]) -> TorchGraph:
         """What is left of the graph once some of its values are given: those become inputs.
@@ -52,7 +53,7 @@ class TorchGraph:
         """
         part = copy.copy(self)
         part.nodes = [n for n in self.nodes if not any(v.name in given for v in n.outputs if v.name)]
-        part._uses = Counter(v.name for n in part.nodes for v in n.inputs if v is not None and v.name)
+        part._uses = Counter(name for node in part.nodes for name in self._reads(node))
         part.inputs = [name for name in (*self.inputs, *given) if name in part._uses]
         part.outputs = [name for name in self.outputs if name not in given]
         return part
@@ -89,20 +90,24 @@ class TorchGraph:
             except NotImplementedError:
                 made = None
         if made is None:
-            made = self._by_reference(node, inputs)
+            around = {name: known[name] for name in self._captured.get(node, ())}
+            made = self._by_reference(node, inputs, around)
         results = list(made) if isinstance(made, list | tuple) else [made]
         for output, result in zip(node.outputs, results, strict=False):  # outputs behind may be left out
             if output.name:
                 known[output.name] = result
 
-    def _by_reference(self, node: ir.Node, inputs: list[Tensor | None]) -> list[Tensor]:
+    def _by_reference(
+        self, node: ir.Node, inputs: list[Tensor | None], around: Mapping[str, Tensor]
+    ) -> list[Tensor]:
         constant = constant_tensor(node)
         if constant is not None:
             return [to_tensor(constant.numpy())]
-        arrays = [None if t is None else t.detach().numpy() for t in inputs]
-        found = [to_tensor(a) for a in evaluate_node(node, arrays)]
+        arrays = [None if t is None else to_array(t) for t in inputs]
+        outer = {name: to_array(t) for name, t in around.items()}
+        found = [to_tensor(a) for a in evaluate_node(node, arrays, outer)]
         passes = any(t.is_floating_point() for t in found)  # no gradient goes through whole numbers
-        if passes and any(t is not None and t.requires_grad for t in inputs):
+        if passes and any(t is not None and t.requires_grad for t in [*inputs, *around.values()]):
             raise UnsupportedModelError(
                 f"{describe_node(node)} has no gradient here: choose a criterion without gradients, such as "
                 "magnitude, and repair without training"
@@ -136,13 +141,29 @@ class TorchGraph:
         self, node: ir.Node, known: dict[str, Tensor], left: Counter[str], wanted: Collection[str]
     ) -> None:
         """Drops values that no later node reads; `left` counts the readers to come."""
-        for value in node.inputs:
-            if value is None or not value.name:
-                continue
-            left[value.name] -= 1
-            if left[value.name] == 0 and value.name not in wanted:
-                known.pop(value.name, None)
+        for name in self._reads(node):
+            left[name] -= 1
+            if left[name] == 0 and name not in wanted:
+                known.pop(name, None)
 
     def readers(self) -> Counter[str]:
-        """How many inputs read each value."""
+        """How many inputs, and bodies, read each value."""
         return Counter(self._uses)
+
+    def readers_of(self, name: str) -> list[tuple[int, int]]:
+        """The nodes, by index, and inputs that read a value."""
+        return [
+            (index, position)
+            for index, node in enumerate(self.nodes)
+            for position, value in enumerate(node.inputs)
+            if value is not None and value.name == name
+        ]
+
+    def _reads(self, node: ir.Node) -> list[str]:
+        """What a node reads, once for each input, and what its bodies do."""
+        return [v.name for v in node.inputs if v is not None and v.name] + list(self._captured.get(node, ()))
+
+
+def _captured(node: ir.Node) -> tuple[str, ...]:
+    """Names of what the bodies of a node read around them."""
+    return tuple(value.name for value in captured_values(node) if value.name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from hasten.backends.torch_movement import MOVEMENT
 from hasten.backends.torch_node import DTYPES, Inputs, Run, attribute, integers, maybe, operand
 from hasten.backends.torch_windows import WINDOWS
+from hasten.errors import UnsupportedModelError
 
 
 def _unary(function: Callable[[Tensor], Tensor]) -> Run:
@@ -283,5 +285,25 @@ OPERATORS: Mapping[str, Run] = {
 
 
 def to_tensor(array: np.ndarray) -> Tensor:
-    """A tensor of its own for an array."""
-    return torch.from_numpy(np.array(array))
+    """A tensor of its own for an array.
+
+    Raises:
+        UnsupportedModelError: PyTorch has no such type.
+    """
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    try:
+        return torch.from_numpy(np.array(array))
+    except TypeError as error:
+        raise UnsupportedModelError(
+            f"the model has values of type {array.dtype}, which PyTorch cannot compute with here: choose "
+            "criterion='magnitude' and repair='none', which do without"
+        ) from error
+
+
+def to_array(tensor: Tensor) -> np.ndarray:
+    """The array of a tensor, of the same type."""
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        return np.asarray(tensor.contiguous().view(torch.int16).numpy()).view(ml_dtypes.bfloat16)
+    return np.asarray(tensor.numpy())

@@ -29,6 +29,7 @@ from hasten.errors import OptionError
 from hasten.search.asked import PRECISIONS
 from hasten.search.logs import log_to
 from hasten.search.measure import Spread
+from hasten.search.prune.plan import SEARCHED
 from hasten.search.record import CandidateRecord, SearchRecord
 from hasten.search.report import to_html, to_json
 from hasten.search.status import Status, Watch
@@ -69,8 +70,14 @@ Examples:
 @click.option("--max-drop", metavar="SHARE", default="1%", show_default=True, help="The budget.")
 @click.option("--confidence", metavar="SHARE", default="95%", show_default=True)
 @click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True)
+@click.option("--prune", is_flag=True, help="Remove units of the model too, as far as the budget allows.")
 @click.option(
-    "--prune", is_flag=True, help="Remove heads, neurons and channels too, as far as the budget allows."
+    "--prune-units",
+    metavar="KINDS",
+    help=f"Remove these alone, separated by commas. [default with --prune: {','.join(SEARCHED)}]",
+)
+@click.option(
+    "--prune-criterion", metavar="NAME", default="obs", show_default=True, help="By what units are ranked."
 )
 @click.option(
     "--engines/--no-engines",
@@ -109,6 +116,8 @@ def optimize_(  # noqa: PLR0913, PLR0917 - one for each option
     confidence: str,
     precision: str,
     prune: bool,
+    prune_units: str | None,
+    prune_criterion: str,
     engines: bool,
     time_limit: str,
     memory_limit: str | None,
@@ -153,7 +162,8 @@ def optimize_(  # noqa: PLR0913, PLR0917 - one for each option
             confidence=limits[1],
             calibration=_calibration(calibration),
             precision=precision,
-            prune=prune,
+            prune=prune if prune_units is None else [unit.strip() for unit in prune_units.split(",")],
+            prune_criterion=prune_criterion,
             engines=engines,
             threads=threads,
             time_limit=limits[2],

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
 from hasten.api import prune
-from hasten.cli.console import Steps, check_place, echo_json, number, row, size, stderr, stdout, table
+from hasten.cli.console import (
+    Steps,
+    check_place,
+    echo_json,
+    number,
+    row,
+    size,
+    stderr,
+    stdout,
+    table,
+    write_file,
+)
 from hasten.cli.options import json_option, model_argument
 from hasten.cli.sources import is_artifact
 from hasten.errors import OptionError
@@ -15,6 +27,7 @@ from hasten.search.prune.criteria import CRITERIA
 from hasten.search.prune.plan import ALL_UNITS, AMOUNTS, REPAIRS
 from hasten.search.prune.report import PruneReport
 from hasten.search.prune.training import Training
+from hasten.search.report_pruning import pruned_page
 
 _WIDE = 24  # characters of a bar
 _EXAMPLES = """\b
@@ -101,7 +114,15 @@ Examples:
     type=click.Path(path_type=Path),
     help="For distill: a file from which the same command goes on when it was cut off.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of random numbers.")
+@click.option(
+    "--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True, help="Of random numbers."
+)
+@click.option(
+    "--report",
+    metavar="F",
+    type=click.Path(path_type=Path),
+    help="Write what was removed where, as .html (a bar for each layer) or .json.",
+)
 @json_option
 def prune_(  # noqa: PLR0913, PLR0917 - one for each option
     model: Path,
@@ -119,6 +140,7 @@ def prune_(  # noqa: PLR0913, PLR0917 - one for each option
     seconds: float | None,
     checkpoint: Path | None,
     seed: int,
+    report: Path | None,
     as_json: bool,
 ) -> None:
     """Remove whole heads, neurons, channels or layers of MODEL, an ONNX file or a Hugging Face folder.
@@ -131,7 +153,9 @@ def prune_(  # noqa: PLR0913, PLR0917 - one for each option
     training = Training(epochs, 300 if seconds is None else None, checkpoint=checkpoint)
     if is_artifact(model):
         raise OptionError(f"{model} is compiled already: give the ONNX file or folder that it came from")
-    check_place(output)
+    for place in (output, report):
+        if place is not None:
+            check_place(place)
     if output.exists() and not overwrite:
         raise OptionError(f"{output} exists: give another name, or --overwrite")
     with Steps(stderr()).shown() as steps:
@@ -151,13 +175,17 @@ def prune_(  # noqa: PLR0913, PLR0917 - one for each option
             progress=steps,
         )
         steps(f"writing {output}")
-        small.save(output, overwrite=overwrite)
+        written = small.save(output, overwrite=overwrite)
+    if report is not None:
+        is_json = report.suffix == ".json"
+        told = json.dumps(small.report.data(), indent=2) if is_json else pruned_page(small.report, model.name)
+        write_file(report, told.encode())
     if as_json:
-        echo_json({**small.report.data(), "path": str(output), "bytes": output.stat().st_size})
+        echo_json({**small.report.data(), "path": str(output), "bytes": written})
         return
     _show(small.report)
     click.echo(
-        f"{output}: {size(output.stat().st_size)}, {small.report.flops:.1%} of the FLOPs, "
+        f"{output}: {size(written)}, {small.report.flops:.1%} of the FLOPs, "
         f"{small.report.parameters_after / max(1, small.report.parameters_before):.1%} of the parameters"
     )
 

@@ -1,7 +1,7 @@
 """Cutting nodes out of a graph, and evaluating them by ONNX's own definition of its operators."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,20 +17,24 @@ from hasten.graph.opset import IR_VERSION, OPSET
 Array = npt.NDArray[np.generic]
 
 
-def evaluate_node(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array]:
+def evaluate_node(
+    node: ir.Node, inputs: Sequence[Array | None], around: Mapping[str, Array] | None = None
+) -> list[Array]:
     """Evaluate one node by ONNX's reference evaluator.
 
     Args:
-        node: A node of a model at the internal opset. The bodies of `If`, `Loop` and `Scan` may
-            refer to constants around them and to nothing else.
+        node: A node of a model at the internal opset.
         inputs: One array for each of the node's inputs; None where the input is omitted.
+        around: What the bodies of `If`, `Loop` and `Scan` refer to around them and is not constant, by name
+            (`captured_values`).
 
     Returns:
         The outputs; an empty array of zero elements stands for an omitted output.
 
     Raises:
         UnsupportedModelError: The reference evaluator does not know the operator.
-        ValueError: The number of arrays is wrong, or a body refers to a value that is no constant.
+        ValueError: The number of arrays is wrong, or a body refers to a value that is neither
+            constant nor in `around`.
     """
     if len(inputs) != len(node.inputs):
         raise ValueError(f"{describe_node(node)}: {len(node.inputs)} inputs, got {len(inputs)}")
@@ -40,6 +44,9 @@ def evaluate_node(node: ir.Node, inputs: Sequence[Array | None]) -> list[Array]:
             raise ValueError(f"{describe_node(node)}: an input was given for None, or the reverse")
         if value is not None and array is not None:
             arrays[value] = array
+    for value in captured_values(node):
+        if around is not None and value.name is not None and value.name in around:
+            arrays[value] = around[value.name]
     wanted = [output for output in node.outputs if output.name]
     model = node_model([node], list(arrays), wanted)
     feeds = {value.name or "": array for value, array in arrays.items()}
@@ -102,6 +109,13 @@ def node_model(nodes: Sequence[ir.Node], inputs: Sequence[ir.Value], outputs: Se
         )
         graph.register_initializer(copy)
     return model
+
+
+def captured_values(node: ir.Node) -> list[ir.Value]:
+    """What the bodies of a node refer to around them that is neither one of its inputs nor constant."""
+    if not any(_bodies(attribute) for attribute in node.attributes.values()):
+        return []
+    return [v for v in _outer_values([node]) if v not in node.inputs and _tensor_of(v) is None]
 
 
 def _outer_values(nodes: Iterable[ir.Node]) -> dict[ir.Value, None]:

@@ -13,7 +13,8 @@ from hasten.search.build import Build
 from hasten.search.data import Samples
 from hasten.search.metrics import Metric
 from hasten.search.original import Original
-from hasten.search.prune.criteria import need_torch
+from hasten.search.prune.criteria import check_criterion, need_torch
+from hasten.search.prune.plan import SEARCHED
 from hasten.target import TARGETS, runs_here
 
 PRECISIONS = ("auto", "f32", "bf16", "int8")
@@ -31,7 +32,8 @@ class Asked:
         calibration: how many samples choices may look at, or data of their own for that; None for a share.
         precision: "auto", or the one that layers may have beside f32.
         engines: whether other engines are candidates.
-        prune: whether units may be removed.
+        prune: kinds of units that may be removed, of `plan.SEARCHED`; none for none.
+        prune_criterion: by which they are ranked; layers by fisher where that is obs.
         padding: "skip" or "compute".
         threads: of a run.
         seconds: for everything; None for any time.
@@ -48,7 +50,8 @@ class Asked:
     calibration: object
     precision: str
     engines: bool
-    prune: bool
+    prune: tuple[str, ...]
+    prune_criterion: str
     padding: str
     threads: int
     seconds: float | None
@@ -78,7 +81,11 @@ class Asked:
             raise OptionError(f"seed={self.seed}: give 0 or more")
         if self.memory is not None and self.memory <= 0:
             raise OptionError(f"memory_limit={self.memory}: give a number of bytes above 0")
+        unknown = [unit for unit in self.prune if unit not in SEARCHED]
+        if unknown:
+            raise OptionError(f"prune={', '.join(unknown)}: give True, or some of {', '.join(SEARCHED)}")
         if self.prune:
+            check_criterion(self.prune_criterion, with_data=True)
             need_torch("prune=True")
 
     def precisions(self) -> frozenset[str]:

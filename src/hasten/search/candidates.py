@@ -105,15 +105,17 @@ def quantized(formats: Mapping[str, Format], how: Quantization, engine: Engine, 
     return Candidate(name, ", ".join(described), engine, replace(how, rest=engine.precision), formats=formats)
 
 
-def pruned(of: Candidate, variant: str, flops: float) -> Candidate:
+def pruned(of: Candidate, variant: str, flops: float, *, layers: int = 0) -> Candidate:
     """A candidate in the precision of another, of a graph that units were removed from.
 
     Args:
         of: the other one.
         variant: the graph.
         flops: the share of the arithmetic that is left.
+        layers: that were left out.
     """
     left = f"{flops:.0%} of FLOPs"
+    left += f" without {layers} layer{'s' if layers > 1 else ''}" if layers else ""
     name = left if of.name == LOSSLESS else f"{left}, {of.name}"
     described = f"pruned to {flops:.1%} of the arithmetic, {of.description}"
     how = None if of.how is None else replace(of.how, rounding="nearest")

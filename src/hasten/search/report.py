@@ -8,14 +8,13 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files
-from string import Template
 
 from hasten.search.formats import FORMATS
 from hasten.search.measure import Spread
 from hasten.search.record import CandidateRecord, LayerRecord, Outcome, SearchRecord
 from hasten.search.report_chart import Point, pareto, tone_of
 from hasten.search.report_curve import amounts, predicted
+from hasten.search.report_page import in_a_row, notes_section, page, tile
 from hasten.search.report_pruning import removed
 
 _MANY = 40  # layers: more are folded away at first
@@ -78,8 +77,7 @@ def to_html(record: SearchRecord) -> str:
         _layers(record),
         _origin(record, unit),
     )
-    page = Template(files("hasten.search").joinpath("report.html").read_text(encoding="utf-8"))
-    return page.substitute(title=escape(f"hasten: {record.model}"), body="\n".join(filter(None, sections)))
+    return page(f"hasten: {record.model}", sections)
 
 
 def _header(record: SearchRecord) -> str:
@@ -107,11 +105,11 @@ def _tiles(record: SearchRecord, unit: Unit) -> str:
             "" if before is None or before.latency_ms is None else f"from {before.latency_ms.median:.3g}; "
         )
         value = f"{chosen.latency_ms.median:.3g} <small>ms</small>"
-        tiles.append(_tile("Latency, one sample", value, f"{earlier}quartiles {_range(chosen.latency_ms)}"))
+        tiles.append(tile("Latency, one sample", value, f"{earlier}quartiles {_range(chosen.latency_ms)}"))
     if chosen.bound is not None:
         stated = chosen.bound.upper if record.stated is None else record.stated
         tiles.append(
-            _tile(
+            tile(
                 f"Drop in {record.metric}",
                 f"{unit(chosen.bound.measured)} <small>{unit.name}</small>",
                 f"at most {unit(stated)} at {record.confidence:.0%}; budget {unit(record.max_drop)}",
@@ -119,7 +117,7 @@ def _tiles(record: SearchRecord, unit: Unit) -> str:
         )
     else:
         budget = f"the same answers; budget {unit(record.max_drop)} {unit.name}"
-        tiles.append(_tile(f"Drop in {record.metric}", "none", budget))
+        tiles.append(tile(f"Drop in {record.metric}", "none", budget))
     for name, count, earlier_count in (
         ("Size", chosen.bytes, before.bytes if before else None),
         ("Memory, opened and run", chosen.memory, before.memory if before else None),
@@ -127,19 +125,12 @@ def _tiles(record: SearchRecord, unit: Unit) -> str:
         if count is not None:
             number, suffix = _bytes(count).split()
             more = "" if earlier_count is None else f"from {_bytes(earlier_count)}"
-            tiles.append(_tile(name, f"{number} <small>{suffix}</small>", more))
-    return f'<div class="tiles">{"".join(tiles)}</div>'.replace('class="tile"', 'class="tile first"', 1)
+            tiles.append(tile(name, f"{number} <small>{suffix}</small>", more))
+    return in_a_row(tiles)
 
 
 def _speed(ratio: Spread, against: str) -> str:
-    return _tile("Speed", f"{ratio.median:.2f} <small>×</small>", f"{against}; quartiles {_range(ratio)}")
-
-
-def _tile(name: str, value: str, more: str) -> str:
-    return (
-        f'<div class="tile"><div class="name">{escape(name)}</div><div class="value">{value}</div>'
-        f'<div class="more">{escape(more)}</div></div>'
-    )
+    return tile("Speed", f"{ratio.median:.2f} <small>×</small>", f"{against}; quartiles {_range(ratio)}")
 
 
 def _picture(record: SearchRecord, unit: Unit) -> str:
@@ -210,10 +201,7 @@ def _notes(record: SearchRecord) -> str:
             f"about {record.samples_needed:,} held-out samples would certify this budget; there were "
             f"{record.data.held_out:,}"
         )
-    if not notes:
-        return ""
-    items = "".join(f"<li>{escape(note)}</li>" for note in dict.fromkeys(notes))
-    return f'<section><h2>To know</h2><ul class="notes">{items}</ul></section>'
+    return notes_section(dict.fromkeys(notes))
 
 
 Cell = tuple[str, str, str]

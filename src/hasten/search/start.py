@@ -84,7 +84,16 @@ def _read(source: object, example: Example | None, dynamic: Dynamic | None, fold
     return Read(graph, _graph_hash(graph), passes)
 
 
-def pose(found: Read, source: object, data: object, asked: Asked, folder: Path, version: str) -> Problem:
+def pose(
+    found: Read,
+    source: object,
+    data: object,
+    asked: Asked,
+    folder: Path,
+    version: str,
+    *,
+    raw: Path | None = None,
+) -> Problem:
     """The problem that a search solves.
 
     Args:
@@ -94,6 +103,7 @@ def pose(found: Read, source: object, data: object, asked: Asked, folder: Path, 
         asked: the user's wishes.
         folder: for files while the search runs.
         version: of hasten.
+        raw: the Hugging Face folder that reads raw texts and pictures, if there is one.
 
     Raises:
         DataError: the data cannot be read or do not fit the model.
@@ -103,9 +113,7 @@ def pose(found: Read, source: object, data: object, asked: Asked, folder: Path, 
     outputs = tuple(v.name or "" for v in model.graph.outputs)
     if asked.metric.output is not None and asked.metric.output not in outputs:
         raise OptionError(f"output={asked.metric.output!r}: the model has {', '.join(outputs)}")
-    given = Path(source) if isinstance(source, str | os.PathLike) else None
-    folder_of_source = given if given is not None and given.is_dir() else None
-    samples = load_samples(data, inputs, folder=folder_of_source)
+    samples = load_samples(data, inputs, folder=raw)
     if asked.metric.needs_labels and samples.labels is None:
         raise DataError(
             f"the metric {asked.metric.name} needs a label for each sample, and the data have none: "
@@ -114,7 +122,7 @@ def pose(found: Read, source: object, data: object, asked: Asked, folder: Path, 
     if asked.calibration is None or isinstance(asked.calibration, int):
         calibration, held_out = split(samples, asked.seed, asked.calibration, confidence=asked.confidence)
     else:
-        calibration, held_out = load_samples(asked.calibration, inputs, folder=folder_of_source), samples
+        calibration, held_out = load_samples(asked.calibration, inputs, folder=raw), samples
     for part in (samples, calibration):
         if asked.metric.of_classes and part.labels is not None:
             check_labels(part.labels, class_count(model, asked.metric.output))

@@ -149,3 +149,38 @@ def test_what_comes_before_all_that_changed_runs_once_and_stays(samples: Samples
     changed = {name for name, array in arrays(small).items() if not np.array_equal(array, before[name])}
     assert len(changed) == 2
     assert "a" not in changed
+
+
+def test_the_best_weights_outlive_a_cut(network: ir.Model, samples: Samples, tmp_path: Path) -> None:
+    """Of two epochs the first helps; the second, taken up with steps far too large, does not."""
+    path = tmp_path / "training.pt"
+    feeds = samples.feeds[:80]
+    first = dataclasses.replace(TRAINING, epochs=1, checkpoint=path)
+    good = halved(network)
+    done = distill(network, good, feeds, first, identity="these units")
+    assert done.after < done.before
+    small = halved(network)
+    again = distill(
+        network, small, feeds, dataclasses.replace(first, epochs=2, rate=100.0), identity="these units"
+    )
+    assert (again.before, again.after, again.epochs) == (done.before, done.after, 2)
+    for name, array in arrays(small).items():
+        np.testing.assert_array_equal(array, arrays(good)[name])
+
+
+def test_a_checkpoint_of_another_plan(network: ir.Model, samples: Samples, tmp_path: Path) -> None:
+    """Other units of the same number, another seed, other data or labels: all of equal shapes."""
+    path, feeds = tmp_path / "training.pt", samples.feeds[:80]
+    training = dataclasses.replace(TRAINING, epochs=1, checkpoint=path)
+    plan = Plan(("neurons",), "random", 0.6, "distill", training, seed=1)
+    prune_model(network, plan, Samples(feeds))
+    others = (
+        (dataclasses.replace(plan, seed=2), Samples(feeds)),
+        (plan, Samples(samples.feeds[80:160])),
+        (plan, Samples(feeds, np.arange(80) % CLASSES)),
+    )
+    for other, data in others:
+        with pytest.raises(OptionError, match="of another pruning"):
+            prune_model(network, other, data)
+    small = prune_model(network, dataclasses.replace(plan, training=training), Samples(feeds))
+    assert "1 epochs" in small.report.notes[-1]

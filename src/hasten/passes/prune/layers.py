@@ -16,7 +16,9 @@ import onnx_ir as ir
 from hasten.graph.describe import describe_node
 from hasten.passes.dead_code import remove_dead_code
 from hasten.passes.facts import Facts
+from hasten.passes.prune.units import LeftAlone
 
+LAYERS = "layers"
 _LONGEST_TAIL = 3  # nodes between an Add and the next shortcut
 
 
@@ -40,14 +42,21 @@ class Layer:
 
 
 def find_layers(model: ir.Model) -> tuple[Layer, ...]:
-    """Find the layers that can be left out of a graph, in its order.
+    """The layers that can be left out of a graph, in its order (`find_branches`)."""
+    return find_branches(model)[0]
+
+
+def find_branches(model: ir.Model) -> tuple[tuple[Layer, ...], tuple[LeftAlone, ...]]:
+    """Find the layers that can be left out of a graph, in its order, and branches that cannot, with reasons.
 
     Args:
         model: as `optimize_graph` leaves it.
     """
     facts = Facts(model.graph)
     index = {node: i for i, node in enumerate(model.graph)}
-    found = [branch for node in model.graph if (branch := _branch(node, index, facts)) is not None]
+    looked_at = [_branch(node, index, facts) for node in model.graph]
+    found = [branch for branch in looked_at if branch is not None and not isinstance(branch, LeftAlone)]
+    alone = [branch for branch in looked_at if isinstance(branch, LeftAlone)]
     operators = [node.op_type for node in model.graph]
     branches: list[Layer] = []
     for k, (add, entry, nodes) in enumerate(found):
@@ -59,16 +68,19 @@ def find_layers(model: ir.Model) -> tuple[Layer, ...]:
         gone = tuple(sorted([*nodes, index[add], *(index[n] for n in tail)]))
         before = [operators[i] for i in gone if i <= index[add]]
         kind = (*before, "|", *(n.op_type for n in tail))
+        name = add.name or describe_node(add)
         if facts.dims(exit_) == facts.dims(entry):
-            name = add.name or describe_node(add)
             branches.append(Layer(name, entry.name or "", exit_.name or "", gone, kind))
-    return tuple(_joined(branches))
+        else:
+            change = f"'{exit_.name}' at its end has another shape than '{entry.name}' at its start"
+            alone.append(LeftAlone(name, LAYERS, 1, (change,)))
+    return tuple(_joined(branches)), tuple(alone)
 
 
 def _branch(
     add: ir.Node, index: dict[ir.Node, int], facts: Facts
-) -> tuple[ir.Node, ir.Value, list[int]] | None:
-    """The shortcut and the nodes of the branch of an addition, if it is residual."""
+) -> tuple[ir.Node, ir.Value, list[int]] | LeftAlone | None:
+    """The shortcut and the nodes of the branch of an addition; why not, if it looks residual."""
     if add.op_type != "Add" or add.domain or len(add.inputs) != 2:
         return None
     for shortcut, end in (add.inputs, reversed(add.inputs)):
@@ -80,7 +92,35 @@ def _branch(
         reads = {v for n in nodes for v in n.inputs}
         if nodes and shortcut in reads:
             return add, shortcut, [index[n] for n in nodes]
-    return None
+    return _not_residual(add, facts)
+
+
+def _not_residual(add: ir.Node, facts: Facts) -> LeftAlone | None:
+    """Why the sum of two results is no layer; None where neither is the result of products."""
+    ends = [v for v in add.inputs if v is not None and v.producer() is not None]
+    if len(ends) < 2 or any(facts.dims(v) != facts.dims(add.outputs[0]) for v in ends):
+        return None
+    if not any(_has_product(v) for v in ends):
+        return None
+    read = [v for v in ends if len(v.uses()) > 1 or v.is_graph_output()]
+    if len(read) == len(ends):
+        why = f"'{ends[0].name}' and '{ends[1].name}', which are added, are both read elsewhere too"
+    else:
+        why = "it has no shortcut: neither of what is added goes into what makes the other"
+    return LeftAlone(add.name or describe_node(add), LAYERS, 1, (why,))
+
+
+def _has_product(end: ir.Value) -> bool:
+    """Whether a product is among the last nodes before a value."""
+    value: ir.Value | None = end
+    for _ in range(_LONGEST_TAIL + 1):
+        node = None if value is None else value.producer()
+        if node is None:
+            return False
+        if node.op_type in ("MatMul", "Gemm", "Conv"):
+            return True
+        value = next((v for v in node.inputs if v is not None and v.producer() is not None), None)
+    return False
 
 
 def _exclusive(end: ir.Value, shortcut: ir.Value, add: ir.Node, index: dict[ir.Node, int]) -> set[ir.Node]:

@@ -9,11 +9,7 @@ Fast Post-Training Pruning Framework for Transformers"): the diagonal of the Fis
 `obs`: what readers cannot make up for (`obs.py`).
 `random`: the control.
 
-A mask multiplies what a unit gives to its readers, and is 1. Without labels the loss is the distance to the
-original's outputs, whose gradient is zero at the original; its curvature is not. With J the derivative of
-the outputs by the masks, each output in units of its norm, the distance is m' J' J m to second order, and
-for random v of independent standard normal elements the mean of (v' J)^2 is the diagonal of J' J. So v'
-times the outputs stands for the loss.
+A mask multiplies what a unit gives to its readers, and is 1. The loss is in `loss.py`.
 """
 
 from __future__ import annotations
@@ -21,9 +17,10 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,6 +33,7 @@ from hasten.passes.prune.layers import Layer
 from hasten.passes.prune.units import Group
 from hasten.search.prune.cost import Feeds, weights_of
 from hasten.search.prune.joined import Batch, batch_dim, join
+from hasten.search.prune.loss import Loss, wide
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,9 +135,7 @@ def score_units(
         sizes = _activations(graph, groups, batches, until)
         return Scores({group: relative(v) for group, v in sizes.items()})
 
-    def loss(outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        return loss_of(outputs, graph.outputs, labels, batch, rng)
-
+    loss = Loss.of(model, labels, rng)
     if criterion == "obs":
         from hasten.search.prune.obs import obs_scores
 
@@ -162,8 +158,9 @@ def score_layers(
     *,
     labels: Sequence[int] | None = None,
     seed: int = 0,
+    until: float = math.inf,
 ) -> Values:
-    """How much each layer matters; see `score_units`."""
+    """How much each layer matters; see `score_units`. `obs` ranks no layers."""
     rng = np.random.default_rng(seed)
     if criterion == "random":
         return rng.uniform(0.5, 1.5, len(layers))
@@ -172,7 +169,10 @@ def score_layers(
         return np.array([_layer_magnitude(model, layer, order) for layer in layers])
     from hasten.backends.torch_graph import TorchGraph
 
-    return _layer_changes(criterion, TorchGraph(model), layers, samples, labels, rng)
+    graph, batches = TorchGraph(model), join(model, samples, 1)
+    if criterion == "activation":
+        return _layer_sizes(graph, layers, in_time(batches, until))
+    return _layer_losses(criterion, graph, layers, in_time(batches, until), Loss.of(model, labels, rng))
 
 
 def relative(values: Values) -> Values:
@@ -242,7 +242,7 @@ def _masked(masks: Tensor, reading: _Reading, x: Tensor) -> Tensor:
     shape = [1] * x.dim()
     shape[0] = len(masks)
     shape[reading.axis] = len(reading.members)
-    return x * masks[:, torch.from_numpy(reading.members)].reshape(shape)
+    return x * masks[:, torch.from_numpy(reading.members)].reshape(shape).to(x.dtype)
 
 
 def _watched(totals: Values, counts: Values, reading: _Reading, x: Tensor) -> Tensor:
@@ -283,34 +283,11 @@ def in_time(batches: Sequence[Batch], until: float) -> Iterator[Batch]:
         seen += len(batch)
 
 
-def loss_of(
-    outputs: Mapping[str, Tensor],
-    names: Sequence[str],
-    labels: Sequence[int] | None,
-    batch: Batch,
-    rng: np.random.Generator,
-) -> Tensor:
-    """What is differentiated: cross-entropy with labels, or outputs times random numbers (see above)."""
-    import torch
-
-    if labels is not None:
-        right = torch.tensor([labels[k] for k in batch.members])
-        first = outputs[names[0]].reshape(len(batch), -1)
-        return torch.nn.functional.cross_entropy(first, right, reduction="sum")
-    total = torch.zeros(())
-    for name in names:
-        if outputs[name].is_floating_point():
-            value = outputs[name].reshape(len(batch) if len(batch) > 1 else 1, -1)
-            v = torch.from_numpy(rng.standard_normal(tuple(value.shape))).to(value.dtype)
-            total = total + ((v * value).sum(1) / value.detach().norm(dim=1).clamp_min(1e-12)).sum()
-    return total
-
-
 def _gradients(
     graph: TorchGraph,
     groups: Sequence[Group],
     batches: Sequence[Batch],
-    loss: Callable[[Mapping[str, Tensor], Batch], Tensor],
+    loss: Loss,
     until: float,
 ) -> dict[Group, Values]:
     """For each group the derivatives of the loss by its masks, [samples, units]."""
@@ -324,42 +301,63 @@ def _gradients(
         for group, mask in masks.items():
             for reading in _readings(graph, group):
                 taps[reading.node, reading.position].append(partial(_masked, mask, reading))
-        outputs = graph.run(batch.feeds, taps=taps)
-        gradients = torch.autograd.grad(loss(outputs, batch), list(masks.values()), allow_unused=True)
+        values = graph.run(batch.feeds, taps=taps, keep=loss.names)
+        gradients = torch.autograd.grad(loss(values, batch), list(masks.values()), allow_unused=True)
         for group, gradient in zip(masks, gradients, strict=True):
             by_unit = torch.zeros(len(batch), group.count) if gradient is None else gradient[:, :-1]
             found[group].append(by_unit.double().numpy())
     return {group: np.concatenate(each) for group, each in found.items()}
 
 
-def _layer_changes(
-    criterion: str,
-    graph: TorchGraph,
-    layers: Sequence[Layer],
-    samples: Sequence[Feeds],
-    labels: Sequence[int] | None,
-    rng: np.random.Generator,
-) -> Values:
-    """How much leaving a layer out changes its output, or to first order the loss."""
+def _layer_sizes(graph: TorchGraph, layers: Sequence[Layer], batches: Iterable[Batch]) -> Values:
+    """How far the output of each layer is from its input, by the size of the output."""
     import torch
 
     names = {name for layer in layers for name in (layer.entry, layer.exit)}
-    total = np.zeros(len(layers))
-    for number, feeds in enumerate(samples):
-        with torch.set_grad_enabled(criterion != "activation"):
-            if criterion != "activation":
-                for weight in graph.weights.values():
-                    if weight.is_floating_point() and weight.dim() > 1:
-                        weight.requires_grad_()
-            values = graph.run(feeds, keep=names)
-        changes = [(values[layer.exit] - values[layer.entry]) for layer in layers]
-        if criterion == "activation":
-            sizes = [values[layer.exit].norm() for layer in layers]
-            total += [float(c.norm() / n) for c, n in zip(changes, sizes, strict=True)]
-            continue
-        loss = loss_of(values, graph.outputs, labels, Batch(feeds, np.array([number])), rng)
-        gradients = torch.autograd.grad(loss, [values[layer.exit] for layer in layers], allow_unused=True)
-        for k, (change, gradient) in enumerate(zip(changes, gradients, strict=True)):
-            first = 0.0 if gradient is None else float((change.detach() * gradient).sum())
-            total[k] += abs(first) if criterion == "gradient" else first**2
-    return total / max(1, len(samples))
+    found = []
+    with torch.no_grad():
+        for batch in batches:
+            values = graph.run(batch.feeds, keep=names)
+            pairs = [(wide(values[layer.entry]), wide(values[layer.exit])) for layer in layers]
+            found.append([float((after - before).norm() / after.norm()) for before, after in pairs])
+    return np.asarray(np.mean(found, axis=0))
+
+
+def _layer_losses(
+    criterion: str, graph: TorchGraph, layers: Sequence[Layer], batches: Iterable[Batch], loss: Loss
+) -> Values:
+    """What leaving each layer out changes the loss by, to first order."""
+    import torch
+
+    names = {*loss.names, *(name for layer in layers for name in (layer.entry, layer.exit))}
+    for weight in graph.weights.values():
+        if weight.is_floating_point() and weight.dim() > 1:
+            weight.requires_grad_()
+    found = []
+    for batch in batches:
+        leaves: list[list[Tensor]] = [[] for _ in layers]
+        taps: dict[tuple[int, int], list[Callable[[Tensor], Tensor]]] = defaultdict(list)
+        for layer, own in zip(layers, leaves, strict=True):
+            for place in graph.readers_of(layer.exit):
+                taps[place].append(partial(_opened, own))
+        values = graph.run(batch.feeds, taps=taps, keep=names)
+        for layer, own in zip(layers, leaves, strict=True):
+            if values[layer.exit].requires_grad:
+                own[:] = [values[layer.exit]]
+        every = [leaf for own in leaves for leaf in own]
+        known = iter(torch.autograd.grad(loss(values, batch), every, allow_unused=True))
+        changes = []
+        for layer, own in zip(layers, leaves, strict=True):
+            change = wide(values[layer.exit].detach()) - wide(values[layer.entry].detach())
+            gradients = [gradient for gradient in islice(known, len(own)) if gradient is not None]
+            changes.append(sum(float((change * wide(gradient)).sum()) for gradient in gradients))
+        found.append(changes)
+    return np.asarray((np.abs if criterion == "gradient" else np.square)(found).mean(0))
+
+
+def _opened(leaves: list[Tensor], x: Tensor) -> Tensor:
+    """The value itself if gradients reach it; else one that they do: operators without weights made it."""
+    if x.requires_grad or not x.is_floating_point():
+        return x
+    leaves.append(x.detach().requires_grad_())
+    return leaves[-1]

@@ -11,6 +11,7 @@ that ends first.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import pickle
 import time
@@ -25,15 +26,19 @@ import torch
 from torch import Tensor
 
 from hasten.backends.torch_graph import TorchGraph
+from hasten.backends.torch_node import DTYPES
+from hasten.backends.torch_operators import to_array
 from hasten.errors import OptionError
 from hasten.passes.prune.layers import find_layers
 from hasten.search.prune.cost import Feeds
 from hasten.search.prune.joined import Batch, join
+from hasten.search.prune.loss import judged, wide
 from hasten.search.prune.training import Training
 
 _HELD = 10  # one sample in so many is not trained on, but says whether training helped
 _MOST_HELD = 128  # of those that are looked at, at most
 _TOGETHER = 32  # samples that are run at once where nothing is trained
+_KEPT = {"weights", "optimizer", "steps", "epoch", "digest", "before", "after", "best"}
 _WARM = 0.05  # share of the steps over which the rate rises
 
 
@@ -62,6 +67,7 @@ def distill(
     *,
     labels: Sequence[int] | None = None,
     seed: int = 0,
+    identity: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Trained:
     """Train the weights of a pruned graph behind what is as before, in place; those that are zero stay so.
@@ -73,6 +79,8 @@ def distill(
         training: how long, how fast, and where checkpoints are kept.
         labels: of the samples, classes of the first output; None to learn from the original alone.
         seed: of the order of samples.
+        identity: what tells this pruning of the original from others, so that a checkpoint of another is
+            refused; None for the weights that training begins with.
         progress: is told of each epoch.
 
     Raises:
@@ -87,25 +95,28 @@ def distill(
     held = _Known(samples, labels, range(0, len(samples), every))
     rest = _Known(samples, labels, [k for k in range(len(samples)) if k % every])
     names = _trainable(pair.student)
-    weights = [pair.student.weights[name].requires_grad_() for name in names]
-    state = _State(names, weights, training, -(-len(rest.samples) // training.batch) * training.epochs)
-    state.resume()
-    before = pair.mean(held)
-    best, kept = before, [w.detach().clone() for w in weights]
+    state = _State(
+        names, pair.trained(names), training, -(-len(rest.samples) // training.batch) * training.epochs
+    )
+    state.digest = _digest(pair, names, held, (identity, seed, len(samples)), weights=identity is None)
+    if not state.resume():
+        state.before = pair.mean(held)
+        state.keep(state.before)
     epoch = state.epoch
     while state.epoch < training.epochs and not state.over(start):
         epoch = state.epoch + 1
         if _epoch(pair, rest, training.batch, state, start, np.random.default_rng([seed, epoch])):
             state.epoch = epoch
         found = pair.mean(held)
-        progress(f"epoch {epoch} of {training.epochs}: loss {found:.4g}, {before:.4g} at first")
-        if found < best:
-            best, kept = found, [w.detach().clone() for w in weights]
+        progress(f"epoch {epoch} of {training.epochs}: loss {found:.4g}, {state.before:.4g} at first")
+        if found < state.after:
+            state.keep(found)
         state.save()
-    for name, array in zip(names, kept, strict=True):
+    for name, weight in zip(names, state.best, strict=True):
         value = pruned.graph.initializers[name]
-        value.const_value = ir.tensor(array.numpy(), name=name)
-    return Trained(before, best, epoch, time.monotonic() - start)
+        assert value.const_value is not None
+        value.const_value = ir.tensor(to_array(weight.to(DTYPES[value.const_value.dtype])), name=name)
+    return Trained(state.before, state.after, epoch, time.monotonic() - start)
 
 
 class _Known:
@@ -114,6 +125,11 @@ class _Known:
     def __init__(self, samples: Sequence[Feeds], labels: Sequence[int] | None, which: Sequence[int]) -> None:
         self.samples = [samples[k] for k in which]
         self._labels = None if labels is None else torch.tensor([labels[k] for k in which])
+
+    @property
+    def classes(self) -> list[int] | None:
+        """The labels of all of them."""
+        return None if self._labels is None else self._labels.tolist()
 
     def labels(self, part: Batch) -> Tensor | None:
         """Those of the members of a batch."""
@@ -151,26 +167,47 @@ class _Pair:
         self.teacher, self.student = TorchGraph(original), TorchGraph(pruned).without(shared)
         self._given = [name for name in self.student.inputs if name in shared]
         made = {v.name for node in self.student.nodes for v in node.outputs}
+        answers = [value.name or "" for value in judged(original)]
         between = [layer.exit for layer in find_layers(original)]
-        self._names = tuple(n for n in dict.fromkeys([*self.teacher.outputs, *between]) if n in made)
+        self._names = tuple(n for n in dict.fromkeys([*answers, *between]) if n in made)
+        if not self._names:
+            raise OptionError(
+                "there is nothing to learn from: the outputs are whole numbers; repair by "
+                "least-squares instead"
+            )
+        self._first = answers[:1]
+        self._copies: dict[str, tuple[Tensor, torch.dtype]] = {}
+
+    def trained(self, names: Sequence[str]) -> list[Tensor]:
+        """What is trained: weights, or copies in 32 bits of those that have 16, whose steps would be lost."""
+        for name in names:
+            weight = self.student.weights[name]
+            if weight.element_size() < 4:
+                self._copies[name] = (weight.float().requires_grad_(), weight.dtype)
+        return [
+            self._copies[n][0] if n in self._copies else self.student.weights[n].requires_grad_()
+            for n in names
+        ]
 
     def losses(self, part: Batch, labels: Tensor | None) -> Tensor:
         """The loss of each of some samples."""
         with torch.no_grad():
-            right = self.teacher.run(part.feeds, keep=(*self._names, *self._given))
+            right = self.teacher.run(part.feeds, keep=(*self._names, *self._given, *self._first))
+        for name, (weight, dtype) in self._copies.items():
+            self.student.weights[name] = weight.to(dtype)
         given = {name: right[name] for name in self._given}
         found = right | self.student.run({**part.feeds, **given}, keep=self._names)
         count = len(part)
         total = torch.zeros(count)
         for name in self._names:
-            goal, got = right[name], found[name]
+            goal, got = wide(right[name]), wide(found[name])
             if goal.is_floating_point() and goal.shape == got.shape:
                 apart = goal.dim() > 0 and len(goal) == count
                 rows = (count, -1) if apart else (1, -1)
                 distance = (got - goal).reshape(rows).square().sum(1)
                 total = total + distance / goal.reshape(rows).square().sum(1).clamp_min(1e-12)
         if labels is not None:
-            said = found[self.teacher.outputs[0]]
+            said = wide(found[self._first[0]])
             guess = math.log(max(2, said.shape[-1]))
             total = total + torch.nn.functional.cross_entropy(said, labels, reduction="none") / guess
         return total
@@ -229,15 +266,42 @@ def _trainable(graph: TorchGraph) -> list[str]:
     ]
 
 
+def _digest(pair: _Pair, names: Sequence[str], held: _Known, about: object, *, weights: bool) -> str:
+    """What tells a training from others: of another original, pruning or data."""
+    digest = hashlib.sha256(repr((about, held.classes)).encode())
+    for feeds in held.samples:
+        for name in sorted(feeds):
+            digest.update(name.encode() + np.ascontiguousarray(feeds[name]).tobytes())
+    for name, weight in pair.teacher.weights.items():
+        digest.update(name.encode() + to_array(weight).tobytes())
+    for name in names:
+        weight = pair.student.weights[name]
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        if weights:
+            digest.update(to_array(weight).tobytes())
+    return digest.hexdigest()
+
+
 class _State:
     """Optimizer, steps and epochs, and their checkpoint."""
 
     def __init__(self, names: Sequence[str], weights: list[Tensor], training: Training, steps: int) -> None:
         self._names, self._weights, self._training, self._steps = names, weights, training, steps
         self._optimizer = torch.optim.AdamW(weights, lr=training.rate, weight_decay=0.0)
-        self._zeros = [(w, w.detach() != 0) for w in weights if w.dim() > 1 and bool((w.detach() == 0).any())]
         self._done = 0
         self.epoch = 0
+        self.digest = ""
+        self.before = self.after = math.inf
+        self.best: list[Tensor] = []
+        self._find_zeros()
+
+    def _find_zeros(self) -> None:
+        weights = [w for w in self._weights if w.dim() > 1]
+        self._zeros = [(w, w.detach() != 0) for w in weights if bool((w.detach() == 0).any())]
+
+    def keep(self, loss: float) -> None:
+        """Remembers the weights as the best so far, with their loss on samples held out."""
+        self.after, self.best = loss, [w.detach().clone() for w in self._weights]
 
     def over(self, start: float) -> bool:
         """Whether the time is up."""
@@ -274,31 +338,45 @@ class _State:
             "optimizer": self._optimizer.state_dict(),
             "steps": self._done,
             "epoch": self.epoch,
+            "digest": self.digest,
+            "before": self.before,
+            "after": self.after,
+            "best": dict(zip(self._names, self.best, strict=True)),
         }
         temporary = path.with_name(f".{path.name}.tmp")
         torch.save(data, temporary)
         temporary.replace(path)
 
-    def resume(self) -> None:
-        """Takes up what a checkpoint has, if there is one."""
+    def resume(self) -> bool:
+        """Takes up what a checkpoint has; whether there is one.
+
+        Raises:
+            OptionError: it is of something else.
+        """
         path = self._training.checkpoint
         if path is None or not path.exists():
-            return
+            return False
         data = _loaded(path)
-        shapes = {name: tuple(w.shape) for name, w in zip(self._names, self._weights, strict=True)}
-        if {name: tuple(w.shape) for name, w in data["weights"].items()} != shapes:
-            raise OptionError(f"{path} is the checkpoint of another pruning: give another name, or delete it")
+        if data["digest"] != self.digest:
+            raise OptionError(
+                f"{path} is the checkpoint of another pruning (of other units, data, labels, seed or model): "
+                "give another name, or delete it"
+            )
         with torch.no_grad():
             for name, weight in zip(self._names, self._weights, strict=True):
                 weight.copy_(data["weights"][name])
         self._optimizer.load_state_dict(data["optimizer"])
         self._done, self.epoch = int(data["steps"]), int(data["epoch"])
+        self.before, self.after = float(data["before"]), float(data["after"])
+        self.best = [data["best"][name] for name in self._names]
+        self._find_zeros()
+        return True
 
 
 def _loaded(path: Path) -> Mapping[str, Any]:
     try:
         found = torch.load(path, weights_only=True)
-        if isinstance(found, dict) and {"weights", "optimizer", "steps", "epoch"} <= set(found):
+        if isinstance(found, dict) and set(found) >= _KEPT:
             return found
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
         pass

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hasten.search.prune.loss import wide
+
 GATHERED = 8192
 """Positions of several runs that are multiplied at once."""
 RIDGE = 1e-3
@@ -51,6 +53,7 @@ class Sums:
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Takes rows of x and y in."""
+        x, y = wide(x), wide(y)
         self.inner += (x.mT @ x).double()
         self.cross += (x.mT @ y).double()
         self.sum_x += x.sum(-2).double()

@@ -14,7 +14,7 @@ there, which makes products in different places of the graph comparable.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -29,10 +29,10 @@ from hasten.backends.torch_graph import TorchGraph
 from hasten.passes.prune.units import Group
 from hasten.search.prune.equations import Equations, shrunk
 from hasten.search.prune.joined import Batch
-from hasten.search.prune.products import LARGEST_SYSTEM, Product, bias_of, product_of
+from hasten.search.prune.loss import Loss
+from hasten.search.prune.products import Product, bias_of, readings
 
 Values = NDArray[np.float64]
-Loss = Callable[[Mapping[str, Tensor], Batch], Tensor]
 _STEPS = 128  # a group of more units loses several at a time
 
 
@@ -87,18 +87,20 @@ def obs_scores(
         model: the graph that was analysed.
         groups: of the analysis.
         batches: samples.
-        loss: the loss of some samples, added up, from the outputs.
+        loss: of some samples.
     """
     graph = TorchGraph(model)
     readers = {group: found for group in groups if (found := _readers(graph, group))}
     every = [reader for found in readers.values() for reader in found]
+    if not every:
+        return {}
     samples = 0
     for batch in batches:
         taps: dict[tuple[int, int], list[Callable[[Tensor], Tensor]]] = defaultdict(list)
         for reader in every:
             one = torch.ones((), requires_grad=True)
             taps[reader.node, 0] += [reader.take, partial(torch.mul, one)]
-        values = graph.run(batch.feeds, taps=taps, keep=[reader.output for reader in every])
+        values = graph.run(batch.feeds, taps=taps, keep=[*loss.names, *(reader.output for reader in every)])
         outputs = [values[reader.output] for reader in every]
         slopes = torch.autograd.grad(loss(values, batch), outputs, allow_unused=True)
         for reader, slope in zip(every, slopes, strict=True):
@@ -109,20 +111,13 @@ def obs_scores(
 
 
 def _readers(graph: TorchGraph, group: Group) -> list[_Reader]:
+    known = readings(graph.nodes, group)
     found = []
-    for consumer in group.consumers:
+    for consumer, product in () if isinstance(known, str) else known:
         node = graph.nodes[consumer.node]
-        weight = node.inputs[1] if len(node.inputs) > 1 else None
-        tensor = None if weight is None else graph.weights.get(weight.name or "")
-        product = None if tensor is None else product_of(node, tuple(tensor.shape))
-        if product is None or tensor is None or node.inputs[0] is None:
-            return []
-        place, _ = consumer.value
-        if node.inputs[0].name != place.value:
-            return []
-        matrix: Tensor = product.matrix(tensor).double()
-        if len(matrix) > LARGEST_SYSTEM:
-            return []
+        weight = node.inputs[1]
+        assert weight is not None and weight.name is not None
+        matrix: Tensor = product.matrix(graph.weights[weight.name]).double()
         members = group.members[consumer.value]
         units = np.repeat(members, len(matrix) // len(members))
         slopes = torch.zeros(matrix.shape[1], dtype=torch.float64)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from hasten.errors import OptionError
+from hasten.passes.prune.layers import LAYERS
 from hasten.passes.prune.rows import ROWS
 from hasten.passes.prune.units import UNITS
 from hasten.search.prune import sparsity
@@ -13,8 +14,9 @@ from hasten.search.prune.criteria import check_criterion, need_torch
 from hasten.search.prune.sparsity import Pattern
 from hasten.search.prune.training import Training
 
-LAYERS = "layers"
 ALL_UNITS = (*UNITS, LAYERS, ROWS)
+SEARCHED = (*UNITS, LAYERS)
+"""What a search may remove."""
 REPAIRS = ("none", "statistics", "least-squares", "distill")
 AMOUNTS = ("global", "uniform")
 Progress = Callable[[str], None]
@@ -68,6 +70,11 @@ def default_criterion(units: Collection[str], repair: str, *, with_data: bool) -
     return "fisher" if LAYERS in units or repair in ("none", "statistics") else "obs"
 
 
+def criterion_of_layers(criterion: str) -> str:
+    """What whole layers are ranked by where a search ranks other units by a criterion."""
+    return "fisher" if criterion == "obs" else criterion
+
+
 def check_plan(plan: Plan, *, with_data: bool) -> None:
     """Refuses a plan that makes no sense.
 
@@ -83,11 +90,18 @@ def check_plan(plan: Plan, *, with_data: bool) -> None:
             f"unit={', '.join(plan.units)}: layers can be compared with other units by fisher or gradient, "
             f"not by {plan.criterion}; or give layers alone"
         )
+    if LAYERS in plan.units and plan.criterion == "obs":
+        raise OptionError(
+            "criterion='obs' is about what products read and ranks no layers: give fisher or gradient, or "
+            "one of the others for layers alone"
+        )
     _check_aim(plan, with_data=with_data)
     if plan.repair not in REPAIRS:
         raise OptionError(f"repair={plan.repair!r}: give one of {', '.join(REPAIRS)}")
     if plan.amounts not in AMOUNTS:
         raise OptionError(f"amounts={plan.amounts!r}: give one of {', '.join(AMOUNTS)}")
+    if plan.seed < 0:
+        raise OptionError(f"seed={plan.seed}: give 0 or more")
     if plan.seconds is not None and plan.seconds <= 0:
         raise OptionError(f"seconds={plan.seconds}: give a time above zero, or None for no limit")
     check_criterion(plan.criterion, with_data=with_data)

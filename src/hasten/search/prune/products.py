@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_ir as ir
 
 from hasten.graph.constants import constant_value
+from hasten.passes.prune.units import Consumer, Group
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,21 +57,45 @@ def product_of(node: ir.Node, shape: tuple[int, ...]) -> Product | None:
             return w.T if turned else w
 
         return Product(lambda x: x, lambda y: y, turn, turn)
-    if node.op_type == "Conv" and len(shape) == 4 and _groups(node) == 1:
+    if node.op_type == "Conv" and _groups(node) == 1:
         return Product(
-            lambda x: _patches(node, shape, x).transpose(1, 2).reshape(-1, shape[1] * shape[2] * shape[3]),
+            lambda x: _patches(node, shape, x).transpose(1, 2).reshape(-1, math.prod(shape[1:])),
             lambda y: y.movedim(1, -1).reshape(-1, y.shape[1]),
             lambda w: w.reshape(shape[0], -1).T,
             lambda m: m.T.reshape(shape),
-            taps=shape[2] * shape[3],
+            taps=math.prod(shape[2:]),
         )
     return None
+
+
+def readings(nodes: Sequence[ir.Node], group: Group) -> list[tuple[Consumer, Product]] | str:
+    """The products that read a group, as equations; the reason if one of them is none that is solved for.
+
+    Args:
+        nodes: of the graph that was analysed.
+        group: of the analysis.
+    """
+    found = []
+    for consumer in group.consumers:
+        node = nodes[consumer.node]
+        source, weight = node.inputs[0], node.inputs[1] if len(node.inputs) > 1 else None
+        constant = None if weight is None else weight.const_value
+        shape = () if constant is None else tuple(constant.shape.numpy())
+        product = None if constant is None else product_of(node, shape)
+        name = f"'{node.name or node.outputs[0].name}'"
+        if product is None or source is None or source.name != consumer.value[0].value:
+            return f"{name} is a {node.op_type} of a form whose weights are not solved for"
+        unknowns = len(product.matrix(np.broadcast_to(np.False_, shape)))
+        if unknowns > LARGEST_SYSTEM:
+            return f"{name} reads {unknowns} values for each result, more than {LARGEST_SYSTEM}"
+        found.append((consumer, product))
+    return found or "no product with constant weights reads them"
 
 
 def grouped_product_of(node: ir.Node, shape: tuple[int, ...]) -> Product | None:
     """The equations of a convolution in groups, a system for each: groups are the first axis."""
     groups = _groups(node)
-    if node.op_type != "Conv" or len(shape) != 4 or groups == 1:
+    if node.op_type != "Conv" or groups == 1:
         return None
 
     def rows(x: Tensor) -> Tensor:
@@ -83,7 +110,7 @@ def grouped_product_of(node: ir.Node, shape: tuple[int, ...]) -> Product | None:
     def matrix(w: Any) -> Any:
         return w.reshape(groups, shape[0] // groups, -1).swapaxes(1, 2)
 
-    return Product(rows, outputs, matrix, lambda m: m.swapaxes(1, 2).reshape(shape), shape[2] * shape[3])
+    return Product(rows, outputs, matrix, lambda m: m.swapaxes(1, 2).reshape(shape), math.prod(shape[2:]))
 
 
 def _patches(node: ir.Node, shape: tuple[int, ...], x: Tensor) -> Tensor:
@@ -96,6 +123,12 @@ def _patches(node: ir.Node, shape: tuple[int, ...], x: Tensor) -> Tensor:
     if shape[2:] == (1, 1):  # no copy
         return padded[:, :, :: strides[0], :: strides[1]].flatten(2)
     kernel = tuple(shape[2:])
+    if len(kernel) != 2:
+        for axis, (taps, stride, step) in enumerate(zip(kernel, strides, dilations, strict=True), 2):
+            padded = padded.unfold(axis, (taps - 1) * step + 1, stride)[..., ::step]
+        rank = len(kernel)  # [samples, channels, positions of each axis, taps of each axis]
+        order = (0, 1, *range(2 + rank, 2 + 2 * rank), *range(2, 2 + rank))
+        return padded.permute(order).reshape(len(x), shape[1] * _groups(node) * math.prod(kernel), -1)
     return torch.nn.functional.unfold(padded, kernel, tuple(dilations), stride=tuple(strides))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,12 +12,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from hasten.errors import OptionError
-from hasten.passes.prune.layers import Layer, find_layers, remove_layers
+from hasten.passes.prune.layers import LAYERS, Layer, find_branches, remove_layers
 from hasten.passes.prune.units import Analysis, Group, LeftAlone, find_units
 from hasten.search.prune.amounts import choose_amounts
 from hasten.search.prune.cost import Cost, Feeds, Price, graph_flops, operations, typical_sizes
 from hasten.search.prune.criteria import OF_THE_LOSS, Scores, relative, score_layers, score_units
-from hasten.search.prune.plan import LAYERS, Plan, Progress
+from hasten.search.prune.loss import judged
+from hasten.search.prune.plan import Plan, Progress, criterion_of_layers
+from hasten.search.prune.products import readings
 from hasten.search.prune.rearrange import rearranged
 from hasten.search.samples import Samples
 
@@ -60,13 +63,32 @@ class Ranking:
         return Cost(model, analysis, self.sizes, self.price)
 
 
-GroupKey = tuple[str, str, int]
-"""A group's name, kind of units and their number: the same for the same graph in every process."""
+GroupKey = tuple[str, str, int, str, int, int]
+"""A group's name, kind of units and their number, and where its first unit lies: a value, an axis, an index.
+
+The same for the same graph in every process, and with whole layers left out. Parts of one axis that go
+different ways are groups of one name and often of one size, so that those alone would not do.
+"""
 
 
 def key_of(group: Group) -> GroupKey:
     """What tells a group from the others of its graph."""
-    return group.name, group.unit, group.count
+    slots = [slot for slot in group.members if not slot[0].is_constant] or list(group.members)
+    first = int(np.flatnonzero(group.members[slots[0]] >= 0)[0])
+    return group.name, group.unit, group.count, slots[0][0].value, slots[0][1], first
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What units and layers are worth, apart from the graph.
+
+    Attributes:
+        units: of each group.
+        layers: by the value that comes out of them.
+    """
+
+    units: Mapping[GroupKey, NDArray[np.float64]]
+    layers: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -97,7 +119,7 @@ def rank(
     *,
     until: float = math.inf,
     progress: Progress = lambda _: None,
-    known: Mapping[GroupKey, NDArray[np.float64]] | None = None,
+    known: Worth | None = None,
 ) -> Ranking:
     """Finds what can be removed and how much it matters.
 
@@ -107,7 +129,7 @@ def rank(
         data: samples.
         until: a time by `time.monotonic` after which no more samples are looked at than a few.
         progress: is told what begins.
-        known: what units are worth, from `worth_of_units` of the same graph and plan; then only the rest is
+        known: what units and layers are worth, from `worth_of` the same graph and plan; then only the rest is
             found, which takes neither samples nor gradients.
 
     Raises:
@@ -121,21 +143,25 @@ def rank(
     progress("finding what hangs together")
     analysis = find_units(model)
     groups = tuple(group for group in analysis.groups if group.unit in plan.units)
-    layers = find_layers(model) if LAYERS in plan.units else ()
-    left = tuple(each for each in analysis.left_alone if each.unit in plan.units)
+    layers, kept = find_branches(model) if LAYERS in plan.units else ((), ())
+    left = (*(each for each in analysis.left_alone if each.unit in plan.units), *kept)
     if not groups and not layers:
         raise OptionError(_nothing(plan, analysis, left))
     scores, worth = Scores({}), np.zeros(0)
     if groups and known is not None:
-        scores = Scores({group: known[key_of(group)] for group in groups})
+        scores = Scores({group: known.units[key_of(group)] for group in groups})
     elif groups:
         progress(f"ranking {sum(g.count for g in groups)} units by {plan.criterion}")
+        half = min(until, (time.monotonic() + until) / 2) if layers else until
         scores = score_units(
-            plan.criterion, model, groups, samples, labels=labels, seed=plan.seed, until=until
+            plan.criterion, model, groups, samples, labels=labels, seed=plan.seed, until=half
         )
-    if layers:
-        progress(f"ranking {len(layers)} layers by {plan.criterion}")
-        worth = score_layers(plan.criterion, model, layers, samples, labels=labels, seed=plan.seed)
+    if layers and known is not None:
+        worth = np.array([known.layers[layer.exit] for layer in layers])
+    elif layers:
+        by = criterion_of_layers(plan.criterion)
+        progress(f"ranking {len(layers)} layers by {by}")
+        worth = score_layers(by, model, layers, samples, labels=labels, seed=plan.seed, until=until)
     sizes = typical_sizes(model, samples)
     if plan.criterion not in OF_THE_LOSS and known is None:
         # A group's units together matter as much as the arithmetic that they are.
@@ -152,25 +178,28 @@ def rank(
         scores,
         tuple(layers),
         worth,
-        tuple(notes),
+        (*notes, *(_not_by_obs(model, groups) if plan.criterion == "obs" else ())),
         labels=labels,
     )
 
 
-def worth_of_units(
+def worth_of(
     model: ir.Model,
     plan: Plan,
     data: Samples | None,
     *,
     until: float = math.inf,
     progress: Progress = lambda _: None,
-) -> dict[GroupKey, NDArray[np.float64]]:
+) -> Worth:
     """What `rank` takes samples and gradients for, as a value that another process can be given.
 
     Arguments and errors are those of `rank`.
     """
     found = rank(model, plan, data, until=until, progress=progress)
-    return {key_of(group): values for group, values in found.scores.values.items()}
+    return Worth(
+        {key_of(group): values for group, values in found.scores.values.items()},
+        {layer.exit: float(worth) for layer, worth in zip(found.layers, found.worth, strict=True)},
+    )
 
 
 def _unranked(model: ir.Model, plan: Plan, data: Samples | None) -> Ranking:
@@ -190,7 +219,7 @@ def decide(ranking: Ranking, share: float | None) -> Decision:
     if share is None:
         return Decision(ranking.model, ranking.analysis, (), {})
     whole = ranking.cost(ranking.model, ranking.analysis).total
-    order = _order_of_layers(ranking)
+    order = order_of_layers(ranking)
     if not ranking.groups:
         gone: list[Layer] = []
         model = ranking.model
@@ -209,6 +238,13 @@ def decide(ranking: Ranking, share: float | None) -> Decision:
             break  # layers alone are enough
     assert best is not None
     return _rearranged(ranking, best[1])
+
+
+def decide_without(ranking: Ranking, layers: tuple[Layer, ...], share: float | None) -> Decision:
+    """What goes if some layers do: units too, until a share of the whole cost is left; None for none."""
+    whole = ranking.cost(ranking.model, ranking.analysis).total
+    target = math.inf if share is None else share * whole
+    return _rearranged(ranking, _with_layers(ranking, layers, target)[1])
 
 
 def _with_layers(
@@ -242,7 +278,8 @@ def _rearranged(ranking: Ranking, decision: Decision) -> Decision:
     return replace(decision, removed=removed)
 
 
-def _order_of_layers(ranking: Ranking) -> list[int]:
+def order_of_layers(ranking: Ranking) -> list[int]:
+    """The layers, by number, in the order in which they go: by what they are worth for their arithmetic."""
     total = graph_flops(ranking.model, ranking.sizes)
     saved = [
         total - graph_flops(remove_layers(ranking.model, [layer]), ranking.sizes) for layer in ranking.layers
@@ -254,13 +291,30 @@ def _classes(model: ir.Model, data: Samples | None) -> tuple[Sequence[int] | Non
     """Labels, if they are numbers of classes of the first output; and what is to be said of that."""
     if data is None or data.labels is None:
         return None, ()
-    shape, labels = model.graph.outputs[0].shape, np.asarray(data.labels)
+    answers = judged(model)
+    shape, labels = answers[0].shape if answers else None, np.asarray(data.labels)
     classes = shape[-1] if shape is not None and len(shape) == 2 else None
     whole = labels.ndim == 1 and labels.dtype.kind in "iu"
     if whole and isinstance(classes, int) and labels.min() >= 0 and labels.max() < classes:
         return [int(label) for label in labels], ()
     return None, (
         "the labels are no classes of the first output, so the loss is the distance to the outputs",
+    )
+
+
+def _not_by_obs(model: ir.Model, groups: Sequence[Group]) -> tuple[str, ...]:
+    """What is to be said of groups that `obs` cannot rank."""
+    nodes = list(model.graph)
+    found = [(group, reason) for group in groups if isinstance(reason := readings(nodes, group), str)]
+    by_reason: dict[str, list[Group]] = {}
+    for group, reason in found:
+        by_reason.setdefault(reason, []).append(group)
+    return tuple(
+        f"ranked by fisher, not obs: {sum(g.count for g in alike)} {alike[0].unit} of "
+        + ", ".join(dict.fromkeys(g.name for g in alike[:3]))
+        + (" and others" if len(alike) > 3 else "")
+        + f": {reason}"
+        for reason, alike in by_reason.items()
     )
 
 

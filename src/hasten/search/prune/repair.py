@@ -31,6 +31,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hasten.backends.torch_graph import TorchGraph
+from hasten.backends.torch_node import DTYPES
+from hasten.backends.torch_operators import to_array, to_tensor
 from hasten.graph.constants import constant_value
 from hasten.passes.prune.remove import Kept, set_constant
 from hasten.search.prune.cost import Feeds
@@ -288,15 +290,29 @@ def least_squares(at: Site) -> str:
 
 def put_weights(at: Site, product: Product, equations: Equations, weights: Tensor) -> None:
     """Gives a product new weights, [unknowns, outputs], and the bias that goes with them."""
-    at.put(at.node, 1, product.weights(weights).float().numpy())
+    at.put(at.node, 1, _as_before(at.node, 1, product.weights(weights)))
     bias = bias_of(at.node)
     if bias is not None:
         holder, position = bias
         value = constant_value(holder.inputs[position])
         assert value is not None
-        shift = equations.bias(weights).float().numpy()
-        array = shift + (0 if holder is at.node else value)  # a MatMul gives Y without bias
-        at.put(holder, position, array.astype(value.dtype).reshape(value.shape))
+        shift = equations.bias(weights)
+        if holder is not at.node:  # a MatMul gives Y without bias
+            sums = _sums_of(to_tensor(value))
+            shift = shift.to(sums) + to_tensor(value).to(sums)
+        at.put(holder, position, _as_before(holder, position, shift).reshape(value.shape))
+
+
+def _as_before(node: ir.Node, position: int, tensor: Tensor) -> NDArray[np.generic]:
+    """An array of the type that a constant of a node has."""
+    value = node.inputs[position]
+    assert value is not None and value.const_value is not None
+    return to_array(tensor.to(DTYPES[value.const_value.dtype]))
+
+
+def _sums_of(tensor: Tensor) -> torch.dtype:
+    """What sums with a tensor are made in."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def statistics(at: Site) -> str:
@@ -318,14 +334,17 @@ def statistics(at: Site) -> str:
     scale = (goal.variance / found.variance.clamp_min(1e-12)).sqrt().clamp(*_SCALES)
     shape = [1] * graph.weights[weight.name].dim()
     shape[rows] = -1
-    at.put(node, 1, (graph.weights[weight.name] * scale.float().reshape(shape)).numpy())
+    before = graph.weights[weight.name]
+    sums = _sums_of(before)
+    scaled = before.to(sums) * scale.to(sums).reshape(shape)
+    at.put(node, 1, _as_before(node, 1, scaled))
     holder, position = bias
     value = constant_value(holder.inputs[position])
     assert value is not None
-    inside = torch.tensor(value).double() if holder is node else 0.0
-    outside = 0.0 if holder is node else torch.tensor(value).double()
+    inside = to_tensor(value).double() if holder is node else 0.0
+    outside = 0.0 if holder is node else to_tensor(value).double()
     shift = goal.mean - scale * (found.mean - inside) + outside
-    at.put(holder, position, shift.numpy().astype(value.dtype).reshape(value.shape))
+    at.put(holder, position, _as_before(holder, position, shift).reshape(value.shape))
     return ""
 
 
@@ -366,6 +385,6 @@ def _put(
     set_constant(model.graph, node, position, array, f"{title}_{position}_repaired")
     changed = node.inputs[position]
     assert changed is not None and changed.name is not None
-    graph.weights[changed.name] = torch.from_numpy(np.array(array))
+    graph.weights[changed.name] = to_tensor(array)
     for known in values:
         known[changed.name] = graph.weights[changed.name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ import onnx_ir as ir
 
 from hasten.errors import OptionError
 from hasten.passes.prune.units import LeftAlone
+
+_LARGEST = 2**31 - 2**26  # bytes of weights in one file: a message of protobuf holds 2 GB, the graph included
 
 
 @dataclass(frozen=True)
@@ -96,30 +99,45 @@ class Pruned:
     Attributes:
         model: the graph.
         report: what was removed.
+        folder: the Hugging Face folder that the original came from, whose tokenizer or image processor reads
+            raw texts and pictures; None if there is none.
     """
 
     model: ir.Model
     report: PruneReport
+    folder: Path | None = None
 
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Writes the model as an ONNX file.
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> int:
+        """Writes the model as an ONNX file; weights of more than 2 GB go beside it, into `NAME.onnx.data`.
 
         Args:
             path: where to.
-            overwrite: whether a file that is there may be replaced.
+            overwrite: whether files that are there may be replaced.
+
+        Returns:
+            How many bytes were written.
 
         Raises:
             OptionError: there is a file already, or it cannot be written.
         """
         target = Path(path)
-        if target.exists() and not overwrite:
-            raise OptionError(f"{target} exists: give another name, or overwrite=True")
-        temporary = target.with_name(f".{target.name}.tmp")
+        beside = target.with_name(f"{target.name}.data")
+        weights = [v.const_value for v in self.model.graph.initializers.values()]
+        apart = sum(t.nbytes for t in weights if t is not None) > _LARGEST
+        for place in (target, beside) if apart else (target,):
+            if place.exists() and not overwrite:
+                raise OptionError(f"{place} exists: give another name, or overwrite=True")
         try:
-            temporary.write_bytes(ir.to_proto(self.model).SerializeToString())
-            temporary.replace(target)
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+                made = Path(folder) / target.name
+                if apart:
+                    ir.save(self.model.clone(), made, external_data=beside.name)
+                    made.with_name(beside.name).replace(beside)
+                else:
+                    made.write_bytes(ir.to_proto(self.model).SerializeToString())
+                made.replace(target)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise OptionError(
                 f"cannot write {target}: {error.strerror or error}; choose another place"
             ) from None
+        return target.stat().st_size + (beside.stat().st_size if apart else 0)

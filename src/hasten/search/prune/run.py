@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from hasten.passes.prune.layers import LAYERS
 from hasten.passes.prune.remove import Kept, kept_indices, remove_units
 from hasten.passes.prune.rows import ROWS
 from hasten.passes.prune.units import LeftAlone
 from hasten.search.prune.cost import graph_flops
-from hasten.search.prune.plan import LAYERS, Plan, Progress, check_plan
-from hasten.search.prune.ranking import Decision, Ranking, decide, rank
+from hasten.search.prune.plan import Plan, Progress, check_plan
+from hasten.search.prune.ranking import Decision, Ranking, decide, key_of, rank
 from hasten.search.prune.report import Cut, Pruned, PruneReport
 from hasten.search.prune.rows import Rows, drop_rows
 from hasten.search.prune.sparsity import Sparsity, Zeros, sparsify
@@ -29,6 +30,8 @@ def prune_model(
     plan: Plan,
     data: Samples | None = None,
     progress: Progress = lambda _: None,
+    *,
+    start: float | None = None,
 ) -> Pruned:
     """Prune a graph.
 
@@ -38,6 +41,7 @@ def prune_model(
         data: samples. Labels that are numbers of classes of the first output make the loss of gradients;
             other labels are not used.
         progress: is told what begins.
+        start: when the time limit began, by `time.monotonic`; None for now.
 
     Raises:
         OptionError: the plan makes no sense, or there is nothing to prune.
@@ -45,10 +49,10 @@ def prune_model(
         UnsupportedModelError: gradients are needed and cannot pass through an operator.
     """
     check_plan(plan, with_data=data is not None)
-    start = time.monotonic()
+    begin = time.monotonic() if start is None else start
     limit = math.inf if plan.seconds is None else plan.seconds
-    ranking = rank(model, plan, data, until=start + _RANKED * limit, progress=progress)
-    return prune_ranked(ranking, plan, start=start, progress=progress)
+    ranking = rank(model, plan, data, until=begin + _RANKED * limit, progress=progress)
+    return prune_ranked(ranking, plan, start=begin, progress=progress)
 
 
 def prune_ranked(
@@ -92,7 +96,7 @@ def carry_out(
         how = Sparsity(plan.sparsity, plan.criterion, repaired, plan.seed)
         samples = ranking.samples[: plan.looked_at]
         zeros = sparsify(ranking.model, small, how, samples, kept=kept, until=until)
-    notes += _distilled(ranking, small, plan, begin, progress)
+    notes += _distilled(ranking, decision, small, plan, begin, progress)
     if ROWS in plan.units:
         progress("taking rows that no sample asks for")
         rows = drop_rows(small, ranking.samples, plan.unseen)
@@ -121,7 +125,9 @@ def _repaired(
     return [f"not repaired: {reason}" for reason in skipped]
 
 
-def _distilled(ranking: Ranking, small: ir.Model, plan: Plan, start: float, progress: Progress) -> list[str]:
+def _distilled(
+    ranking: Ranking, decision: Decision, small: ir.Model, plan: Plan, start: float, progress: Progress
+) -> list[str]:
     """Trains what is left, if that is wanted; what is to be said of it."""
     if plan.repair != "distill":
         return []
@@ -139,6 +145,7 @@ def _distilled(ranking: Ranking, small: ir.Model, plan: Plan, start: float, prog
         training,
         labels=ranking.labels,
         seed=plan.seed,
+        identity=identity_of(decision, plan),
         progress=progress,
     )
     return [
@@ -147,11 +154,17 @@ def _distilled(ranking: Ranking, small: ir.Model, plan: Plan, start: float, prog
     ]
 
 
+def identity_of(decision: Decision, plan: Plan) -> str:
+    """What tells what goes from all else that might."""
+    units = [(key_of(group), found.tolist()) for group, found in decision.removed.items()]
+    return repr((units, [layer.exit for layer in decision.layers], plan.sparsity, plan.criterion))
+
+
 def _cuts(ranking: Ranking, decision: Decision) -> tuple[Cut, ...]:
     """What each layer and each group has lost."""
     layers = [Cut(layer.name, LAYERS, 1, int(layer not in decision.layers)) for layer in ranking.layers]
-    left = {(g.name, g.unit): g.count - len(decision.removed.get(g, ())) for g in decision.analysis.groups}
-    groups = [Cut(g.name, g.unit, g.count, left.get((g.name, g.unit), 0)) for g in ranking.groups]
+    left = {key_of(g): g.count - len(decision.removed.get(g, ())) for g in decision.analysis.groups}
+    groups = [Cut(g.name, g.unit, g.count, left.get(key_of(g), 0)) for g in ranking.groups]
     return (*layers, *groups)
 
 
@@ -166,7 +179,7 @@ def _report(
     model, sizes = ranking.model, ranking.sizes
     before, after = graph_flops(model, sizes), graph_flops(small, sizes)
     reached = plan.flops is None or after <= plan.flops * before
-    told = list(notes)
+    told = [*notes, *_sizes_note(ranking, small, plan)]
     if plan.flops is not None and not reached:
         nearest = f"{after / before:.1%}" if before else "all"
         told.insert(0, f"the target of {plan.flops:.1%} cannot be reached: {nearest} is the nearest")
@@ -184,6 +197,27 @@ def _report(
         left,
         tuple(told),
     )
+
+
+_OTHER_SIZE = 128  # of what is symbolic, to see whether the share that is left depends on it
+
+
+def _sizes_note(ranking: Ranking, small: ir.Model, plan: Plan) -> list[str]:
+    """What is to be said of sizes that nobody knows."""
+    if plan.flops is None or ranking.samples or not ranking.sizes:
+        return []
+    larger = dict.fromkeys(ranking.sizes, _OTHER_SIZE)
+    shares = [
+        graph_flops(small, sizes) / max(1, graph_flops(ranking.model, sizes))
+        for sizes in (ranking.sizes, larger)
+    ]
+    if abs(shares[0] - shares[1]) < 0.005:
+        return []
+    names = ", ".join(ranking.sizes)
+    return [
+        f"there are no data to tell sizes from: {shares[0]:.1%} of the arithmetic are left where "
+        f"{names} are 1, and {shares[1]:.1%} where they are {_OTHER_SIZE}"
+    ]
 
 
 def _parameters(model: ir.Model) -> int:
