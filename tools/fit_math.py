@@ -85,6 +85,7 @@ def fit_exp() -> None:
     two, low = mp.mpf(2), mp.mpf(-1) / 2
     found = minimax(lambda r: two**r, lambda r: two**-r, low, -low, range(7))
     show("EXP2_POW", found, np.float64)
+    show("EXP_SHORT", minimax(lambda r: two**-r, lambda r: two**r, low, -low, range(4)))
 
 
 def fit_log() -> None:

@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 from tests.codegen.engines import program_sources
 from tests.codegen.graphs import program
+from tests.codegen.test_products import attentions
 
+from hasten.codegen.gemm import STEPS_AHEAD
+from hasten.codegen.part import APART
+from hasten.codegen.tiles import PANEL, group
 from hasten.codegen.toolchain import find_compiler
+from hasten.loops.dtypes import DType
 from hasten.target import TARGETS, Target
 
 RUNTIME = Path(__file__).parents[2] / "src/hasten/runtime"
@@ -42,3 +47,12 @@ def test_only_profiled_code_has_marks(target: Target, tmp_path: Path) -> None:
     log = compile_c(RUNTIME / "csrc/profile.c", target, tmp_path)
     assert b"hasten_mark" in log
     assert b"clock_gettime" in log
+
+
+def test_no_thread_asks_ahead_for_what_another_writes() -> None:
+    """An attention asks for keys and values in its own scratch memory, and a stretch beyond its end."""
+    (attention, *_) = attentions()
+    sources, _, (titles,) = program_sources([attention], Target.named("x86-64-v4"))
+    assert any("Attention" in title for title in titles)
+    assert f"plan->scratch_bytes += {APART};" in sources["parts_0.c"]
+    assert STEPS_AHEAD * PANEL * group(DType.BF16) * DType.BF16.bytes <= APART

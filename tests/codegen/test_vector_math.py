@@ -148,6 +148,7 @@ EXPANDED = [
     *(vector_math.expand(op, Var(dtype, "x", lanes=8)) for op, dtype, _, _ in BOUNDS),
     vector_math.expand2("pow", Var(DType.F32, "x", lanes=8), Var(DType.F32, "y", lanes=8)),
     vector_math.exp_nonpositive(Var(DType.F32, "x", lanes=8)),
+    vector_math.exp_for_bf16(Var(DType.F32, "x", lanes=8)),
     vector_math.gelu_erf(Var(DType.F32, "x", lanes=8)),
 ]
 
@@ -293,6 +294,19 @@ def test_exp_of_nonpositive_numbers(contraction: str) -> None:
     assert worst(got[~small], exact("exp", x[~small])) <= 2.5
     assert np.all(got[small] <= 1.2 * np.finfo(np.float32).tiny)
     assert np.all(got[x < -87.7] == 0) and np.all(got[x == 0] == 1)
+
+
+@pytest.mark.parametrize("contraction", CONTRACTIONS)
+def test_exp_for_bf16(contraction: str) -> None:
+    x = -np.abs(samples(DType.F32, 90.0))
+    got = evaluate(vector_math.exp_for_bf16(X32), {"x": x}, contraction)
+    want = exact("exp", x)
+    normal = x > -87.3
+    assert np.max(np.abs(got[normal] / want[normal] - 1)) <= 2**-13
+    assert np.all(got[x < -87.7] == 0)
+    assert np.all(got[~normal & ~np.isnan(x)] <= 1.2 * np.finfo(np.float32).tiny)
+    assert np.all(np.isnan(got[np.isnan(x)]))
+    assert len(list(walk(vector_math.exp_for_bf16(X32)))) < len(list(walk(vector_math.exp_nonpositive(X32))))
 
 
 @pytest.mark.parametrize("contraction", CONTRACTIONS)

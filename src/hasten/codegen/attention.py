@@ -340,7 +340,7 @@ def _softmax(p: Parts, m: Var, pitch: Var) -> tuple[Stmt, ...]:
     weight, sums = Var(F32, "weight", lanes=lanes), Load(F32, "sums", (v,), lanes=lanes)
     shifted = Op(F32, "sub", (Load(F32, SCRATCH, (at,), lanes=lanes), shift), lanes=lanes)
     each = (
-        Let(weight, unary("exp_nonpositive", shifted)),
+        Let(weight, unary("exp_nonpositive" if p.dtype is F32 else "exp_for_bf16", shifted)),
         Store(p.packed, (p.weights_at(pitch) + at,), cast(weight, p.dtype)),
         Store("sums", (v,), Op(F32, "add", (sums, weight), lanes=lanes)),
     )

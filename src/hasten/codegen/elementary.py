@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hasten.codegen.vector_math import exp_nonpositive, expand, expand2, gelu_erf
+from hasten.codegen.vector_math import exp_for_bf16, exp_nonpositive, expand, expand2, gelu_erf
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, binary, const, unary
 
@@ -13,7 +13,8 @@ def expand_operation(op: str, arguments: tuple[Expr, ...]) -> Expr | None:
     """The expression to print for an operation, or None where a helper or the C library has it.
 
     Args:
-        op: an operation of the loop IR, or `exp_nonpositive`, which kernels use where x <= 0 is known.
+        op: an operation of the loop IR, or `exp_nonpositive` and `exp_for_bf16`, which kernels use where
+            x <= 0 is known.
         arguments: its operands, of any number of lanes.
     """
     if len(arguments) == 2:
@@ -21,6 +22,8 @@ def expand_operation(op: str, arguments: tuple[Expr, ...]) -> Expr | None:
     if len(arguments) != 1:
         return None
     (x,) = arguments
+    if op == "exp_for_bf16":
+        return exp_for_bf16(x)
     if op == "exp_nonpositive":
         return exp_nonpositive(x)
     if op == "gelu":

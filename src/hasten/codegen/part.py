@@ -36,6 +36,10 @@ STAGGER = 384
 would lie at the same place of their pages, where processors mistake a load for one of a store under way. Six
 lines put eight slots at different places even of 1024 bytes, a common distance of rows."""
 
+APART = 4096
+"""Bytes between the scratch memory of two threads. What one asks for ahead of time lies up to 2 kB beyond its
+own, and would be taken from the cache of the other, which is writing there (decision 47)."""
+
 MOST_BYTES = 1 << 46
 """Bytes of an arena that no machine has; planned for where a number that a tensor holds asks for them."""
 
@@ -188,6 +192,8 @@ class _Printer:
         for e in dict.fromkeys(self.scratch):
             needed = self.planned(round_up(e, ALIGNMENT))
             lines.append(f"    plan->scratch_bytes = max_int64_t(plan->scratch_bytes, {needed});")
+        if self.scratch:
+            lines.append(f"    plan->scratch_bytes += {APART};")
         total = " + ".join(self.expr(at_bounds(self.program, k.work)) for k in self.kernels) or "0"
         lines += [f"    plan->work = {total};", "    return 0;", "}", ""]
         shapes = [d for o in self.program.outputs for d in self.program.info(o).shape]

@@ -10,7 +10,7 @@ used hold anything.
 
 from __future__ import annotations
 
-from hasten.codegen.math.exponential import exp, exp_nonpositive, sigmoid
+from hasten.codegen.math.exponential import exp, exp_for_bf16, exp_nonpositive, sigmoid
 from hasten.codegen.math.gelu import gelu_erf
 from hasten.codegen.math.logarithm import log_f32, log_f64
 from hasten.codegen.math.power import pow_f32
@@ -19,7 +19,7 @@ from hasten.codegen.math.trigonometric import cos_f32, sin_f32
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr
 
-__all__ = ["exp_nonpositive", "expand", "expand2", "gelu_erf"]
+__all__ = ["exp_for_bf16", "exp_nonpositive", "expand", "expand2", "gelu_erf"]
 
 
 def expand(op: str, x: Expr) -> Expr | None:

@@ -298,7 +298,7 @@ class _Frame:
             result = np.full(e.lanes, a[0], e.dtype.numpy)
         elif e.op == "apart":
             result = np.asarray(a[0])
-        elif e.op == "exp_nonpositive":
+        elif e.op in ("exp_nonpositive", "exp_for_bf16"):
             result = np.exp(a[0])
         elif e.op == "repeat":
             result = np.tile(a[0], e.lanes // e.args[0].lanes)

@@ -51,7 +51,7 @@ def verify_function(f: Function, callees: Iterable[Function] = ()) -> None:
 _UNARY_OF_NESTS = frozenset(
     {
         "total_sum", "total_prod", "total_max", "total_min", "total_peak",
-        "exp_nonpositive", "broadcast", "apart",
+        "exp_nonpositive", "exp_for_bf16", "broadcast", "apart",
     }
 )  # fmt: skip
 

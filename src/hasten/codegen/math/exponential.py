@@ -61,6 +61,10 @@ class Format:
 
 
 _FAST_TAIL = (0.008312405, 0.041890983, 0.16667119, 0.49999225)
+# Of 2^-r on [-1/2, 1/2], within 7.5e-5 of itself.
+_SHORT = (-0.05517164, 0.24261111, -0.69326097, 0.99992806)
+
+
 FORMATS = {
     DType.F32: Format(
         mantissa=23,
@@ -134,6 +138,20 @@ def exp_nonpositive(x: Expr) -> Expr:
     """e^x of a float32 x <= 0, for soft-max: results below 2^-126.5 are 0, and one step less is exact."""
     form = FORMATS[DType.F32]
     return _exp_flushed(at_least(x, form.flush), form, _FAST_TAIL)
+
+
+def exp_for_bf16(x: Expr) -> Expr:
+    """e^x of a float32 x <= 0 within 2^-13 of itself, for what is rounded to bf16; below 2^-126.5 it is 0.
+
+    The reduction is by powers of two, in one step: r = x / ln 2 - n is exact where the multiply-add is fused,
+    and off by less than 2^-17 where it is not.
+    """
+    form = FORMATS[DType.F32]
+    x, magic = at_least(x, form.flush), form.magic + form.bias
+    shifted = add(mul(x, form.log2e), magic)
+    # The negative of r: its product is none that the sum above has, so that both are fused.
+    r = add(mul(x, -form.log2e), sub(shifted, magic))
+    return mul(horner(r, _SHORT), real(node("shl", bits(shifted), form.mantissa)))
 
 
 def sigmoid(x: Expr) -> Expr:
