@@ -53,6 +53,7 @@ def test_places_that_cannot_be_written(refused: Refused, model: Path, tmp_path: 
     copy = tmp_path / "copy.onnx"
     copy.write_bytes(model.read_bytes())
     assert "the model itself" in refused("compile", copy, "-o", copy)
+    assert "is what is read" in refused("prune", copy, "--flops", "50%", "-o", copy, "--overwrite")
 
 
 def test_disk_full_while_saving(model: Path, artifact: Path, cache: Path, tmp_path: Path) -> None:

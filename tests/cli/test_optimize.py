@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import onnx
 import pytest
 from click.testing import Result
 
+import hasten
+from hasten.cli import console
+from hasten.cli import optimize as optimize_verb
 from hasten.cli.amounts import parse_bytes, parse_seconds, parse_share
 from hasten.errors import OptionError
 
@@ -86,9 +90,50 @@ def test_bad_input(refused: Refused, model: Path, artifact: Path, data: Path, tm
     assert "input_ids" in optimize(given=other)
     assert not out.exists()
     assert "no folder" in refused("optimize", model, "--data", data, "-o", tmp_path / "absent" / "m.hasten")
+    copy = tmp_path / "copy.onnx"
+    copy.write_bytes(model.read_bytes())
+    assert f"-o {copy} is what is read" in refused("optimize", copy, "--data", data, "-o", copy)
+    assert f"--report {copy} is what is read" in refused(
+        "optimize", copy, "--data", data, "-o", out, "--report", copy
+    )
+    assert f"-o {other} is what is read" in refused("optimize", copy, "--data", other, "-o", other)
+    assert f"--report {out} is the place of -o too" in optimize("--report", out)
     assert "is compiled already" in refused("optimize", artifact, "--data", data, "-o", out)
     assert "compile again with --keep-graph" in refused("export", artifact, tmp_path / "m.onnx")
     assert "no folder" in refused("export", artifact, tmp_path / "absent" / "m.onnx")
+
+
+def test_what_cannot_be_written_is_refused_before_the_search_or_kept(
+    invoke: Invoke, refused: Refused, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, report = tmp_path / "fast.hasten", tmp_path / "report.html"
+
+    def never(**_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(console.tempfile, "TemporaryFile", never)
+        patch.setattr(optimize_verb, "optimize", lambda *_, **__: pytest.fail("it searched"))
+        said = refused("optimize", model, "--data", data, "-o", out)
+    assert "takes no files (Read-only file system)" in said
+
+    replace = Path.replace
+
+    def full(self: Path, target: Path) -> Path:
+        if target in (out, report):
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(console.tempfile, "tempdir", None)
+    monkeypatch.setattr(Path, "replace", full)
+    lost = invoke("optimize", model, "--data", data, "-o", out, "--report", report, "--max-drop", "1%")
+    assert lost.exit_code == 2
+    assert not out.exists()
+    kept = re.findall(r"what was found is kept in (\S+)", lost.stderr)
+    assert [Path(place.rstrip(";")).name for place in kept] == ["fast.hasten", "report.html"]
+    with hasten.open(kept[0].rstrip(";")) as session:
+        assert session.report["search"]["chosen"] == "lossless"
 
 
 def test_amounts() -> None:

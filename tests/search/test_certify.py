@@ -11,7 +11,17 @@ import scipy.stats
 
 from hasten.errors import MetricError, OptionError
 from hasten.search import bounds
-from hasten.search.certify import Bound, certify, least_samples, samples_needed, sequence_bound
+from hasten.search import certify as certify_module
+from hasten.search.certify import (
+    KEPT,
+    Bound,
+    Levels,
+    certify,
+    least_samples,
+    levels_for,
+    samples_needed,
+    sequence_bound,
+)
 from hasten.search.metrics import Metric, metric_named
 
 ALPHA = 0.05
@@ -138,14 +148,15 @@ def test_accuracy_agreement_and_f1_of_the_same_answers() -> None:
     assert not f1.guaranteed
 
 
-def test_correction_widens() -> None:
+def test_a_smaller_share_widens() -> None:
     before, labels = np.arange(500) % 10 > 0, np.ones(500, np.int64)
-    one, four = (
-        certify(metric_named("accuracy"), answers(before), answers(before), labels, tests=tests)
-        for tests in (1, 4)
+    whole, quarter = (
+        certify(metric_named("accuracy"), answers(before), answers(before), labels, share=share)
+        for share in (1.0, 0.25)
     )
-    assert one.upper < four.upper
-    assert four.upper == bounds.paired_upper(0, 0, 500, (1 - 0.95) / 4)
+    assert whole.upper < quarter.upper
+    assert quarter.upper == bounds.paired_upper(0, 0, 500, (1 - 0.95) * 0.25)
+    assert quarter.level == pytest.approx(0.9875)
 
 
 @pytest.mark.parametrize("name", ["f1", "mcc"])
@@ -178,7 +189,7 @@ def test_cosine_bets_and_functions_resample() -> None:
 
 def test_samples_needed() -> None:
     assert least_samples(0.01, 0.95) == 299
-    assert least_samples(0.01, 0.95, tests=5) == math.ceil(math.log(0.01) / math.log(0.99))
+    assert least_samples(0.01, 0.95, share=0.2) == math.ceil(math.log(0.01) / math.log(0.99))
     assert least_samples(0, 0.95) is None
     accuracy = metric_named("accuracy")
     labels = np.ones(100, np.int64)
@@ -188,7 +199,8 @@ def test_samples_needed() -> None:
     assert bound.upper > 0.02
     needed = samples_needed(bound, 0.02)
     assert needed is not None
-    assert bounds.paired_upper(math.ceil(needed / 100), needed // 100, needed, 1 - 0.95) <= 0.02
+    alpha = (1 - KEPT) * (1 - 0.95)  # of the first test of a search that has so many
+    assert bounds.paired_upper(math.ceil(needed / 100), needed // 100, needed, alpha) <= 0.02
     assert samples_needed(bound, 1.0) == 100
     assert samples_needed(certify(accuracy, answers(before), answers(np.zeros(100)), labels), 0.01) is None
 
@@ -205,12 +217,124 @@ def test_what_may_be_stated_of_a_sequence() -> None:
     assert sequence_bound(accepted, 0.01, failed=True) == 0.01
 
 
+def test_shares_of_an_order_add_up_and_pass_on() -> None:
+    levels, own = Levels(), []
+    for _ in range(60):
+        own.append(levels.share)
+        levels = levels.after(accepted=False)
+    assert own[:4] == pytest.approx([0.9, 0.05, 0.025, 0.0125])
+    assert sum(own) == pytest.approx(1)
+    levels = Levels().after(accepted=True)
+    assert levels.share == pytest.approx(0.95)
+    levels = levels.after(accepted=True).after(accepted=False)
+    assert levels.share == pytest.approx(0.0125)
+    assert levels.after(accepted=True).share == pytest.approx(0.01875)
+    fixed = Levels(kept=0.0)
+    assert fixed.share == fixed.after(accepted=True).share == 1.0
+    assert fixed.after(accepted=False).share == 0.0
+
+
+def test_something_is_kept_where_the_first_test_can_do_without() -> None:
+    agreement = metric_named("agreement")
+    assert levels_for(agreement, 299, 0.01, 0.95).share == 1.0
+    assert levels_for(agreement, 308, 0.01, 0.95).share == 1.0
+    assert levels_for(agreement, 309, 0.01, 0.95).share == 1 - KEPT
+    assert levels_for(metric_named("cosine"), 30, 0.01, 0.95).share == 1 - KEPT
+    for samples, share in ((299, 1.0), (309, 1 - KEPT)):
+        assert bounds.binomial_upper(0, samples, (1 - 0.95) * share) <= 0.01
+
+
+@functools.lru_cache(None)
+def agreement_upper(flips: int, samples: int, share: float) -> float:
+    return bounds.binomial_upper(flips, samples, ALPHA * share)
+
+
+def run_order(flips: np.ndarray, samples: int, budget: float) -> tuple[list[int], float]:
+    """Which candidates of an order are certified, and what may be stated of them."""
+    levels, accepted, uppers = Levels(), [], []
+    for number, count in enumerate(flips):
+        upper = agreement_upper(int(count), samples, levels.share)
+        passed = upper <= budget
+        levels = levels.after(accepted=passed)
+        if passed:
+            accepted.append(number)
+            uppers.append(Bound(0.0, upper, 0.95, samples, "", True))
+    stated = sequence_bound(uppers, budget, failed=len(accepted) < len(flips)) if accepted else math.inf
+    return accepted, stated
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(
+    "true", [(1, 1, 1, 1), (0.1, 1, 1, 1), (1, 0.1, 1, 0.1), (0.2, 0.5, 0.8, 1), (0.5, 0.9, 0.7, 0.6)]
+)
+def test_of_an_order_with_failures_what_is_certified_and_stated_holds(
+    true: tuple[float, ...], together: bool
+) -> None:
+    """Drops in budgets; those of a whole budget are the worst that must not be certified."""
+    samples, budget, draws = 700, 0.01, 10_000
+    rng, rates = np.random.default_rng(11), budget * np.array(true)
+    if together:  # the samples that a careful candidate gets wrong, others do too
+        order = np.argsort(rates)
+        steps = np.diff(np.concatenate([[0], rates[order]]))
+        added = rng.multinomial(samples, [*steps, 1 - steps.sum()], draws)[:, :-1].cumsum(axis=1)
+        flips = np.empty_like(added)
+        flips[:, order] = added
+    else:
+        flips = rng.binomial(samples, rates, (draws, len(rates)))
+    wrong = missed = 0
+    for row in flips:
+        accepted, stated = run_order(row, samples, budget)
+        wrong += any(rates[number] >= budget for number in accepted)
+        missed += any(rates[number] > stated for number in accepted)
+    assert wrong / draws <= ALPHA + 3 * math.sqrt(ALPHA / draws)
+    assert missed / draws <= ALPHA + 3 * math.sqrt(ALPHA / draws)
+
+
+def test_a_failure_leaves_those_after_it_a_chance() -> None:
+    samples, budget = 700, 0.01
+    assert run_order(np.array([9, 0, 2]), samples, budget)[0] == [1]
+    assert run_order(np.array([0, 1, 2]), samples, budget)[0] == [0, 1, 2]
+    assert run_order(np.array([9, 9, 9, 0]), samples, budget)[0] == []  # little is left by then
+
+
+def test_a_slow_metric_gets_fewer_draws_but_never_too_few() -> None:
+    now, calls = [0.0], [0]
+
+    def slow(outputs: dict[str, np.ndarray], labels: object) -> float:
+        calls[0] += 1
+        now[0] += 0.05
+        return float(outputs["y"].mean())
+
+    rng = np.random.default_rng(4)
+    before = {"y": rng.standard_normal((100, 2)).astype(np.float32)}
+    after = {"y": before["y"] + 0.01 * rng.standard_normal((100, 2)).astype(np.float32)}
+    metric = metric_named(slow, larger_is_better=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certify_module.time, "monotonic", lambda: now[0])
+        whole = certify(metric, before, after, None)
+        assert calls[0] > 4000
+        calls[0], until = 0, now[0] + 100.0  # half of what that took
+        fewer = certify(metric, before, after, None, until=until)
+        assert now[0] <= until
+        assert 2 * 420 <= calls[0] < 2000
+        assert fewer.method.startswith("bootstrap (BCa) of 6")
+        assert whole.method == "bootstrap (BCa)"
+        assert fewer.upper == pytest.approx(whole.upper, rel=0.2)
+        calls[0] = 0
+        with pytest.raises(
+            MetricError, match=r"the time left is too short for the bootstrap, which needs 420"
+        ):
+            certify(metric, before, after, None, until=now[0] + 30.0)
+        assert calls[0] == 4
+
+
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
         ({"confidence": 1.0}, OptionError),
         ({"confidence": math.nan}, OptionError),
-        ({"tests": 0}, OptionError),
+        ({"share": 0.0}, OptionError),
+        ({"share": 1.1}, OptionError),
         ({"candidate": answers(np.ones(9))}, MetricError),
         ({"original": answers(np.ones(0)), "candidate": answers(np.ones(0))}, MetricError),
         ({"candidate": {"y": np.full((10, 2), np.nan, np.float32)}}, MetricError),

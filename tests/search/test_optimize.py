@@ -9,8 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx
@@ -34,16 +33,16 @@ from hasten.search import layer_table, optimize, pruning, trials, uniform
 from hasten.search.asked import Asked
 from hasten.search.build import Recipe
 from hasten.search.candidates import ORIGINAL, Candidate
-from hasten.search.comparison import in_the_running
 from hasten.search.measure import Contestant, Measurement, Plan, Result, Spread
 from hasten.search.prune.cost import flops_by_node
 from hasten.search.quantization import prepare
-from hasten.search.record import CandidateRecord, Outcome
+from hasten.search.record import Outcome
 from hasten.search.size_times import Point
 from hasten.search.status import Status
 from hasten.target import TARGETS, runs_here
 
 LAYERS = ("first", "hostile", "last")
+MEASURED_TIMES = layer_table.measured_times
 
 Search = Callable[..., hasten.Session]
 
@@ -76,9 +75,9 @@ def clockwork(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         )  # fmt: skip
         return Measurement(plan.threads, 3, results, {})
 
-    def measured_times(_: Any, candidate: Candidate, layers: Sequence[Any]) -> dict[str, float]:
+    def measured_times(_: Any, candidate: Candidate, work: Mapping[Any, float]) -> dict[str, float]:
         quantized = bool(candidate.quantized)
-        return {layer.name: 1000.0 if quantized else 2000.0 for layer in layers}
+        return {layer.name: 1000.0 if quantized else 2000.0 for layer in work}
 
     def measured(_: Any, artifact: Path, model: Any, sizes: Mapping[str, int]) -> dict[str, Point]:
         return {name: Point(flops, flops / 1e3) for name, flops in flops_by_node(model, sizes).items()}
@@ -258,40 +257,6 @@ def test_how_many_layers_are_left_out_next(
     assert pruning.next_count(good, bad, of) == following
 
 
-def test_what_a_first_look_finds_slower_and_worse_is_not_looked_at_again() -> None:
-    def one(name: str, loss: float, ratio: float) -> CandidateRecord:
-        speed = Spread.of([ratio])
-        return CandidateRecord(
-            name,
-            "",
-            "hasten",
-            "f32",
-            latency_ms=Spread.of([10 / ratio]),
-            to_lossless=speed,
-            loss=loss,
-            drop=0.0,
-        )
-
-    tried = [one("a", 0.1, 2.0), one("b", 0.2, 1.5), one("c", 0.3, 3.0), one("d", 0.0, 0.9)]
-    known = {r.name: r for r in [one("lossless", 0.0, 1.0), one("original", 0.0, 0.8), *tried]}
-    for name in ("lossless", "original"):
-        known[name] = replace(known[name], outcome=Outcome.BASELINE)
-    stub = SimpleNamespace(
-        records=known,
-        problem=SimpleNamespace(asked=SimpleNamespace(max_drop=0.1)),
-        works=lambda name: name in known,
-        note=lambda name, **found: known.update({name: replace(known[name], **found)}),
-    )
-    self = cast(optimize.Search, SimpleNamespace(trials=stub, best="lossless"))
-    assert optimize.Search.sequence(self, ("lossless",)) == ["a", "c"]
-    assert known["b"].reason == "a changes less and is as fast"
-    assert known["d"].reason == "0.90 x [0.90, 0.90] the speed of the lossless"
-    for name, found in list(known.items()):
-        known[name] = replace(found, to_original=Spread.of([1.2 if name == "c" else 0.9]))
-    assert optimize.Search.sequence(self) == ["c"]
-    assert not in_the_running(cast(trials.Trials, stub), "b")
-
-
 def test_a_repeated_search_measures_nothing_and_chooses_the_same(
     search: Search, clockwork: list[str]
 ) -> None:
@@ -384,6 +349,98 @@ def test_an_interrupt_keeps_what_is_certified(search: Search, clockwork: list[st
     assert told.chosen == "lossless"
     assert "the search ended before anything else was certified" in told.headline
     assert found.run(samples(1)[0])["scores"].shape == (1, CLASSES)
+
+
+@pytest.mark.parametrize(
+    "what", [KeyboardInterrupt(), OSError(28, "No space left on device"), ValueError("why")]
+)
+def test_what_is_certified_outlives_whatever_happens(
+    search: Search, clockwork: list[str], monkeypatch: pytest.MonkeyPatch, what: BaseException
+) -> None:
+    def broken(*_: object) -> None:
+        raise what
+
+    monkeypatch.setattr(Asked, "precisions", lambda _: frozenset({"f32", "bf16", "int8"}))
+    monkeypatch.setattr(uniform.Uniform, "calibrate", broken)
+    found = search(precision="auto")
+    told = record(found)
+    assert told.chosen == "bf16"
+    assert told.stated <= 0.05
+    assert told.interrupted is isinstance(what, KeyboardInterrupt)
+    said = "interrupted" if told.interrupted else f"the phase 'calibration' failed: {type(what).__name__}: "
+    assert any(said in note for note in told.notes)
+    assert found.run(samples(1)[0])["scores"].shape == (1, CLASSES)
+
+
+def test_a_watcher_that_breaks_is_told_nothing_more(search: Search, clockwork: list[str]) -> None:
+    heard: list[str] = []
+
+    def watch(status: Status) -> None:
+        heard.append(status.phase)
+        if status.phase == "int8":
+            raise ConnectionError("the server has gone")
+
+    told = record(search(watch=watch))
+    assert told.candidate(told.chosen).quantized == LAYERS
+    assert heard[-1] == "int8"
+    assert heard.count("int8") == 1
+    assert any("ConnectionError: the server has gone" in note for note in told.notes)
+
+
+def test_a_repeated_search_makes_the_same_choices_of_noisy_times(
+    search: Search, clockwork: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each measurement differs; layers are timed as they are."""
+    rng, steady, asked = np.random.default_rng(0), trials.measure, list[str]()
+
+    def noisy(*args: Any, **named: Any) -> Measurement:
+        found = steady(*args, **named)
+        factor = {r.engine: rng.uniform(0.9, 1.1) for r in found.results}
+        results = tuple(
+            replace(
+                r,
+                run_ms=Spread.of([r.run_ms.median * factor[r.engine]]),
+                rounds_ms={n: ms * factor[r.engine] for n, ms in r.rounds_ms.items()},
+            )
+            for r in found.results
+        )
+        return replace(found, results=results)
+
+    def measured_times(
+        among: trials.Trials, candidate: Candidate, work: Mapping[Any, float]
+    ) -> dict[str, float]:
+        asked.append(candidate.name)
+        return MEASURED_TIMES(among, candidate, work)
+
+    monkeypatch.setattr(trials, "measure", noisy)
+    monkeypatch.setattr(layer_table, "measured_times", measured_times)
+    first = record(search())
+    assert len(asked) > 1
+    assert first.curve
+    count, timed = len(asked), len(clockwork)
+    again = record(search())
+    assert asked[count:] == []
+    assert clockwork[timed:] == []
+    assert again.curve == first.curve
+    assert again.layers == first.layers
+    assert [c.name for c in again.candidates] == [c.name for c in first.candidates]
+    assert again.chosen == first.chosen
+    assert again.original_value == first.original_value is not None
+
+
+def test_a_search_from_python_says_how_to_repeat_it_and_takes_percents(
+    search: Search, tmp_path: Path
+) -> None:
+    model = tmp_path / "model.onnx"
+    onnx.save(network(), model)
+    told = record(search(model, data=samples(20), max_drop="1%", confidence="95%", seed=3))
+    assert (told.max_drop, told.confidence) == (0.01, 0.95)
+    assert told.command.startswith(
+        f"hasten.optimize({str(model)!r}, data=data, max_drop='1%', confidence='95%', "
+    )
+    assert "seed=3" in told.command
+    assert "engines=False" in told.command
+    assert "metric" not in told.command
 
 
 def test_a_metric_without_a_value_loses_the_candidate(search: Search, clockwork: list[str]) -> None:
@@ -485,14 +542,56 @@ def test_an_original_that_fails_later_loses_nothing_but_itself(
     answers = trials.Trials.answers
 
     def failing(self: trials.Trials, candidate: Candidate, kind: str) -> Any:
-        if candidate.name == ORIGINAL and self.reference == ORIGINAL:
+        if candidate.name == ORIGINAL and kind == "held_out":
             raise EngineError("onnxruntime cannot run this model: it needs more memory")
         return answers(self, candidate, kind)
 
     monkeypatch.setattr(trials.Trials, "answers", failing)
-    found = outcomes(search())
-    assert found[ORIGINAL] is Outcome.FAILED
-    assert Outcome.CHOSEN in {found[name] for name in found if name.startswith("int8")}
+    told = record(search())
+    assert told.candidate(ORIGINAL).outcome is Outcome.FAILED
+    assert told.chosen.startswith("int8")
+    assert told.reference == told.candidate(told.chosen).against == "lossless"
+    assert "the drop in agreement against the lossless compilation on data like yours" in told.headline
+    assert any("from here on: the original failed (onnxruntime cannot" in note for note in told.notes)
+
+
+def test_the_original_stays_the_reference_where_the_lossless_differs_from_it(
+    search: Search, clockwork: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = trials.Trials.answers
+
+    def worse(self: trials.Trials, candidate: Candidate, kind: str) -> Any:
+        found = answers(self, candidate, kind)
+        if candidate.name != ORIGINAL:
+            return found
+        scores = found["scores"].copy()
+        scores[::25] *= -1  # what the original answers otherwise than all that are compiled
+        return {"scores": scores}
+
+    monkeypatch.setattr(trials.Trials, "answers", worse)
+    told = record(search(max_drop=0.1))
+    chosen = told.candidate(told.chosen)
+    assert chosen.quantized == LAYERS
+    assert told.reference == chosen.against == ORIGINAL
+    assert chosen.bound.measured >= 0.04
+    assert told.candidate("lossless").drop == pytest.approx(0.04)
+    assert any("the lossless compilation itself drops 0.04 against the original" in n for n in told.notes)
+    assert "against the lossless" not in told.headline
+    over = record(search(max_drop=0.03))
+    assert over.chosen == "lossless"
+    assert "it drops 4 points itself against the original on the 150 calibration samples" in over.headline
+    assert over.original_value == 1.0
+
+
+def test_an_original_that_takes_too_long_is_no_reference_and_that_is_said(
+    search: Search, clockwork: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimize, "_ORIGINAL_SHARE", 0.0)
+    told = record(search(time_limit=1000.0, metric="cosine"))
+    assert told.chosen.startswith("int8")
+    assert told.reference == "lossless"
+    assert "the drop in cosine against the lossless compilation on data like yours" in told.headline
+    assert any("not the original: the original's answers would take about" in note for note in told.notes)
 
 
 def test_bad_arguments_are_refused_before_anything_is_compiled(search: Search) -> None:
@@ -507,6 +606,11 @@ def test_bad_arguments_are_refused_before_anything_is_compiled(search: Search) -
         ({"time_limit": float("nan")}, "time_limit=nan"),
         ({"time_limit": -1.0}, "time_limit=-1.0"),
         ({"threads": 0}, "threads=0"),
+        ({"threads": "2"}, "threads='2': give a number"),
+        ({"max_drop": "little"}, "max_drop='little': give a share, such as 0.01 or '1%'"),
+        ({"max_drop": None}, "max_drop=None"),
+        ({"confidence": "100%"}, "confidence=1.0"),
+        ({"time_limit": "10m"}, "time_limit='10m': give a number"),
         ({"seed": -1}, "seed=-1"),
     ):
         with pytest.raises(OptionError, match=re.escape(words)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,10 +12,11 @@ from typing import Any
 from hasten import __version__
 from hasten.api.sources import folder_of, plain
 from hasten.codegen.toolchain import default_cache
+from hasten.errors import OptionError
 from hasten.frontends.protocol import Dynamic, Example
 from hasten.runtime.artifact import Artifact, read_artifact
 from hasten.runtime.session import Session, start
-from hasten.search.asked import Asked
+from hasten.search.asked import Asked, share_of
 from hasten.search.candidates import LOSSLESS
 from hasten.search.clock import Clock
 from hasten.search.metrics import UserMetric, metric_named
@@ -87,8 +89,8 @@ def optimize(  # noqa: PLR0913 - choices, each with a default
     *,
     data: object,
     metric: str | UserMetric = "agreement",
-    max_drop: float = 0.01,
-    confidence: float = 0.95,
+    max_drop: float | str = 0.01,
+    confidence: float | str = 0.95,
     calibration: object = None,
     larger_is_better: bool | None = None,
     output: str | None = None,
@@ -119,8 +121,8 @@ def optimize(  # noqa: PLR0913 - choices, each with a default
         source: as for `compile`.
         data: samples, as `search.data.load_samples` takes them.
         metric: a name (`search.metrics.metric_named`), or a function of outputs and labels.
-        max_drop: the budget, in the metric's units: 0.01 is one point of accuracy.
-        confidence: of the certificate, from 0.5 to below 1.
+        max_drop: the budget, in the metric's units: 0.01, or "1%", is one point of accuracy.
+        confidence: of the certificate, from 0.5 to below 1: 0.95 or "95%".
         calibration: how many of the samples choices may look at, None for a share; the others are held
             out for certificates. Or data of their own for choices: all of `data` is then held out.
         larger_is_better: the direction of a metric that is a function.
@@ -141,7 +143,7 @@ def optimize(  # noqa: PLR0913 - choices, each with a default
         dynamic: as for `compile`.
         cache: folder of compiled objects; None for the user's cache folder.
         database: file of measurements, which later searches reuse; None for the user's.
-        command: what repeats this search, for the report.
+        command: what repeats this search, for the report; the call in Python if it is empty.
         watch: is told what happens.
 
     Returns:
@@ -156,11 +158,12 @@ def optimize(  # noqa: PLR0913 - choices, each with a default
         ToolchainError: no C compiler was found.
         TuningError: the measurements on disk cannot be read or written.
     """
+    call = command or _call(locals())
     asked = Asked(
         metric=metric_named(metric, output=output, larger_is_better=larger_is_better),
         named=isinstance(metric, str),
-        max_drop=max_drop,
-        confidence=confidence,
+        max_drop=_share("max_drop", max_drop),
+        confidence=_share("confidence", confidence),
         calibration=calibration,
         precision=precision,
         engines=engines,
@@ -184,7 +187,7 @@ def optimize(  # noqa: PLR0913 - choices, each with a default
         watch(Status("reading the data", "reading", (), LOSSLESS, clock.elapsed, time_limit))
         problem = pose(found, given, data, asked, place, __version__, raw=folder_of(source))
         report = {"passes": found.passes, "tuning": {}, "notes": ""}
-        record, path = search(problem, clock, report, __version__, command, watch)
+        record, path = search(problem, clock, report, __version__, call, watch)
         return Optimized(read_artifact(path), record, asked.threads)
 
 
@@ -193,3 +196,29 @@ def _units(prune: bool | str | Sequence[str]) -> tuple[str, ...]:
     if isinstance(prune, bool):
         return SEARCHED if prune else ()
     return (prune,) if isinstance(prune, str) else tuple(prune)
+
+
+def _share(name: str, given: object) -> float:
+    share = share_of(given)
+    if share is None:
+        raise OptionError(f"{name}={given!r}: give a share, such as 0.01 or '1%'")
+    return share
+
+
+def _call(given: Mapping[str, Any]) -> str:
+    """The call that repeats a search: paths as they are, names for what has no text."""
+    parameters = inspect.signature(optimize).parameters
+    told = []
+    for name, value in given.items():
+        default = parameters[name].default
+        if name in ("command", "watch") or value is default:
+            continue
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)  # noqa: PLW2901
+        parts = value if isinstance(value, list | tuple) else [value]
+        simple = all(part is None or isinstance(part, str | int | float) for part in parts)
+        if simple and value == default:
+            continue
+        text = repr(value) if simple else getattr(value, "__name__", name)
+        told.append(text if name == "source" else f"{name}={text}")
+    return f"hasten.optimize({', '.join(told)})"

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from hasten.errors import OptionError
+from hasten.search.asked import share_of
 
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _BYTES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
@@ -17,11 +18,10 @@ def parse_share(text: str, option: str) -> float:
     Raises:
         OptionError: it is neither.
     """
-    number, percent = text.strip(), text.strip().endswith("%")
-    try:
-        return float(number.removesuffix("%")) / (100 if percent else 1)
-    except ValueError:
-        raise OptionError(f"{option} {text!r}: write a share, such as 1% or 0.01") from None
+    share = share_of(text)
+    if share is None:
+        raise OptionError(f"{option} {text!r}: write a share, such as 1% or 0.01")
+    return share
 
 
 def parse_seconds(text: str, option: str) -> float:

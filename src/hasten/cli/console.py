@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hasten.errors import OptionError
+from hasten.errors import HastenError, OptionError
 from hasten.runtime.manifest import TensorInfo
 
 _WIDTH_OF_FILES = 200  # output that goes to a file or pipe is not cut at the width of a terminal
@@ -150,12 +151,61 @@ def check_place(path: Path) -> None:
     """Refuses an output that could not be written, before long work.
 
     Raises:
-        OptionError: its folder does not exist, or it is a folder itself.
+        OptionError: its folder does not exist or takes no files, or it is a folder itself.
     """
     if path.is_dir():
         raise OptionError(f"cannot write {path}: it is a folder; give the name of a file")
     if not path.parent.is_dir():
         raise OptionError(f"cannot write {path}: there is no folder {path.parent}; make it first")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as probe:
+            probe.write(b"\0")
+    except OSError as error:
+        raise OptionError(
+            f"cannot write {path}: {path.parent} takes no files ({error.strerror or error}); "
+            "choose another place"
+        ) from None
+
+
+def check_apart(written: Mapping[str, Path | None], read: Iterable[Path | None]) -> None:
+    """Refuses places that would be written over what is read, or over each other.
+
+    Args:
+        written: places by the option that names them; None where it was not given.
+        read: what must stay as it is.
+
+    Raises:
+        OptionError: one would be.
+    """
+    taken = {path.resolve(): "is what is read" for path in read if path is not None}
+    for option, path in written.items():
+        if path is None:
+            continue
+        if path.resolve() in taken:
+            raise OptionError(f"{option} {path} {taken[path.resolve()]}: give another name")
+        taken[path.resolve()] = f"is the place of {option} too"
+
+
+def write_or_keep(path: Path, write: Callable[[Path], None]) -> str | None:
+    """Writes what took long to make; in a temporary folder if it cannot be written where it should be.
+
+    Args:
+        path: where it should be.
+        write: writes it to a path.
+
+    Returns:
+        None, or why it is not there and where it is.
+    """
+    try:
+        write(path)
+    except (HastenError, OSError) as error:
+        kept = Path(tempfile.mkdtemp(prefix="hasten-kept-")) / path.name
+        try:
+            write(kept)
+        except (HastenError, OSError) as again:
+            return f"{error}; it could not be kept elsewhere either: {again}"
+        return f"{error}; what was found is kept in {kept}"
+    return None
 
 
 def names(items: Sequence[str], most: int = 4) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import click
 
-from hasten.api import Optimized, optimize
+from hasten.api import optimize
 from hasten.cli.amounts import parse_bytes, parse_seconds, parse_share
 from hasten.cli.console import (
+    check_apart,
     check_place,
     echo_json,
     number,
@@ -21,6 +22,7 @@ from hasten.cli.console import (
     stdout,
     table,
     write_file,
+    write_or_keep,
 )
 from hasten.cli.options import database_option, json_option, model_argument, threads_option
 from hasten.cli.progress import live
@@ -136,6 +138,8 @@ def optimize_(  # noqa: PLR0913, PLR0917 - one for each option
     """
     if is_artifact(model):
         raise OptionError(f"{model} is compiled already: give the ONNX file or folder that it came from")
+    kept_apart = (model, data, Path(calibration) if calibration is not None else None)
+    check_apart({"-o": output, "--report": report}, kept_apart)
     for place in (output, report):
         if place is not None:
             check_place(place)
@@ -173,17 +177,23 @@ def optimize_(  # noqa: PLR0913, PLR0917 - one for each option
             command=_command(),
             watch=watch,
         )
-        found.save(output)
-    _write(found, output, report, as_json=as_json)
-    for log in written:
-        log.close(found.report.record)
-
-
-def _write(found: Optimized, output: Path, report: Path | None, *, as_json: bool) -> None:
+        lost = [write_or_keep(output, found.save)]
     record = found.report.record
     if report is not None:
         text = to_json(record) if report.suffix == ".json" else to_html(record)
-        write_file(report, text.encode())
+        lost.append(write_or_keep(report, lambda path: write_file(path, text.encode())))
+    if lost[0] is None:
+        _tell(record, output, as_json=as_json)
+    for log in written:
+        try:
+            log.close(record)
+        except OptionError as error:
+            lost.append(str(error))
+    if any(lost):
+        raise OptionError("; ".join(filter(None, lost)))
+
+
+def _tell(record: SearchRecord, output: Path, *, as_json: bool) -> None:
     if as_json:
         told = json.loads(to_json(record))
         echo_json({**told, "path": str(output), "bytes": output.stat().st_size})

@@ -10,6 +10,7 @@ import click
 from hasten.api import prune
 from hasten.cli.console import (
     Steps,
+    check_apart,
     check_place,
     echo_json,
     number,
@@ -153,6 +154,7 @@ def prune_(  # noqa: PLR0913, PLR0917 - one for each option
     training = Training(epochs, 300 if seconds is None else None, checkpoint=checkpoint)
     if is_artifact(model):
         raise OptionError(f"{model} is compiled already: give the ONNX file or folder that it came from")
+    check_apart({"-o": output, "--report": report}, (model, data))
     for place in (output, report):
         if place is not None:
             check_place(place)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import numbers
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +63,17 @@ class Asked:
     database: Path
 
     def __post_init__(self) -> None:
+        given: Mapping[str, object] = {
+            "max_drop": self.max_drop,
+            "confidence": self.confidence,
+            "threads": self.threads,
+            "time_limit": self.seconds,
+            "seed": self.seed,
+            "memory_limit": self.memory,
+        }
+        for name, value in given.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
+                raise OptionError(f"{name}={value!r}: give a number")
         if not (math.isfinite(self.max_drop) and self.max_drop >= 0):
             raise OptionError(
                 f"max_drop={self.max_drop}: give 0 or more, such as 0.01 for one point of accuracy"
@@ -94,6 +107,19 @@ class Asked:
         if not any("bf16" in t.factors and runs_here(t) for t in TARGETS):
             wanted.discard("bf16")
         return frozenset(wanted)
+
+
+def share_of(given: object) -> float | None:
+    """A share as people write it: a number, or a text such as "1%" or "0.01"; None for anything else."""
+    if isinstance(given, str):
+        number, percent = given.strip(), given.strip().endswith("%")
+        try:
+            return float(number.removesuffix("%")) / (100 if percent else 1)
+        except ValueError:
+            return None
+    if isinstance(given, bool) or not isinstance(given, numbers.Real):
+        return None
+    return float(given)
 
 
 @dataclass(frozen=True)

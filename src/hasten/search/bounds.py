@@ -212,7 +212,13 @@ def _grid(least: float, greatest: float, above: float) -> Array:
 
 
 def bootstrap_upper(
-    statistic: Callable[[Array], float], samples: int, alpha: float, *, resamples: int, seed: int
+    statistic: Callable[[Array], float],
+    samples: int,
+    alpha: float,
+    *,
+    resamples: int,
+    seed: int,
+    groups: int = 200,
 ) -> float:
     """Approximate bound on a statistic of all samples: the bootstrap BCa (Efron 1987).
 
@@ -222,6 +228,7 @@ def bootstrap_upper(
         alpha: probability that the bound is below the true value, about.
         resamples: how often to draw; at least `20 / alpha` for a steady result.
         seed: of the draws.
+        groups: of samples that are left out in turn, for the skewness.
     """
     from scipy.special import ndtr, ndtri
 
@@ -234,8 +241,8 @@ def bootstrap_upper(
     # Half of what equals the measured value counts as below it; never all or nothing.
     below = (np.count_nonzero(drawn < measured) + np.count_nonzero(drawn <= measured)) / 2
     bias = ndtri(np.clip(below / resamples, 1 / resamples, 1 - 1 / resamples))
-    groups = np.array_split(rng.permutation(samples), min(samples, 200))
-    left_out = np.array([statistic(np.setdiff1d(everything, group)) for group in groups])
+    parts = np.array_split(rng.permutation(samples), min(samples, groups))
+    left_out = np.array([statistic(np.setdiff1d(everything, part)) for part in parts])
     centred = left_out.mean() - left_out
     spread = (centred**2).sum() ** 1.5
     acceleration = (centred**3).sum() / (6 * spread) if spread > 0 else 0.0

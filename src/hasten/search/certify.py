@@ -16,20 +16,26 @@ How several candidates may be tested on the same samples: docs/decisions/0015-gu
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
 
-from hasten.errors import OptionError
+from hasten.errors import MetricError, OptionError
 from hasten.search import metrics
 from hasten.search.bounds import betting_upper, binomial_upper, bootstrap_upper, paired_upper
 from hasten.search.metrics import Array, Metric, Outputs
 
+KEPT = 0.1
+"""Of what may go wrong: the share that is kept from the first candidate for those after a failure."""
+
 _BOOTSTRAP = "bootstrap (BCa)"
 _RESAMPLES = 2000
-_FEWEST = 20  # samples, below which the bootstrap says nothing
+_GROUPS = 200  # of samples that are left out in turn
+_FEWEST = 20  # samples, below which the bootstrap says nothing; groups too
+_PART = 0.7  # of the time left that resamples are planned for: calls are not all equally fast
 _MOST_SAMPLES = 10**9
 
 
@@ -39,15 +45,16 @@ class Bound:
 
     Attributes:
         measured: the drop on the held-out samples, in the metric's units; positive is worse.
-        upper: with `confidence`, the drop on data like these is at most this; infinite where nothing can be
-            said.
-        confidence: as asked for, before any correction for the number of tests.
+        upper: the drop on data like these is at most this, with the probability `level`; infinite where
+            nothing can be said.
+        confidence: as asked for, for all candidates together.
         samples: held-out samples.
         method: how the bound was got, in words.
         guaranteed: the coverage holds for every distribution; otherwise it is approximate.
         losses: samples that only the original answered rightly; None where answers are not simply right or
             wrong.
         gains: samples that only the candidate answered rightly; None as `losses`.
+        share: of what may go wrong, `1 - confidence`, that this candidate's test may.
     """
 
     measured: float
@@ -58,6 +65,57 @@ class Bound:
     guaranteed: bool
     losses: int | None = None
     gains: int | None = None
+    share: float = 1.0
+
+    @property
+    def level(self) -> float:
+        """The confidence of this bound by itself."""
+        return 1 - self.share * (1 - self.confidence)
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Which share of what may go wrong the next candidate of a fixed order is tested with.
+
+    The fallback procedure (Wiens 2003; Wiens and Dmitrienko 2005): each place of the order has a share of its
+    own, and a candidate that is accepted leaves the whole share it was tested with to the next. The first has
+    `1 - kept`, and each after it half of what is left: 0.05, 0.025, ... for a tenth. With nothing kept it is
+    the fixed sequence, which the first failure ends.
+
+    Attributes:
+        kept: of the first, for later ones.
+        tested: how many candidates there were, whatever became of them.
+        inherited: from those that were accepted since the last that was not.
+    """
+
+    kept: float = KEPT
+    tested: int = 0
+    inherited: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """Of `1 - confidence`, for the next candidate."""
+        own = 1 - self.kept if self.tested == 0 else self.kept / 2.0**self.tested
+        return min(1.0, own + self.inherited)
+
+    def after(self, *, accepted: bool) -> Levels:
+        """What is left once the next candidate was accepted; or failed, or was passed over."""
+        return replace(self, tested=self.tested + 1, inherited=self.share if accepted else 0.0)
+
+
+def levels_for(metric: Metric, samples: int, budget: float, confidence: float) -> Levels:
+    """The levels of a search: something is kept from the first test, unless that alone made it fail.
+
+    Args:
+        metric: what is measured.
+        samples: held out.
+        budget: the drop allowed.
+        confidence: of all certificates together.
+    """
+    if not metric.zero_one:
+        return Levels()
+    least = least_samples(budget, confidence, share=1 - KEPT)
+    return Levels() if least is not None and least <= samples else Levels(kept=0.0)
 
 
 def certify(
@@ -67,8 +125,9 @@ def certify(
     labels: Array | None,
     confidence: float = 0.95,
     *,
-    tests: int = 1,
+    share: float = 1.0,
     seed: int = 0,
+    until: float = math.inf,
 ) -> Bound:
     """A one-sided upper confidence bound on a candidate's drop.
 
@@ -78,24 +137,36 @@ def certify(
             looked at.
         candidate: the candidate's answers to the same.
         labels: one for each sample; None only where the metric needs none.
-        confidence: of the bound, such as 0.95.
-        tests: candidates that may be tested on these samples in any order and whatever the outcomes
-            (Bonferroni's correction). Candidates tested in a fixed order that ends at the first failure need
-            none: leave it 1.
+        confidence: of all certificates on these samples together, such as 0.95.
+        share: of `1 - confidence` that this one may take (`Levels`); 1 where it is the only one.
         seed: of the bootstrap and of the order in which the bets are placed.
+        until: a time by `time.monotonic`, by which the bootstrap must have ended. It draws fewer samples
+            where the metric is slow, but never fewer than the confidence needs.
 
     Raises:
-        OptionError: a confidence that is not between 0.5 and 1, or less than one test.
-        MetricError: as `metrics.evaluate`; no samples; answers of different numbers of samples.
+        OptionError: a confidence that is not between 0.5 and 1, or a share that is not between 0 and 1.
+        MetricError: as `metrics.evaluate`; no samples; answers of different numbers of samples; a metric that
+            is too slow for the time left.
     """
     if not 0.5 <= confidence < 1:
         raise OptionError(f"confidence is {confidence}: give a number from 0.5 to below 1, such as 0.95")
-    if tests < 1:
-        raise OptionError(f"tests is {tests}: at least one candidate is tested")
-    alpha = (1 - confidence) / tests
+    if not 0 < share <= 1:
+        raise OptionError(f"share is {share}: give a number above 0, up to 1")
+    alpha = (1 - confidence) * share
     samples = metrics.count(original, candidate)
+
+    def bound(measured: float, upper: float, method: str, guaranteed: bool, *counts: int) -> Bound:
+        losses, gains = counts or (None, None)
+        return Bound(measured, upper, confidence, samples, method, guaranteed, losses, gains, share)
+
     if metric.per_sample is None:
-        return _of_whole_sets(metric, original, candidate, labels, confidence, alpha, seed)
+        drop = _drop_of(metric, original, candidate, labels)
+        measured = drop(np.arange(samples))
+        upper, method = _bootstrap(drop, samples, alpha, seed, until)
+        if metric.classes_alone:
+            # Samples whose class changed may be so rare that none was seen; then no resample shows them.
+            upper = max(upper, measured + binomial_upper(0, samples, alpha))
+        return bound(measured, upper, method, False)
     drops = metrics.sample_drops(metric, original, candidate, labels)
     measured = float(drops.mean())
     if metric.zero_one and metrics.single_answers(metric, original):
@@ -104,47 +175,45 @@ def certify(
             upper, method = binomial_upper(losses, samples, alpha), "Clopper-Pearson"
         else:
             upper, method = paired_upper(losses, gains, samples, alpha), "exact test of paired answers"
-        return Bound(measured, upper, confidence, samples, method, True, losses, gains)
+        return bound(measured, upper, method, True, losses, gains)
     if metric.drops is not None:
         shuffled = np.random.default_rng(seed).permutation(drops)  # data may come sorted by class or length
         upper = max(measured, betting_upper(shuffled, *metric.drops, alpha))
-        return Bound(measured, upper, confidence, samples, "betting", True)
+        return bound(measured, upper, "betting", True)
 
     def mean(chosen: Array) -> float:
         return float(drops[chosen].mean())
 
-    return Bound(measured, _bootstrap(mean, samples, alpha, seed), confidence, samples, _BOOTSTRAP, False)
+    return bound(measured, *_bootstrap(mean, samples, alpha, seed, until), False)
 
 
 def sequence_bound(accepted: Sequence[Bound], budget: float, *, failed: bool) -> float:
     """The drop that may be stated for each accepted candidate of a fixed order.
 
-    Candidates are tested in an order fixed without the held-out samples, from the most careful to the
-    fastest, until one's bound exceeds the budget. That none of the accepted ones exceeds the *budget* needs
-    no correction. Their own bounds are chosen after looking, and may not be stated as such: what may be is
-    the budget, or, if no candidate failed, the greatest of the bounds (Hsu and Berger 1999).
+    Candidates are tested in an order fixed without the held-out samples, each with its share (`Levels`). Then
+    the *budget* holds for all accepted ones. Their own bounds are chosen after looking, and may not be stated
+    as such: what may be is the budget, or, if no candidate failed, the greatest of the bounds (Hsu and
+    Berger 1999).
 
     Args:
         accepted: the bounds of the accepted candidates, at least one.
         budget: the drop allowed.
-        failed: the sequence ended with a candidate that failed.
+        failed: some candidate failed.
     """
     return budget if failed else max(bound.upper for bound in accepted)
 
 
-def samples_needed(
-    bound: Bound, budget: float, *, tests: int = 1, largest: int = _MOST_SAMPLES
-) -> int | None:
+def samples_needed(bound: Bound, budget: float, *, largest: int = _MOST_SAMPLES) -> int | None:
     """How many held-out samples would certify a candidate that drops as much as this one was measured to.
 
     With a measured drop of zero and answers that never differ it is the least that can certify anything.
     Exact for answers that are right or wrong: the share of samples that differ stays as measured. Otherwise
     from the law that the width of a bound falls with the square root of the number, which is an estimate.
+    The share of the test stays, but for what is kept from the first one as soon as there are enough samples.
 
     Args:
         bound: of the candidate.
         budget: the drop allowed, in the metric's units.
-        tests: as for `certify`.
         largest: more than these is no answer.
 
     Returns:
@@ -159,7 +228,7 @@ def samples_needed(
         needed = math.ceil(bound.samples * width**2)
         return needed if needed <= largest else None
     loss, gain = Fraction(bound.losses, bound.samples), Fraction(bound.gains, bound.samples)
-    alpha = (1 - bound.confidence) / tests
+    alpha = (1 - bound.confidence) * min(bound.share, 1 - KEPT)
 
     def enough(samples: int) -> bool:
         losses, gains = math.ceil(loss * samples), math.floor(gain * samples)
@@ -179,46 +248,63 @@ def samples_needed(
     return high
 
 
-def least_samples(budget: float, confidence: float, *, tests: int = 1) -> int | None:
+def least_samples(budget: float, confidence: float, *, share: float = 1.0) -> int | None:
     """How many samples certify an answer that never differs from the original's: no fewer certify anything.
 
     Returns:
-        About `-log(1 - confidence) / budget` ("the rule of three"); None for a budget of zero or less.
+        About `-log(share * (1 - confidence)) / budget` ("the rule of three"); None for a budget of zero or
+        less.
     """
     if budget <= 0:
         return None
     if budget >= 1:
         return 1
-    return math.ceil(math.log((1 - confidence) / tests) / math.log1p(-budget))
+    return math.ceil(math.log((1 - confidence) * share) / math.log1p(-budget))
 
 
-def _of_whole_sets(
-    metric: Metric,
-    original: Outputs,
-    candidate: Outputs,
-    labels: Array | None,
-    confidence: float,
-    alpha: float,
-    seed: int,
-) -> Bound:
-    """The bound for a metric that is no mean of samples."""
-    samples = metrics.count(original, candidate)
+def _drop_of(
+    metric: Metric, original: Outputs, candidate: Outputs, labels: Array | None
+) -> Callable[[Array], float]:
+    """The drop on a selection of samples, for a metric that is no mean of samples."""
     before, after = metrics.relevant(metric, original), metrics.relevant(metric, candidate)
 
     def drop(chosen: Array) -> float:
         some = None if labels is None else labels[chosen]
         return metrics.drop(metric, metrics.take(before, chosen), metrics.take(after, chosen), some)
 
-    measured = drop(np.arange(samples))
-    upper = _bootstrap(drop, samples, alpha, seed)
-    if metric.classes_alone:
-        # Samples whose class changed may be so rare that none was seen; then no resample shows them either.
-        upper = max(upper, measured + binomial_upper(0, samples, alpha))
-    return Bound(measured, upper, confidence, samples, _BOOTSTRAP, False)
+    return drop
 
 
-def _bootstrap(statistic: Callable[[Array], float], samples: int, alpha: float, seed: int) -> float:
+def _bootstrap(
+    statistic: Callable[[Array], float], samples: int, alpha: float, seed: int, until: float
+) -> tuple[float, str]:
+    """The bound and its method, within a time.
+
+    Raises:
+        MetricError: the statistic is too slow for that.
+    """
     if samples < _FEWEST:
-        return math.inf
-    resamples = max(_RESAMPLES, math.ceil(20 / alpha))
-    return bootstrap_upper(statistic, samples, alpha, resamples=resamples, seed=seed)
+        return math.inf, _BOOTSTRAP
+    least = math.ceil(20 / alpha)
+    wanted, groups, method = max(_RESAMPLES, least), min(samples, _GROUPS), _BOOTSTRAP
+    began = time.monotonic()
+    statistic(np.arange(samples))
+    seconds = time.monotonic() - began
+    calls = _PART * max(0.0, until - time.monotonic()) / max(seconds, 1e-9)
+    if calls < wanted + groups:
+        groups = min(groups, max(_FEWEST, int(calls / 10)))
+        wanted = int(calls) - groups
+        method = f"{_BOOTSTRAP} of {wanted:,} draws"
+    too_slow = MetricError(
+        f"the time left is too short for the bootstrap, which needs {least + min(groups, _FEWEST):,} "
+        f"drops in the metric at {seconds:.2g} s each: give more time, or a faster metric"
+    )
+    if wanted < least:
+        raise too_slow
+
+    def timed(chosen: Array) -> float:
+        if time.monotonic() > until:
+            raise too_slow
+        return statistic(chosen)
+
+    return bootstrap_upper(timed, samples, alpha, resamples=wanted, seed=seed, groups=groups), method

@@ -75,10 +75,18 @@ class LayerTable:
         """Measures the layers' times in a candidate, unless those in its precision or format are known."""
         if precision in self.times:
             return
+        trials, candidate = self._trials, self._trials.candidates[name]
+        known = trials.memory.get("layer times", **trials.identity(candidate))
+        if known is not None:
+            trials.reused += 1
+            self.times[precision] = known
+            return
         try:
-            self.times[precision] = measured_times(self._trials, self._trials.candidates[name], self.work)
+            self.times[precision] = measured_times(trials, candidate, self.work)
         except HastenError as error:
             self._notes.append(f"the layers of {name} were not timed: {error}")
+            return
+        trials.remember("layer times", self.times[precision], **trials.identity(candidate))
 
     def records(self, best: str) -> tuple[LayerRecord, ...]:
         """The table, with the precision that a candidate gives each layer."""

@@ -31,14 +31,14 @@ class Log:
         """Nothing is written yet."""
         self._writer, self._place = writer, place
         self._known: dict[str, CandidateRecord] = {}
-        self._failed: OSError | None = None
+        self._failed: Exception | None = None
 
     def __call__(self, status: Status) -> None:
         """Writes what is new. A log that cannot be written ends no search: `close` says so."""
         if self._failed is None:
             try:
                 self._write(status.candidates)
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001 - the library may raise anything
                 self._failed = error
 
     def close(self, record: SearchRecord) -> None:
@@ -51,11 +51,13 @@ class Log:
             if self._failed is None:
                 self._write(record.candidates)
                 self._writer.close(record)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - the library may raise anything
             self._failed = error
-        if self._failed is not None:
+        if isinstance(self._failed, OSError):
             why = self._failed.strerror or self._failed
             raise OptionError(f"--log {self._place}: cannot write: {why}; choose another place")
+        if self._failed is not None:
+            raise OptionError(f"--log {self._place}: {type(self._failed).__name__}: {self._failed}")
 
     def _write(self, candidates: tuple[CandidateRecord, ...]) -> None:
         for candidate in candidates:

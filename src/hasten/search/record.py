@@ -111,6 +111,7 @@ class CandidateRecord:
         loss: the mean squared change of the outputs by their variance, on the calibration part.
         drop: of the metric on the calibration part.
         bound: from the held-out part; None where it was not tested.
+        against: name of the candidate whose answers the bound compares with; None as `bound`.
         outcome: what became of it.
         reason: why, in words.
         bytes: size of its artifact or model files.
@@ -146,6 +147,7 @@ class CandidateRecord:
     cuts: tuple[Cut, ...] = ()
     formats: Mapping[str, str] = field(default_factory=dict)
     rounding: str | None = None
+    against: str | None = None
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ class SearchRecord:
         confidence: of the certificate, such as 0.95.
         data: what data there was.
         original: what stood for the original engine ("torch", "onnxruntime"); None if none could.
-        original_value: the metric's value of the original on the held-out part.
+        original_value: the metric's value of the reference on the held-out part.
         candidates: all, baselines (original, lossless) first, then in the order in which they were tried.
         chosen: name of the candidate that was returned.
         layers: that could be quantized, in order.
@@ -219,6 +221,8 @@ class SearchRecord:
         samples_needed: how many held-out samples would certify the budget, where too few prevented it.
         prune_curve: predicted time for falling amounts of units that stay; empty where nothing was pruned.
         left_alone: units that could not be removed, and why, in words.
+        reference: name of the candidate whose answers drops are against: "original", or "lossless" where the
+            original could not be asked; the notes say why.
     """
 
     model: str
@@ -248,6 +252,7 @@ class SearchRecord:
     format: int = FORMAT
     prune_curve: tuple[PrunePoint, ...] = ()
     left_alone: tuple[str, ...] = ()
+    reference: str = "original"
 
     def candidate(self, name: str) -> CandidateRecord:
         """The candidate of a name.

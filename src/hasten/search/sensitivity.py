@@ -16,11 +16,12 @@ from hasten.search.build import Build, compile_model
 from hasten.search.engines import HASTEN, Worker
 from hasten.search.engines_worker import read_feeds, save_npz
 from hasten.search.formats import Format, layers_for
+from hasten.search.identity import described
 from hasten.search.pages import give_back
 from hasten.search.probe import SETTINGS, Switched, settings_of, with_switches
 from hasten.search.quantization import Prepared, Ranges
 from hasten.search.transfer import save_graph
-from hasten.search.trials import Trials, described
+from hasten.search.trials import Trials
 from hasten.search.variants import Variant
 
 _FOR_METHODS, _FOR_LAYERS = 128, 16  # samples that the probe answers each time, not those of rounding
@@ -133,7 +134,7 @@ def probe_layers(trials: Trials, variant: Variant, form: Format) -> Sensitivity:
         single = alone(board, layers, ranges, until)
     artifact.unlink()
     if len(single) == len(layers):
-        trials.memory.put("sensitivity", {"methods": methods, "layers": single}, **about)
+        trials.remember("sensitivity", {"methods": methods, "layers": single}, **about)
     return Sensitivity(methods, single)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hasten.search.candidates import LOSSLESS, ORIGINAL
+from hasten.search.comparison import over_budget
 from hasten.search.metrics import Metric
 from hasten.search.optimize import Search
 from hasten.search.record import (
@@ -66,19 +67,20 @@ def summarize(search: Search, *, version: str, command: str, started: str) -> Se
             sha256=problem.data_sha256,
         ),
         original=problem.original.engine.name if problem.original and trials.works(ORIGINAL) else None,
-        original_value=trials.original_value(),
+        original_value=trials.reference_value(),
         candidates=_in_order(list(trials.records.values())),
         chosen=search.best,
         layers=search.table.records(search.best),
         curve=search.mixed.curve_points(),
-        stated=search.stated(),
+        stated=search.certificates.stated(),
         headline=headline(search),
         notes=tuple(notes),
         phases=tuple(PhaseRecord(name, seconds) for name, seconds in clock.phases),
         interrupted=search.interrupted,
-        samples_needed=search.samples_needed,
+        samples_needed=search.certificates.samples_needed,
         prune_curve=tuple(search.pruning.curve),
         left_alone=tuple(search.pruning.left_alone),
+        reference=trials.records[search.best].against or trials.reference,
     )
 
 
@@ -87,18 +89,26 @@ def headline(search: Search) -> str:
     trials = search.trials
     asked = trials.problem.asked
     best = trials.records[search.best]
-    stated = search.stated()
+    stated = search.certificates.stated()
     if stated is None:
-        return f"the lossless compilation is returned: {_why_lossless(search)}"
+        lost = trials.records[LOSSLESS].drop
+        itself = ""
+        if lost is not None and over_budget(trials, LOSSLESS):
+            itself = (
+                f"; it drops {amount(lost, asked.metric)} itself against the original on the "
+                f"{len(trials.problem.calibration):,} calibration samples"
+            )
+        return f"the lossless compilation is returned: {_why_lossless(search)}{itself}"
     ratio, than = best.to_original, "the original"
     if ratio is None:
         ratio, than = best.to_lossless, "the lossless compilation"
     assert best.bound is not None
     speed = "" if ratio is None else f"{ratio.median:.2f} x as fast as {than}; "
     certain = "with" if best.bound.guaranteed else "with about"
+    against = "" if best.against == ORIGINAL else " against the lossless compilation"
     return (
         f"{best.name}: {speed}{certain} {asked.confidence:.0%} confidence the drop in "
-        f"{asked.metric.name} on data like yours is at most {amount(stated, asked.metric)} "
+        f"{asked.metric.name}{against} on data like yours is at most {amount(stated, asked.metric)} "
         f"(measured {amount(best.bound.measured, asked.metric)} on {best.bound.samples:,} held-out samples)"
     )
 
@@ -112,11 +122,12 @@ def amount(drop: float, metric: Metric) -> str:
 def _why_lossless(search: Search) -> str:
     records = list(search.trials.records.values())
     problem, asked = search.trials.problem, search.trials.problem.asked
-    if search.samples_needed is not None:
+    needed = search.certificates.samples_needed
+    if needed is not None:
         return (
             f"{len(problem.held_out):,} held-out samples cannot certify a drop of at most "
             f"{amount(asked.max_drop, asked.metric)} with {asked.confidence:.0%} confidence; about "
-            f"{search.samples_needed:,} would be needed"
+            f"{needed:,} would be needed"
         )
     failed = [r for r in records if r.outcome is Outcome.NOT_CERTIFIED]
     if failed:

@@ -5,16 +5,15 @@ Whatever goes wrong with a candidate is noted in its record, and ends that candi
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hasten.errors import HastenError
+from hasten.errors import HastenError, MetricError, TuningError
 from hasten.search.answers import Outputs, Part, answers_to, relative_change, write_part
 from hasten.search.asked import Problem
 from hasten.search.build import Recipe, build, write_quantized
@@ -24,12 +23,12 @@ from hasten.search.clock import Clock
 from hasten.search.data import Feeds, Samples
 from hasten.search.engines import Limits, Worker
 from hasten.search.formats import NEAREST
+from hasten.search.identity import graph_identity, identity
 from hasten.search.isolated import isolated
 from hasten.search.measure import Contestant, Measurement, Plan, Spread, measure
 from hasten.search.measure_case import files_of
 from hasten.search.memory import Memory
 from hasten.search.metrics import drop, evaluate
-from hasten.search.quantization import Quantization
 from hasten.search.record import CandidateRecord, Outcome
 from hasten.search.status import Status, Watch, nobody
 from hasten.search.transfer import file_of
@@ -55,6 +54,7 @@ class Trials:
         reused: how many measurements came from earlier searches.
         reference: name of the candidate whose answers the others are compared with.
         best: name of the fastest candidate that is certified; the lossless compilation at first.
+        notes: for the user.
         watch: is told what happens.
     """
 
@@ -71,6 +71,7 @@ class Trials:
         self.reused = 0
         self.reference: str = LOSSLESS
         self.best: str = LOSSLESS
+        self.notes: list[str] = []
         self._first_looks: set[str] = set()
         self._timed_now: set[str] = set()
         self._models: dict[str, Path] = {}
@@ -86,7 +87,20 @@ class Trials:
         clock = self.clock
         left = None if clock.limit is None else clock.left
         known = tuple(self.records.values())
-        self.watch(Status(doing, clock.current or "", known, self.best, clock.elapsed, left))
+        try:
+            self.watch(Status(doing, clock.current or "", known, self.best, clock.elapsed, left))
+        except Exception as error:  # noqa: BLE001 - who watches may raise anything, which ends no search
+            self.watch = nobody
+            self.notes.append(
+                f"what watches the search failed, and was told nothing more: {reason_of(error)}"
+            )
+
+    def remember(self, kind: str, value: Any, **of: Any) -> None:
+        """Keeps a measurement for later searches, if that can be done."""
+        try:
+            self.memory.put(kind, value, **of)
+        except TuningError as error:
+            self.notes.append(f"measurements are not kept for later searches: {error}")
 
     def note(self, name: str, **found: Any) -> None:
         """Changes fields of a candidate's record."""
@@ -102,8 +116,8 @@ class Trials:
             return False
         try:
             do(self.candidates[name])
-        except HastenError as error:
-            self.note(name, outcome=Outcome.FAILED, reason=str(error))
+        except Exception as error:  # noqa: BLE001 - whatever went wrong loses this candidate, not the search
+            self.note(name, outcome=Outcome.FAILED, reason=reason_of(error))
             return False
         return True
 
@@ -143,7 +157,7 @@ class Trials:
         path, recipe = self._recipe(candidate)
         if recipe is not None:
             write_quantized(recipe, path, self.limits(None))
-            self._graphs[repr(self._graph_identity(candidate))] = path
+            self._graphs[self._graph_key(candidate)] = path
         return path
 
     def model(self, candidate: Candidate) -> Path:
@@ -164,14 +178,14 @@ class Trials:
             always = candidate.name == LOSSLESS
             limits = Limits(None, self.problem.asked.memory) if always else self.limits(None)
             build(graph, path, self.problem.build, candidate.precision, limits, {}, recipe)
-            self._graphs[repr(self._graph_identity(candidate))] = graph
+            self._graphs[self._graph_key(candidate)] = graph
             self._models[candidate.name] = path
         return self._models[candidate.name]
 
     def _recipe(self, candidate: Candidate) -> tuple[Path, Recipe | None]:
         """The file of a candidate's graph, and how that is made if it is not there."""
         how, variant = candidate.how, self.variants[candidate.variant]
-        known = self._graphs.get(repr(self._graph_identity(candidate)))
+        known = self._graphs.get(self._graph_key(candidate))
         if known is not None:
             return known, None
         if how is None:
@@ -247,6 +261,9 @@ class Trials:
                     raise
                 self.note(ORIGINAL, outcome=Outcome.FAILED, reason=str(error))
                 self.reference = LOSSLESS
+                self.notes.append(
+                    f"drops are against the lossless compilation from here on: the original failed ({error})"
+                )
         return self.answers(self.candidates[LOSSLESS], kind)
 
     # Measurements
@@ -254,7 +271,7 @@ class Trials:
     def judge(self, candidate: Candidate) -> None:
         """Compares a candidate's answers to the calibration part with the reference's."""
         asked = self.problem.asked
-        about = self._identity(candidate) | {"metric": asked.metric.name, "reference": self.reference}
+        about = self.identity(candidate) | {"metric": asked.metric.name, "reference": self.reference}
         known = self.memory.get("judged", **about) if asked.named else None
         if known is None:
             found = self.answers(candidate, "calibration")
@@ -263,11 +280,14 @@ class Trials:
             reference = self.reference_answers("calibration")
             about["reference"] = self.reference
             lost = drop(asked.metric, reference, found, labels)
-            known = {"loss": relative_change(base, found), "drop": lost}
+            seconds = self.answering.get(candidate.name)
+            known = {"loss": relative_change(base, found), "drop": lost, "seconds": seconds}
             if asked.named:
-                self.memory.put("judged", known, **about)
+                self.remember("judged", known, **about)
         else:
             self.reused += 1
+            if known.get("seconds") is not None:
+                self.answering.setdefault(candidate.name, known["seconds"])
         self.note(candidate.name, loss=known["loss"], drop=known["drop"])
 
     def time(self, names: Collection[str], rounds: int = _ROUNDS) -> None:
@@ -284,7 +304,7 @@ class Trials:
         first_look = rounds < _ROUNDS
         asked = [n for n in dict.fromkeys([LOSSLESS, ORIGINAL, *names]) if self.works(n)]
         names = [n for n in asked if self.records[n].latency_ms is None or n in self._first_looks]
-        unknown = [name for name in names if not self._recall_time(name)]
+        unknown = [name for name in names if not self._recall_time(name, first_look)]
         if not unknown:
             return
         if not first_look:
@@ -301,11 +321,10 @@ class Trials:
             if all(map(self.works, pair)):
                 share = max(0.0, self.clock.left) / (2 * (len(pairs) - k))
                 self._note_times(self._in_turns(pair, rounds, share), noted)
-        timed = {*baselines, *others}
+        timed = {name for _, noted in pairs for name in noted}
         self._first_looks = self._first_looks | timed if first_look else self._first_looks - timed
-        if not first_look:
-            for name in timed:
-                self._keep_times(name)
+        for name in timed:
+            self._keep_times(name, first_look)
 
     def _in_turns(self, names: Sequence[str], rounds: int, seconds: float) -> Measurement:
         """Times candidates in turns. All take part in all rounds, however slow: ratios need both.
@@ -325,17 +344,22 @@ class Trials:
             self.note(name, outcome=Outcome.FAILED, reason=reason)
         return found
 
-    def certify(self, name: str) -> bool:
+    def certify(self, name: str, share: float) -> bool:
         """Tests a candidate on the held-out part; returns whether its drop is certain to keep the budget.
+
+        Args:
+            name: of the candidate.
+            share: of what may go wrong (`certify.Levels`).
 
         Raises:
             HastenError: it fails.
         """
         candidate, problem = self.candidates[name], self.problem
-        about = self._identity(candidate) | {
+        about = self.identity(candidate) | {
             "metric": problem.asked.metric.name,
             "reference": self.reference,
             "confidence": problem.asked.confidence,
+            "share": share,
         }
         known = self.memory.get("certified", **about) if problem.asked.named else None
         if known is None:
@@ -349,23 +373,33 @@ class Trials:
                 found,
                 problem.held_out.labels,
                 confidence=problem.asked.confidence,
+                share=share,
                 seed=problem.asked.seed,
+                until=time.monotonic() + self.clock.left / 2,
             )
             known = asdict(bound)
             if problem.asked.named:
-                self.memory.put("certified", known, **about)
+                self.remember("certified", known, **about)
         else:
             self.reused += 1
         bound = Bound(**known)
-        self.note(name, bound=bound)
+        self.note(name, bound=bound, against=about["reference"])
         return bound.upper <= problem.asked.max_drop
 
-    def original_value(self) -> float | None:
+    def reference_value(self) -> float | None:
         """The metric of the reference on the held-out part, if that was ever asked for."""
-        found = self._answers.get((self.reference, "held_out"))
+        metric, found = self.problem.asked.metric, self._answers.get((self.reference, "held_out"))
+        about = self.identity(self.candidates[self.reference]) | {"metric": metric.name}
         if found is None:
+            known = self.memory.get("value", **about) if self.problem.asked.named else None
+            return None if known is None else float(known)
+        try:
+            value = evaluate(metric, found, self.problem.held_out.labels, found)
+        except MetricError:
             return None
-        return evaluate(self.problem.asked.metric, found, self.problem.held_out.labels, found)
+        if self.problem.asked.named:
+            self.remember("value", value, **about)
+        return value
 
     def typical_sample(self) -> Feeds:
         """The sample of median size: of all its arrays' elements, then of those that are not zero."""
@@ -391,52 +425,40 @@ class Trials:
                 if other in results:
                     self.note(name, **{field: results[other].ratio_to(own)})
 
-    def _keep_times(self, name: str) -> None:
+    def _keep_times(self, name: str, first_look: bool) -> None:
         """Remembers a candidate's times for later searches."""
         found = self.records[name]
         if found.latency_ms is None or not self.works(name):
             return
         times = {"latency_ms": found.latency_ms, "to_original": found.to_original}
         times["to_lossless"] = found.to_lossless
-        kept = {key: None if spread is None else asdict(spread) for key, spread in times.items()}
+        kept: dict[str, Any] = {k: None if spread is None else asdict(spread) for k, spread in times.items()}
         self._timed_now.add(name)
-        self.memory.put("timed", {**kept, "memory": found.memory}, **self._identity(self.candidates[name]))
+        about, kept["memory"] = self.identity(self.candidates[name]), found.memory
+        self.remember("timed in", kept, phase=self.clock.current, **about)
+        if not first_look:
+            self.remember("timed", kept, **about)
 
-    def _recall_time(self, name: str) -> bool:
-        known = self.memory.get("timed", **self._identity(self.candidates[name]))
+    def _recall_time(self, name: str, first_look: bool) -> bool:
+        """Takes times of an earlier search: those of the same phase if it can, so that the same follows."""
+        about = self.identity(self.candidates[name])
+        same = self.memory.get("timed in", phase=self.clock.current, **about)
+        known = self.memory.get("timed", **about) if same is None else same
         if known is None:
             return False
         spreads = {k: None if known[k] is None else Spread(**known[k]) for k in known if k != "memory"}
         self.note(name, **spreads, memory=known["memory"])
-        self._first_looks -= {name}
+        looked = {name} if first_look and same is not None else set()
+        self._first_looks = self._first_looks - {name} | looked
         self.reused += name not in self._timed_now
         return True
 
-    def _identity(self, candidate: Candidate) -> dict[str, Any]:
+    def identity(self, candidate: Candidate) -> dict[str, Any]:
         """What tells a candidate from all others of any search with the same `Memory.about`."""
-        return {
-            "engine": candidate.engine.package,
-            "engine version": candidate.engine.version,
-            "mode": candidate.engine.mode,
-            "original": candidate.name == ORIGINAL,
-            "precision": candidate.precision,
-            **self._graph_identity(candidate),
-        }
+        return identity(candidate, self.variants[candidate.variant])
 
-    def _graph_identity(self, candidate: Candidate) -> dict[str, Any]:
-        """What tells a candidate's graph from all others of the same problem."""
-        how, variant = candidate.how, self.variants[candidate.variant]
-        if how is None:
-            return {"variant": candidate.variant}
-        known = [[k, r.low, r.high] for k, r in sorted(variant.ranges[how.ranges].items())]
-        careful = None if variant.prepared is None or how.rounding == "nearest" else variant.prepared.careful
-        return {
-            "variant": candidate.variant,
-            "formats": sorted(candidate.formats.items()),
-            "how": described(how),
-            "ranges": hashlib.sha256(repr(known).encode()).hexdigest(),
-            "rounded": [] if careful is None else sorted(careful.layers),
-        }
+    def _graph_key(self, candidate: Candidate) -> str:
+        return repr(graph_identity(candidate, self.variants[candidate.variant]))
 
     def apart(
         self, function: Callable[..., Any], *args: Any, doing: str, limits: Limits | None = None, **named: Any
@@ -469,7 +491,6 @@ class Trials:
         return self._files[model]
 
 
-def described(how: Quantization | None) -> str:
-    """What distinguishes one way to quantize from another; layers, ranges and the rest's precision aside."""
-    aside = ("layers", "ranges", "rest")
-    return "" if how is None else repr([getattr(how, f.name) for f in fields(how) if f.name not in aside])
+def reason_of(error: Exception) -> str:
+    """Why something failed, in words; of what nobody expected, its kind too."""
+    return str(error) if isinstance(error, HastenError) else f"{type(error).__name__}: {error}"

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from hasten.passes.quantize import Scheme
+from hasten.search.identity import described
 from hasten.search.quantization import Quantization
-from hasten.search.trials import described
 
 CHANGES = {
     "scheme": Scheme(weights="mse"),

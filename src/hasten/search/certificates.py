@@ -1,0 +1,195 @@
+"""Certificates: the order in which candidates are tested on the held-out part, and what may be said then.
+
+The order follows from the calibration part and from times, never from what was held out:
+
+1. by rising loss, each faster than all before it, those that the held-out part would certify if it showed
+   what the calibration part did (`Certificates.hopeful`);
+2. the others in the same way, each faster than all of those too;
+3. where some of these failed: what they were preferred to, in the same way again.
+
+A place in the order has a share of what may go wrong (`certify.Levels`), whether it is used or not, so that
+one failure does not end the search (docs/decisions/0015-guarantee.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from hasten.search.bounds import binomial_upper
+from hasten.search.candidates import LOSSLESS, ORIGINAL
+from hasten.search.certify import least_samples, levels_for, samples_needed, sequence_bound
+from hasten.search.comparison import faster, in_the_running, latency, why_not_faster, within_budget
+from hasten.search.pace import Pace
+from hasten.search.record import Outcome
+from hasten.search.trials import Trials, reason_of
+
+_SMALLEST_SHARE = 0.01  # below which a test is not worth its time
+
+
+class Certificates:
+    """Tests candidates on the held-out part.
+
+    Attributes:
+        levels: which share of what may go wrong the next candidate has.
+        ended: no further candidate could be certified.
+        samples_needed: how many held-out samples would do, where there are too few.
+    """
+
+    def __init__(self, trials: Trials, pace: Pace, notes: list[str]) -> None:
+        """Nothing is tested yet; what cannot be certified will be said in the notes."""
+        asked, samples = trials.problem.asked, len(trials.problem.held_out)
+        self.levels = levels_for(asked.metric, samples, asked.max_drop, asked.confidence)
+        self.ended = False
+        self.samples_needed: int | None = None
+        self._failed = False
+        self._last = LOSSLESS
+        self._placed: set[str] = set()
+        self._trials, self._pace, self._notes = trials, pace, notes
+
+    def check_samples(self) -> None:
+        """Ends all before it begins where the held-out part can certify nothing, and says why."""
+        problem = self._trials.problem
+        if not problem.asked.metric.zero_one:
+            return  # what one sample can cost is not known before
+        needed = least_samples(problem.asked.max_drop, problem.asked.confidence)
+        if needed is None:
+            self.ended = True
+            self._notes.append("no number of samples can certify a drop of 0: give a budget above it")
+        elif needed > len(problem.held_out):
+            self.samples_needed = needed
+            self.ended = True
+            self._notes.append(
+                f"{len(problem.held_out)} held-out samples cannot certify a drop of at most "
+                f"{problem.asked.max_drop:g} with {problem.asked.confidence:.0%} confidence, even if "
+                f"no answer changes: that takes {needed} samples"
+            )
+
+    def hopeful(self, name: str) -> bool:
+        """Whether a candidate would pass if the held-out part showed what the calibration part did, at best.
+
+        At best: nothing but losses, which makes the narrowest bound. A first test that fails takes most of
+        what may go wrong with it, so it is not spent on a candidate that is expected to fail.
+        """
+        problem, drop = self._trials.problem, self._trials.records[name].drop
+        if not problem.asked.metric.zero_one or drop is None:
+            return True
+        samples = len(problem.held_out)
+        losses = math.ceil(max(0.0, drop) * samples - 1e-9)
+        alpha = (1 - problem.asked.confidence) * (1 - self.levels.kept)
+        return binomial_upper(losses, samples, alpha) <= problem.asked.max_drop
+
+    def front(self, baselines: Sequence[str] = (LOSSLESS, ORIGINAL)) -> list[str]:
+        """Names of the candidates to certify next, in order, each faster than all before it.
+
+        Those that a baseline beats, or one that is before them, are noted so.
+
+        Args:
+            baselines: that each must beat.
+        """
+        trials, chosen, last = self._trials, list[str](), self._last
+        timed = [n for n in self._open() if in_the_running(trials, n)]
+        for name in sorted(timed, key=lambda n: (not self.hopeful(n), self._loss(n))):
+            if not all(faster(trials, name, other) for other in baselines):
+                reason = why_not_faster(trials, name, baselines)
+                trials.note(name, outcome=Outcome.NOT_FASTER, reason=reason)
+            elif latency(trials, name) >= latency(trials, last):
+                less = "changes less" if self._loss(last) <= self._loss(name) else "promises more"
+                trials.note(name, outcome=Outcome.NOT_FASTER, reason=f"{last} {less} and is as fast")
+            else:
+                chosen.append(name)
+                last = name
+        return chosen
+
+    def test(self, names: Iterable[str]) -> None:
+        """Tests candidates in this order, as long as one can pass and there is time."""
+        trials = self._trials
+        for name in names:
+            if self.ended or not self._pace.held_out_fits(name):
+                return
+            self._placed.add(name)
+            self._last = name
+            accepted = latency(trials, name) < latency(trials, trials.best) and self._accepts(name)
+            self.levels = self.levels.after(accepted=accepted)
+            self.ended = not self._can_pass()
+
+    def test_all(self) -> None:
+        """Tests what is worth it; where some fail, what they were preferred to as well."""
+        self.test(self.front())
+        while self._failed and not self.ended and not self._pace.short:
+            trials, names = self._trials, self._second_choices()
+            better = [n for n in names if latency(trials, n) < latency(trials, trials.best)]
+            if not better:
+                return
+            trials.say("timing what failed candidates were preferred to")
+            trials.time(better)
+            self.test(names)
+
+    def conclude(self) -> None:
+        """Finds how many samples would certify the candidate that came nearest, if none was certified."""
+        asked, records = self._trials.problem.asked, self._trials.records.values()
+        failed = [r.bound for r in records if r.bound is not None and r.outcome is Outcome.NOT_CERTIFIED]
+        if self._trials.best == LOSSLESS and self.samples_needed is None and failed:
+            self.samples_needed = samples_needed(min(failed, key=lambda b: b.measured), asked.max_drop)
+
+    def stated(self) -> float | None:
+        """The drop that is certain not to be exceeded by the best; None for the lossless compilation."""
+        budget = self._trials.problem.asked.max_drop
+        bounds = [r.bound for r in self._trials.records.values() if r.bound is not None]
+        accepted = [bound for bound in bounds if bound.upper <= budget]
+        if self._trials.best == LOSSLESS or not accepted:
+            return None
+        return sequence_bound(accepted, budget, failed=self._failed)
+
+    # Parts
+
+    def _open(self) -> list[str]:
+        """Names of the candidates that have no place in the order yet, and times."""
+        records = self._trials.records
+        return [n for n in records if n not in self._placed and records[n].latency_ms is not None]
+
+    def _loss(self, name: str) -> float:
+        return self._trials.records[name].loss or 0.0
+
+    def _second_choices(self) -> list[str]:
+        """What is left, by rising loss, each faster than all before it."""
+        trials, chosen, last = self._trials, list[str](), LOSSLESS
+        left = [n for n in self._open() if within_budget(trials, n) and faster(trials, n, LOSSLESS)]
+        for name in sorted(left, key=self._loss):
+            if latency(trials, name) < latency(trials, last):
+                chosen.append(name)
+                last = name
+        return chosen
+
+    def _accepts(self, name: str) -> bool:
+        """Whether a candidate is certain to keep the budget; notes what was found."""
+        trials = self._trials
+        if not all(faster(trials, name, other) for other in (LOSSLESS, ORIGINAL)):
+            return False  # a second choice that turned out slower
+        try:
+            passed = trials.certify(name, self.levels.share)
+        except Exception as error:  # noqa: BLE001 - whatever went wrong loses this candidate, not the search
+            self._failed = True
+            trials.note(name, outcome=Outcome.FAILED, reason=reason_of(error))
+            return False
+        self._pace.keep_reserve()
+        bound = trials.records[name].bound
+        assert bound is not None
+        if passed:
+            trials.note(name, outcome=Outcome.CERTIFIED, reason="")
+            trials.best = name
+            return True
+        self._failed = True
+        alone = "" if bound.share > 0.5 else f" (at {bound.level:.2%} confidence, as others failed before)"
+        measured = f"measured {bound.measured:.3g} on {bound.samples} samples"
+        reason = f"the drop may be {bound.upper:.3g}{alone}, {measured}"
+        trials.note(name, outcome=Outcome.NOT_CERTIFIED, reason=reason)
+        return False
+
+    def _can_pass(self) -> bool:
+        """Whether an answer that never differs from the original's would pass the next test."""
+        problem, share = self._trials.problem, self.levels.share
+        if share < _SMALLEST_SHARE or not problem.asked.metric.zero_one:
+            return share >= _SMALLEST_SHARE
+        least = least_samples(problem.asked.max_drop, problem.asked.confidence, share=share)
+        return least is not None and least <= len(problem.held_out)
