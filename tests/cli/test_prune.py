@@ -255,7 +255,10 @@ def test_the_original_folder_reads_texts_for_what_is_left(
     assert any("raw texts through the tokenizer" in note for note in found.report.record.notes)
 
 
-def test_a_search_that_may_remove_some_units(invoke: Invoke, deep: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_search_that_may_remove_some_units(
+    invoke: Invoke, deep: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hasten.search.pruning._MOST_LAYERS", 1)
     fast = tmp_path / "fast.hasten"
     common = ("optimize", deep[0], "--data", deep[1], "-o", fast, "--database", tmp_path / "db")
     wrong = invoke(*common, "--prune-units", "atoms")

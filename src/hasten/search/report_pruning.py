@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from hasten.passes.prune.layers import LAYERS
 from hasten.search.prune.report import Cut, PruneReport
 from hasten.search.record import SearchRecord
 from hasten.search.report_page import in_a_row, notes_section, page, tile
@@ -37,9 +38,13 @@ def pruned_page(report: PruneReport, model: str) -> str:
     aim = "" if report.target is None else f"; target {report.target:.1%}"
     figures = (
         tile(
-            "FLOPs left", f"{report.flops:.1%}", f"{report.flops_after:.3g} of {report.flops_before:.3g}{aim}"
+            "FLOPs left", f"{report.flops:.1%}", f"{_millions(report.flops_after, report.flops_before)}{aim}"
         ),
-        tile("Parameters left", f"{parameters:.1%}", f"{report.parameters_after:,}"),
+        tile(
+            "Parameters left",
+            f"{parameters:.1%}",
+            _millions(report.parameters_after, report.parameters_before),
+        ),
         tile("Criterion", escape(report.criterion), f"repair: {report.repair}"),
     )
     lead = "A row for each group of units, in the order of the model. A bar is what stays."
@@ -69,7 +74,7 @@ def _section(
     rows = []
     for cuts in zip(*columns, strict=True):
         cells = "".join(_cell(cut, here=here) for cut, here in zip(cuts, in_colour, strict=True))
-        name = f"{escape(cuts[0].name)} <small>{cuts[0].before:,} {escape(cuts[0].unit)}</small>"
+        name = f"{escape(cuts[0].name)} <small>{_units(cuts[0])}</small>"
         rows.append(f"<tr><td>{name}</td>{cells}</tr>")
     alone = "".join(f"<li>{escape(text)}</li>" for text in left_alone)
     left = f"<details><summary>Left alone: {len(left_alone)}</summary><ul>{alone}</ul></details>"
@@ -78,6 +83,14 @@ def _section(
         f'<div class="scroll"><table class="dense removed"><thead><tr><th>layer</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>{left if alone else ''}</section>"
     )
+
+
+def _units(cut: Cut) -> str:
+    return "1 layer" if cut.unit == LAYERS else f"{cut.before:,} {escape(cut.unit)}"
+
+
+def _millions(after: int, before: int) -> str:
+    return f"{after / 1e6:,.1f} of {before / 1e6:,.1f} million"
 
 
 def _cell(cut: Cut, *, here: bool) -> str:

@@ -16,8 +16,11 @@ from hasten.passes.prune.units import Consumer, Group
 if TYPE_CHECKING:
     from torch import Tensor
 
-LARGEST_SYSTEM = 4096
-"""Unknowns of one output, beyond which equations are not solved."""
+LARGEST_SYSTEM = 4608
+"""Unknowns of one output, beyond which equations are not solved: 3 x 3 taps of 512 channels.
+
+Those take 31 s of processor time and 1.8 GB to solve for; twice as many would take eight times the time and
+four times the memory."""
 
 
 @dataclass(frozen=True)
