@@ -135,17 +135,10 @@ def perceptron() -> ir.Model:
     return model
 
 
-@pytest.mark.parametrize(
-    ("form", "names"),
-    [
-        ("int8-dynamic", ["first", "second"]),
-        ("int8-weights", ["second"]),
-        ("int4-weights", ["first", "second"]),
-    ],
-)
+@pytest.mark.parametrize("form", ["int8-dynamic", "int8-weights", "int4-weights"])
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
-def test_a_probe_of_other_formats_is_the_graph_in_them(opened, form, names, rounding) -> None:
-    model = perceptron()
+def test_a_probe_of_other_formats_is_the_graph_in_them(opened, form, rounding) -> None:
+    model, names = perceptron(), ["first", "second"]
     rng = np.random.default_rng(1)
     x = {"x": (rng.standard_normal((40, 8)) @ rng.standard_normal((8, 64))).astype(np.float32)}
     prepared = prepare(model, [x], Quantization(rounding=rounding), [form])

@@ -72,6 +72,21 @@ def test_what_is_not_known_is_left_open() -> None:
     Page(to_html(bare))
 
 
+def test_figures_of_layers_are_written_out() -> None:
+    layer = dataclasses.replace(found().layers[0], macs=2_012_345_678, us={"f32": 1234.5, "int8": 0.123456})
+    said = Page(to_html(dataclasses.replace(found(), layers=(layer,)))).text
+    assert all(f" {text} " in f" {said} " for text in ("2,012", "1,234", "0.123"))
+    assert "e+0" not in said
+
+
+def test_layers_of_other_precisions_keep_their_columns() -> None:
+    first, second, *_ = found().layers
+    some = (first, dataclasses.replace(second, sensitivity={"int8": 0.1}, us={"f32": 3.0}))
+    html = to_html(dataclasses.replace(found(), layers=some))
+    rows = re.findall(r"<tr.*?</tr>", html[html.index("<h2>Layers") :], re.S)[:3]
+    assert [row.count("<td") + row.count("<th ") for row in rows] == [8, 8, 8]
+
+
 def test_many_layers_are_folded_away() -> None:
     record = found()
     assert "<details>" not in to_html(record)

@@ -262,11 +262,11 @@ def _candidate(
 def _layers(record: SearchRecord) -> str:
     if not record.layers:
         return ""
-    precisions = [
-        p for p in (*FORMATS, "bf16", "f32") if any(p in x.sensitivity or p in x.us for x in record.layers)
-    ]
+    known = (*FORMATS, "bf16", "f32")
+    judged = [p for p in known if any(p in layer.sensitivity for layer in record.layers)]
+    timed = [p for p in known if any(p in layer.us for layer in record.layers)]
     losses = [v for x in record.layers for v in x.sensitivity.values() if v > 0]
-    rows = [(_layer(layer, precisions, losses), "") for layer in record.layers]
+    rows = [(_layer(layer, judged, timed, losses), "") for layer in record.layers]
     table = f'<div class="scroll">{_table(rows, "dense")}</div>'
     if len(rows) > _MANY:
         table = f"<details><summary>All {len(rows)} layers</summary>{table}</details>"
@@ -276,30 +276,33 @@ def _layers(record: SearchRecord) -> str:
         f"returned. Sensitivity is the "
         "mean squared change of the outputs, by their variance, when the layer alone has that precision "
         "(bars are "
-        "logarithmic); time is that of the layer in a run of one sample.</p>"
+        "logarithmic); multiplications and time are those of the layer in a run of one sample.</p>"
         f"{table}</section>"
     )
 
 
-def _layer(layer: LayerRecord, precisions: Sequence[str], losses: Sequence[float]) -> list[Cell]:
+def _layer(
+    layer: LayerRecord, judged: Sequence[str], timed: Sequence[str], losses: Sequence[float]
+) -> list[Cell]:
     tone = "chosen" if layer.precision in FORMATS else "good" if layer.precision == "bf16" else "base"
     cells: list[Cell] = [
-        ("", "layer", f"{escape(layer.name)} <small>{escape(layer.operator)}</small>"),
+        ("what", "layer", f"{escape(layer.name)} <small>{escape(layer.operator)}</small>"),
         ("", "precision", f'<span class="pill {tone}">{escape(layer.precision)}</span>'),
-        ("n", "M multiplications", "-" if layer.macs is None else f"{layer.macs / 1e6:,.3g}"),
+        ("n", "M multiplications", "-" if layer.macs is None else _figure(layer.macs / 1e6)),
     ]
-    for precision in precisions:
-        if any(precision == p for p in layer.sensitivity):
-            loss = layer.sensitivity[precision]
-            bar = f'<span class="bar"><i style="width:{_log_share(loss, losses):.0f}%"></i></span>'
-            cells.append(("n", f"sensitivity, {precision}", f"{loss:.2g}{bar}"))
-        elif precision in FORMATS:
-            cells.append(("n", f"sensitivity, {precision}", "-"))
-    for precision in precisions:
-        cells.append(
-            ("n", f"{precision}, µs", f"{layer.us[precision]:,.3g}" if precision in layer.us else "-")
-        )
+    for precision in judged:
+        loss = layer.sensitivity.get(precision)
+        bar = f'<span class="bar"><i style="width:{_log_share(loss or 0.0, losses):.0f}%"></i></span>'
+        cells.append(("n", f"sensitivity, {precision}", "-" if loss is None else f"{loss:.2g}{bar}"))
+    for precision in timed:
+        time = layer.us.get(precision)
+        cells.append(("n", f"{precision}, µs", "-" if time is None else _figure(time)))
     return cells
+
+
+def _figure(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _log_share(value: float, values: Sequence[float]) -> float:
