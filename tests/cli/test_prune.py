@@ -265,7 +265,16 @@ def test_a_search_that_may_remove_some_units(
     assert wrong.exit_code == 2
     assert "prune=atoms: give True, or some of neurons" in wrong.stderr
     done = invoke(
-        *(*common, "--prune-units", "layers", "--prune-criterion", "gradient", "--max-drop", "40%"),
+        *(
+            *common,
+            "--prune",
+            "--prune-units",
+            "layers",
+            "--prune-criterion",
+            "gradient",
+            "--max-drop",
+            "40%",
+        ),
         *("--precision", "f32", "--no-engines", "--json"),
     )
     assert done.exit_code == 0, done.output
