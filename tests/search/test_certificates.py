@@ -90,7 +90,7 @@ class Tried:
 
 
 def certificates(tried: Tried) -> Certificates:
-    pace = SimpleNamespace(held_out_fits=lambda _: True, keep_reserve=lambda: None, short=False)
+    pace = SimpleNamespace(held_out_fits=lambda _: True, keep_reserve=lambda: None)
     return Certificates(cast(Trials, tried), cast(Pace, pace), tried.notes)
 
 

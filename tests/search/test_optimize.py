@@ -442,6 +442,14 @@ def test_a_search_from_python_says_how_to_repeat_it_and_takes_percents(
     assert "engines=False" in told.command
     assert "metric" not in told.command
 
+    def share(outputs: Mapping[str, np.ndarray], labels: object) -> float:
+        return 1.0
+
+    told = record(search(data=samples(20), time_limit=0.0, metric=share, larger_is_better=True))
+    assert told.command.startswith(
+        "hasten.optimize(source, data=data, metric=share, max_drop=0.05, larger_is_"
+    )
+
 
 def test_a_metric_without_a_value_loses_the_candidate(search: Search, clockwork: list[str]) -> None:
     plain = {}

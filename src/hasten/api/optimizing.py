@@ -219,6 +219,7 @@ def _call(given: Mapping[str, Any]) -> str:
         simple = all(part is None or isinstance(part, str | int | float) for part in parts)
         if simple and value == default:
             continue
-        text = repr(value) if simple else getattr(value, "__name__", name)
+        named = getattr(value, "__name__", name) if name == "metric" else name
+        text = repr(value) if simple else named
         told.append(text if name == "source" else f"{name}={text}")
     return f"hasten.optimize({', '.join(told)})"

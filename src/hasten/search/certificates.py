@@ -101,29 +101,30 @@ class Certificates:
                 last = name
         return chosen
 
-    def test(self, names: Iterable[str]) -> None:
-        """Tests candidates in this order, as long as one can pass and there is time."""
+    def test(self, names: Iterable[str]) -> bool:
+        """Tests candidates in this order, as long as one can pass and there is time; whether that goes on."""
         trials = self._trials
         for name in names:
             if self.ended or not self._pace.held_out_fits(name):
-                return
+                return False
             self._placed.add(name)
             self._last = name
             accepted = latency(trials, name) < latency(trials, trials.best) and self._accepts(name)
             self.levels = self.levels.after(accepted=accepted)
             self.ended = not self._can_pass()
+        return not self.ended
 
     def test_all(self) -> None:
         """Tests what is worth it; where some fail, what they were preferred to as well."""
-        self.test(self.front())
-        while self._failed and not self.ended and not self._pace.short:
+        goes_on = self.test(self.front())
+        while goes_on and self._failed:
             trials, names = self._trials, self._second_choices()
             better = [n for n in names if latency(trials, n) < latency(trials, trials.best)]
             if not better:
                 return
             trials.say("timing what failed candidates were preferred to")
             trials.time(better)
-            self.test(names)
+            goes_on = self.test(names)
 
     def conclude(self) -> None:
         """Finds how many samples would certify the candidate that came nearest, if none was certified."""

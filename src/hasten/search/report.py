@@ -326,8 +326,9 @@ def _origin(record: SearchRecord, unit: Unit) -> str:
     }
     labelled = ", labelled" if data.labelled else ""
     direction = "larger is better" if record.larger_is_better else "smaller is better"
+    compared = "original" if record.reference == "original" else "lossless compilation"
     right = {
-        "metric": f"{record.metric} ({direction}); the original has {value} on the held-out samples",
+        "metric": f"{record.metric} ({direction}); the {compared} has {value} on the held-out samples",
         "budget": f"a drop of {unit(record.max_drop)} {unit.name} at {record.confidence:.0%} confidence",
         "data": f"{data.samples:,} samples{labelled}: {data.calibration:,} to calibrate, "
         f"{data.held_out:,} held out",
