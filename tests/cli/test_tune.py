@@ -105,6 +105,28 @@ def test_a_stored_schedule_is_verified_when_it_is_used(invoke: Invoke, model: Pa
     assert Results(database).rows(verified=True) == [row]
 
 
+def test_convolutions_go_without_winograd_where_that_is_asked_for(
+    invoke: Invoke, database: Path, tmp_path: Path
+) -> None:
+    weights = np.random.default_rng(0).standard_normal((64, 64, 3, 3)).astype(np.float32)
+    loaded = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 21]> g (float[1, 64, 28, 28] x) => (float[1, 64, 28, 28] y) '
+        "{ y = Conv<pads = [1, 1, 1, 1]>(x, w) }"
+    )
+    loaded.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+    onnx.save(loaded, tmp_path / "conv.onnx")
+    found = {}
+    for option in ((), ("--no-winograd",), ("--no-winograd", "--tune", "quick", "--database", database)):
+        done = invoke("compile", tmp_path / "conv.onnx", "-o", tmp_path / "conv.hasten", *option)
+        assert done.exit_code == 0, done.stderr
+        found[option] = schedule_in(invoke, tmp_path / "conv.hasten")
+    plain, without, tuned = found.values()
+    assert "winograd" in plain[0]
+    assert without == tuned
+    assert "winograd" not in without[0]
+    assert Results(database).rows() == []
+
+
 def test_results_go_from_one_database_to_another(invoke: Invoke, database: Path, tmp_path: Path) -> None:
     Results(database).record([result("a"), result("b")])
     file, other = tmp_path / "results.jsonl", tmp_path / "other.sqlite"
