@@ -351,9 +351,7 @@ def test_an_interrupt_keeps_what_is_certified(search: Search, clockwork: list[st
     assert found.run(samples(1)[0])["scores"].shape == (1, CLASSES)
 
 
-@pytest.mark.parametrize(
-    "what", [KeyboardInterrupt(), OSError(28, "No space left on device"), ValueError("why")]
-)
+@pytest.mark.parametrize("what", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_what_is_certified_outlives_whatever_happens(
     search: Search, clockwork: list[str], monkeypatch: pytest.MonkeyPatch, what: BaseException
 ) -> None:
@@ -370,21 +368,6 @@ def test_what_is_certified_outlives_whatever_happens(
     said = "interrupted" if told.interrupted else f"the phase 'calibration' failed: {type(what).__name__}: "
     assert any(said in note for note in told.notes)
     assert found.run(samples(1)[0])["scores"].shape == (1, CLASSES)
-
-
-def test_a_watcher_that_breaks_is_told_nothing_more(search: Search, clockwork: list[str]) -> None:
-    heard: list[str] = []
-
-    def watch(status: Status) -> None:
-        heard.append(status.phase)
-        if status.phase == "int8":
-            raise ConnectionError("the server has gone")
-
-    told = record(search(watch=watch))
-    assert told.candidate(told.chosen).quantized == LAYERS
-    assert heard[-1] == "int8"
-    assert heard.count("int8") == 1
-    assert any("ConnectionError: the server has gone" in note for note in told.notes)
 
 
 def test_a_repeated_search_makes_the_same_choices_of_noisy_times(
