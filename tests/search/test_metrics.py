@@ -150,6 +150,15 @@ def test_labels_that_are_no_classes(name: str, label: float, said: str) -> None:
         check_labels(labels, 7)
 
 
+def test_a_label_of_nothing_in_a_picture_is_told_how_to_hide() -> None:
+    scores, labels = RNG.standard_normal((2, 3, 4, 4)), np.zeros((2, 4, 4), int)
+    labels[1, 2, 3] = 255
+    with pytest.raises(MetricError, match=r"label 255 is no class .*, hides a position"):
+        value("accuracy", scores, labels)
+    labels[labels == 255] = -1
+    assert 0 < value("accuracy", scores, labels) < 1
+
+
 def test_classes_of_any_number_where_outputs_are_classes() -> None:
     right, said = np.array([1, -1, -1, 1, 1]), np.array([1, -1, 1, -1, 1])
     assert value("accuracy", said, right) == 0.6

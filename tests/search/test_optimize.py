@@ -33,6 +33,7 @@ from hasten.search import layer_table, optimize, pruning, trials, uniform
 from hasten.search.asked import Asked
 from hasten.search.build import Recipe
 from hasten.search.candidates import ORIGINAL, Candidate
+from hasten.search.logs import log_to
 from hasten.search.measure import Contestant, Measurement, Plan, Result, Spread
 from hasten.search.prune.cost import flops_by_node
 from hasten.search.quantization import prepare
@@ -297,8 +298,11 @@ def test_a_budget_that_fails_on_the_held_out_part_says_how_many_samples(
         assert f"about {told.samples_needed:,} would be needed" in told.headline
 
 
-def test_a_short_time_gives_the_lossless_compilation(search: Search) -> None:
-    told = record(search(time_limit=0.001))
+def test_a_short_time_gives_the_lossless_compilation(search: Search, tmp_path: Path) -> None:
+    log = log_to(f"tensorboard:{tmp_path / 'runs'}")  # as docs/optimize.md has it
+    told = record(search(time_limit=0.001, watch=log))
+    log.close(told)
+    assert len(list((tmp_path / "runs").iterdir())) == 1
     assert told.chosen == "lossless"
     assert told.interrupted
     assert [c.name for c in told.candidates] == ["lossless"]
@@ -616,6 +620,9 @@ def test_bad_arguments_are_refused_before_anything_is_compiled(search: Search) -
             search(data=data)
     with pytest.raises(DataError, match="needs a label for each sample"):
         search(metric="accuracy")
+    labelled = [(x, CLASSES if number == 7 else 0) for number, x in enumerate(samples(9))]
+    with pytest.raises(DataError, match="sample 7: label 5 is no class of the model, which has 5"):
+        search(metric="accuracy", data=labelled)
 
 
 def test_a_quantized_model_is_refused(search: Search) -> None:

@@ -72,7 +72,8 @@ def wrong_label(labels: Array, count: int | None) -> Wrong | None:
     known = f"no class of the model, which has {count}, numbered from 0 to {count - 1}"
     high = labels >= count
     if high.any():
-        return Wrong(_first(high), f"label {labels[high][0]:g} is {known}")
+        hint = "; a negative label, such as -100, hides a position" if labels.ndim > 1 else ""
+        return Wrong(_first(high), f"label {labels[high][0]:g} is {known}{hint}")
     low = labels < 0
     if labels.ndim == 1 and low.any():
         return Wrong(_first(low), f"label {labels[low][0]:g} is {known}: leave out samples without a label")
