@@ -98,8 +98,8 @@ class Asked:
         if unknown:
             raise OptionError(f"prune={', '.join(unknown)}: give True, or some of {', '.join(SEARCHED)}")
         if self.prune:
-            check_criterion(self.prune_criterion, with_data=True)
             need_torch("prune=True")
+            check_criterion(self.prune_criterion, with_data=True)
 
     def precisions(self) -> frozenset[str]:
         """What layers may have: formats begin so. bf16 only where the processor multiplies it."""
