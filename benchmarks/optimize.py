@@ -234,6 +234,8 @@ def markdown(results: list[dict[str, Any]]) -> str:
                 f"{result['case']}, what was returned at {ratio['shape']}, timed after the search: "
                 f"{times(ratio)} x the speed of ONNX Runtime f32."
             )
+        if (kept := result.get("labelled_agreement_of_20")) is not None:
+            more.append(f"{result['case']}: {kept} of the 20 labelled pictures of foolbox keep their class.")
     return "\n".join([describe_machine(), "", *lines, *(["", *more] if more else [])])
 
 
