@@ -224,7 +224,7 @@ def criteria(options: argparse.Namespace) -> None:
                 start = time.perf_counter()
                 small = prune_ranked(ranking, plan_of(options, bench.case))
                 if options.output:
-                    small.save(options.output / f"{criterion}-{repair}-{flops}.onnx", overwrite=True)
+                    _kept(small, options.output, f"{criterion}-{repair}-{flops}")
                 bound = bench.bound_of(small)
                 seconds = time.perf_counter() - start
                 print(line(f"{criterion}, {repair}", small.report.flops, bound, seconds), flush=True)
@@ -287,7 +287,13 @@ def layers(options: argparse.Namespace) -> None:
             bound = bench.bound_of(small)
             print(line(name, small.report.flops, bound, time.perf_counter() - start), flush=True)
             if options.output:
-                small.save(options.output / f"{criterion}-{count}.onnx", overwrite=True)
+                _kept(small, options.output, f"{criterion}-{count}")
+
+
+def _kept(small: Pruned, folder: Path, name: str) -> None:
+    """Keeps one of several models in a folder, which need not be there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    small.save(folder / f"{name}.onnx", overwrite=True)
 
 
 def together(options: argparse.Namespace) -> None:
