@@ -221,15 +221,18 @@ def test_whole_layers_that_give_nothing_go(
     pytest.importorskip("torch", reason="pruning needs gradients")
     monkeypatch.setattr(pruning, "_MOST", 2)
     monkeypatch.setattr(pruning, "_MOST_BEHIND", 1)
+    monkeypatch.setattr(pruning, "_MOST_LAYERS", 2)
     model = residual()
     found = search(model, prune=True, precision="f32")
     told = record(found)
     pruned = [c for c in told.candidates if c.cuts]
     gone = {c.name: [cut.after for cut in c.cuts if cut.unit == "layers"] for c in pruned}
-    assert sorted(4 - sum(after) for after in gone.values()) == [0, 1, 2, 2, 3]
+    assert sorted(4 - sum(after) for after in gone.values()) == [0, 1, 2, 2]
     assert all((" without " in name) == (sum(after) < 4) for name, after in gone.items())
     chosen = told.candidate(told.chosen)
     assert gone[chosen.name] == [0, 1, 0, 1]
+    removed = {layer.name for layer in told.layers if layer.precision == "removed"}
+    assert removed == {"up0", "down0", "up2", "down2"}
     assert chosen.flops < 0.6
     assert told.stated <= 0.05
     assert {cut.after for cut in chosen.cuts if cut.name.startswith(("up0", "up2"))} == {0}

@@ -12,7 +12,7 @@ from hasten.search.candidates import Candidate
 from hasten.search.formats import Format
 from hasten.search.layer_times import layer_times
 from hasten.search.pace import Pace
-from hasten.search.prune.cost import flops_by_node, typical_sizes
+from hasten.search.prune.cost import flops_by_node, name_of, typical_sizes
 from hasten.search.quantization import Ranges
 from hasten.search.record import LayerRecord
 from hasten.search.sensitivity import Sensitivity, probe_layers
@@ -92,11 +92,14 @@ class LayerTable:
         """The table, with the precision that a candidate gives each layer."""
         candidate = self._trials.candidates[best]
         losses = {form: found.layers for form, found in self.sensitivity.items()}
+        there = {name_of(node) for node in self._trials.variants[candidate.variant].graph.graph}
         return tuple(
             LayerRecord(
                 name=layer.name,
                 operator=layer.op_type,
-                precision=candidate.formats.get(layer.name, candidate.precision),
+                precision=candidate.formats.get(layer.name, candidate.precision)
+                if layer.name in there
+                else "removed",
                 macs=self.macs.get(layer.name),
                 sensitivity={f: found[layer.name] for f, found in losses.items() if layer.name in found},
                 us={p: found[layer.name] for p, found in self.times.items() if layer.name in found},

@@ -79,7 +79,8 @@ class LayerRecord:
     Attributes:
         name: of its node in the graph.
         operator: its kind.
-        precision: what it has in the chosen candidate: "bf16", "f32", or as in `CandidateRecord.formats`.
+        precision: what it has in the chosen candidate: "bf16", "f32", or as in `CandidateRecord.formats`;
+            "removed" if it is gone.
         macs: multiplications of one sample; None if unknown.
         sensitivity: for each precision, the loss when this layer alone has it: the mean squared change of
             the outputs by their variance.

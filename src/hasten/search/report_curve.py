@@ -9,6 +9,7 @@ from html import escape
 
 import numpy as np
 
+from hasten.passes.prune.layers import LAYERS
 from hasten.search.record import CandidateRecord, SearchRecord
 from hasten.search.report_chart import Axis, tone_of
 
@@ -65,7 +66,7 @@ def amounts(record: SearchRecord) -> Line:
     pruned candidates, in the median, and added to the loss of the candidate whose precision those have.
     """
     curve = sorted((p.us / 1e3, p.loss) for p in record.prune_curve)
-    pruned = [c for c in record.candidates if c.flops is not None and c.latency_ms is not None]
+    pruned = [c for c in record.candidates if _lost_units_alone(c) and c.latency_ms is not None]
     if not curve or not pruned:
         return []
     base = _unpruned(record, pruned[0]) or 0.0
@@ -80,6 +81,12 @@ def amounts(record: SearchRecord) -> Line:
         return []
     factor = statistics.median(factors)
     return [(t, base + factor * loss) for t, loss in curve if base + factor * loss > _LEAST]
+
+
+def _lost_units_alone(candidate: CandidateRecord) -> bool:
+    """Whether a candidate is pruned and has all layers, as the curve supposes."""
+    layers = [cut for cut in candidate.cuts if cut.unit == LAYERS]
+    return candidate.flops is not None and all(cut.after for cut in layers)
 
 
 def _unpruned(record: SearchRecord, pruned: CandidateRecord) -> float | None:
