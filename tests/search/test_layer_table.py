@@ -14,6 +14,7 @@ from hasten.search.candidates import LOSSLESS, lossless
 from hasten.search.layer_table import LayerTable
 from hasten.search.pace import Pace
 from hasten.search.trials import Trials
+from hasten.search.variants import WHOLE, Variant
 
 
 def two_towers() -> ir.Model:
@@ -43,8 +44,10 @@ def two_towers() -> ir.Model:
 
 def test_multiplications_are_those_of_a_sample() -> None:
     sample = {"x": np.zeros((1, 3, 224, 224), np.float32), "t": np.zeros((1, 50, 8), np.float32)}
+    graph = two_towers()
     trials = SimpleNamespace(
-        problem=SimpleNamespace(graph=two_towers()),
+        problem=SimpleNamespace(graph=graph),
+        variants={WHOLE: Variant(graph)},
         typical_sample=lambda: sample,
         candidates={LOSSLESS: lossless()},
     )

@@ -30,7 +30,7 @@ def test_a_thinned_graph_is_quantized_whatever_its_activations_are_called(tmp_pa
     like = quantized(dict.fromkeys(names, "int8"), Quantization(), own_engine("f32"), len(names))
     artifact = tmp_path / "thinned.hasten"
     how = Build((native().name,), 1, "skip", str(tmp_path), "0")
-    small = build_thinned(model, 0.5, like, artifact, how)
+    small = build_thinned(model, ("neurons",), 0.5, like, artifact, how)
     assert {tuple(i.shape) for i in small.graph.initializers.values()} >= {(64, 48), (48, 10)}
     with hasten.open(artifact) as session:
         assert session.run({"x": np.ones((3, 64), np.float32)})["y"].shape == (3, 10)
