@@ -43,7 +43,7 @@ class Moment:
 class Peak:
     """Looks at the processes while a block runs, but not while it times something.
 
-    A look takes a core for milliseconds: lossless compilations took 1.5 times as long in half of their rounds.
+    A look takes a core for milliseconds, which what is timed then lacks.
 
     Attributes:
         own: the most bytes of this process that lie in memory, mapped files among them.
