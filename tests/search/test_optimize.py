@@ -534,6 +534,32 @@ def test_another_engine_wins_and_the_session_runs_it(
         hasten.open(tmp_path / "found.hasten")
 
 
+def test_an_engine_that_a_first_look_finds_slower_answers_nothing(
+    search: Search, clockwork: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure, answers = trials.measure, trials.Trials.answers
+    answered: list[str] = []
+
+    def slower(*given: Any, **named: Any) -> Measurement:
+        found = measure(*given, **named)
+        slow = {"run_ms": Spread.of([20.0]), "rounds_ms": dict.fromkeys(range(3), 20.0)}
+        results = [replace(r, **slow) if r.engine == "openvino" else r for r in found.results]
+        return replace(found, results=tuple(results))
+
+    def noted(self: trials.Trials, candidate: Candidate, kind: str) -> Any:
+        answered.append(candidate.name)
+        return answers(self, candidate, kind)
+
+    monkeypatch.setattr(trials, "measure", slower)
+    monkeypatch.setattr(trials.Trials, "answers", noted)
+    told = record(search(precision="f32", engines=True)).candidate("openvino")
+    assert told.outcome is Outcome.NOT_FASTER
+    assert told.reason == "takes 2.0 times as long as lossless, by a first look"
+    assert told.drop is None
+    assert "lossless" in answered
+    assert "openvino" not in answered
+
+
 def test_an_original_that_fails_later_loses_nothing_but_itself(
     search: Search, clockwork: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ Phases:
    something to keep. A first look at times leaves out what is slower than something that loses less. Then
    units go, and what is left is compiled in the fastest precision so far. From the end of int8 on half of the
    time is kept for that: what of 4 does not fit then is left out.
-6. Other engines on the same graphs.
+6. Other engines on the same graphs, those that a first look does not find slower than our code of them.
 7. All that is within the budget on the calibration part is timed in turns with the original and the lossless.
 8. Certificates, in an order that follows from the calibration part and times alone (`certificates.py`). One
    that fails does not end it: something was kept for those after it.
@@ -23,11 +23,13 @@ Phases:
 
 from __future__ import annotations
 
+import math
+
 from hasten.errors import EngineError
 from hasten.search import candidates as made
-from hasten.search.candidates import BF16, LOSSLESS, ORIGINAL
+from hasten.search.candidates import BF16, LOSSLESS, ORIGINAL, Candidate
 from hasten.search.certificates import Certificates
-from hasten.search.comparison import faster, in_the_running, over_budget, within_budget
+from hasten.search.comparison import faster, in_the_running, latency, over_budget, within_budget
 from hasten.search.layer_table import LayerTable
 from hasten.search.mixed import SHARES, Mixed
 from hasten.search.pace import Pace
@@ -38,6 +40,7 @@ from hasten.search.uniform import FEW_ROUNDS, Uniform
 from hasten.search.variants import WHOLE
 
 _ORIGINAL_SHARE = 0.3  # of the time limit that the original's answers to the held-out part may take
+_CLEARLY = 1.1  # times as long, which a first look may be off by
 _WORTH_A_NOTE = 0.1  # of the budget: what the lossless compilation loses by itself
 
 
@@ -210,9 +213,30 @@ class Search:
             if not self.pace.has_time(0.5):
                 continue
             if not quantized:
-                trials.add(made.foreign(engine))
+                self._try_foreign(made.foreign(engine), BF16 if engine.precision == "bf16" else LOSSLESS)
             elif trials.variants[WHOLE].prepared is not None:
-                trials.add(self.uniform.all_in("int8", engine))
+                ours = self.uniform.all_in("int8", made.own_engine(engine.precision))
+                self._try_foreign(self.uniform.all_in("int8", engine), ours.name)
+
+    def _try_foreign(self, candidate: Candidate, ours: str) -> None:
+        """Another engine answers only where a first look does not find it slower than our code of the same.
+
+        Answers take time, and engines that keep something of each shape take memory: OpenVINO had 617 MB
+        after 256 texts of all lengths for a model of 91 MB.
+        """
+        trials = self.trials
+        if not trials.build(candidate):
+            return
+        if trials.works(ours):
+            trials.time([candidate.name], rounds=FEW_ROUNDS)
+            if not trials.works(candidate.name):
+                return
+            times = latency(trials, candidate.name) / latency(trials, ours)
+            if _CLEARLY < times < math.inf:
+                reason = f"takes {times:.1f} times as long as {ours}, by a first look"
+                trials.note(candidate.name, outcome=Outcome.NOT_FASTER, reason=reason)
+                return
+        trials.attempt(candidate.name, trials.judge)
 
     def _before_pruning(self) -> None:
         """Pruned candidates take over the fastest precision, and take long: first there is one to keep."""

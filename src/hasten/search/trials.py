@@ -123,11 +123,13 @@ class Trials:
 
     def add(self, candidate: Candidate) -> bool:
         """Makes a candidate known, builds it and compares its answers; returns whether it works."""
+        return self.build(candidate) and self.attempt(candidate.name, self.judge)
+
+    def build(self, candidate: Candidate) -> bool:
+        """Makes a candidate known and builds it; returns whether it works."""
         self.register(candidate)
         self.say(f"{candidate.name}: compiling" if candidate.ours else f"{candidate.name}: trying")
-        return self.attempt(
-            candidate.name, lambda c: self.note(c.name, bytes=self._size(self.model(c)))
-        ) and (self.attempt(candidate.name, self.judge))
+        return self.attempt(candidate.name, lambda c: self.note(c.name, bytes=self._size(self.model(c))))
 
     def register(self, candidate: Candidate) -> None:
         """Makes a candidate known."""
