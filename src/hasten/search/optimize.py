@@ -215,8 +215,11 @@ class Search:
             if not quantized:
                 self._try_foreign(made.foreign(engine), BF16 if engine.precision == "bf16" else LOSSLESS)
             elif trials.variants[WHOLE].prepared is not None:
-                ours = self.uniform.all_in("int8", made.own_engine(engine.precision))
-                self._try_foreign(self.uniform.all_in("int8", engine), ours.name)
+                ours = [
+                    self.uniform.all_in("int8", made.own_engine(p)).name for p in (engine.precision, "bf16")
+                ]
+                rival = next((name for name in ours if trials.works(name)), LOSSLESS)
+                self._try_foreign(self.uniform.all_in("int8", engine), rival)
 
     def _try_foreign(self, candidate: Candidate, ours: str) -> None:
         """Another engine answers only where a first look does not find it slower than our code of the same.
