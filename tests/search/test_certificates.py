@@ -104,7 +104,7 @@ def test_what_a_first_look_finds_slower_and_worse_is_not_looked_at_again() -> No
     assert tried.records["d"].reason == "0.90 x [0.90, 0.90] the speed of the lossless"
     assert not in_the_running(cast(Trials, tried), "b")
     for name in "ac":
-        tried.note(name, to_original=Spread.of([1.2 if name == "c" else 0.9]))
+        tried.note(name, to_original=Spread.of([6.0 if name == "c" else 0.9]))
     assert order.front() == ["c"]
 
 
