@@ -1,4 +1,4 @@
-"""The search of the README, on a small classifier that this script trains first: about half a minute."""
+"""The search of the README, on a small classifier that this script trains first: a minute or two."""
 
 from __future__ import annotations
 
