@@ -29,7 +29,7 @@ import onnx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import picture, quantized_peers, report
+from benchmarks import models, picture, quantized_peers, report
 from benchmarks.cases import Entry, entries_named
 from benchmarks.losses import Loss, measured_losses
 from hasten.api import CompileOptions, compile_payload
@@ -143,19 +143,21 @@ def run_case(entry: Entry, setup: Setup) -> report.CaseReport:
         compile_seconds=seconds,
         verdicts=report.judge(found, goals, entry.figure, gflop, peaks),
         measurement=found,
-        losses=losses_of(entry, list(goals), setup) if entry.figure == "run" else {},
+        losses=losses_of(entry, model, feeds, list(goals), setup) if entry.figure == "run" else {},
     )
 
 
-def losses_of(entry: Entry, precisions: Sequence[Precision], setup: Setup) -> dict[str, tuple[Loss, ...]]:
+def losses_of(
+    entry: Entry, model: Path, feeds: models.Inputs, precisions: Sequence[Precision], setup: Setup
+) -> dict[str, tuple[Loss, ...]]:
     """Where the time of hasten's artifacts goes, by precision, once all engines are closed."""
     found: dict[str, tuple[Loss, ...]] = {}
     for precision in precisions:
-        artifact = compiled(entry.onnx(), precision, entry, setup)
+        artifact = compiled(model, precision, entry, setup)
         if artifact.problem is None:
             say(f"{entry.name}: profiling {precision}")
             try:
-                found[precision] = measured_losses(artifact.path, entry.inputs(), setup.plan.threads)
+                found[precision] = measured_losses(artifact.path, feeds, setup.plan.threads)
             except HastenError as error:
                 say(f"{entry.name}: no profile of {precision}: {error}")
     return found

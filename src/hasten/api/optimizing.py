@@ -209,12 +209,11 @@ def _call(given: Mapping[str, Any]) -> str:
     """The call that repeats a search: paths as they are, names for what has no text."""
     parameters = inspect.signature(optimize).parameters
     told = []
-    for name, value in given.items():
+    for name, passed in given.items():
         default = parameters[name].default
-        if name in ("command", "watch") or value is default:
+        if name in ("command", "watch") or passed is default:
             continue
-        if isinstance(value, os.PathLike):
-            value = os.fspath(value)  # noqa: PLW2901
+        value = os.fspath(passed) if isinstance(passed, os.PathLike) else passed
         parts = value if isinstance(value, list | tuple) else [value]
         simple = all(part is None or isinstance(part, str | int | float) for part in parts)
         if simple and value == default:

@@ -76,9 +76,8 @@ class LayerTable:
         if precision in self.times:
             return
         trials, candidate = self._trials, self._trials.candidates[name]
-        known = trials.memory.get("layer times", **trials.identity(candidate))
+        known = trials.recall("layer times", **trials.identity(candidate))
         if known is not None:
-            trials.reused += 1
             self.times[precision] = known
             return
         try:

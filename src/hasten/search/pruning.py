@@ -163,9 +163,8 @@ class Pruning:
             "quantized": sorted(fastest.quantized),
             "units": [*ranking.plan.units],
         }
-        known = trials.memory.get("node times", **about)
+        known = trials.recall("node times", **about)
         if known is not None:
-            trials.reused += 1
             return [{name: Point(*point) for name, point in nodes.items()} for nodes in known]
         found = [measured(trials, trials.model(fastest), ranking.model, ranking.sizes)]
         for share in SHARES if ranking.groups else ():
@@ -173,7 +172,7 @@ class Pruning:
             model, artifact = self._thinned(fastest, ranking.plan.units, share)
             found.append(measured(trials, artifact, model, ranking.sizes))
         kept = [{name: (p.flops, p.us) for name, p in nodes.items()} for nodes in found]
-        trials.memory.put("node times", kept, **about)
+        trials.remember("node times", kept, **about)
         return found
 
     def _thinned(self, like: Candidate, units: Sequence[str], share: float) -> tuple[ir.Model, Path]:

@@ -110,9 +110,8 @@ def probe_layers(trials: Trials, variant: Variant, form: Format) -> Sensitivity:
         "format": form,
         "rounded": sorted(prepared.careful.layers),
     }
-    known = trials.memory.get("sensitivity", **about)
+    known = trials.recall("sensitivity", **about)
     if known is not None:
-        trials.reused += 1
         return Sensitivity(known["methods"], known["layers"])
     until = clock.until(_SHARE)
     layers = [layer for layer in layers_for(prepared.model, form) if layer.name in prepared.layers]

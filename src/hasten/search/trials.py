@@ -102,6 +102,12 @@ class Trials:
         except TuningError as error:
             self.notes.append(f"measurements are not kept for later searches: {error}")
 
+    def recall(self, kind: str, **of: Any) -> Any:
+        """A measurement of an earlier search, which is counted as reused; None if there is none."""
+        known = self.memory.get(kind, **of)
+        self.reused += known is not None
+        return known
+
     def note(self, name: str, **found: Any) -> None:
         """Changes fields of a candidate's record."""
         self.records[name] = replace(self.records[name], **found)
@@ -274,7 +280,7 @@ class Trials:
         """Compares a candidate's answers to the calibration part with the reference's."""
         asked = self.problem.asked
         about = self.identity(candidate) | {"metric": asked.metric.name, "reference": self.reference}
-        known = self.memory.get("judged", **about) if asked.named else None
+        known = self.recall("judged", **about) if asked.named else None
         if known is None:
             found = self.answers(candidate, "calibration")
             base = self.answers(self.candidates[LOSSLESS], "calibration")
@@ -286,10 +292,8 @@ class Trials:
             known = {"loss": relative_change(base, found), "drop": lost, "seconds": seconds}
             if asked.named:
                 self.remember("judged", known, **about)
-        else:
-            self.reused += 1
-            if known.get("seconds") is not None:
-                self.answering.setdefault(candidate.name, known["seconds"])
+        elif known.get("seconds") is not None:
+            self.answering.setdefault(candidate.name, known["seconds"])
         self.note(candidate.name, loss=known["loss"], drop=known["drop"])
 
     def time(self, names: Collection[str], rounds: int = _ROUNDS) -> None:
@@ -363,7 +367,7 @@ class Trials:
             "confidence": problem.asked.confidence,
             "share": share,
         }
-        known = self.memory.get("certified", **about) if problem.asked.named else None
+        known = self.recall("certified", **about) if problem.asked.named else None
         if known is None:
             self.say(f"{name}: answering the held-out samples")
             reference = self.reference_answers("held_out")
@@ -382,8 +386,6 @@ class Trials:
             known = asdict(bound)
             if problem.asked.named:
                 self.remember("certified", known, **about)
-        else:
-            self.reused += 1
         bound = Bound(**known)
         self.note(name, bound=bound, against=about["reference"])
         return bound.upper <= problem.asked.max_drop

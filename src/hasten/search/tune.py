@@ -241,7 +241,7 @@ def _fastest(
     except ToolchainError as error:
         notes.append(f"{task.shape}: not measured, it cannot be built alone ({error}); please report this")
         return None
-    right = _right_ones(bench, candidates, task.shape, out_of_time, notes)
+    right = right_ones(bench, candidates, task.shape, out_of_time, notes)
     if not right:
         return None
     pick = pick_fastest(right, bench.sample, out_of_time)
@@ -286,14 +286,16 @@ def _changes(one: Schedule, other: Schedule) -> int:
     return sum(getattr(one, f.name) != getattr(other, f.name) for f in fields(Schedule))
 
 
-def _right_ones(
+def right_ones(
     bench: Measured,
     candidates: Sequence[Schedule],
     shape: ProductShape,
     out_of_time: Stop,
     notes: list[str],
 ) -> list[int]:
-    """The schedules whose answer is the interpreter's; none if the default's is not, which is a bug.
+    """The schedules, by number, whose answer is the interpreter's; none if that of the first is not.
+
+    That is the default, and a bug. What is wrong is noted.
 
     Raises:
         TimeoutError: the time is over.
@@ -307,16 +309,11 @@ def _right_ones(
         if difference <= TOLERANCE:
             right.append(index)
         else:
-            notes.append(refusal(shape, schedule, difference))
+            notes.append(
+                f"{shape}: '{schedule}' differs from the interpreter by {difference:.1e} of the largest "
+                "element and was refused; please report this"
+            )
     return right if right[:1] == [0] else []
-
-
-def refusal(shape: ProductShape, schedule: Schedule, difference: float) -> str:
-    """What people are told about a schedule with a wrong answer."""
-    return (
-        f"{shape}: '{schedule}' differs from the interpreter by {difference:.1e} of the largest "
-        "element and was refused; please report this"
-    )
 
 
 def pick_fastest(

@@ -55,7 +55,8 @@ def test_a_choice_is_judged_by_what_it_is_made_from(
 def test_training_towards_scores_behind_a_choice(network: ir.Model, samples: Samples) -> None:
     model = ending_in(network, *ENDS["ArgMax"])
     plan = Plan(("neurons",), "random", 0.6, "distill", Training(epochs=2, seconds=None, rate=1e-2))
-    small = prune_model(model, plan, Samples(samples.feeds[:60], samples.labels[:60]))  # type: ignore[index]
+    assert samples.labels is not None
+    small = prune_model(model, plan, Samples(samples.feeds[:60], samples.labels[:60]))
     assert "2 epochs" in small.report.notes[-1]
 
 

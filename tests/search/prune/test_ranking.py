@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -157,9 +158,9 @@ def test_the_time_limit_holds_for_layers_and_counts_what_came_before(monkeypatch
     runs: list[int] = []
     before = TorchGraph.run
 
-    def counted(graph: TorchGraph, *given: object, **named: object) -> object:
+    def counted(graph: TorchGraph, *given: Any, **named: Any) -> Any:
         runs.append(1)
-        return before(graph, *given, **named)  # type: ignore[arg-type]
+        return before(graph, *given, **named)
 
     monkeypatch.setattr(TorchGraph, "run", counted)
     plan = Plan(("layers",), "fisher", 0.7, "least-squares", seconds=1e-6)
