@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ import numpy as np
 import onnx
 import pytest
 from benchmarks.hostile import CLASSES, WIDTH, network, samples
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
+from tests.search.searches import LAYERS, Search, record
 
 import hasten
 from hasten.backends.graph_members import whole_graph
@@ -23,98 +23,21 @@ from hasten.errors import (
     DataError,
     EngineError,
     MetricError,
-    MissingDependencyError,
     ModelError,
     OptionError,
 )
 from hasten.runtime.artifact import read_artifact
-from hasten.runtime.manifest import ForeignStep
-from hasten.search import layer_table, optimize, pruning, trials, uniform
+from hasten.search import layer_table, trials, uniform
 from hasten.search.asked import Asked
 from hasten.search.build import Recipe
-from hasten.search.candidates import ORIGINAL, Candidate
+from hasten.search.candidates import Candidate
 from hasten.search.logs import log_to
-from hasten.search.measure import Contestant, Measurement, Plan, Result, Spread
-from hasten.search.prune.cost import flops_by_node
+from hasten.search.measure import Measurement, Spread
 from hasten.search.quantization import prepare
 from hasten.search.record import Outcome
-from hasten.search.size_times import Point
 from hasten.search.status import Status
-from hasten.target import TARGETS, runs_here
 
-LAYERS = ("first", "hostile", "last")
 MEASURED_TIMES = layer_table.measured_times
-
-Search = Callable[..., hasten.Session]
-
-
-@pytest.fixture
-def clockwork(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Each layer in int8 saves a millisecond of ten, weights alone nothing; notes what is timed."""
-    timed: list[str] = []
-
-    def milliseconds(name: str) -> float:
-        mixed = re.match(r"int8 (\d+)/", name)
-        saved = float(mixed[1]) if mixed else float(len(LAYERS)) if "int8" in name else 0.0
-        saved -= 0.5 if name.startswith("int8-dynamic") else 0.0
-        saved = 0.0 if re.match(r"int\d-weights", name) else saved
-        pruned = re.match(r"(\d+)% of FLOPs", name)
-        return {"original": 12.0, "bf16": 9.5}.get(
-            name, (10.0 - saved) * (int(pruned[1]) / 100 if pruned else 1)
-        )
-
-    def measure(contestants: Sequence[Contestant], feeds: Any, plan: Plan, **_: Any) -> Measurement:
-        names = [c.name for c in contestants]
-        timed.extend(names)
-        results = tuple(
-            Result(
-                engine=name, version="1", precision="f32", run_ms=Spread.of([milliseconds(name)]), ratio=None,
-                rounds_ms=dict.fromkeys(range(3), milliseconds(name)), runs=3, load_ms=1.0, first_ms=1.0,
-                load_ratio=None, loads_ms=(1.0,), peak_mb=1.0, base_mb=None, file_mb=1.0,
-            )
-            for name in names
-        )  # fmt: skip
-        return Measurement(plan.threads, 3, results, {})
-
-    def measured_times(_: Any, candidate: Candidate, work: Mapping[Any, float]) -> dict[str, float]:
-        quantized = bool(candidate.quantized)
-        return {layer.name: 1000.0 if quantized else 2000.0 for layer in work}
-
-    def measured(_: Any, artifact: Path, model: Any, sizes: Mapping[str, int]) -> dict[str, Point]:
-        return {name: Point(flops, flops / 1e3) for name, flops in flops_by_node(model, sizes).items()}
-
-    monkeypatch.setattr(pruning, "measured", measured)
-    monkeypatch.setattr(uniform, "_LEAST_SHARE", 1.0)  # no other formats, unless a test wants them
-    monkeypatch.setattr(trials, "measure", measure)
-    monkeypatch.setattr(layer_table, "measured_times", measured_times)
-    return timed
-
-
-@pytest.fixture(scope="session")
-def cache_of_searches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def search(cache_of_searches: Path, tmp_path: Path) -> Search:
-    def run(source: object = None, data: object = None, **options: Any) -> hasten.Session:
-        defaults = {
-            "precision": "int8", "engines": False, "threads": 1, "cache": cache_of_searches,
-            "database": tmp_path / "results.sqlite", "max_drop": 0.05, "time_limit": None,
-        }  # fmt: skip
-        source = network() if source is None else source
-        data = samples(600) if data is None else data
-        return hasten.optimize(source, data=data, **{**defaults, **options})
-
-    return run
-
-
-def record(session: hasten.Session) -> Any:
-    return session.report.record  # type: ignore[attr-defined]
-
-
-def outcomes(session: hasten.Session) -> Mapping[str, Outcome]:
-    return {c.name: c.outcome for c in record(session).candidates}
 
 
 def test_a_hostile_layer_is_kept_in_higher_precision(
@@ -160,105 +83,6 @@ def test_a_hostile_layer_is_kept_in_higher_precision(
     with hasten.open(tmp_path / "found.hasten") as again:
         assert again.report["search"]["chosen"] == chosen.name
         assert json.loads(json.dumps(again.report["search"]))["headline"] == told.headline
-
-
-def test_what_is_worth_nothing_is_removed_together_with_int8(
-    search: Search, clockwork: list[str], tmp_path: Path
-) -> None:
-    pytest.importorskip("torch", reason="pruning needs gradients")
-    model = network(useless=True)
-    found = search(model, prune=True)
-    told = record(found)
-    chosen = told.candidate(told.chosen)
-    assert chosen.quantized == LAYERS
-    assert chosen.flops < 0.75
-    assert {(cut.before, cut.after) for cut in chosen.cuts} == {(WIDTH, WIDTH // 2)}
-    assert told.stated <= 0.05
-    shares = [point.share for point in told.prune_curve]
-    assert shares == sorted(shares, reverse=True)
-    assert [p.loss for p in told.prune_curve] == sorted(p.loss for p in told.prune_curve)
-    x = {"x": np.concatenate([s["x"] for s in samples(200, seed=9)])}
-    right = hasten.compile(model).run(x)["scores"].argmax(axis=1)
-    assert (found.run(x)["scores"].argmax(axis=1) == right).mean() > 0.93
-    found.save(tmp_path / "found.hasten")
-    exported = whole_graph(read_artifact(tmp_path / "found.hasten"))
-    sizes = {tuple(tensor.dims) for tensor in exported.graph.initializer if len(tensor.dims) == 2}
-    assert (WIDTH // 2, WIDTH // 2) in sizes
-    count = len(clockwork)
-    again = record(search(model, prune=True))
-    assert clockwork[count:] == []
-    assert again.candidate(again.chosen) == chosen
-
-
-def residual() -> onnx.ModelProto:
-    """Four residual layers, of which the first and the third give next to nothing."""
-    rng = np.random.default_rng(2)
-    nodes, value, weights = [], "x", {"w": rng.standard_normal((WIDTH, CLASSES))}
-    for k, size in enumerate((1e-4, 1.0, 1e-4, 1.0)):
-        weights[f"a{k}"] = rng.standard_normal((WIDTH, 64)) / 6
-        weights[f"b{k}"] = rng.standard_normal((64, WIDTH)) * size / 6
-        nodes += [
-            helper.make_node("MatMul", [value, f"a{k}"], [f"p{k}"], f"up{k}"),
-            helper.make_node("Relu", [f"p{k}"], [f"q{k}"], f"relu{k}"),
-            helper.make_node("MatMul", [f"q{k}", f"b{k}"], [f"r{k}"], f"down{k}"),
-            helper.make_node("Add", [value, f"r{k}"], [f"y{k}"], f"add{k}"),
-        ]
-        value = f"y{k}"
-    nodes.append(helper.make_node("MatMul", [value, "w"], ["scores"], "scores"))
-    graph = helper.make_graph(
-        nodes,
-        "residual",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", WIDTH])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", CLASSES])],
-        [numpy_helper.from_array(w.astype(np.float32), name) for name, w in weights.items()],
-    )
-    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
-
-
-def test_whole_layers_that_give_nothing_go(
-    search: Search, clockwork: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("torch", reason="pruning needs gradients")
-    monkeypatch.setattr(pruning, "_MOST", 2)
-    monkeypatch.setattr(pruning, "_MOST_BEHIND", 1)
-    monkeypatch.setattr(pruning, "_MOST_LAYERS", 2)
-    model = residual()
-    found = search(model, prune=True, precision="f32")
-    told = record(found)
-    pruned = [c for c in told.candidates if c.cuts]
-    gone = {c.name: [cut.after for cut in c.cuts if cut.unit == "layers"] for c in pruned}
-    assert sorted(4 - sum(after) for after in gone.values()) == [0, 1, 2, 2]
-    assert all((" without " in name) == (sum(after) < 4) for name, after in gone.items())
-    chosen = told.candidate(told.chosen)
-    assert gone[chosen.name] == [0, 1, 0, 1]
-    removed = {layer.name for layer in told.layers if layer.precision == "removed"}
-    assert removed == {"up0", "down0", "up2", "down2"}
-    assert chosen.flops < 0.6
-    assert told.stated <= 0.05
-    assert {cut.after for cut in chosen.cuts if cut.name.startswith(("up0", "up2"))} == {0}
-    x = {"x": np.concatenate([s["x"] for s in samples(200, seed=9)])}
-    right = hasten.compile(model).run(x)["scores"].argmax(axis=1)
-    assert (found.run(x)["scores"].argmax(axis=1) == right).mean() > 0.93
-
-
-@pytest.mark.parametrize(
-    ("good", "bad", "of", "following"),
-    [
-        ([0], [], 6, 2),
-        ([0, 2], [], 6, 4),
-        ([0, 2], [4], 6, 3),
-        ([0, 2, 3], [4], 6, None),
-        ([0], [2], 9, 1),
-        ([0], [1], 9, None),
-        ([0], [], 1, 1),
-        ([0, 1], [], 1, None),
-        ([0], [], 0, None),
-    ],
-)
-def test_how_many_layers_are_left_out_next(
-    good: list[int], bad: list[int], of: int, following: int | None
-) -> None:
-    assert pruning.next_count(good, bad, of) == following
 
 
 def test_a_repeated_search_measures_nothing_and_chooses_the_same(
@@ -478,144 +302,6 @@ def test_a_candidate_that_cannot_be_compiled_is_lost_alone(
     lost = [c for c in told.candidates if c.outcome is Outcome.FAILED]
     assert {c.reason for c in lost} == {"compiling failed: its process ended with status -11"}
     assert told.chosen == "lossless"
-
-
-NARROW = any("bf16" in t.factors and runs_here(t) for t in TARGETS)
-
-
-@pytest.mark.parametrize(
-    ("asked", "winner", "engine", "precision"),
-    [
-        ("bf16", "openvino-bf16" if NARROW else "openvino", "openvino", "bf16" if NARROW else "f32"),
-        ("int8", r"int8 \(.*, onnxruntime\)", "onnxruntime", "f32"),
-    ],
-)
-def test_another_engine_wins_and_the_session_runs_it(
-    search: Search,
-    clockwork: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    asked: str,
-    winner: str,
-    engine: str,
-    precision: str,
-) -> None:
-    measure = trials.measure
-
-    def faster(*given: Any, **named: Any) -> Measurement:
-        found = measure(*given, **named)
-        quick = {"run_ms": Spread.of([1.0]), "rounds_ms": dict.fromkeys(range(3), 1.0)}
-        results = [replace(r, **quick) if re.fullmatch(winner, r.engine) else r for r in found.results]
-        return replace(found, results=tuple(results))
-
-    monkeypatch.setattr(trials, "measure", faster)
-    found = search(precision=asked, engines=True)
-    told = record(found)
-    assert re.fullmatch(winner, told.chosen)
-    assert told.stated <= 0.05
-    assert told.candidate(told.chosen).engine == engine
-    found.save(tmp_path / "found.hasten")
-    with hasten.open(tmp_path / "found.hasten") as again:
-        (step,) = read_artifact(tmp_path / "found.hasten").manifest.steps
-        assert isinstance(step, ForeignStep)
-        version = told.versions[engine]
-        assert (step.engine, step.version, step.precision) == (engine, version, precision)
-        x = {"x": np.concatenate([s["x"] for s in samples(200, seed=9)])}
-        plain, narrow = hasten.compile(network()).run(x)["scores"], again.run(x)["scores"]
-        np.testing.assert_array_equal(narrow, found.run(x)["scores"])
-        least = 0 if winner == "openvino" else 1e-4
-        assert least <= np.abs(narrow - plain).max() / np.abs(plain).max() < 0.2
-        assert (narrow.argmax(axis=1) == plain.argmax(axis=1)).mean() > 0.93
-    if asked == "int8":
-        tried = {c.engine for c in told.candidates if c.quantized and c.drop is not None}
-        assert tried == {"hasten", "onnxruntime", "openvino"}
-    monkeypatch.setitem(sys.modules, engine, None)
-    with pytest.raises(MissingDependencyError, match=f"pip install '{engine}=={version}'"):
-        hasten.open(tmp_path / "found.hasten")
-
-
-def test_an_engine_that_a_first_look_finds_slower_answers_nothing(
-    search: Search, clockwork: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    measure, answers = trials.measure, trials.Trials.answers
-    answered: list[str] = []
-
-    def slower(*given: Any, **named: Any) -> Measurement:
-        found = measure(*given, **named)
-        slow = {"run_ms": Spread.of([20.0]), "rounds_ms": dict.fromkeys(range(3), 20.0)}
-        results = [replace(r, **slow) if r.engine == "openvino" else r for r in found.results]
-        return replace(found, results=tuple(results))
-
-    def noted(self: trials.Trials, candidate: Candidate, kind: str) -> Any:
-        answered.append(candidate.name)
-        return answers(self, candidate, kind)
-
-    monkeypatch.setattr(trials, "measure", slower)
-    monkeypatch.setattr(trials.Trials, "answers", noted)
-    told = record(search(precision="f32", engines=True)).candidate("openvino")
-    assert told.outcome is Outcome.NOT_FASTER
-    assert told.reason == "takes 2.0 times as long as lossless, by a first look"
-    assert told.drop is None
-    assert "lossless" in answered
-    assert "openvino" not in answered
-
-
-def test_an_original_that_fails_later_loses_nothing_but_itself(
-    search: Search, clockwork: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answers = trials.Trials.answers
-
-    def failing(self: trials.Trials, candidate: Candidate, kind: str) -> Any:
-        if candidate.name == ORIGINAL and kind == "held_out":
-            raise EngineError("onnxruntime cannot run this model: it needs more memory")
-        return answers(self, candidate, kind)
-
-    monkeypatch.setattr(trials.Trials, "answers", failing)
-    told = record(search())
-    assert told.candidate(ORIGINAL).outcome is Outcome.FAILED
-    assert told.chosen.startswith("int8")
-    assert told.reference == told.candidate(told.chosen).against == "lossless"
-    assert "the drop in agreement against the lossless compilation on data like yours" in told.headline
-    assert any("from here on: the original failed (onnxruntime cannot" in note for note in told.notes)
-
-
-def test_the_original_stays_the_reference_where_the_lossless_differs_from_it(
-    search: Search, clockwork: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answers = trials.Trials.answers
-
-    def worse(self: trials.Trials, candidate: Candidate, kind: str) -> Any:
-        found = answers(self, candidate, kind)
-        if candidate.name != ORIGINAL:
-            return found
-        scores = found["scores"].copy()
-        scores[::25] *= -1  # what the original answers otherwise than all that are compiled
-        return {"scores": scores}
-
-    monkeypatch.setattr(trials.Trials, "answers", worse)
-    told = record(search(max_drop=0.1))
-    chosen = told.candidate(told.chosen)
-    assert chosen.quantized == LAYERS
-    assert told.reference == chosen.against == ORIGINAL
-    assert chosen.bound.measured >= 0.04
-    assert told.candidate("lossless").drop == pytest.approx(0.04)
-    assert any("the lossless compilation itself drops 0.04 against the original" in n for n in told.notes)
-    assert "against the lossless" not in told.headline
-    over = record(search(max_drop=0.03))
-    assert over.chosen == "lossless"
-    assert "it drops 4 points itself against the original on the 150 calibration samples" in over.headline
-    assert over.original_value == 1.0
-
-
-def test_an_original_that_takes_too_long_is_no_reference_and_that_is_said(
-    search: Search, clockwork: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(optimize, "_ORIGINAL_SHARE", 0.0)
-    told = record(search(time_limit=1000.0, metric="cosine"))
-    assert told.chosen.startswith("int8")
-    assert told.reference == "lossless"
-    assert "the drop in cosine against the lossless compilation on data like yours" in told.headline
-    assert any("not the original: the original's answers would take about" in note for note in told.notes)
 
 
 def test_bad_arguments_are_refused_before_anything_is_compiled(search: Search) -> None:
