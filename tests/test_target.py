@@ -84,6 +84,25 @@ def test_variants_with_instructions_for_narrow_factors(monkeypatch: pytest.Monke
     assert [t.name for t in with_factors(v4, {"u8", "bf16"})] == ["x86-64-v4-bf16", "x86-64-v4"]
     vnni = Target.named("x86-64-v4-vnni")
     assert with_factors(vnni, {"u8"}) == (vnni,)
+    arm, dot, i8mm = (Target.named(f"aarch64{name}") for name in ("", "-dot", "-i8mm"))
+    assert with_factors(arm, {"u8"}) == (dot, arm)
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    for flags, best in (("asimd asimddp", dot), ("asimd asimddp sve i8mm", i8mm), ("asimd i8mm", arm)):
+        features = module._features_of_cpuinfo(f"Features : fp {flags}")
+        assert best_here([arm, dot, i8mm]) == best
+        assert with_factors(arm, {"u8"}) == tuple(dict.fromkeys([*({best} - {arm}), dot, arm]))
+
+
+@pytest.mark.parametrize(
+    ("answer", "best"), [("1", "aarch64-i8mm"), ("0", "aarch64-dot"), ("", "aarch64-dot")]
+)
+def test_features_of_apples_processors(answer: str, best: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_sysctl", lambda name: answer if name.endswith("FEAT_I8MM") else "")
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    features = module._features_of_darwin("aarch64")
+    monkeypatch.setattr(module, "processor_features", lambda: features)
+    found = best_here(TARGETS)
+    assert found is not None and found.name == best
 
 
 def test_pairs_that_are_slow_are_storage_only(monkeypatch: pytest.MonkeyPatch) -> None:

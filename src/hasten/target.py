@@ -107,6 +107,15 @@ TARGETS = (
     ),
     Target("aarch64", "aarch64", frozenset({"asimd"}), 16, 32, "aarch64-linux-gnu"),
     Target("aarch64-dot", "aarch64", frozenset({"asimd", "asimddp"}), 16, 32, "aarch64-linux-gnu", _BYTES),
+    Target(
+        "aarch64-i8mm",
+        "aarch64",
+        frozenset({"asimd", "asimddp", "i8mm"}),
+        16,
+        32,
+        "aarch64-linux-gnu",
+        _BYTES,
+    ),
 )
 
 _ALIASES = {"avx2": "x86-64-v3", "avx512": "x86-64-v4", "arm64": "aarch64", "neon": "aarch64"}
@@ -231,8 +240,7 @@ def processor_features() -> frozenset[str]:
     Also those that no target asks for yet.
     """
     if platform.system() == "Darwin":
-        keys = ("machdep.cpu.features", "machdep.cpu.leaf7_features", "machdep.cpu.extfeatures")
-        return _features_of_sysctl(" ".join(_sysctl(key) for key in keys), architecture())
+        return _features_of_darwin(architecture())
     return _features_of_cpuinfo(_read("/proc/cpuinfo"))
 
 
@@ -289,11 +297,14 @@ def _features_of_cpuinfo(text: str) -> frozenset[str]:
     return features | {"lzcnt"} if "abm" in features else features
 
 
-def _features_of_sysctl(text: str, arch: str) -> frozenset[str]:
+def _features_of_darwin(arch: str) -> frozenset[str]:
     if arch == "aarch64":
-        return frozenset({"asimd", "asimddp"})  # every Apple processor for this system has both
+        have = {"asimd", "asimddp"}  # every Apple processor for this system has both
+        return frozenset(have | {"i8mm"} if _sysctl("hw.optional.arm.FEAT_I8MM") == "1" else have)
+    keys = ("machdep.cpu.features", "machdep.cpu.leaf7_features", "machdep.cpu.extfeatures")
+    words = " ".join(_sysctl(key) for key in keys).lower().split()
     renamed = {"avx1.0": "avx"}
-    return frozenset(renamed.get(word, word) for word in text.lower().split())
+    return frozenset(renamed.get(word, word) for word in words)
 
 
 def _physical_cores(processors: set[int], sysfs: Path) -> int:

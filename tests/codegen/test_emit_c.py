@@ -1,7 +1,9 @@
 """The generated C itself: as it was reviewed, without warnings, for all targets."""
 
+import re
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,10 @@ from tests.codegen.engines import compile_programs, parameters, program_sources
 from tests.codegen.graphs import assert_close, program
 from tests.codegen.kernels import GOLDEN, programs, source
 
-from hasten.codegen.emit_c import size_text
+from hasten.codegen import toolchain
+from hasten.codegen.elementary import expand_operation
+from hasten.codegen.emit_c import emit_functions, size_text
+from hasten.codegen.tiles import tile_function, tiles_for
 from hasten.codegen.toolchain import find_compiler
 from hasten.loops.dtypes import DType
 from hasten.loops.evaluate import evaluate
@@ -19,7 +24,13 @@ from hasten.loops.sizes import bind_sizes
 from hasten.target import Target, architecture, native, runs_here
 
 RUNTIME = Path(__file__).parents[2] / "src/hasten/runtime"
-CPUS = {"x86-64-v3": "x86_64_v3", "x86-64-v4": "x86_64_v4", "aarch64": "generic"}
+CPUS = {
+    "x86-64-v3": "x86_64_v3",
+    "x86-64-v4": "x86_64_v4",
+    "aarch64": "generic",
+    "aarch64-dot": "generic+dotprod",
+    "aarch64-i8mm": "generic+dotprod+i8mm",
+}
 # -Wno-psabi: vectors are passed between static functions only.
 FLAGS = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-O1", "-fwrapv"]
 
@@ -52,6 +63,27 @@ def model(*more):
         "w": rng.standard_normal((32, 9)).astype(np.float32),
         "k": np.array(2),
         "one": np.array(1),
+    }
+    return program(text, constants)
+
+
+def quantized_model():
+    """Products of bytes: a matrix product with the largest bytes, a convolution, sums read as integers."""
+    rng = np.random.default_rng(2)
+    text = (
+        "(float[b, 3, h, w0] x, int64[b, t] ids) => (float[b, 3, h, w0] y, int32[b, t, 35] whole) {"
+        "xq = QuantizeLinear(x, s, z) xd = DequantizeLinear(xq, s, z) cd = DequantizeLinear(c, cs)"
+        "y = Conv<pads = [1, 1, 1, 1]>(xd, cd, bias)"
+        "e = Gather(table, ids) whole = MatMulInteger(e, w) }"
+    )
+    constants = {
+        "s": np.float32(0.03),
+        "z": np.uint8(97),
+        "c": rng.integers(-127, 128, (3, 3, 3, 3)).astype(np.int8),
+        "cs": np.float32(0.01),
+        "bias": rng.standard_normal(3).astype(np.float32),
+        "table": np.where(np.arange(20)[:, None] % 3, rng.integers(0, 256, (20, 70)), 255).astype(np.uint8),
+        "w": np.where(np.arange(35) % 3, rng.integers(-128, 128, (70, 35)), -128).astype(np.int8),
     }
     return program(text, constants)
 
@@ -90,6 +122,34 @@ def test_no_warnings(target, command, tmp_path):
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[:3000]
+
+
+@pytest.mark.parametrize(
+    ("name", "instructions"),
+    [
+        ("x86-64-v3", {"vpmaddwd": 24}),
+        ("x86-64-v3-vnni", {"vpdpbusd": 12}),
+        ("x86-64-v4-vnni", {"vpdpbusd": 24}),
+        ("aarch64", {"mla": 96}),
+        ("aarch64-dot", {"sdot": 28}),
+        ("aarch64-i8mm", {"usdot": 24}),
+    ],
+)
+def test_instructions_that_multiply_bytes(name, instructions, tmp_path):
+    """In the largest tile: one for each of its vectors of sums where the processor has the very operation."""
+    target = Target.named(name)
+    f = tile_function(tiles_for(target, DType.U8)[0])
+    (tmp_path / "tile.c").write_text(emit_functions([f], expand_operation, exported=[f.name]), "utf-8")
+    compiler = find_compiler(Target.named("aarch64"))  # zig
+    flags = [
+        *toolchain._compile_flags(target, compiler, 3),
+        f"-I{RUNTIME / 'include'}",
+        f"-I{RUNTIME / 'csrc'}",
+    ]
+    subprocess.run([*compiler.command, *flags, "-S", "tile.c"], cwd=tmp_path, check=True, capture_output=True)
+    text = (tmp_path / "tile.s").read_text("utf-8")
+    found = Counter(re.findall(r"\b(vpmadd\w+|vpdp\w+|mla|[us]{1,2}dot|usmmla)\b", text))
+    assert found == instructions
 
 
 def test_the_small_model_runs():
@@ -134,14 +194,23 @@ int main(void) {
 """A program in C that runs part 0, as another language would."""
 
 
-@pytest.mark.parametrize("name", ["aarch64", "x86-64-v3"])
-def test_a_program_in_c_runs_the_small_model(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("aarch64", model),
+        ("x86-64-v3", model),
+        ("aarch64", quantized_model),
+        ("aarch64-dot", quantized_model),
+        ("aarch64-i8mm", quantized_model),
+    ],
+)
+def test_a_program_in_c_runs_small_models(name, make, tmp_path):
     target = Target.named(name)
     here = runs_here(target)
     qemu = f"qemu-{target.arch.replace('-', '_')}"
     if not here and not shutil.which(qemu):
         pytest.skip(f"this machine does not run {name}, and {qemu} (Debian's qemu-user) is missing")
-    p = model()
+    p = make()
     expected = evaluate(p, feeds())
     sources, weights, _ = program_sources([p], target)
     arrays = {**{n: feeds()[n] for n in p.inputs}, **{n: expected[n] for n in p.outputs}}

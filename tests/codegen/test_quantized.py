@@ -131,7 +131,7 @@ def test_sums_do_not_saturate():
             np.testing.assert_array_equal(y, np.full((14, 32), -128 * 255 * 64, np.float32))
 
 
-@pytest.mark.parametrize("name", ["x86-64-v3", "x86-64-v4-vnni", "aarch64-dot"])
+@pytest.mark.parametrize("name", ["x86-64-v3", "x86-64-v4-vnni", "aarch64-i8mm"])
 def test_nests_as_interpreted(name):
     chosen = programs()
     for p in (chosen[2], chosen[7], chosen[8], chosen[11], chosen[14]):

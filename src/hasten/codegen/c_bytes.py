@@ -46,9 +46,12 @@ _INSTRUCTIONS = {
 #else
 {general}
 #endif""",
-    # The instruction multiplies signed by signed: a = (a - 128) + 128; the second sum is shared by all rows.
+    # `sdot` multiplies signed by signed: a = (a - 128) + 128; the second sum is shared by all rows.
     16: """\
-#if defined(__ARM_FEATURE_DOTPROD)
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+    __asm__("usdot %0.4s, %1.16b, %2.16b" : "+w"(sums) : "w"(a), "w"(b));
+    return sums;
+#elif defined(__ARM_FEATURE_DOTPROD)
     i32x4 columns = {{0}};
     const u8x16 ones = 1 - (u8x16){{0}}, shifted = a ^ 0x80;
     __asm__("sdot %0.4s, %1.16b, %2.16b" : "+w"(columns) : "w"(ones), "w"(b));

@@ -57,6 +57,7 @@ _ARCH_FLAGS = {
     # Outlined atomics live in a compiler library that the object shall not need.
     "aarch64": ("-march=armv8-a", "-mno-outline-atomics"),
     "aarch64-dot": ("-march=armv8.2-a+dotprod", "-mno-outline-atomics"),
+    "aarch64-i8mm": ("-march=armv8.2-a+dotprod+i8mm", "-mno-outline-atomics"),
 }
 _ZIG_CPUS = {
     "x86-64-v3": "x86_64_v3",
@@ -67,6 +68,7 @@ _ZIG_CPUS = {
     "x86-64-v4-amx": "x86_64_v4+avx512vnni+avx512bf16",
     "aarch64": "generic",
     "aarch64-dot": "generic+dotprod",
+    "aarch64-i8mm": "generic+dotprod+i8mm",
 }
 _ZIG_GLIBC = "2.17"  # the oldest that a system of today may have
 

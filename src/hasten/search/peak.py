@@ -42,24 +42,23 @@ class Dot:
         feature: what a processor that has it calls it.
         vector_bytes: of its vectors, whatever the target.
         code: in assembly; operand 0 are the sums, 1 both factors.
+        group: numbers that are multiplied for each sum.
     """
 
     precision: str
     feature: str
     vector_bytes: int
     code: str
-
-    @property
-    def group(self) -> int:
-        """Numbers that are multiplied for each sum."""
-        return {"bf16": 2, "int8": 4}[self.precision]
+    group: int
 
 
 DOTS = (
-    Dot("bf16", "avx512_bf16", 64, "vdpbf16ps %1, %1, %0"),
-    Dot("int8", "avx512_vnni", 64, "vpdpbusd %1, %1, %0"),
-    Dot("int8", "avx_vnni", 32, "%{vex%} vpdpbusd %1, %1, %0"),
-    Dot("int8", "asimddp", 16, ".arch_extension dotprod\\n sdot %0.4s, %1.16b, %1.16b"),
+    Dot("bf16", "avx512_bf16", 64, "vdpbf16ps %1, %1, %0", 2),
+    Dot("int8", "avx512_vnni", 64, "vpdpbusd %1, %1, %0", 4),
+    Dot("int8", "avx_vnni", 32, "%{vex%} vpdpbusd %1, %1, %0", 4),
+    # Of 2 x 8 by 8 x 2 bytes: twice what `usdot` multiplies, which is what our kernels have.
+    Dot("int8", "i8mm", 16, ".arch_extension i8mm\\n usmmla %0.4s, %1.16b, %1.16b", 8),
+    Dot("int8", "asimddp", 16, ".arch_extension dotprod\\n sdot %0.4s, %1.16b, %1.16b", 4),
 )
 """The instructions, of those for one type the fastest first."""
 
