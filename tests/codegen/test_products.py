@@ -9,7 +9,8 @@ from tests.codegen.engines import Interpreted, compile_programs
 from tests.codegen.graphs import agree, program
 
 from hasten.codegen.lower_stages import lower_program
-from hasten.loops.nest import For, statements
+from hasten.loops.expr import Load, walk
+from hasten.loops.nest import For, Store, statements
 from hasten.target import Target, native, runs_here
 
 TARGETS = [t for t in (Target.named("x86-64-v3"), native()) if runs_here(t)]
@@ -50,6 +51,7 @@ def product_sizes():
     """Depths and columns around the widths of vectors, tiles and panels, and some at random."""
     edges = [(1, 1), (1, 33), (40, 1), (3, 15), (4, 16), (5, 17), (8, 31), (7, 32), (16, 47), (9, 48)]
     edges += [(2, 49), (33, 63), (32, 64), (31, 65), (40, 70), (50, 70), (61, 96), (48, 64)]
+    edges += [(20, 8), (96, 16), (24, 24), (60, 24), (16, 40), (9, 56)]
     return edges + [(int(RNG.integers(1, 41)), int(RNG.integers(1, 71))) for _ in range(13)]
 
 
@@ -80,6 +82,21 @@ def test_products_with_a_constant(target):
             {0, 1, 2, 6, 7, 12, 13, 25, 30, 1 + (number * 7) % 30, 200 if number % 7 == 0 else 1}
         ):
             agree(engine, feeds_of(engine.program, m=m), THREADS)
+
+
+@pytest.mark.parametrize(
+    ("columns", "widths"), [(24, {16, 8}), (40, {16, 8}), (16, {16}), (8, {8}), (33, {16})]
+)
+def test_tiles_of_fewer_columns_are_finished_in_registers(columns, widths):
+    """Of a last panel too, where its columns are whole vectors and half a one."""
+    (kernel,) = lower_program(matmul(20, columns, "relu"), Target.named("x86-64-v4")).kernels
+    stores = [s for s in statements(kernel.function.body) if isinstance(s, Store) and s.buffer == "out"]
+    from_registers = {
+        s.value.lanes
+        for s in stores
+        if any(isinstance(n, Load) and n.buffer == "sums" for n in walk(s.value))
+    }
+    assert from_registers == widths
 
 
 RUNTIME = [

@@ -150,6 +150,9 @@ def _function(op: str, dtype: DType, lanes: int) -> str:
         )
     if op in ("zip_low", "zip_high"):
         return _zip(name, dtype, lanes, high=op == "zip_high")
+    if op == "lower":
+        half, order = vector_type(dtype, lanes // 2), ", ".join(map(str, range(lanes // 2)))
+        return f"{head}{half} {name}({t} a) {{ return __builtin_shufflevector(a, a, {order}); }}"
     if dtype is DType.BF16:
         return bf16_function(op, name, lanes)
     if op in GROUPS:

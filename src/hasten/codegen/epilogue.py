@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from hasten.codegen.domain import OUTPUT, Domain
@@ -13,8 +13,8 @@ from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.tiles import PANEL, TILE, Tile
 from hasten.codegen.vectorize import coefficient, vectorizable, vectorize
 from hasten.loops.dtypes import INDEX
-from hasten.loops.expr import Expr, Load, Var, binary, const, constant_int, substitute, walk
-from hasten.loops.nest import Stmt, Store, choose
+from hasten.loops.expr import Expr, Load, Op, Var, binary, const, constant_int, substitute, walk
+from hasten.loops.nest import Stmt, Store, choose, unrolled
 
 
 def epilogue_value(stage: Stage, layouts: Layouts) -> Expr:
@@ -71,18 +71,35 @@ class VectorEpilogue:
         contiguous = constant_int(factor or const(0)) == 1
         return self.tile.columns == PANEL and contiguous and vectorizable(substitute(self.finish, values), j)
 
-    def store(self, row: Var, panel: Expr, v: Expr, sums: Load) -> Store:
-        """Applies the epilogue to the sums of a vector of a row and writes them."""
+    def store(self, row: Var, panel: Expr, first: Expr, sums: Expr) -> Store:
+        """Applies the epilogue to a vector of a row's sums, from a column of a panel on, and writes it."""
         t, j = self.tile, Var(INDEX, "j")
         values = {n: substitute(e, {self.row: row}) for n, e in self.at_row.items()}
         values[self.column] = panel * PANEL + j
         value = substitute(
             self.finish, {Load(t.total, ACCUMULATOR, ()): Load(t.total, ACCUMULATOR, (j,)), **values}
         )
-        base = v * t.lanes
-        held = Load(t.total, ACCUMULATOR, (base,), lanes=t.lanes)
-        finished = substitute(vectorize(value, j, base, t.lanes), {held: sums})
-        return Store(OUTPUT, (substitute(substitute(self.address, values), {j: base}),), finished)
+        held = Load(t.total, ACCUMULATOR, (first,), lanes=sums.lanes)
+        finished = substitute(vectorize(value, j, first, sums.lanes), {held: sums})
+        return Store(OUTPUT, (substitute(substitute(self.address, values), {j: first}),), finished)
+
+    def write(self, row: Var, panel: Expr, width: int, held: Callable[[Expr], Load]) -> tuple[Stmt, ...]:
+        """Applies the epilogue to the sums of a row of which so many columns exist, and writes them.
+
+        Args:
+            row: the row.
+            panel: the panel.
+            width: columns of the panel that exist, in multiples of half a vector.
+            held: the sums by the number of a vector.
+        """
+        lanes = self.tile.lanes
+        v = Var(INDEX, "v", const(width // lanes))
+        whole = self.store(row, panel, v * lanes, held(v))
+        if width % lanes == 0:
+            return (unrolled(v, whole),)
+        half = Op(self.tile.total, "lower", (held(const(width // lanes)),), lanes=lanes // 2)
+        rest = self.store(row, panel, const(width // lanes * lanes), half)
+        return (unrolled(v, whole), rest) if width > lanes else (rest,)
 
 
 def write_row(

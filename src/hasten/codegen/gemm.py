@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from hasten.codegen.domain import extent, share, split_flat
 from hasten.codegen.epilogue import ColumnRange, VectorEpilogue, epilogue_value, write_row
@@ -379,16 +380,19 @@ class ProductBuilder:
         """One tile: its sums, and its epilogue."""
         rows = Rows(Address(self.dtype, "table", (r0,)), const(self.row_block), self.taps, self.depth)
         tile = (*multiply(self.tiles, m, rows, columns), *self.write(r0, m, columns.width))
-        finished = self.whole_tile(r0, rows, columns)
-        if finished is not None:
-            whole = binary("and", binary("eq", m, const(self.tallest)), binary("eq", columns.width, PANEL))
-            tile = choose(whole, finished, tile)
+        for width in self.whole_widths():
+            finished = self.whole_tile(r0, rows, columns, width)
+            if finished is not None:
+                whole = binary(
+                    "and", binary("eq", m, const(self.tallest)), binary("eq", columns.width, width)
+                )
+                tile = choose(whole, finished, tile)
         return (*self.fetch_operands(r0, m), *tile)
 
     def columns_of_panel(self, r0: Expr, height: Var) -> tuple[tuple[Stmt, ...], Columns]:
         """Statements at the beginning of a panel, and its columns."""
         stride, packed = Var(INDEX, "stride"), Var(INDEX, "packed")
-        left = self.columns - self.panel * PANEL
+        left = self.columns if constant_int(self.panels) == 1 else self.columns - self.panel * PANEL
         width = binary("min", left, const(PANEL))
         lets: list[Stmt] = []
         if constant_int(width) is None:
@@ -453,12 +457,21 @@ class ProductBuilder:
             return ()
         return (For(r, const(0), m, (Let(self.row, self.block + r0 + r), *lines)),)
 
-    def whole_tile(self, r0: Var, rows: Rows, columns: Columns) -> tuple[Stmt, ...] | None:
+    def whole_widths(self) -> tuple[int, ...]:
+        """Columns of panels whose whole tiles may have code of their own: the last one's, all others'."""
+        count = constant_int(self.columns)
+        if count is None:
+            return (PANEL,)
+        last, half = count % PANEL, self.tiles[0].lanes // 2
+        return tuple(w for w in (last, PANEL) if 0 < w <= count and w % half == 0)
+
+    def whole_tile(self, r0: Var, rows: Rows, columns: Columns, width: int) -> tuple[Stmt, ...] | None:
         """A whole tile by code of its own, or None where nothing is gained by it or it cannot be.
 
         Its epilogue waits for the next tile, or is applied before short sums leave the registers.
         """
-        t = self.tiles[0]
+        wide = PANEL if width > HALF_PANEL else HALF_PANEL
+        t = next((t for t in self.tiles if (t.rows, t.columns) == (self.tallest, wide)), self.tiles[0])
         steps = constant_int(self.taps * (self.depth // self.group))  # of the tile, whatever is packed
         if steps is None or not self.by_vectors.possible:
             return None
@@ -466,20 +479,19 @@ class ProductBuilder:
             load = substitute(self.pointer[1], {self.row: self.block + r0})
             assert isinstance(load, Load)
             rows = replace(rows, first=Address(self.dtype, load.buffer, load.index), step=self.pitch)
-        if self.waits:
+        if self.waits and width == PANEL:
             return waiting_tile(t, rows, columns, self.block + r0, self.panel, self.finish_waiting)
         if steps > SHORT:
             return None
-        r, v = Var(INDEX, "r", const(t.rows)), Var(INDEX, "v", const(t.vectors))
-        store = self.by_vectors.store(self.row, self.panel, v, finished_sum(t, r, v))
-        return (
-            *tile_sums(t, rows, columns),
-            unrolled(r, Let(self.row, self.block + r0 + r), unrolled(v, store)),
-        )
+        r = Var(INDEX, "r", const(t.rows))
+        write = self.by_vectors.write(self.row, self.panel, width, partial(finished_sum, t, r))
+        return (*tile_sums(t, rows, columns), unrolled(r, Let(self.row, self.block + r0 + r), *write))
 
     @property
     def waits(self) -> bool:
         """Whether the epilogue of a whole tile waits until the next one's sums are formed."""
+        if PANEL not in self.whole_widths():
+            return False
         t, steps = self.tiles[0], constant_int(self.depth // self.group)
         if not self.may_wait or steps is None or constant_int(self.taps) != 1:
             return False
@@ -487,11 +499,10 @@ class ProductBuilder:
 
     def finish_waiting(self, r: Expr) -> tuple[Stmt, ...]:
         """Applies the epilogue to row `r` of the tile that waits for it."""
-        t, v = self.tiles[0], Var(INDEX, "v", const(self.tiles[0].vectors))
+        t = self.tiles[0]
         row, panel = Var(INDEX, "row_before", self.rows), Var(INDEX, "panel_before", self.panels)
-        store = self.by_vectors.store(row, panel, v, waiting_sum(t, r, v))
-        lets = (Let(panel, PANEL_BEFORE), Let(row, ROW_BEFORE + r))
-        return (If(WAITING, (*lets, unrolled(v, store))),)
+        write = self.by_vectors.write(row, panel, PANEL, partial(waiting_sum, t, r))
+        return (If(WAITING, (Let(panel, PANEL_BEFORE), Let(row, ROW_BEFORE + r), *write)),)
 
 
 def _share_names(

@@ -16,11 +16,12 @@ from hasten.loops.dtypes import INDEX, DType
 
 COMPARISONS = frozenset({"lt", "le", "eq", "ne"})
 REDUCTIONS = frozenset({"sum", "prod", "max", "min"})
-GROUPS = frozenset({"dot", "repeat", "interleave", "zip_low", "zip_high"})
+GROUPS = frozenset({"dot", "repeat", "interleave", "zip_low", "zip_high", "lower"})
 """Operations of loop nests on groups of narrow elements that share 32 bits (a pair of bf16, four bytes).
 
 repeat(group): a vector of copies of one group. interleave(a, b): a0, b0, a1, b1, ... of single elements.
 zip_low(a, b), zip_high(a, b): the same of whole groups, from the lower and upper halves of both.
+lower(a): the lower half of a vector.
 dot(sums, a, b): each 32-bit sum plus the products of the group of `a` with the group of `b` in its place;
 f32 for pairs of bf16, i32 for unsigned (`a`) by signed (`b`) bytes.
 """

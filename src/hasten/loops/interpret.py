@@ -304,6 +304,8 @@ class _Frame:
             result = np.tile(a[0], e.lanes // e.args[0].lanes)
         elif e.op == "interleave":
             result = np.stack(np.broadcast_arrays(*a), axis=1).reshape(-1)
+        elif e.op == "lower":
+            result = a[0][: e.lanes]
         elif e.op in ("zip_low", "zip_high"):
             result = _zip(a[0], a[1], 4 // e.dtype.bytes, high=e.op == "zip_high")
         elif e.op == "dot":

@@ -266,6 +266,8 @@ class _Nest:
         self.require(set(types) == {e.dtype}, e, f"has operands of types {', '.join(types)}")
         if e.op == "repeat":
             self.require(e.lanes % lanes[0] == 0 and lanes[0] * e.dtype.bytes == 4, e, "repeats no group")
+        elif e.op == "lower":
+            self.require(lanes == [2 * e.lanes], e, f"is not half of {lanes} lanes")
         elif e.op in ("zip_low", "zip_high"):
             self.require(lanes == [e.lanes, e.lanes], e, f"has operands of {lanes} lanes")
         else:
