@@ -38,6 +38,30 @@ BY_ROW = graph(
     "e = Mul(y, scale) k = Exp(a)",
     results="float[n, t, 70] e, float[n, t, 70] k, float[n, t, 1] top, float[n, t, 70] a",
 )
+SCALED = (
+    "b = Abs(a) top = ReduceMax<keepdims = 1>(b, last) share = Mul(top, most) scale = Max(share, least) "
+    "q = QuantizeLinear<axis = -1, block_size = {0}, output_dtype = 3>(a, scale) "
+    "d = DequantizeLinear<axis = -1, block_size = {0}>(q, scale) "
+)
+BEFORE = {
+    "a product": ("p = MatMul(x, v) a = Gelu(p) ", 70),
+    "an attention": ("k = MatMul(x, v2) a = Attention<q_num_heads = 2, kv_num_heads = 2>(k, k, k) ", 48),
+}
+
+
+def scaled(before, columns):
+    """What a product or an attention wrote, quantized with a scale for each row for another product."""
+    constants = CONSTANTS | {
+        "v": RNG.standard_normal((70, 70)).astype(np.float32),
+        "v2": RNG.standard_normal((70, 48)).astype(np.float32),
+        "w": RNG.integers(-127, 128, (columns, 24)).astype(np.int8),
+        "most": np.float32(1 / 127),
+        "least": np.float32(np.finfo(np.float32).tiny),
+    }
+    text = f"(float[n, t, 70] x) => (float[n, t, 24] m) {{ {before}{SCALED.format(columns)}{PRODUCT}}}"
+    return program(text, constants)
+
+
 APART = {
     "another row": "f = Gather<axis = 0>(a, first) y = Mul(a, f)",
     "columns": "y = ReduceSum<keepdims = 0>(a, first)",
@@ -58,6 +82,23 @@ def test_a_row_is_quantized_when_it_is_normalized():
 
 def test_scales_of_rows_are_found_on_the_way():
     assert len(stages_of(BY_ROW)) == 1
+
+
+@pytest.mark.parametrize(("before", "columns"), BEFORE.values(), ids=BEFORE)
+def test_a_row_is_quantized_where_its_scale_is_found(before, columns):
+    """Its magnitudes are not written down, nor is anything between it and its bytes."""
+    p = scaled(before, columns)
+    lowered = lower_program(p, Target.named("x86-64-v4"))
+    *_, wrote, rows, _ = lowered.kernels
+    assert [lowered.layouts[t].dtype for t in wrote.writes] == [DType.F32]
+    assert [lowered.layouts[t].dtype for t in rows.writes] == [DType.F32, DType.U8]
+    for target in HERE:
+        (engine,) = compile_programs([p], target, parallel=True)
+        for shape in ((1, 1, 70), (2, 9, 70)):
+            x = RNG.standard_normal(shape).astype(np.float32)
+            x[0, 0] = 0  # the least scale
+            agree(engine, {"x": x}, (1, 2, 3), 1e-2)
+        agree(Interpreted.of(p, target), {"x": x}, (1, 2), 1e-2)
 
 
 @pytest.mark.parametrize("body", APART.values(), ids=APART)

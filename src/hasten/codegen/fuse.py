@@ -285,7 +285,7 @@ def _disappears(body: Expr, uses: int, stages: list[Stage]) -> bool:
 
 
 def _reads_product(e: Expr, stages: list[Stage]) -> bool:
-    contracted = {s.name for s in stages if not isinstance(s.body, Expr)}
+    contracted = {s.name for s in stages if isinstance(s.body, Gemm)}
     return any(isinstance(n, Load) and n.buffer in contracted for n in walk(e))
 
 

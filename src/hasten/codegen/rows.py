@@ -1,9 +1,10 @@
-"""Rows: a normalization and what follows it row by row in one kernel, each row while it is in the cache.
+"""Rows: what reduces rows and what follows it row by row in one kernel, each row while it is in the cache.
 
 A normalization writes a row; then that row is quantized, or its scale is found and then it is quantized,
-each by a stage of its own that reads nothing else of what was just written. As kernels of their own these
-wait for all threads and fetch what another core may have; here a thread goes through all of them for one of
-its rows, then for the next.
+each by a stage of its own that reads nothing else of what was just written. Or a row that a product wrote is
+read for its scale, and once more to be quantized. As kernels of their own these wait for all threads and
+fetch what another core may have; here a thread goes through all of them for one of its rows, then for the
+next.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from hasten.codegen.maps import (
 )
 from hasten.codegen.reductions import Names, below_maximum, hoist, keep_terms
 from hasten.codegen.stage import Stage
+from hasten.codegen.vectorize import vectorizable
 from hasten.loops.dtypes import INDEX
 from hasten.loops.expr import Expr, Load, Reduce, Var, const, constant_int, free_vars, substitute, walk
 from hasten.loops.nest import For, Stmt, Store
@@ -36,7 +38,7 @@ LONGEST = 1 << 13
 def find_rows(stages: Sequence[Stage], at: int, layouts: Layouts) -> tuple[Stage, ...]:
     """The stages from one on that a kernel takes row by row; that one alone where nothing follows it so."""
     first = stages[at]
-    if not isinstance(first.body, Expr) or not _normalizes(first, layouts):
+    if not isinstance(first.body, Expr) or not _rows(first, layouts):
         return (first,)
     taken = [first]
     for s in stages[at + 1 :]:
@@ -49,7 +51,7 @@ def find_rows(stages: Sequence[Stage], at: int, layouts: Layouts) -> tuple[Stage
 def row_kernel(stages: Sequence[Stage], layouts: Layouts, vector_bytes: int, name: str) -> Kernel:
     """The kernel of stages that `find_rows` gives, more than one."""
     domains = [memory_domain(s, layouts) for s in stages]
-    outer, _ = _rows(stages[0], layouts)
+    outer = _rows(stages[0], layouts)
     task = Var(INDEX, "task", extent(outer))
     outputs = {s.name: output_name(i) for i, s in enumerate(stages)}
     found = dict(outputs)
@@ -81,27 +83,35 @@ def row_kernel(stages: Sequence[Stage], layouts: Layouts, vector_bytes: int, nam
     return written_over(kernel, None if over is None or read[over] in later else over)
 
 
-def _rows(s: Stage, layouts: Layouts) -> tuple[tuple[Var, ...], Var | None]:
-    """The variables of a stage that count its rows, outermost in memory first, and the one along a row."""
-    *outer, inner = memory_domain(s, layouts).vars or (None,)
-    return tuple(v for v in outer if v is not None), inner
+def _rows(s: Stage, layouts: Layouts) -> tuple[Var, ...]:
+    """The variables that count the rows of a stage that reduces rows, outermost in memory first, or none.
+
+    A row, of a length that is known, is reduced to what all elements of the result's row need, or to the
+    element that is the result.
+    """
+    d = memory_domain(s, layouts)
+    reductions = [n for n in walk(d.value) if isinstance(n, Reduce)]
+    if not d.vars or not reductions:
+        return ()
+    *outer, inner = d.vars
+    rows, length = tuple(outer), constant_int(inner.extent)
+    if all(inner in free_vars(n) and _along_memory(n) for n in reductions):
+        rows, length = d.vars, max(constant_int(extent(n.vars)) or LONGEST + 1 for n in reductions)
+    elif any(inner in free_vars(n) for n in reductions):
+        return ()
+    short = length is not None and length <= LONGEST
+    return rows if short and rows and constant_int(extent(rows)) != 1 else ()
 
 
-def _normalizes(s: Stage, layouts: Layouts) -> bool:
-    """Whether a stage reduces each row, of a length that is known, to what all elements of the row need."""
-    assert isinstance(s.body, Expr)
-    outer, inner = _rows(s, layouts)
-    length = None if inner is None else constant_int(inner.extent)
-    reductions = [n for n in walk(s.body) if isinstance(n, Reduce)]
-    if not outer or constant_int(extent(outer)) == 1 or length is None or length > LONGEST:
-        return False
-    return bool(reductions) and not any(inner in free_vars(n) for n in reductions)
+def _along_memory(r: Reduce) -> bool:
+    """Whether a reduction reads what lies side by side."""
+    return len(r.vars) == 1 and vectorizable(r.body, r.vars[0])
 
 
 def _follows(s: Stage, taken: Sequence[Stage], layouts: Layouts) -> bool:
     """Whether a stage has the same rows and reads of the stages before it what is in its own row."""
     assert isinstance(s.body, Expr)
-    outer, _ = _rows(taken[0], layouts)
+    outer = _rows(taken[0], layouts)
     own = memory_domain(s, layouts).vars
     if not len(outer) <= len(own) <= len(outer) + 1:
         return False
