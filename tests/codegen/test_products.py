@@ -99,6 +99,15 @@ def test_tiles_of_fewer_columns_are_finished_in_registers(columns, widths):
     assert from_registers == widths
 
 
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
+def test_a_single_row_at_the_end_goes_with_the_tile_before_it(target):
+    """Wherever blocks and the parts of threads begin, the same tile takes a row."""
+    p = matmul(70, 90, "bias")
+    (engine,) = compile_programs([p], target)
+    for m in (13, 25, 49, 97, 145, 193, 205, 385, 386):
+        agree(engine, feeds_of(p, m=m), (1, 2, 3, 4, 5, 7, 16))
+
+
 RUNTIME = [
     "(float[b, m, k] x, float[b, k, n] w) => (float[b, m, n] y) { y = MatMul(x, w) }",
     "(float[b, h, m, k] x, float[h, k, n] w) => (float[b, h, m, n] y) { y = MatMul(x, w) }",

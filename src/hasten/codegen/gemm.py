@@ -27,6 +27,7 @@ from hasten.codegen.packing import (
     whole_depth,
 )
 from hasten.codegen.reductions import Names
+from hasten.codegen.row_tiles import RowTiles
 from hasten.codegen.schedule import TIE, Order, Schedule, Split, tile_cost
 from hasten.codegen.stage import Stage
 from hasten.codegen.tiles import (
@@ -42,6 +43,7 @@ from hasten.codegen.tiles import (
     multiply,
     tile_sums,
     total_of,
+    with_one_more,
 )
 from hasten.codegen.waiting import (
     PANEL_BEFORE,
@@ -143,6 +145,7 @@ class ProductBuilder:
         self.stage, self.g, self.packed, self.layouts, self.tiles = stage, g, packed, layouts, tiles
         self.schedule = schedule
         self.tallest = tiles[0].rows
+        self.row_tiles = RowTiles(self.one_more())
         self.rows, self.columns = extent(g.rows), extent((g.column,))
         self.lower = self.lower_rows()
         self.taps, self.batch = extent(g.taps), extent(g.batch)
@@ -174,6 +177,17 @@ class ProductBuilder:
         self.by_vectors = VectorEpilogue(
             tiles[0], self.finish, self.address, self.at_row, self.row, g.column, self.panels
         )
+
+    @property
+    def more(self) -> int:
+        """Rows that the last tile may take beyond those of the tallest."""
+        return self.row_tiles.more
+
+    def one_more(self) -> int:
+        """Rows beyond those of the tallest tile that the last tile of all rows may take: one or none."""
+        if not self.adapts or self.schedule.tile_rows is not None:
+            return 0
+        return max(t.rows for t in with_one_more(self.tiles)) - self.tallest
 
     def lower_rows(self) -> int | None:
         """The height of two tiles for rows that are a few more than the tallest takes, if that is open."""
@@ -220,14 +234,16 @@ class ProductBuilder:
         shares, (entries, rows, panels) = self.partition()
         if self.lower is not None:
             few = binary(
-                "and", binary("lt", self.tallest, self.rows), binary("le", self.rows, 2 * self.lower)
+                "and",
+                binary("lt", self.tallest + self.more, self.rows),
+                binary("le", self.rows, 2 * self.lower),
             )
             assert isinstance(self.tall, Var)
             shares.insert(0, Let(self.tall, select(few, const(self.lower), const(self.tallest))))
         step = self.row_block
-        height = Var(INDEX, "height", const(step + 1))
+        height = Var(INDEX, "height", const(step + 1 + self.more))
         in_block = (
-            Let(height, binary("min", rows[1] - self.block, const(step))),
+            Let(height, self.row_tiles.taken(rows[1] - self.block, const(step))),
             *self.prepare(height),
             *self.over_block(height, panels),
         )
@@ -235,18 +251,19 @@ class ProductBuilder:
             r = Var(INDEX, "r", const(self.tallest))
             last = For(r, const(0), const(self.tallest), self.finish_waiting(r))
             in_block = (*declare_waiting(self.tiles[0]), *in_block, last)
+        blocks = For(self.block, rows[0], self.row_tiles.end(*rows), in_block, step=step)
         return (
             *shares,
             *self.locals(),
-            *self.over_entries(entries, (For(self.block, *rows, in_block, step=step),)),
+            *self.over_entries(entries, (blocks,)),
         )
 
     def locals(self) -> tuple[Stmt, ...]:
         """The arrays of a block."""
         capacity = constant_int(self.taps) or 1
         return (
-            Declare("table", self.dtype, (capacity * self.row_block,), pointer=True),
-            Declare(TILE, total_of(self.dtype), (self.tallest * PANEL,)),
+            Declare("table", self.dtype, (capacity * self.pointers,), pointer=True),
+            Declare(TILE, total_of(self.dtype), ((self.tallest + self.more) * PANEL,)),
         )
 
     def prepare(self, height: Var) -> tuple[Stmt, ...]:
@@ -265,6 +282,11 @@ class ProductBuilder:
         """
         return -(-self.schedule.row_block // self.tallest) * self.tallest
 
+    @property
+    def pointers(self) -> int:
+        """Pointers to rows of a block in the table, for each tap."""
+        return self.row_block + self.more * self.tallest
+
     def partition(self) -> tuple[list[Stmt], list[tuple[Expr, Expr]]]:
         """This thread's ranges of batch entries, rows and panels."""
         statements, split = self.divided()
@@ -274,7 +296,7 @@ class ProductBuilder:
             ("row", self.rows, self.grain, split[Split.ROWS]),
             ("panel", self.part_panels, const(1), split[Split.PANELS]),
         ):
-            first, last = share(total, grain)
+            first, last = (self.row_tiles.share if label == "row" else share)(total, grain)
             begin, end = Var(INDEX, f"first_{label}"), Var(INDEX, f"last_{label}")
             if (label == "entry" and self.single) or mine == _NO:
                 ranges.append((const(0), total))
@@ -296,7 +318,7 @@ class ProductBuilder:
             entries = Var(DType.BOOL, "split_entries")
             statements.append(Let(entries, binary("le", threads, self.batch)))
         # Tiles of the thread that has the most. Where both ways are about equal, less memory is moved.
-        tiles = (self.rows + (self.grain - 1)) // self.grain
+        tiles = self.row_tiles.count(self.rows, self.grain)
         by_rows, by_panels = Var(INDEX, "by_rows"), Var(INDEX, "by_panels")
         statements.append(Let(by_rows, Op(INDEX, "truncdiv", (tiles + threads - 1, threads)) * self.panels))
         statements.append(Let(by_panels, Op(INDEX, "truncdiv", (self.panels + threads - 1, threads)) * tiles))
@@ -325,7 +347,7 @@ class ProductBuilder:
 
     def row_table(self, height: Var) -> tuple[Stmt, ...]:
         """Fills the table of row pointers of a block; beyond the last row it repeats that row."""
-        r = Var(INDEX, "r", const(self.row_block))
+        r = Var(INDEX, "r", const(self.pointers))
         condition, load = self.pointer
         here: Expr = Address(self.dtype, load.buffer, load.index)
         if condition is not None:
@@ -334,7 +356,7 @@ class ProductBuilder:
         for v in self.g.taps:
             assert v.extent is not None
             tap_index = tap_index * v.extent + v
-        fill: tuple[Stmt, ...] = (Store("table", (tap_index * self.row_block + r,), here),)
+        fill: tuple[Stmt, ...] = (Store("table", (tap_index * self.pointers + r,), here),)
         for v in reversed(self.g.taps):
             assert v.extent is not None
             fill = (For(v, const(0), v.extent, fill),)
@@ -344,9 +366,9 @@ class ProductBuilder:
 
     def over_block(self, height: Var, panels: tuple[Expr, Expr]) -> tuple[Stmt, ...]:
         """All tiles of a block over this thread's panels, in the order of the schedule."""
-        r0, m = Var(INDEX, "r0", const(self.row_block)), Var(INDEX, "m", const(self.tallest + 1))
+        r0, m = Var(INDEX, "r0", const(self.row_block)), Var(INDEX, "m", const(self.tallest + 1 + self.more))
         panel, columns = self.columns_of_panel(r0, height)
-        count = Let(m, binary("min", height - r0, self.tall))
+        count = Let(m, self.row_tiles.taken(height - r0, self.tall))
         tile = self.finished_tile(r0, m, columns)
         if self.schedule.order is Order.ROWS:
             return (self.over_tiles(r0, height, (count, *self.over_panels(panels, (*panel, *tile)))),)
@@ -355,14 +377,15 @@ class ProductBuilder:
     def over_tiles(self, r0: Var, height: Var, body: tuple[Stmt, ...]) -> For:
         """The loop over the tiles of a block, by their first rows."""
         if self.lower is None:
-            return For(r0, const(0), height, body, step=self.tallest)
+            return For(r0, const(0), self.row_tiles.end(const(0), height), body, step=self.tallest)
         piece = Var(INDEX, "piece", const(self.row_block))
         return For(piece, const(0), self.pieces(height), (Let(r0, piece * self.tall), *body))
 
     def pieces(self, height: Expr) -> Expr:
         """Tiles of some rows."""
-        whole = height + (self.tall - 1)
-        return whole // self.tall if self.lower is None else Op(INDEX, "truncdiv", (whole, self.tall))
+        if self.lower is None or self.more:
+            return self.row_tiles.count(height, self.tall)
+        return Op(INDEX, "truncdiv", (height + (self.tall - 1), self.tall))
 
     def over_panels(self, panels: tuple[Expr, Expr], body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
         """The loop over this thread's panels: of each part the same stretch."""
@@ -378,7 +401,7 @@ class ProductBuilder:
 
     def finished_tile(self, r0: Var, m: Var, columns: Columns) -> tuple[Stmt, ...]:
         """One tile: its sums, and its epilogue."""
-        rows = Rows(Address(self.dtype, "table", (r0,)), const(self.row_block), self.taps, self.depth)
+        rows = Rows(Address(self.dtype, "table", (r0,)), const(self.pointers), self.taps, self.depth)
         tile = (*multiply(self.tiles, m, rows, columns), *self.write(r0, m, columns.width))
         for width in self.whole_widths():
             finished = self.whole_tile(r0, rows, columns, width)
@@ -433,7 +456,7 @@ class ProductBuilder:
 
     def write(self, r0: Expr, m: Var, width: Expr) -> tuple[Stmt, ...]:
         """Applies the epilogue to a finished tile and writes it."""
-        r = Var(INDEX, "r", const(self.tallest))
+        r = Var(INDEX, "r", const(self.tallest + self.more))
         columns = ColumnRange(self.g.column, self.panel * PANEL, width)
         lanes = self.tiles[0].lanes
         inner = write_row(self.finish, self.address, self.at_row, r, columns, lanes, self.names)
@@ -445,7 +468,7 @@ class ProductBuilder:
         Each row of a residual is a cache line or two, far from the next: too few for the processor to see a
         pattern, and all are missed at once at the end of the tile.
         """
-        r = Var(INDEX, "r", const(self.tallest))
+        r = Var(INDEX, "r", const(self.tallest + self.more))
         lines: list[Stmt] = []
         for load in dict.fromkeys(n for n in walk(self.finish) if isinstance(n, Load) and n.index):
             if not free_vars(load.index[0]) & set(self.g.rows):

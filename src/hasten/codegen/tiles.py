@@ -14,7 +14,7 @@ for groups of `size` elements, and everything else is as it is for f32.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import Address, Expr, Load, Op, Var, binary, const
@@ -38,6 +38,9 @@ from hasten.target import Target
 PANEL = 32
 """Columns of a packed panel; the last one may have `HALF_PANEL` instead. The same on every target."""
 HALF_PANEL = 16
+
+SPARE_VECTORS = 2
+"""Vectors of a row of sums that the tallest tile leaves registers for."""
 
 BUSY = 8
 """Sums under way that keep the multiply-add units busy: two units, latency of four."""
@@ -120,6 +123,16 @@ def tiles_for(target: Target, dtype: DType = DType.F32) -> tuple[Tile, ...]:
     heights = [h for h in (12, 8, 6, 4, 2, 1) if h <= tallest]
     widths = [vectors] if vectors * lanes <= HALF_PANEL else [vectors, HALF_PANEL // lanes]
     return tuple(Tile(h, v, lanes, dtype) for v in widths for h in heights)
+
+
+def with_one_more(tiles: Sequence[Tile]) -> tuple[Tile, ...]:
+    """Tiles, and those that take one row more than the tallest, where its sums leave registers for that.
+
+    A single row at the end waits for its panel as long as several rows do.
+    """
+    t = tiles[0]
+    room = t.lanes * t.vectors == PANEL and t.vectors <= SPARE_VECTORS
+    return (*tiles, *(replace(o, rows=o.rows + 1) for o in tiles if room and o.rows == t.rows))
 
 
 def tile_function(t: Tile) -> Function:
@@ -271,7 +284,7 @@ def tile_functions(target: Target, dtypes: Sequence[DType] = (DType.F32,)) -> li
     """All functions of the register tile for some element types, callees first."""
     functions: list[Function] = []
     for dtype in dtypes:
-        tiles = tiles_for(target, dtype)
+        tiles = with_one_more(tiles_for(target, dtype))
         widths = sorted({t.columns for t in tiles})
         functions += [*(tile_function(t) for t in tiles), *(dispatcher(tiles, w) for w in widths)]
     return functions
