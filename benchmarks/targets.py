@@ -1,10 +1,9 @@
-"""Whole models in int8 on every instruction set that this processor runs: how far their answers differ.
+"""Whole models on every instruction set that this processor runs: how far their answers differ.
 
     python -m benchmarks.targets
 
 One artifact has code for all of them; it is opened once with the code of each alone. Differences are from the
-answers of the first row, in standard deviations of these; sums of floats have an order that depends on the
-width of vectors, sums of whole numbers are exact.
+answers of the first row, in standard deviations of these: none, as sums have one order on all of them.
 """
 
 from __future__ import annotations

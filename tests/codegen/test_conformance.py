@@ -10,13 +10,16 @@ from tests.codegen.recorder import Seen, conformance_programs
 
 from hasten.errors import InputError
 from hasten.loops.evaluate import evaluate
-from hasten.target import Target, native, runs_here
+from hasten.target import TARGETS, Target, native, runs_here
 
 COMPILED_OF_EACH = 7
 """Programs of each test that are compiled; the rest differ in shapes and constants."""
 
 WHOLE_MODEL = 40
 """Definitions of a program that is not one operator's."""
+
+PLAIN = tuple(t for t in TARGETS if not t.factors)
+"""Targets that differ in their vectors alone."""
 
 LOOSE = {"test_layer_normalization_does_not_cancel_far_from_zero": 1e-4}
 """Tests whose sums lose digits in float32 however they are computed, and their tolerance."""
@@ -47,24 +50,42 @@ def of_each(seen: list[Seen], count: int) -> list[Seen]:
     return [s for group in by_test.values() for s in group[:: max(1, len(group) // count)][:count]]
 
 
-@pytest.mark.parametrize("name", ["x86-64-v3", "native"])
-def test_compiled_c_agrees(seen, name):
-    target = Target.named(name)
-    if not runs_here(target):
-        pytest.skip(f"this machine does not run {name}")
-    if name != "native" and target == native():
-        pytest.skip(f"native is {name}, which is tested as such")
+@pytest.fixture(scope="module")
+def compiled(seen):
+    """Programs of each test, and what they are as machine code of every width of vectors that runs here."""
     chosen = of_each(seen, COMPILED_OF_EACH)
     assert len(chosen) > 300
-    engines = compile_programs([s.program for s in chosen], target, parallel=True)
+    targets = dict.fromkeys(t for t in (*PLAIN, native()) if runs_here(t))
+    return chosen, {
+        t: compile_programs([s.program for s in chosen], t, parallel=True)
+        for t in targets
+        if t is native() or t.vector_bytes != native().vector_bytes
+    }
+
+
+def test_compiled_c_agrees(compiled):
+    chosen, engines = compiled
     wrong = []
-    for s, engine in zip(chosen, engines, strict=True):
-        for feeds in s.examples:
-            try:
-                agree(engine, feeds, (1, 2), tolerance_of(s))
-            except AssertionError as error:
-                wrong.append(f"{s.test}: {error}")
+    for target, of_target in engines.items():
+        for s, engine in zip(chosen, of_target, strict=True):
+            for feeds in s.examples:
+                try:
+                    agree(engine, feeds, (1, 2), tolerance_of(s))
+                except AssertionError as error:
+                    wrong.append(f"{target.name}: {s.test}: {error}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_machine_code_of_all_widths_gives_the_same_bits(compiled):
+    chosen, engines = compiled
+    differ = []
+    for number, s in enumerate(chosen):
+        for feeds in s.examples:
+            first, *others = ([*e[number].run(feeds).values()] for e in engines.values())
+            for other in others:
+                same = (a.tobytes() == b.tobytes() for a, b in zip(first, other, strict=True))
+                differ += [] if all(same) else [s.test]
+    assert not differ, "\n".join(dict.fromkeys(differ))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""One artifact with code for every instruction set: int8 networks answer alike on all that run here."""
+"""One artifact with code for every instruction set: networks answer alike on all that run here."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 from benchmarks.targets import PLAIN, on_each_target
 from onnxruntime.quantization import QuantType, quantize_static
 from tests.passes.test_normalize_qdq import NETWORKS, Feeds, feed, network
+
+from benchmarks import models
 
 
 @pytest.fixture(scope="module")
@@ -27,5 +29,28 @@ def test_networks_of_whole_numbers_answer_exactly_alike(name: str, cache: Path, 
     assert set(PLAIN) <= set(found)
     first, *others = found.values()
     assert np.unique(first).size > 20
+    for other in others:
+        np.testing.assert_array_equal(first, other)
+
+
+@pytest.mark.parametrize("precision", ["f32", "int8"])
+def test_a_transformer_answers_exactly_alike(precision: str, cache: Path) -> None:
+    """Sums of rows, soft-max and products of floats, and the codes of int8 that depend on them."""
+    texts = models.news(12)
+    feeds = models.sentence_inputs(texts[:5])
+    options = (
+        {"precision": precision, "data": [models.sentence_inputs(texts[5:])]} if precision == "int8" else {}
+    )
+    found = on_each_target(models.minilm(), feeds, cache, **options)
+    assert set(PLAIN) <= set(found)
+    first, *others = found.values()
+    for other in others:
+        np.testing.assert_array_equal(first, other)
+
+
+def test_a_convolutional_network_answers_exactly_alike(cache: Path) -> None:
+    pictures, _ = models.labelled_pictures()
+    found = on_each_target(models.efficientnet_lite0_onnx(), {"pixels": pictures[:3]}, cache)
+    first, *others = found.values()
     for other in others:
         np.testing.assert_array_equal(first, other)

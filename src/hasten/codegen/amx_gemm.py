@@ -50,6 +50,7 @@ class _MatrixBuilder(ProductBuilder):
 
     adapts = False
     may_wait = False
+    joins = False
 
     def __init__(
         self,

@@ -25,11 +25,12 @@ from hasten.codegen.attention_operands import (
     value_panels,
 )
 from hasten.codegen.domain import Domain, share
+from hasten.codegen.few_rows import multiply_few
 from hasten.codegen.gemm import PRODUCTS_PER_WORK, STEPS_AHEAD
 from hasten.codegen.kernel import SCRATCH, SCRATCH_PARAM, THREADS, Kernel, scratch_view
 from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.maps import finish_kernel, inner_loop
-from hasten.codegen.reductions import Names
+from hasten.codegen.reductions import BLOCK_BYTES, Names, one_vector
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.tiles import PANEL, Columns, Rows, finished_sum, multiply, tile_sums, tiles_for
 from hasten.codegen.vectorize import coefficient, vectorizable, vectorize
@@ -56,7 +57,7 @@ from hasten.target import Target
 F32 = DType.F32
 _MINUS_INFINITY = const(float("-inf"), F32)
 ABREAST = 2
-"""Vectors of a row that the softmax works on at once."""
+"""Blocks of a row that the softmax works on at once."""
 
 
 def attention_kernel(stage: Stage, layouts: Layouts, target: Target, name: str) -> Kernel:
@@ -220,7 +221,12 @@ def _product(
     columns = Columns(panel, stride, width, ahead, stride)
     if isinstance(rows, Strided):
         return multiply_matrix(m, rows, columns, result, result_pitch)
-    return multiply(p.tiles, m, rows, columns, result, result_pitch)
+    plain = multiply(p.tiles, m, rows, columns, result, result_pitch)
+    if p.tiles[0].columns == PANEL:
+        return plain
+    # Half a panel of a single row leaves the units idle; all panels of keys and values are whole.
+    whole = multiply_few(const(1), rows, panel, stride, const(0), const(1), const(0), result)
+    return choose(binary("eq", m, const(1)), (whole,), plain)
 
 
 def _score(p: Parts, row: Expr, t: Var, product: Expr) -> tuple[Expr, Expr]:
@@ -333,7 +339,9 @@ def _softmax(p: Parts, m: Var, pitch: Var) -> tuple[Stmt, ...]:
 
     What folds vectors has loops of its own: the rows of one do not wait for each other.
     """
-    r, t, v, lanes = Var(INDEX, "r"), Var(INDEX, "t", p.keys), Var(INDEX, "v", const(ABREAST)), p.lanes
+    lanes, block = p.lanes, BLOCK_BYTES // F32.bytes
+    vectors = ABREAST * block // lanes
+    r, t, v = Var(INDEX, "r"), Var(INDEX, "t", p.keys), Var(INDEX, "v", const(vectors))
     zero, one = const(0.0, F32), const(1.0, F32)
     peak, shift, total = Var(F32, "peak"), Var(F32, "by"), Var(F32, "sum")
     at = r * pitch + t + v * lanes
@@ -344,10 +352,7 @@ def _softmax(p: Parts, m: Var, pitch: Var) -> tuple[Stmt, ...]:
         Store(p.packed, (p.weights_at(pitch) + at,), cast(weight, p.dtype)),
         Store("sums", (v,), Op(F32, "add", (sums, weight), lanes=lanes)),
     )
-    first, *others = (Load(F32, "sums", (const(n),), lanes=lanes) for n in range(ABREAST))
-    joined: Expr = first
-    for other in others:
-        joined = Op(F32, "add", (joined, other), lanes=lanes)
+    joined = one_vector("sum", [Load(F32, "sums", (const(n),), lanes=lanes) for n in range(vectors)], block)
     no_key = Op(DType.BOOL, "eq", (peak, _MINUS_INFINITY))
     nothing = Op(DType.BOOL, "eq", (total, zero))
     return (
@@ -357,9 +362,9 @@ def _softmax(p: Parts, m: Var, pitch: Var) -> tuple[Stmt, ...]:
         )),
         For(r, const(0), m, (
             Let(shift, Load(F32, "shift", (r,))),
-            Declare("sums", F32, (ABREAST,), lanes),
+            Declare("sums", F32, (vectors,), lanes),
             unrolled(v, Store("sums", (v,), zero)),
-            For(t, const(0), pitch, (unrolled(v, *each),), step=ABREAST * lanes),
+            For(t, const(0), pitch, (unrolled(v, *each),), step=vectors * lanes),
             Store("row_sums", (r,), joined),
         )),
         For(r, const(0), m, (

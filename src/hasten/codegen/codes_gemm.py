@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hasten.codegen.codes import WORD, Codes
+from hasten.codegen.few_rows import FEW
 from hasten.codegen.gemm import ProductBuilder, low_enough
 from hasten.codegen.kernel import SCRATCH_PARAM, Kernel, scratch_view
 from hasten.codegen.layout import Layouts
@@ -29,7 +30,7 @@ from hasten.codegen.tiles import (
     suffix,
 )
 from hasten.loops.dtypes import INDEX, DType
-from hasten.loops.expr import Address, Expr, Load, Op, Var, binary, cast, const, constant_int
+from hasten.loops.expr import Address, Expr, Load, Op, Var, binary, cast, const, constant_int, select
 from hasten.loops.nest import (
     Call,
     Declare,
@@ -49,6 +50,9 @@ F32, I32 = DType.F32, DType.I32
 
 HEIGHTS = (1, 2, 4, 8)
 """Rows of the tiles that widen codes: more of them share what is widened by way of memory."""
+
+VECTORS = 4
+"""Sums side by side of each of a few rows: what widens weights fills the time from one step to the next."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,9 @@ class _CodesBuilder(ProductBuilder):
         depth = constant_int(self.depth)
         assert depth is not None
         self.low = [t for t in tiles if t.rows in HEIGHTS]
+        lanes = tiles[0].lanes
+        vectors = max(VECTORS, PANEL // lanes)
+        self.lowest = [Tile(rows, vectors, lanes, self.dtype) for rows in range(1, FEW + 1)]
         self.operand, self.blocks = operand, depth // operand.block
         self.factor, self.together = I32, 1
         self.steps = const(depth // operand.together)
@@ -165,16 +172,16 @@ class _CodesBuilder(ProductBuilder):
 
     def kernel(self, name: str) -> Kernel:
         """The kernel and the functions that it calls."""
-        widths = sorted({t.columns for t in self.low})
-        tiles = tuple(_tile_function(t, self.operand) for t in self.low)
-        dispatchers = tuple(_dispatcher(self.low, w, self.operand) for w in widths)
+        low = [*self.low, *(self.lowest if self.few_rows else ())]
+        tiles = tuple(_tile_function(t, self.operand) for t in low)
+        dispatchers = tuple(_dispatcher(low, w, self.operand) for w in sorted({t.columns for t in low}))
         widen = _widen_function(self.operand, self.dtype, self.tiles[0].lanes)
         return replace(super().kernel(name), helpers=(*tiles, *dispatchers, widen))
 
     def over_block(self, height: Var, panels: tuple[Expr, Expr]) -> tuple[Stmt, ...]:
         """All tiles of a block: directly where all rows fit one tile, more of them through widened panels.
 
-        The number of rows that a thread has makes no difference: both ways sum in orders of their own.
+        Both ways add up in the order of depth, and what they multiply is the same.
         """
         r0, m = Var(INDEX, "r0", const(self.row_block)), Var(INDEX, "m", const(self.tallest + 1))
         panel, columns = self.columns_of_panel(r0, height)
@@ -190,7 +197,39 @@ class _CodesBuilder(ProductBuilder):
         tile = self.finished_tile(r0, m, wide)
         many = (widen, For(r0, const(0), height, (count, *tile), step=self.tallest))
         chosen = choose(binary("le", self.rows, max(t.rows for t in self.low)), few, many)
-        return (For(self.panel, *panels, (*panel, *chosen)),)
+        each = (*panel, *chosen)
+        if not self.few_rows:
+            return (For(self.panel, *panels, each),)
+        begin, end = panels
+        middle, together = Var(INDEX, "middle"), self.lowest[0].columns // PANEL
+        whole = binary("max", binary("min", end, self.columns // PANEL) - begin, const(0))
+        paired = begin + whole // together * together
+        lowest = (
+            *panel,
+            Let(r0, const(0)),
+            self.multiply_few_codes(height, columns),
+            self.write_few(height, const(together)),
+        )
+        return (
+            Let(middle, select(binary("le", height, const(FEW)), paired, begin)),
+            For(self.panel, begin, middle, lowest, step=together),
+            For(self.panel, middle, end, each),
+        )
+
+    def multiply_few_codes(self, height: Var, columns: Columns) -> Call:
+        """Fills the tiles of few rows and all columns of the lowest tile, which may be several panels."""
+        t = self.lowest[0]
+        arguments = (
+            height,
+            Address(self.dtype, "table", (const(0),)),
+            *self.of_panel(columns, const(0)),
+            *((self.steps * PANEL, const(self.blocks * PANEL)) if t.columns > PANEL else ()),
+            columns.ahead,
+            columns.ahead_step,
+            Address(F32, TILE, (const(0),)),
+            const(PANEL),
+        )
+        return Call(_dispatcher_name(t.columns, self.operand, self.dtype), arguments)
 
     def of_panel(self, columns: Columns, column: Expr) -> tuple[Expr, ...]:
         """Arguments for the arrays of a panel from a column on."""
@@ -241,10 +280,13 @@ def _widen_name(c: CodesOperand, dtype: DType) -> str:
     return f"widen{suffix(dtype)}_{c.kind}"
 
 
-def _tile_params(c: CodesOperand, dtype: DType) -> tuple[Param, ...]:
+def _tile_params(c: CodesOperand, t: Tile) -> tuple[Param, ...]:
+    """Parameters of a tile; if it takes several panels, also how far these and their scales are apart."""
+    steps = ("panel_step", "scale_step") if t.columns > PANEL else ()
     return (
-        Param("rows", dtype, 2),
+        Param("rows", t.dtype, 2),
         *c.params,
+        *(Param(n, INDEX) for n in steps),
         Param("ahead", I32, 1),
         Param("ahead_step", INDEX),
         Param("tile", F32, 1, writable=True),
@@ -258,11 +300,14 @@ def _tile_function(t: Tile, c: CodesOperand) -> Function:
     block, k, at = Var(INDEX, "block"), Var(INDEX, "k"), Var(INDEX, "at")
     stride, steps, size = Var(INDEX, "stride"), Var(INDEX, "steps"), group(t.dtype)
     inner = c.together // size
-    chains = min(t.chains, inner)
-    chain = Var(INDEX, "chain", const(chains))
+    total = finished_sum(t, r, v)
 
-    def total(chain: Expr) -> Load:
-        return Load(F32, "sums", (chain, r, v), lanes=t.lanes)
+    def of_column(step: str) -> Expr:
+        """Where the columns of a vector lie from those of the first on, which a panel is this far from."""
+        if t.columns <= PANEL:
+            return v * t.lanes
+        across = PANEL // t.lanes
+        return v // across * Var(INDEX, step) + v % across * t.lanes
 
     def each(*body: Stmt) -> For:
         return unrolled(r, unrolled(v, *body))
@@ -270,21 +315,22 @@ def _tile_function(t: Tile, c: CodesOperand) -> Function:
     def step(n: int) -> tuple[Stmt, ...]:
         words = Load(I32, "words", (v,), lanes=t.lanes)
         columns = Load(factor_of(t.dtype), "columns", (v,), lanes=t.lanes * size)
-        element = c.elements(words, n, block * stride + v * t.lanes, t.lanes, t.dtype)
-        first, chain = at * c.together + n * size, const(n % chains)
+        scale = block * stride + of_column("scale_step")
+        element = c.elements(words, n, scale, t.lanes, t.dtype)
+        first = at * c.together + n * size
         if size == 1:
             product = Op(F32, "mul", (Load(t.dtype, "row", (r, first)), columns), lanes=t.lanes)
-            summed = Op(F32, "add", (total(chain), product), lanes=t.lanes)
+            summed = Op(F32, "add", (total, product), lanes=t.lanes)
         else:
             pair = Load(t.dtype, "row", (r, first), lanes=size)
             repeated = Op(t.dtype, "repeat", (pair,), lanes=t.lanes * size)
-            summed = Op(F32, "dot", (total(chain), repeated, columns), lanes=t.lanes)
+            summed = Op(F32, "dot", (total, repeated, columns), lanes=t.lanes)
         return (
             unrolled(v, Store("columns", (v,), element)),
-            each(Store("sums", (chain, r, v), summed)),
+            each(Store("sums", total.index, summed)),
         )
 
-    load = Load(I32, "panel", (at * stride + v * t.lanes,), lanes=t.lanes)
+    load = Load(I32, "panel", (at * stride + of_column("panel_step"),), lanes=t.lanes)
     in_block = (
         Let(at, block * steps + k),
         Declare("words", I32, (t.vectors,), t.lanes),
@@ -293,25 +339,26 @@ def _tile_function(t: Tile, c: CodesOperand) -> Function:
         Declare("columns", factor_of(t.dtype), (t.vectors,), t.lanes * size),
         *(s for n in range(inner) for s in step(n)),
     )
-    both = Op(F32, "add", (total(const(0)), total(chain)), lanes=t.lanes)
     place = r * Var(INDEX, "tile_pitch") + v * t.lanes
+    if t.columns > PANEL:
+        across = PANEL // t.lanes
+        place = r * Var(INDEX, "tile_pitch") + v // across * (FEW * PANEL) + v % across * t.lanes
     body: tuple[Stmt, ...] = (
-        Declare("sums", F32, (chains, t.rows, t.vectors), t.lanes),
-        unrolled(chain, each(Store("sums", (chain, r, v), const(0.0, F32)))),
+        Declare("sums", F32, (1, t.rows, t.vectors), t.lanes),
+        each(Store("sums", total.index, const(0.0, F32))),
         Declare("row", t.dtype, (t.rows,), pointer=True),
         unrolled(r, Store("row", (r,), Load(t.dtype, "rows", (r,)))),
         For(block, const(0), Var(INDEX, "blocks"), (For(k, const(0), steps, in_block),)),
-        For(chain, const(1), const(chains), (each(Store("sums", (const(0), r, v), both)),), unroll=True),
-        each(Store("tile", (place,), finished_sum(t, r, v))),
+        each(Store("tile", (place,), total)),
     )
     what = f"{t.rows} rows by {t.columns} columns of a product with codes of {c.bits} bits"
-    return Function(_tile_name(t, c), _tile_params(c, t.dtype), body, what)
+    return Function(_tile_name(t, c), _tile_params(c, t), body, what)
 
 
 def _dispatcher(tiles: Sequence[Tile], columns: int, c: CodesOperand) -> Function:
     """Calls the lowest tile that covers `m` rows; the other parameters are the tile's."""
     dtype, below = tiles[0].dtype, 0
-    m, params = Var(INDEX, "m"), _tile_params(c, dtype)
+    m, params = Var(INDEX, "m"), _tile_params(c, next(t for t in tiles if t.columns == columns))
     arguments = tuple(
         Address(p.dtype, p.name, (const(0),)) if p.depth else Var(p.dtype, p.name) for p in params
     )

@@ -15,6 +15,7 @@ from functools import partial
 
 from hasten.codegen.domain import extent, share, split_flat
 from hasten.codegen.epilogue import ColumnRange, VectorEpilogue, epilogue_value, write_row
+from hasten.codegen.few_rows import FEW, FEW_SUMS, PANELS, has_few_rows, multiply_few
 from hasten.codegen.kernel import THREADS, Kernel
 from hasten.codegen.layout import LINE, Layouts, flatten
 from hasten.codegen.maps import finish_kernel, renamed_buffers, same_place, written_over
@@ -123,6 +124,7 @@ class ProductBuilder:
             can have so few rows; else None.
         adapts: whether that is asked at all.
         may_wait: whether epilogues may wait for the sums of the next tile.
+        joins: whether few rows take several panels at once.
         scratch: bytes of memory of its own that a thread needs, or None.
         views: the parameters for that.
     """
@@ -131,6 +133,7 @@ class ProductBuilder:
     views: tuple[Param, ...] = ()
     adapts = True
     may_wait = True
+    joins = True
 
     def __init__(
         self,
@@ -261,9 +264,10 @@ class ProductBuilder:
     def locals(self) -> tuple[Stmt, ...]:
         """The arrays of a block."""
         capacity = constant_int(self.taps) or 1
+        sums = max((self.tallest + self.more) * PANEL, FEW_SUMS if self.few_rows else 0)
         return (
             Declare("table", self.dtype, (capacity * self.pointers,), pointer=True),
-            Declare(TILE, total_of(self.dtype), ((self.tallest + self.more) * PANEL,)),
+            Declare(TILE, total_of(self.dtype), (sums,)),
         )
 
     def prepare(self, height: Var) -> tuple[Stmt, ...]:
@@ -365,6 +369,50 @@ class ProductBuilder:
         return (For(r, const(0), rounded, (at, *fill)),)
 
     def over_block(self, height: Var, panels: tuple[Expr, Expr]) -> tuple[Stmt, ...]:
+        """All tiles of a block over this thread's panels: several panels at once where it has few rows."""
+        if not self.few_rows:
+            return self.over_tall(height, panels)
+        always = (constant_int(self.rows) or FEW + 1) <= FEW
+        few = const(True, DType.BOOL) if always else binary("le", height, const(FEW))
+        return choose(few, self.over_few(height, panels), () if always else self.over_tall(height, panels))
+
+    @property
+    def few_rows(self) -> bool:
+        """Whether a block can have so few rows that single panels would leave the units idle."""
+        rows = constant_int(self.rows)
+        possible = rows is None or (rows % self.row_block or self.row_block) <= FEW
+        return self.joins and possible and has_few_rows(self.dtype) and self.packed.parts == 1
+
+    def over_few(self, height: Var, panels: tuple[Expr, Expr]) -> tuple[Stmt, ...]:
+        """The rows of a low block over this thread's panels, some panels at a time."""
+        begin, end = panels
+        packed, count = Var(INDEX, "packed"), Var(INDEX, "together")
+        stride = const(PANEL * self.together)
+        step = self.steps * stride
+        panel = Address(self.factor, "b", (packed,))
+        narrow: Expr = const(0)
+        if self.packed.half:
+            rest = self.columns - (self.panel + count - 1) * PANEL
+            narrow = select(binary("le", rest, const(HALF_PANEL)), const(1), const(0))
+        rows = Rows(Address(self.dtype, "table", (const(0),)), const(self.pointers), self.taps, self.depth)
+        body = (
+            Let(packed, self.entry * self.packed.batch_stride + self.panel * step),
+            Let(count, binary("min", end - self.panel, const(PANELS))),
+            multiply_few(height, rows, panel, stride, step, count, narrow),
+            self.write_few(height, count),
+        )
+        return (For(self.panel, begin, end, body, step=PANELS),)
+
+    def write_few(self, height: Var, count: Expr) -> For:
+        """Applies the epilogue to few rows of some panels, each with a tile of its own, and writes them."""
+        sub, r = Var(INDEX, "sub", const(PANELS)), Var(INDEX, "r", const(FEW))
+        width = binary("min", self.columns - (self.panel + sub) * PANEL, const(PANEL))
+        columns = ColumnRange(self.g.column, (self.panel + sub) * PANEL, width)
+        at, lanes = sub * FEW + r, self.tiles[0].lanes
+        row = write_row(self.finish, self.address, self.at_row, at, columns, lanes, self.names)
+        return For(sub, const(0), count, (For(r, const(0), height, (Let(self.row, self.block + r), *row)),))
+
+    def over_tall(self, height: Var, panels: tuple[Expr, Expr]) -> tuple[Stmt, ...]:
         """All tiles of a block over this thread's panels, in the order of the schedule."""
         r0, m = Var(INDEX, "r0", const(self.row_block)), Var(INDEX, "m", const(self.tallest + 1 + self.more))
         panel, columns = self.columns_of_panel(r0, height)

@@ -13,7 +13,7 @@ from hasten.codegen.fuse import cost
 from hasten.codegen.kernel import SCRATCH, SCRATCH_PARAM, TAIL_PARAMS, THREAD, Kernel
 from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.phases import find_phases, phased_row
-from hasten.codegen.reductions import WIDE, Names, below_maximum, hoist, keep_terms
+from hasten.codegen.reductions import NARROWEST, WIDE, Names, below_maximum, hoist, keep_terms
 from hasten.codegen.segments import segments
 from hasten.codegen.stage import Stage
 from hasten.codegen.vectorize import coefficient, vectorizable, vectorize
@@ -412,6 +412,8 @@ def inner_loop(
         return choose(condition, *rows)
     extent = constant_int(v.extent)
     contiguous = constant_int(coefficient(d.address, v) or const(0)) == 1
+    if extent is not None and NARROWEST <= extent < lanes:
+        lanes = 1 << extent.bit_length() - 1  # vectors as on a target whose own are as short
     fits = extent is None or extent >= lanes
     if contiguous and _is_copy(d.value, v):
         return (For(v, begin, end, (Store(output, (d.address,), d.value),)),)

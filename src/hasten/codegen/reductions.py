@@ -30,10 +30,17 @@ from hasten.loops.expr import (
 from hasten.loops.nest import Declare, For, If, Let, Stmt, Store, unrolled
 
 WIDE = 4
-"""Vectors per accumulator where the extent allows it, to hide the latency of an addition."""
+"""Blocks side by side where the extent allows it, to hide the latency of an addition."""
+
+BLOCK_BYTES = 64
+"""Bytes of a row that have partial results of their own, on every target: one vector of the widest, several
+of others. So the order in which a row is added up does not depend on the processor."""
 
 NARROWEST = 4
 """Elements of the shortest vector that what is left of a row is taken with."""
+
+SHORTEST = 8
+"""Elements of the shortest row that vectors go along."""
 
 UNROLLED_WINDOW = 25
 """Largest number of iterations of inner loops that are unrolled (pooling and convolution windows)."""
@@ -217,7 +224,7 @@ def _innermost(variables: tuple[Var, ...], body: Expr, lanes: int) -> Var | None
         return None
     for v in reversed(variables):
         extent = constant_int(v.extent)
-        if (extent is None or extent >= lanes) and vectorizable(body, v):
+        if (extent is None or extent >= SHORTEST) and vectorizable(body, v):
             return v
     return None
 
@@ -291,21 +298,24 @@ def _vector_reduction(
     hoisted, element = hoist(body, bound | frozenset(outer), names, lanes)
     declared: list[Stmt] = []
     loops: list[Stmt] = []
-    parts: dict[int, list[Expr]] = {}
     start: Expr = const(0)
-    for width, count in _strides(constant_int(inner.extent), lanes, _is_costly(element, inner)):
+    parts: dict[int, list[Expr]] = {}
+    block = BLOCK_BYTES // r.dtype.bytes
+    for covered, count in _strides(constant_int(inner.extent), block, _is_costly(element, inner)):
         # Division by a literal: up to the number of elements that whole strides cover.
-        stop = start + (inner.extent - start) // (width * count) * (width * count)
+        stop = start + (inner.extent - start) // (covered * count) * (covered * count)
         if start == stop:
             continue
-        if constant_int(stop) is None and width > 1:
+        if constant_int(stop) is None and covered > 1:
             whole = Var(INDEX, names.next("whole"))
             loops.append(Let(whole, stop))
             stop = whole
+        width = min(covered, lanes)
+        vectors = covered // width * count
         name = names.next(f"{r.op}_{'lanes' if width > 1 else 'tail'}")
-        dims, nothing = () if count == 1 else (count,), neutral(r.op, r.dtype)
+        dims, nothing = () if vectors == 1 else (vectors,), neutral(r.op, r.dtype)
         declared.append(Declare(name, r.dtype, dims, width, value=None if dims else nothing))
-        u = Var(INDEX, names.next("u"), const(count))
+        u = Var(INDEX, names.next("u"), const(vectors))
 
         def part(at: Expr, name: str = name, dims: tuple[int, ...] = dims, width: int = width) -> Load | Var:
             return Load(r.dtype, name, (at,), lanes=width) if dims else Var(r.dtype, name, lanes=width)
@@ -316,21 +326,36 @@ def _vector_reduction(
         if dims:
             declared.append(unrolled(u, Store(name, (u,), nothing)))
             step = (unrolled(u, *step),)
-        loops.append(For(inner, start, stop, step, step=width * count))
-        parts.setdefault(width, []).extend(part(const(n)) for n in range(count))
+        loops.append(For(inner, start, stop, step, step=covered * count))
+        parts.setdefault(covered, []).extend(part(const(n)) for n in range(vectors))
         start = stop
     total = Var(r.dtype, names.next(r.op))
     return [*declared, *_loops(outer, (*hoisted, *loops)), Let(total, _folded(r.op, parts))], total
 
 
 def _folded(op: str, parts: Mapping[int, Sequence[Expr]]) -> Expr:
-    """Partial results as one; they stand by the number of their lanes."""
+    """Partial results as one; they stand by the number of elements of their blocks."""
 
-    def together(found: Sequence[Expr]) -> Expr:
-        return functools.reduce(functools.partial(combine, op), found)
+    def total(elements: int, found: Sequence[Expr]) -> Expr:
+        e = one_vector(op, found, elements)
+        return Op(e.dtype, f"total_{op}", (e,)) if e.lanes > 1 else e
 
-    vectors = {lanes: together(found) for lanes, found in parts.items()}
-    return together([Op(e.dtype, f"total_{op}", (e,)) if n > 1 else e for n, e in vectors.items()])
+    blocks = [total(elements, found) for elements, found in parts.items()]
+    return functools.reduce(functools.partial(combine, op), blocks)
+
+
+def one_vector(op: str, parts: Sequence[Expr], elements: int) -> Expr:
+    """The vectors of blocks of so many elements as one vector: block after block, then half by half.
+
+    `total_sum` and its like go on by halves: the order is that of a vector as wide as a block.
+    """
+    both = functools.partial(combine, op)
+    count = elements // parts[0].lanes
+    left = [functools.reduce(both, parts[n::count]) for n in range(count)]
+    while len(left) > 1:
+        half = len(left) // 2
+        left = [both(a, b) for a, b in zip(left[:half], left[half:], strict=True)]
+    return left[0]
 
 
 def _is_costly(term: Expr, v: Var) -> bool:
@@ -338,12 +363,12 @@ def _is_costly(term: Expr, v: Var) -> bool:
     return cost(transform(term, lambda e: None if v in free_vars(e) else const(0, e.dtype))) > CHEAP
 
 
-def _strides(extent: int | None, lanes: int, costly: bool) -> list[tuple[int, int]]:
-    """The steps in which to go through a row, one kind after the other: lanes, and how many vectors.
+def _strides(extent: int | None, block: int, costly: bool) -> list[tuple[int, int]]:
+    """The steps in which to go through a row, one kind after the other: elements of a block, and blocks.
 
-    Several vectors have a result each, which hides how long an addition takes: terms that take long hide it.
+    Several blocks have a result each, which hides how long an addition takes: terms that take long hide it.
     """
-    several = [] if costly else [(lanes, WIDE)]
-    narrower = [] if extent is None else [(n, 1) for n in (lanes // 2, lanes // 4) if n >= NARROWEST]
-    steps = [*several, (lanes, 1), *narrower, (1, 1)]
+    several = [] if costly else [(block, WIDE)]
+    narrower = [] if extent is None else [(n, 1) for n in (block // 2, block // 4) if n >= NARROWEST]
+    steps = [*several, (block, 1), *narrower, (1, 1)]
     return [(n, count) for n, count in steps if extent is None or n * count <= extent]

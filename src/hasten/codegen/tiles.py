@@ -82,8 +82,11 @@ class Tile:
 
     @property
     def chains(self) -> int:
-        """Independent sums of each element, over every so many steps, where few rows leave the units idle."""
-        return max(1, BUSY // (self.rows * self.vectors))
+        """Independent sums of each element, over every so many steps, where few rows leave the units idle.
+
+        Of whole numbers only: the order of a sum of floats is that of depth, whatever rows and vectors are.
+        """
+        return max(1, BUSY // (self.rows * self.vectors)) if self.total is DType.I32 else 1
 
     @property
     def name(self) -> str:
@@ -200,12 +203,18 @@ def tile_sums(t: Tile, rows: Rows, columns: Columns, beside: Beside | None = Non
             pair = Load(t.dtype, "row", (r, k * size), lanes=size)
             repeated = Op(t.dtype, "repeat", (pair,), lanes=t.lanes * size)
             summed = Op(total, "dot", (acc(chain), repeated, b), lanes=t.lanes)
-        column = element(columns.panel, at + v * (t.lanes * size), t.lanes * size)
+        place: Expr = v * (t.lanes * size)
+        asked: tuple[Stmt, ...] = (
+            Prefetch(ahead.buffer, (ahead.index[0] + (tap * depth + k) * columns.ahead_step,)),
+        )
+        if columns.panel_step is not None:
+            across = PANEL // t.lanes
+            place, asked = v // across * columns.panel_step + v % across * (t.lanes * size), ()
         return (
             Let(at, (tap * depth + k) * columns.stride),
             Declare("columns", t.factor, (t.vectors,), t.lanes * size),
-            unrolled(v, Store("columns", (v,), column)),
-            Prefetch(ahead.buffer, (ahead.index[0] + (tap * depth + k) * columns.ahead_step,)),
+            unrolled(v, Store("columns", (v,), element(columns.panel, at + place, t.lanes * size))),
+            *asked,
             each(Store("sums", (chain, r, v), summed)),
         )
 
@@ -300,6 +309,8 @@ class Columns:
         width: columns that are wanted, up to `PANEL`.
         ahead: address of what comes next.
         ahead_step: elements of it to ask for at each step of depth.
+        panel_step: elements from one panel to the next, where a tile takes several. It asks for nothing then:
+            processors see for themselves that each of the panels is read in order.
     """
 
     panel: Address
@@ -307,6 +318,7 @@ class Columns:
     width: Expr
     ahead: Address
     ahead_step: Expr
+    panel_step: Expr | None = None
 
 
 @dataclass(frozen=True)

@@ -161,8 +161,12 @@ void attention_0(const float *restrict keys, const float *restrict values, const
                         }
                     }
                 } else {
-                    for (int64_t column = 0; column < width; column += 16) {
-                        tile_rows_x16(m, table, 6, 1, 32, scratch + column + panel * 1024 + pitch * 6, 32, scratch + panel * 1024 + pitch * 6 + 512, 32, scratch + column + panel * 32, pitch);
+                    if (m == 1) {
+                        few_rows_f32(1, table, 6, 1, 32, scratch + panel * 1024 + pitch * 6, 32, 0, 1, 0, scratch + panel * 32);
+                    } else {
+                        for (int64_t column = 0; column < width; column += 16) {
+                            tile_rows_x16(m, table, 6, 1, 32, scratch + column + panel * 1024 + pitch * 6, 32, scratch + panel * 1024 + pitch * 6 + 512, 32, scratch + column + panel * 32, pitch);
+                        }
                     }
                     for (int64_t r = 0; r < m; ++r) {
                         const int64_t whole = floordiv_int64_t(width, 8) * 8;
@@ -195,20 +199,20 @@ void attention_0(const float *restrict keys, const float *restrict values, const
             }
             for (int64_t r = 0; r < m; ++r) {
                 const float by = shift[r];
-                f32x8 sums[2];
+                f32x8 sums[4];
                 HASTEN_UNROLL
-                for (int64_t v = 0; v < 2; ++v) {
+                for (int64_t v = 0; v < 4; ++v) {
                     sums[v] = splat_f32x8(0.0f);
                 }
-                for (int64_t t = 0; t < pitch; t += 16) {
+                for (int64_t t = 0; t < pitch; t += 32) {
                     HASTEN_UNROLL
-                    for (int64_t v = 0; v < 2; ++v) {
+                    for (int64_t v = 0; v < 4; ++v) {
                         const f32x8 weight = hasten_exp_nonpositive_f32x8(load_f32x8(scratch + pitch * r + t + v * 8) - by);
                         store_f32x8(scratch + pitch * r + t + v * 8, weight);
                         sums[v] = sums[v] + weight;
                     }
                 }
-                row_sums[r] = sums[0] + sums[1];
+                row_sums[r] = sums[0] + sums[2] + (sums[1] + sums[3]);
             }
             for (int64_t r = 0; r < m; ++r) {
                 const float sum = total_sum_f32x8(row_sums[r]);
@@ -220,8 +224,12 @@ void attention_0(const float *restrict keys, const float *restrict values, const
             }
             for (int64_t panel = 0; panel < 1; ++panel) {
                 const int64_t width = min_int64_t(32 - panel * 32, 32);
-                for (int64_t column = 0; column < width; column += 16) {
-                    tile_rows_x16(m, table, 6, 1, size_t, scratch + column + panel * (pitch * 32) + pitch * 38, 32, scratch + panel * (pitch * 32) + pitch * 38 + 512, 32, tile + column, 32);
+                if (m == 1) {
+                    few_rows_f32(1, table, 6, 1, size_t, scratch + panel * (pitch * 32) + pitch * 38, 32, 0, 1, 0, tile);
+                } else {
+                    for (int64_t column = 0; column < width; column += 16) {
+                        tile_rows_x16(m, table, 6, 1, size_t, scratch + column + panel * (pitch * 32) + pitch * 38, 32, scratch + panel * (pitch * 32) + pitch * 38 + 512, 32, tile + column, 32);
+                    }
                 }
                 for (int64_t r = 0; r < m; ++r) {
                     const int64_t whole2 = width / 8 * 8;

@@ -48,45 +48,68 @@ void map_0(const float *x0, const float *restrict x1, const float *restrict x2, 
     (void)fault, (void)kernel;
     for (int64_t task = (int64_t)thread * size_n / (int64_t)threads; task < ((int64_t)thread * size_n + size_n) / (int64_t)threads; ++task) {
         const int64_t i0 = task;
-        f32x8 sum_lanes1[4];
+        f32x8 sum_lanes1[8];
         HASTEN_UNROLL
-        for (int64_t u2 = 0; u2 < 4; ++u2) {
+        for (int64_t u2 = 0; u2 < 8; ++u2) {
             sum_lanes1[u2] = splat_f32x8(0.0f);
         }
-        f32x4 sum_lanes3 = splat_f32x4(0.0f);
-        for (int64_t m1_0 = 0; m1_0 < 96; m1_0 += 32) {
+        f32x8 sum_lanes3[2];
+        HASTEN_UNROLL
+        for (int64_t u4 = 0; u4 < 2; ++u4) {
+            sum_lanes3[u4] = splat_f32x8(0.0f);
+        }
+        f32x4 sum_lanes5 = splat_f32x4(0.0f);
+        for (int64_t m1_0 = 0; m1_0 < 64; m1_0 += 64) {
             HASTEN_UNROLL
-            for (int64_t u2 = 0; u2 < 4; ++u2) {
+            for (int64_t u2 = 0; u2 < 8; ++u2) {
                 sum_lanes1[u2] = sum_lanes1[u2] + load_f32x8(x0 + i0 * 100 + m1_0 + u2 * 8);
             }
         }
-        for (int64_t m1_0 = 96; m1_0 < 100; m1_0 += 4) {
-            sum_lanes3 = sum_lanes3 + load_f32x4(x0 + i0 * 100 + m1_0);
-        }
-        const float sum5 = total_sum_f32x8(sum_lanes1[0] + sum_lanes1[1] + sum_lanes1[2] + sum_lanes1[3]) + total_sum_f32x4(sum_lanes3);
-        f32x8 sum_lanes7[4];
-        HASTEN_UNROLL
-        for (int64_t u8 = 0; u8 < 4; ++u8) {
-            sum_lanes7[u8] = splat_f32x8(0.0f);
-        }
-        f32x4 sum_lanes9 = splat_f32x4(0.0f);
-        for (int64_t v1_6 = 0; v1_6 < 96; v1_6 += 32) {
+        for (int64_t m1_0 = 64; m1_0 < 96; m1_0 += 16) {
             HASTEN_UNROLL
-            for (int64_t u8 = 0; u8 < 4; ++u8) {
-                const f32x8 t0 = load_f32x8(x0 + i0 * 100 + u8 * 8 + v1_6) - sum5 / 100.0f;
-                sum_lanes7[u8] = sum_lanes7[u8] + t0 * t0;
+            for (int64_t u4 = 0; u4 < 2; ++u4) {
+                sum_lanes3[u4] = sum_lanes3[u4] + load_f32x8(x0 + i0 * 100 + m1_0 + u4 * 8);
             }
         }
-        for (int64_t v1_6 = 96; v1_6 < 100; v1_6 += 4) {
-            const f32x4 t1 = load_f32x4(x0 + i0 * 100 + v1_6) - sum5 / 100.0f;
-            sum_lanes9 = sum_lanes9 + t1 * t1;
+        for (int64_t m1_0 = 96; m1_0 < 100; m1_0 += 4) {
+            sum_lanes5 = sum_lanes5 + load_f32x4(x0 + i0 * 100 + m1_0);
         }
-        const float sum11 = total_sum_f32x8(sum_lanes7[0] + sum_lanes7[1] + sum_lanes7[2] + sum_lanes7[3]) + total_sum_f32x4(sum_lanes9);
-        for (int64_t i1_13 = 0; i1_13 < 96; i1_13 += 8) {
-            store_f32x8(out + i0 * 100 + i1_13, (load_f32x8(x0 + i0 * 100 + i1_13) - sum5 / 100.0f) * (1.0f / sqrt_float(sum11 / 100.0f + 1e-05f)) * load_f32x8(x1 + i1_13) + load_f32x8(x2 + i1_13));
+        const float sum7 = total_sum_f32x8(sum_lanes1[0] + sum_lanes1[2] + sum_lanes1[4] + sum_lanes1[6] + sum_lanes3[0] + (sum_lanes1[1] + sum_lanes1[3] + sum_lanes1[5] + sum_lanes1[7] + sum_lanes3[1])) + total_sum_f32x4(sum_lanes5);
+        f32x8 sum_lanes9[8];
+        HASTEN_UNROLL
+        for (int64_t u10 = 0; u10 < 8; ++u10) {
+            sum_lanes9[u10] = splat_f32x8(0.0f);
+        }
+        f32x8 sum_lanes11[2];
+        HASTEN_UNROLL
+        for (int64_t u12 = 0; u12 < 2; ++u12) {
+            sum_lanes11[u12] = splat_f32x8(0.0f);
+        }
+        f32x4 sum_lanes13 = splat_f32x4(0.0f);
+        for (int64_t v1_8 = 0; v1_8 < 64; v1_8 += 64) {
+            HASTEN_UNROLL
+            for (int64_t u10 = 0; u10 < 8; ++u10) {
+                const f32x8 t0 = load_f32x8(x0 + i0 * 100 + u10 * 8 + v1_8) - sum7 / 100.0f;
+                sum_lanes9[u10] = sum_lanes9[u10] + t0 * t0;
+            }
+        }
+        for (int64_t v1_8 = 64; v1_8 < 96; v1_8 += 16) {
+            HASTEN_UNROLL
+            for (int64_t u12 = 0; u12 < 2; ++u12) {
+                const f32x8 t1 = load_f32x8(x0 + i0 * 100 + u12 * 8 + v1_8) - sum7 / 100.0f;
+                sum_lanes11[u12] = sum_lanes11[u12] + t1 * t1;
+            }
+        }
+        for (int64_t v1_8 = 96; v1_8 < 100; v1_8 += 4) {
+            const f32x4 t2 = load_f32x4(x0 + i0 * 100 + v1_8) - sum7 / 100.0f;
+            sum_lanes13 = sum_lanes13 + t2 * t2;
+        }
+        const float sum15 = total_sum_f32x8(sum_lanes9[0] + sum_lanes9[2] + sum_lanes9[4] + sum_lanes9[6] + sum_lanes11[0] + (sum_lanes9[1] + sum_lanes9[3] + sum_lanes9[5] + sum_lanes9[7] + sum_lanes11[1])) + total_sum_f32x4(sum_lanes13);
+        for (int64_t i1_17 = 0; i1_17 < 96; i1_17 += 8) {
+            store_f32x8(out + i0 * 100 + i1_17, (load_f32x8(x0 + i0 * 100 + i1_17) - sum7 / 100.0f) * (1.0f / sqrt_float(sum15 / 100.0f + 1e-05f)) * load_f32x8(x1 + i1_17) + load_f32x8(x2 + i1_17));
         }
         for (int64_t i1 = 96; i1 < 100; ++i1) {
-            out[i0 * 100 + i1] = (x0[i0 * 100 + i1] - sum5 / 100.0f) * (1.0f / sqrt_float(sum11 / 100.0f + 1e-05f)) * x1[i1] + x2[i1];
+            out[i0 * 100 + i1] = (x0[i0 * 100 + i1] - sum7 / 100.0f) * (1.0f / sqrt_float(sum15 / 100.0f + 1e-05f)) * x1[i1] + x2[i1];
         }
     }
 }

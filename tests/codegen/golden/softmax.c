@@ -72,42 +72,56 @@ void map_0(const float *x0, float *out, int64_t size_m, int64_t size_n, hasten_f
     (void)fault, (void)kernel;
     for (int64_t task = (int64_t)thread * size_n / (int64_t)threads; task < ((int64_t)thread * size_n + size_n) / (int64_t)threads; ++task) {
         const int64_t i0 = task;
-        f32x8 max_lanes2[4];
+        f32x8 max_lanes2[8];
         HASTEN_UNROLL
-        for (int64_t u3 = 0; u3 < 4; ++u3) {
+        for (int64_t u3 = 0; u3 < 8; ++u3) {
             max_lanes2[u3] = splat_f32x8(-INFINITY);
         }
-        f32x8 max_lanes5 = splat_f32x8(-INFINITY);
+        f32x8 max_lanes5[2];
+        HASTEN_UNROLL
+        for (int64_t u6 = 0; u6 < 2; ++u6) {
+            max_lanes5[u6] = splat_f32x8(-INFINITY);
+        }
         float max_tail7 = -INFINITY;
-        const int64_t whole1 = size_m / 32 * 32;
-        for (int64_t m1_0 = 0; m1_0 < whole1; m1_0 += 32) {
+        const int64_t whole1 = size_m / 64 * 64;
+        for (int64_t m1_0 = 0; m1_0 < whole1; m1_0 += 64) {
             HASTEN_UNROLL
-            for (int64_t u3 = 0; u3 < 4; ++u3) {
+            for (int64_t u3 = 0; u3 < 8; ++u3) {
                 max_lanes2[u3] = max_f32x8(max_lanes2[u3], load_f32x8(x0 + i0 * size_m + m1_0 + u3 * 8));
             }
         }
-        const int64_t whole4 = floordiv_int64_t(size_m - whole1, 8) * 8 + whole1;
-        for (int64_t m1_0 = whole1; m1_0 < whole4; m1_0 += 8) {
-            max_lanes5 = max_f32x8(max_lanes5, load_f32x8(x0 + i0 * size_m + m1_0));
+        const int64_t whole4 = floordiv_int64_t(size_m - whole1, 16) * 16 + whole1;
+        for (int64_t m1_0 = whole1; m1_0 < whole4; m1_0 += 16) {
+            HASTEN_UNROLL
+            for (int64_t u6 = 0; u6 < 2; ++u6) {
+                max_lanes5[u6] = max_f32x8(max_lanes5[u6], load_f32x8(x0 + i0 * size_m + m1_0 + u6 * 8));
+            }
         }
         for (int64_t m1_0 = whole4; m1_0 < size_m; ++m1_0) {
             max_tail7 = max_float(max_tail7, x0[i0 * size_m + m1_0]);
         }
-        const float max9 = max_float(total_max_f32x8(max_f32x8(max_f32x8(max_f32x8(max_f32x8(max_lanes2[0], max_lanes2[1]), max_lanes2[2]), max_lanes2[3]), max_lanes5)), max_tail7);
-        f32x8 sum_lanes12 = splat_f32x8(0.0f);
+        const float max9 = max_float(total_max_f32x8(max_f32x8(max_f32x8(max_f32x8(max_f32x8(max_f32x8(max_lanes2[0], max_lanes2[2]), max_lanes2[4]), max_lanes2[6]), max_lanes5[0]), max_f32x8(max_f32x8(max_f32x8(max_f32x8(max_lanes2[1], max_lanes2[3]), max_lanes2[5]), max_lanes2[7]), max_lanes5[1]))), max_tail7);
+        f32x8 sum_lanes12[2];
+        HASTEN_UNROLL
+        for (int64_t u13 = 0; u13 < 2; ++u13) {
+            sum_lanes12[u13] = splat_f32x8(0.0f);
+        }
         float sum_tail15 = 0.0f;
-        const int64_t whole11 = size_m / 8 * 8;
-        for (int64_t r1_10 = 0; r1_10 < whole11; r1_10 += 8) {
-            const f32x8 term14 = hasten_exp_nonpositive_f32x8(load_f32x8(x0 + i0 * size_m + r1_10) - max9);
-            store_f32x8(out + i0 * size_m + r1_10, term14);
-            sum_lanes12 = sum_lanes12 + term14;
+        const int64_t whole11 = size_m / 16 * 16;
+        for (int64_t r1_10 = 0; r1_10 < whole11; r1_10 += 16) {
+            HASTEN_UNROLL
+            for (int64_t u13 = 0; u13 < 2; ++u13) {
+                const f32x8 term14 = hasten_exp_nonpositive_f32x8(load_f32x8(x0 + i0 * size_m + r1_10 + u13 * 8) - max9);
+                store_f32x8(out + i0 * size_m + r1_10 + u13 * 8, term14);
+                sum_lanes12[u13] = sum_lanes12[u13] + term14;
+            }
         }
         for (int64_t r1_10 = whole11; r1_10 < size_m; ++r1_10) {
             const float term17 = hasten_exp_nonpositive_float(x0[i0 * size_m + r1_10] - max9);
             out[i0 * size_m + r1_10] = term17;
             sum_tail15 = sum_tail15 + term17;
         }
-        const float sum18 = total_sum_f32x8(sum_lanes12) + sum_tail15;
+        const float sum18 = total_sum_f32x8(sum_lanes12[0] + sum_lanes12[1]) + sum_tail15;
         const int64_t whole19 = size_m / 8 * 8;
         for (int64_t i1_20 = 0; i1_20 < whole19; i1_20 += 8) {
             store_f32x8(out + i0 * size_m + i1_20, load_f32x8(out + i0 * size_m + i1_20) * (1.0f / sum18));
