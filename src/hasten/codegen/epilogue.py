@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hasten.codegen.domain import OUTPUT, Domain
 from hasten.codegen.layout import Layouts, flatten
-from hasten.codegen.maps import inner_loop
+from hasten.codegen.maps import inner_loop, renamed_buffers
 from hasten.codegen.reductions import Names
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.tiles import PANEL, TILE, Tile
@@ -134,3 +134,19 @@ def write_row(
     full = inner_loop(d, const(0), const(PANEL), lanes, names, frozenset())
     part = inner_loop(d, const(0), columns.width, lanes, names, frozenset())
     return choose(binary("eq", columns.width, PANEL), full, part)
+
+
+def share_names(
+    pointer: tuple[Expr | None, Load], finish: Expr
+) -> tuple[tuple[tuple[Expr | None, Load], Expr], dict[str, str]]:
+    """Renames buffers in the operand and the epilogue: `a`, and x0, x1, ... for what else is read.
+
+    Where a row of the operand lies may be read from a tensor as well, such as an index of tokens.
+    """
+    condition, load = pointer
+    found: dict[str, str] = {}
+    finish = renamed_buffers(finish, found)
+    index = tuple(renamed_buffers(i, found) for i in load.index)
+    condition = None if condition is None else renamed_buffers(condition, found)
+    buffers = {"a": load.buffer, **{param: tensor for tensor, param in found.items()}}
+    return ((condition, Load(load.dtype, "a", index)), finish), buffers

@@ -14,11 +14,11 @@ from dataclasses import replace
 from functools import partial
 
 from hasten.codegen.domain import extent, share, split_flat
-from hasten.codegen.epilogue import ColumnRange, VectorEpilogue, epilogue_value, write_row
+from hasten.codegen.epilogue import ColumnRange, VectorEpilogue, epilogue_value, share_names, write_row
 from hasten.codegen.few_rows import FEW, FEW_SUMS, PANELS, has_few_rows, multiply_few
-from hasten.codegen.kernel import THREADS, Kernel
+from hasten.codegen.kernel import Kernel
 from hasten.codegen.layout import LINE, Layouts, flatten
-from hasten.codegen.maps import finish_kernel, renamed_buffers, same_place, written_over
+from hasten.codegen.maps import finish_kernel, same_place, written_over
 from hasten.codegen.packing import (
     PADDING,
     PackedOperand,
@@ -31,6 +31,7 @@ from hasten.codegen.reductions import Names
 from hasten.codegen.row_tiles import RowTiles
 from hasten.codegen.schedule import TIE, Order, Schedule, Split, tile_cost
 from hasten.codegen.stage import Stage
+from hasten.codegen.threads import NO, divided
 from hasten.codegen.tiles import (
     HALF_PANEL,
     PANEL,
@@ -63,14 +64,12 @@ from hasten.loops.expr import (
     Op,
     Var,
     binary,
-    cast,
     const,
     constant_int,
     free_vars,
     round_up,
     select,
     substitute,
-    unary,
     walk,
 )
 from hasten.loops.nest import Declare, For, If, Let, Param, Prefetch, Stmt, Store, choose, unrolled
@@ -93,8 +92,6 @@ SHORT = 512
 
 LEAST_TURN = 4
 """Steps between two rows of an epilogue that waits, at least: fewer do not hide it."""
-
-_NO = const(False, DType.BOOL)
 
 
 def gemm_kernel(
@@ -172,7 +169,7 @@ class ProductBuilder:
         raw = self.operand_pointer()
         self.pitch = row_pitch(g, layouts)
         finish = epilogue_value(stage, layouts)
-        (self.pointer, self.finish), self.buffers = _share_names(raw, finish)
+        (self.pointer, self.finish), self.buffers = share_names(raw, finish)
         padding = padding_of(g)
         if padding is not None:
             self.buffers[PADDING] = padding_name(padding)
@@ -293,7 +290,8 @@ class ProductBuilder:
 
     def partition(self) -> tuple[list[Stmt], list[tuple[Expr, Expr]]]:
         """This thread's ranges of batch entries, rows and panels."""
-        statements, split = self.divided()
+        tiles = self.row_tiles.count(self.rows, self.grain)
+        statements, split = divided(self.schedule.split, self.batch, self.rows, self.columns, tiles)
         ranges: list[tuple[Expr, Expr]] = []
         for label, total, grain, mine in (
             ("entry", self.batch, const(1), split[Split.ENTRIES]),
@@ -302,41 +300,13 @@ class ProductBuilder:
         ):
             first, last = (self.row_tiles.share if label == "row" else share)(total, grain)
             begin, end = Var(INDEX, f"first_{label}"), Var(INDEX, f"last_{label}")
-            if (label == "entry" and self.single) or mine == _NO:
+            if (label == "entry" and self.single) or mine == NO:
                 ranges.append((const(0), total))
                 continue
             statements.append(Let(begin, select(mine, first, const(0))))
             statements.append(Let(end, select(mine, last, total)))
             ranges.append((begin, end))
         return statements, ranges
-
-    def divided(self) -> tuple[list[Stmt], dict[Split, Expr]]:
-        """Whether the threads divide entries, rows or panels; statements work it out where it is open."""
-        fixed = self.schedule.split
-        if fixed is not Split.AUTO and not (fixed is Split.ENTRIES and self.single):
-            return [], {s: const(s is fixed, DType.BOOL) for s in Split}
-        threads = cast(THREADS, INDEX)
-        statements: list[Stmt] = []
-        entries: Expr = _NO
-        if not self.single:
-            entries = Var(DType.BOOL, "split_entries")
-            statements.append(Let(entries, binary("le", threads, self.batch)))
-        # Tiles of the thread that has the most. Where both ways are about equal, less memory is moved.
-        tiles = self.row_tiles.count(self.rows, self.grain)
-        by_rows, by_panels = Var(INDEX, "by_rows"), Var(INDEX, "by_panels")
-        statements.append(Let(by_rows, Op(INDEX, "truncdiv", (tiles + threads - 1, threads)) * self.panels))
-        statements.append(Let(by_panels, Op(INDEX, "truncdiv", (self.panels + threads - 1, threads)) * tiles))
-        few, many = 16, 17
-        tall = select(
-            binary("lt", self.columns, self.rows),
-            binary("le", by_rows * few, by_panels * many),
-            binary("lt", by_rows * many, by_panels * few),
-        )
-        rows, panels = Var(DType.BOOL, "split_rows"), Var(DType.BOOL, "split_panels")
-        rest = unary("not", entries)
-        statements.append(Let(rows, binary("and", rest, tall)))
-        statements.append(Let(panels, binary("and", rest, unary("not", rows))))
-        return statements, {Split.ENTRIES: entries, Split.ROWS: rows, Split.PANELS: panels}
 
     def operand_pointer(self) -> tuple[Expr | None, Load]:
         """Condition (None: always) and load of the first operand at depth 0, in terms of `entry`, `row`."""
@@ -469,7 +439,7 @@ class ProductBuilder:
         if constant_int(width) is None:
             lets.append(Let(Var(INDEX, "width"), width))
             width = Var(INDEX, "width")
-        narrow = binary("le", left, HALF_PANEL) if self.packed.half else _NO
+        narrow = binary("le", left, HALF_PANEL) if self.packed.half else NO
         wide, half = const(PANEL * self.together), const(HALF_PANEL * self.together)
         offset = self.entry * self.packed.batch_stride + self.panel * (self.steps * wide)
         lets += [
@@ -574,19 +544,3 @@ class ProductBuilder:
         row, panel = Var(INDEX, "row_before", self.rows), Var(INDEX, "panel_before", self.panels)
         write = self.by_vectors.write(row, panel, PANEL, partial(waiting_sum, t, r))
         return (If(WAITING, (Let(panel, PANEL_BEFORE), Let(row, ROW_BEFORE + r), *write)),)
-
-
-def _share_names(
-    pointer: tuple[Expr | None, Load], finish: Expr
-) -> tuple[tuple[tuple[Expr | None, Load], Expr], dict[str, str]]:
-    """Renames buffers in the operand and the epilogue: `a`, and x0, x1, ... for what else is read.
-
-    Where a row of the operand lies may be read from a tensor as well, such as an index of tokens.
-    """
-    condition, load = pointer
-    found: dict[str, str] = {}
-    finish = renamed_buffers(finish, found)
-    index = tuple(renamed_buffers(i, found) for i in load.index)
-    condition = None if condition is None else renamed_buffers(condition, found)
-    buffers = {"a": load.buffer, **{param: tensor for tensor, param in found.items()}}
-    return ((condition, Load(load.dtype, "a", index)), finish), buffers
