@@ -63,6 +63,30 @@ def test_products_add_up_alike_in_vectors_of_all_widths(rows):
             np.testing.assert_array_equal(other, first)
 
 
+ELEMENTS = {
+    "a product for each row": "p = Mul(a, b) y = Add(x, p)",
+    "taken away": "p = Mul(a, b) y = Sub(p, x)",
+    "two products": "p = Mul(a, b) q = Mul(x, x) y = Add(p, q)",
+    "its negative": "p = Mul(a, b) q = Neg(p) y = Add(x, q)",
+    "behind a product": "m = MatMul(x, w) p = Mul(a, b) y = Add(m, p)",
+}
+
+
+@pytest.mark.parametrize("name", ELEMENTS)
+def test_elements_in_vectors_and_beside_them_are_fused_alike(name):
+    text = "(float[n, 24] x, float[n, 1] a, float[n, 1] b) => (float[n, 24] y) {{ {} }}"
+    p = program(text.format(ELEMENTS[name]), {"w": normal(24, 24)} if "MatMul" in ELEMENTS[name] else None)
+    feeds = {"x": normal(50, 24), "a": normal(50, 1), "b": normal(50, 1)}
+    found = []
+    for target in HERE:
+        (engine,) = compile_programs([p], target)
+        found.append(engine.run(feeds)["y"])
+        alone = [engine.run({n: a[r : r + 1] for n, a in feeds.items()})["y"] for r in range(50)]
+        np.testing.assert_array_equal(np.concatenate(alone), found[-1])
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+
+
 @pytest.mark.parametrize("precision", [DType.F32, DType.BF16], ids=str)
 @pytest.mark.parametrize("target", HERE, ids=lambda t: t.name)
 def test_a_row_is_the_same_alone_and_among_others(target, precision):
@@ -87,3 +111,15 @@ def test_a_query_is_the_same_alone_and_among_others(target):
         for count in (1, 2, 6):
             some = engine.run({**feeds, "q": feeds["q"][:, :, 3 : 3 + count]}, 2)["y"]
             np.testing.assert_array_equal(some, together[:, :, 3 : 3 + count])
+
+
+@pytest.mark.parametrize("length", [2, 3, 4, 7])
+def test_windows_of_long_sums_add_up_alike_in_vectors_of_all_widths(length):
+    taps = 9
+    text = f"""(double[2, {length + taps - 1}] x) => (double[2, {length}] y) {{ c = Cast<to = 11>(w)
+        rows = Unsqueeze(x, one) sums = Conv(rows, c) y = Squeeze(sums, one) }}"""
+    p = program(text, {"w": np.ones((1, 1, taps), np.float32), "one": np.array([1])})
+    x = RNG.standard_normal((2, length + taps - 1))
+    first, *others = (Interpreted.of(p, t).run({"x": x})["y"] for t in WIDTHS)
+    for other in others:
+        np.testing.assert_array_equal(other, first)

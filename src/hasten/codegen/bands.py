@@ -6,8 +6,8 @@ through them in bands: it computes the rows of the wide tensor that a band needs
 memory, in which those that the next band needs too stay, then the depthwise rows, then the product of
 these. Only at the first row of a thread's part are rows computed that another thread computes as well.
 
-Products take one row of the picture at a time: how an element's sum is rounded may depend on the height
-of the register tile that it falls into, and must not on where a thread's part or a band begins.
+Products take one row of the picture at a time, so that which tiles they take does not depend on where a
+thread's part or a band begins.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import math
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from hasten.codegen.c_helpers import helper_name, helper_source, vector_type
 from hasten.codegen.kernel import FAULT_PARAM
@@ -347,6 +348,8 @@ class _Printer:
     def infix(self, e: Op) -> tuple[str, int]:
         p = _PRECEDENCE[e.op]
         a, b = e.args
+        if e.lanes > 1 and e.dtype.is_float and e.op in ("add", "sub"):
+            a, b = _as_vector_product(a, e.lanes), _as_vector_product(b, e.lanes)
         # Compilers warn of a sum next to a shift or a mask, however clear to them: put it in parentheses.
         inner = 13 if e.op in ("shl", "shr", "bitand", "bitor", "bitxor") else p
         left, right = self.part(a, max(p - 1, inner - 1)), self.part(b, inner)
@@ -467,3 +470,20 @@ def _literal(e: Const) -> str:
     if math.isinf(value):
         return "INFINITY" if value > 0 else "-INFINITY"
     return f"{value!r}f" if e.dtype is DType.F32 else repr(value)
+
+
+def _as_vector_product(e: Expr, lanes: int) -> Expr:
+    """A scalar product as one of vectors: compilers fuse it with a sum of vectors only then.
+
+    Elements beside the vectors of a row are computed one by one, where they fuse it: bits must be the same.
+    """
+    if not isinstance(e, Op) or e.lanes > 1:
+        return e
+    if e.op == "neg":
+        (x,) = e.args
+        product = _as_vector_product(x, lanes)
+        return e if product is x else replace(e, args=(product,), lanes=lanes)
+    if e.op != "mul":
+        return e
+    a, b = e.args
+    return replace(e, args=(Op(a.dtype, "broadcast", (a,), lanes=lanes), b), lanes=lanes)

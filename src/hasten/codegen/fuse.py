@@ -102,8 +102,8 @@ def _taken_in(
 ) -> Definition | None:
     """What becomes bytes of an attention, as a view of its result, whose stage then writes bytes; or None.
 
-    It is the only reader, perhaps of heads side by side. (What becomes floats stays apart, as other readers
-    of an attention do: little is gained.)
+    It is the only reader, perhaps of heads side by side. (What becomes floats is not its epilogue:
+    it is taken into its readers, as anything is that is not the epilogue of a product.)
     """
     if (
         d.dtype not in BYTES

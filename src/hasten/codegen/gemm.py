@@ -279,7 +279,7 @@ class ProductBuilder:
     def row_block(self) -> int:
         """Rows of a block: whole tiles, so that only the last rows of all go through lower ones.
 
-        A lower tile sums in another order, and which rows it takes must not depend on the threads.
+        Lower tiles take longer, and which rows they take is the same for any number of threads.
         """
         return -(-self.schedule.row_block // self.tallest) * self.tallest
 
@@ -351,11 +351,22 @@ class ProductBuilder:
         """Whether a block can have so few rows that single panels would leave the units idle."""
         rows = constant_int(self.rows)
         possible = rows is None or (rows % self.row_block or self.row_block) <= FEW
-        return self.joins and possible and has_few_rows(self.dtype) and self.packed.parts == 1
+        return self.joins and possible and has_few_rows(self.dtype)
 
     def over_few(self, height: Var, panels: tuple[Expr, Expr]) -> tuple[Stmt, ...]:
         """The rows of a low block over this thread's panels, some panels at a time."""
         begin, end = panels
+        if self.packed.parts == 1:
+            return (self.few_of_part(height, begin, end),)
+        part = Var(INDEX, "part", const(self.packed.parts))
+        first, last = Var(INDEX, "part_begin"), Var(INDEX, "part_end")
+        lets = (Let(first, part * self.part_panels + begin), Let(last, part * self.part_panels + end))
+        return (
+            For(part, const(0), const(self.packed.parts), (*lets, self.few_of_part(height, first, last))),
+        )
+
+    def few_of_part(self, height: Var, begin: Expr, end: Expr) -> For:
+        """The same for panels that lie one behind the other."""
         packed, count = Var(INDEX, "packed"), Var(INDEX, "together")
         stride = const(PANEL * self.together)
         step = self.steps * stride
@@ -371,7 +382,7 @@ class ProductBuilder:
             multiply_few(height, rows, panel, stride, step, count, narrow),
             self.write_few(height, count),
         )
-        return (For(self.panel, begin, end, body, step=PANELS),)
+        return For(self.panel, begin, end, body, step=PANELS)
 
     def write_few(self, height: Var, count: Expr) -> For:
         """Applies the epilogue to few rows of some panels, each with a tile of its own, and writes them."""

@@ -412,13 +412,14 @@ def inner_loop(
         return choose(condition, *rows)
     extent = constant_int(v.extent)
     contiguous = constant_int(coefficient(d.address, v) or const(0)) == 1
+    along = lanes  # as the loops of a reduction have, whatever this one takes
     if extent is not None and NARROWEST <= extent < lanes:
         lanes = 1 << extent.bit_length() - 1  # vectors as on a target whose own are as short
-    fits = extent is None or extent >= lanes
+    fits = extent is None or extent >= max(lanes, NARROWEST)
     if contiguous and _is_copy(d.value, v):
         return (For(v, begin, end, (Store(output, (d.address,), d.value),)),)
     if not (lanes > 1 and contiguous and fits and _vector_friendly(d.value, v)):
-        return (For(v, begin, end, _element(d, v, v, 1, names, bound, output, reduction_lanes=lanes)),)
+        return (For(v, begin, end, _element(d, v, v, 1, names, bound, output, reduction_lanes=along)),)
     loops: list[Stmt] = []
     start, left = begin, extent if constant_int(begin) == 0 else None
     for width in _widths(d.value, lanes, extent):

@@ -1,7 +1,7 @@
 """Rows of a product in tiles: all as tall as the tallest but the last, which may be lower or one row taller.
 
-A single row at the end would be a tile of its own, which waits for a panel as long as several rows do. Which
-tile takes a row depends on the number of all rows alone, not on the blocks and parts of threads around it.
+A single row at the end would be a tile of its own, which waits for a panel as long as several rows do. Every
+tile adds in the order of depth: which of them takes a row changes how long it takes, not what comes out.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from hasten.codegen.maps import (
 )
 from hasten.codegen.reductions import Names, below_maximum, hoist, keep_terms
 from hasten.codegen.stage import Stage
-from hasten.codegen.vectorize import vectorizable
+from hasten.codegen.vectorize import coefficient, vectorizable
 from hasten.loops.dtypes import INDEX
 from hasten.loops.expr import Expr, Load, Reduce, Var, const, constant_int, free_vars, substitute, walk
 from hasten.loops.nest import For, Stmt, Store
@@ -104,8 +104,15 @@ def _rows(s: Stage, layouts: Layouts) -> tuple[Var, ...]:
 
 
 def _along_memory(r: Reduce) -> bool:
-    """Whether a reduction reads what lies side by side."""
-    return len(r.vars) == 1 and vectorizable(r.body, r.vars[0])
+    """Whether a reduction reads what lies side by side, and no element of it twice as windows do."""
+    if len(r.vars) != 1 or not vectorizable(r.body, r.vars[0]):
+        return False
+    (v,) = r.vars
+    length = constant_int(v.extent)
+    loads = [n for n in walk(r.body) if isinstance(n, Load) and n.index and v in free_vars(n.index[0])]
+    steps = [coefficient(n.index[0], row) for n in loads for row in free_vars(n.index[0]) - {v}]
+    known = [constant_int(s) for s in steps if s is not None]
+    return length is not None and all(s is None or abs(s) >= length for s in known)
 
 
 def _follows(s: Stage, taken: Sequence[Stage], layouts: Layouts) -> bool:

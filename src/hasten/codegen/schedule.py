@@ -18,7 +18,7 @@ from hasten.codegen.algorithm import WINDOW, Algorithm, precise_enough, suited_a
 from hasten.codegen.amx import matrix_step
 from hasten.codegen.codes import kept_as_codes
 from hasten.codegen.stage import ACCUMULATOR, Stage
-from hasten.codegen.tiles import PANEL, tiles_for
+from hasten.codegen.tiles import PANEL, tiles_for, with_one_more
 from hasten.codegen.vectorize import coefficient
 from hasten.errors import OptionError
 from hasten.loops.descriptions import Gemm
@@ -302,7 +302,8 @@ def _tile_rows(shape: ProductShape, target: Target) -> int | None:
     Only there does the height matter: with many rows, all from 6 on were within 2% of each other on AVX-512,
     and no height beat the tallest on AVX2. A thread has all rows where they are fewer than columns.
     """
-    heights = [t.rows for t in tiles_for(target, shape.dtype)]
+    tiles = tiles_for(target, shape.dtype)
+    heights, last = [t.rows for t in tiles], max(t.rows for t in with_one_more(tiles))
     rows = math.prod(r.count for r in shape.rows)
     tallest = max(heights)
     short = not shape.taps and shape.depth.count <= SHORT_DEPTH and shape.columns.count >= WIDE_RESULT
@@ -310,14 +311,16 @@ def _tile_rows(shape: ProductShape, target: Target) -> int | None:
         return RESIDUAL_ROWS if RESIDUAL_ROWS in heights else None
     if rows > shape.columns.count:
         return None
-    costs = {h: _rows_cost(rows, h, heights) for h in heights if h >= LEAST_TILE_ROWS}
+    costs = {h: _rows_cost(rows, h, heights, last) for h in heights if h >= LEAST_TILE_ROWS}
     best = min(costs, key=lambda h: (costs[h], -h))
     return best if costs[best] * (1 + TIE) < costs[tallest] else None
 
 
-def _rows_cost(rows: int, most: int, heights: Sequence[int]) -> float:
-    """Cost of all tiles over some rows, in rows of tall tiles."""
+def _rows_cost(rows: int, most: int, heights: Sequence[int], last: int) -> float:
+    """Cost of all tiles over some rows, in rows of tall tiles; the last tile takes up to `last` rows."""
     whole, rest = divmod(rows, most)
+    if whole and rest and most + rest == last:
+        return (whole - 1) * tile_cost(most) + tile_cost(last)
     last = min((h for h in heights if h >= rest), default=0) if rest else 0
     return whole * tile_cost(most) + (tile_cost(last) if rest else 0)
 
