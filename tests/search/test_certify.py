@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -165,6 +166,26 @@ def test_no_changed_answer_is_no_certainty(name: str) -> None:
     bound = certify(metric_named(name), answers(before), answers(before), labels)
     assert bound.measured == 0
     assert bound.upper >= bounds.binomial_upper(0, 40, 1 - 0.95)
+
+
+@pytest.mark.parametrize("name", ["mse", "kl", "function"])
+def test_answers_that_never_differ_certify_no_more_than_their_number_can(name: str) -> None:
+    """A change may be rarer than one in as many samples as there are, whatever the metric."""
+    rng = np.random.default_rng(0)
+    before = {"y": rng.random((30, 4)).astype(np.float32)}
+    labels = before["y"].argmax(1) if name == "function" else before["y"]
+
+    def right(outputs: Mapping[str, np.ndarray], labels: np.ndarray) -> float:
+        return float((outputs["y"].argmax(1) == labels).mean())
+
+    metric = metric_named(right, larger_is_better=True) if name == "function" else metric_named(name)
+    bound = certify(metric, before, before, None if name == "kl" else labels)
+    assert bound.measured == 0
+    assert bound.upper >= bounds.binomial_upper(0, 30, 1 - 0.95)
+    needed = samples_needed(bound, 0.01)
+    assert needed is not None
+    assert 250 < needed < 350
+    assert samples_needed(bound, 0.0) is None
 
 
 @pytest.mark.parametrize("name", ["accuracy", "agreement", "cosine", "mse", "f1"])

@@ -226,7 +226,7 @@ def _ratio(ratio: Spread | None) -> str:
 def _calibration(text: str | None) -> object:
     if text is None:
         return None
-    return int(text) if text.isdigit() else Path(text)
+    return int(text) if text.isdecimal() else Path(text)
 
 
 def _command() -> str:

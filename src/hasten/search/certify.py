@@ -10,6 +10,9 @@ it depends on the metric and the shapes of the answers, never on their values:
 | accuracy, agreement over positions; cosine | betting (`bounds.betting_upper`) | guaranteed |
 | f1, mcc, spearman, mse, kl, functions | bootstrap (`bounds.bootstrap_upper`) | approximate |
 
+Where no draw of the bootstrap is worse than what was measured, changes may be too rare to be seen: the share
+of such samples has a bound ("the rule of three"), and each is taken to cost a whole unit of the metric.
+
 How several candidates may be tested on the same samples: docs/decisions/0015-guarantee.md.
 """
 
@@ -32,6 +35,7 @@ KEPT = 0.1
 """Of what may go wrong: the share that is kept from the first candidate for those after a failure."""
 
 _BOOTSTRAP = "bootstrap (BCa)"
+_UNCHANGED = "rule of three, since no draw of the bootstrap is worse"
 _RESAMPLES = 2000
 _GROUPS = 200  # of samples that are left out in turn
 _FEWEST = 20  # samples, below which the bootstrap says nothing; groups too
@@ -163,9 +167,12 @@ def certify(
         drop = _drop_of(metric, original, candidate, labels)
         measured = drop(np.arange(samples))
         upper, method = _bootstrap(drop, samples, alpha, seed, until)
+        rare = measured + binomial_upper(0, samples, alpha)
         if metric.classes_alone:
             # Samples whose class changed may be so rare that none was seen; then no resample shows them.
-            upper = max(upper, measured + binomial_upper(0, samples, alpha))
+            upper = max(upper, rare)
+        elif upper <= measured:
+            upper, method = rare, _UNCHANGED
         return bound(measured, upper, method, False)
     drops = metrics.sample_drops(metric, original, candidate, labels)
     measured = float(drops.mean())
@@ -184,7 +191,10 @@ def certify(
     def mean(chosen: Array) -> float:
         return float(drops[chosen].mean())
 
-    return bound(measured, *_bootstrap(mean, samples, alpha, seed, until), False)
+    upper, method = _bootstrap(mean, samples, alpha, seed, until)
+    if upper <= measured:
+        upper, method = measured + binomial_upper(0, samples, alpha), _UNCHANGED
+    return bound(measured, upper, method, False)
 
 
 def sequence_bound(accepted: Sequence[Bound], budget: float, *, failed: bool) -> float:
@@ -225,7 +235,7 @@ def samples_needed(bound: Bound, budget: float, *, largest: int = _MOST_SAMPLES)
         return bound.samples
     if bound.losses is None or bound.gains is None:
         width = (bound.upper - bound.measured) / (budget - bound.measured)
-        needed = math.ceil(bound.samples * width**2)
+        needed = math.ceil(bound.samples * (width if bound.method == _UNCHANGED else width**2))
         return needed if needed <= largest else None
     loss, gain = Fraction(bound.losses, bound.samples), Fraction(bound.gains, bound.samples)
     alpha = (1 - bound.confidence) * min(bound.share, 1 - KEPT)

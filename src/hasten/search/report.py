@@ -115,6 +115,15 @@ def _tiles(record: SearchRecord, unit: Unit) -> str:
                 f"at most {unit(stated)} at {record.confidence:.0%}; budget {unit(record.max_drop)}",
             )
         )
+    elif chosen.drop:
+        value = f"{unit(chosen.drop)} <small>{unit.name}</small>"
+        tiles.append(
+            tile(
+                f"Drop in {record.metric}",
+                value,
+                f"on the calibration samples, not certified; budget {unit(record.max_drop)}",
+            )
+        )
     else:
         budget = f"the same answers; budget {unit(record.max_drop)} {unit.name}"
         tiles.append(tile(f"Drop in {record.metric}", "none", budget))

@@ -142,7 +142,7 @@ def pose(
         original=None if isinstance(original, str) else original,
         calibration=calibration,
         held_out=held_out,
-        data_sha256=_data_hash(calibration, held_out),
+        data_sha256=data_hash(calibration, held_out),
         outputs=looked_at,
         build=Build(("native",), asked.threads, asked.padding, str(asked.cache), version),
         folder=folder,
@@ -272,7 +272,8 @@ def _content(array: np.ndarray) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def _data_hash(*parts: Samples) -> str:
+def data_hash(*parts: Samples) -> str:
+    """What tells samples and their labels from others, part by part."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(b"part")
@@ -287,4 +288,8 @@ def _arrays(part: Samples) -> Iterator[np.ndarray]:
         for name in sorted(feeds):
             yield np.asarray(feeds[name])
     if part.labels is not None:
-        yield np.asarray(part.labels)
+        labels = np.asarray(part.labels)
+        if labels.dtype == object:  # of different lengths, an array each
+            yield from map(np.asarray, labels)
+        else:
+            yield labels
