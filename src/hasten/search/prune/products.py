@@ -143,18 +143,47 @@ def _groups(node: ir.Node) -> int:
 
 
 def bias_of(node: ir.Node) -> tuple[ir.Node, int] | None:
-    """The node and input that add a constant to each output of a product: itself, or the Add behind it."""
+    """The node and input that add a constant to the outputs of a product: itself, or the Add behind it.
+
+    One number for each output, or one for all of them; not what differs from position to position.
+    """
+    outputs = _outputs_of(node)
+    if outputs is None:
+        return None
     if node.op_type in ("Conv", "Gemm"):
-        constant = constant_value(node.inputs[2]) if len(node.inputs) > 2 else None
-        return (node, 2) if constant is not None and constant.ndim == 1 else None
+        beta = node.attributes.get("beta")
+        whole = len(node.inputs) > 2 and (beta is None or beta.as_float() == 1)
+        return (node, 2) if whole and _adds_alike(node.inputs[2], outputs) else None
     reader = _only_reader(node)
     if reader is None or reader.op_type != "Add":
         return None
-    for position, value in enumerate(reader.inputs):
-        constant = constant_value(value)
-        if constant is not None and constant.ndim == 1:
-            return reader, position
-    return None
+    places = [at for at, value in enumerate(reader.inputs) if _adds_alike(value, outputs)]
+    return (reader, places[0]) if places else None
+
+
+def _outputs_of(node: ir.Node) -> int | None:
+    """How many outputs a product with constant weights has at each position; None if it is none."""
+    value = node.inputs[1] if len(node.inputs) > 1 else None
+    weight = None if value is None else value.const_value
+    if weight is None or len(weight.shape) < 2 or node.op_type not in ("Conv", "Gemm", "MatMul"):
+        return None
+    turned = node.attributes.get("transB")
+    first = node.op_type == "Conv" or (turned is not None and turned.as_int() != 0)
+    return int(weight.shape.numpy()[0 if first else -1])
+
+
+def _adds_alike(value: ir.Value | None, outputs: int) -> bool:
+    """Whether a value is a constant that adds the same to the outputs at all positions."""
+    constant = constant_value(value)
+    if constant is None:
+        return False
+    return constant.size == 1 or (constant.size == outputs and constant.shape[-1] == outputs)
+
+
+def added_by(node: ir.Node) -> str | None:
+    """What a Gemm adds to its product that is no bias: a variable, or a constant of different rows."""
+    value = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
+    return None if value is None or bias_of(node) is not None else value.name
 
 
 def shortcut_of(node: ir.Node) -> str | None:

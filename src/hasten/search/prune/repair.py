@@ -41,6 +41,7 @@ from hasten.search.prune.joined import join
 from hasten.search.prune.products import (
     LARGEST_SYSTEM,
     Product,
+    added_by,
     bias_of,
     grouped_product_of,
     product_of,
@@ -219,8 +220,8 @@ class Site:
         return found
 
     def targets(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        """For each run the values of the pruned graph, and what the node should give."""
-        bias = bias_of(self.node)
+        """For each run the values of the pruned graph, and what the product, with its bias, should give."""
+        bias, added = bias_of(self.node), added_by(self.node)
         shortcut = shortcut_of(self.node if bias is None else bias[0])
         name = self.node.outputs[0].name or ""
         for then, now in zip(self.old, self.new, strict=True):
@@ -229,6 +230,8 @@ class Site:
                 lost = self.right(then, shortcut)
                 if lost.shape == target.shape == now[shortcut].shape:
                     target = target + (lost - now[shortcut])
+            if added is not None:
+                target = target - now[added]
             yield now, target
 
     def put(self, node: ir.Node, position: int, array: NDArray[np.generic]) -> None:
@@ -251,6 +254,8 @@ def _lost(before: ir.Node, after: ir.Node) -> bool:
 
 def _has_matrix(node: ir.Node) -> bool:
     """Whether a node has weights to solve for: not where a bias is added or a scale multiplied."""
+    if node.op_type in ("Add", "Sub", "Mul", "Div"):
+        return False
     constants = [v.const_value for v in node.inputs if v is not None]
     return any(c is not None and len(c.shape) > 1 for c in constants)
 
@@ -293,14 +298,27 @@ def put_weights(at: Site, product: Product, equations: Equations, weights: Tenso
     at.put(at.node, 1, _as_before(at.node, 1, product.weights(weights)))
     bias = bias_of(at.node)
     if bias is not None:
-        holder, position = bias
-        value = constant_value(holder.inputs[position])
-        assert value is not None
         shift = equations.bias(weights)
-        if holder is not at.node:  # a MatMul gives Y without bias
-            sums = _sums_of(to_tensor(value))
-            shift = shift.to(sums) + to_tensor(value).to(sums)
-        at.put(holder, position, _as_before(holder, position, shift).reshape(value.shape))
+        if bias[0] is not at.node:  # a MatMul gives Y without bias
+            before = _bias(*bias)
+            shift = shift.to(before) + before
+        _put_bias(at, bias, shift)
+
+
+def _bias(holder: ir.Node, position: int) -> Tensor:
+    """A bias: a number for each output, or one for all, in what sums with it are made in."""
+    value = constant_value(holder.inputs[position])
+    assert value is not None
+    tensor = to_tensor(value)
+    return tensor.reshape(-1).to(_sums_of(tensor))
+
+
+def _put_bias(at: Site, place: tuple[ir.Node, int], shift: Tensor) -> None:
+    """Replaces a bias by one number for each output of the product at a site."""
+    holder, position = place
+    value = constant_value(holder.inputs[position])
+    assert value is not None
+    at.put(holder, position, _as_before(holder, position, shift).reshape(*value.shape[:-1], -1))
 
 
 def _as_before(node: ir.Node, position: int, tensor: Tensor) -> NDArray[np.generic]:
@@ -322,7 +340,7 @@ def statistics(at: Site) -> str:
     if node.op_type not in _AXES or weight is None or weight.name not in graph.weights:
         return "is no product with constant weights"
     if bias is None:
-        return "has no bias"
+        return "adds no constant of one number for each output"
     channel, rows = _AXES[node.op_type]
     if node.op_type == "Gemm" and "transB" in node.attributes and node.attributes["transB"].as_int():
         rows = 0
@@ -338,13 +356,9 @@ def statistics(at: Site) -> str:
     sums = _sums_of(before)
     scaled = before.to(sums) * scale.to(sums).reshape(shape)
     at.put(node, 1, _as_before(node, 1, scaled))
-    holder, position = bias
-    value = constant_value(holder.inputs[position])
-    assert value is not None
-    inside = to_tensor(value).double() if holder is node else 0.0
-    outside = 0.0 if holder is node else to_tensor(value).double()
-    shift = goal.mean - scale * (found.mean - inside) + outside
-    at.put(holder, position, _as_before(holder, position, shift).reshape(value.shape))
+    known = _bias(*bias).double()
+    inside = known if bias[0] is node else torch.zeros_like(known)
+    _put_bias(at, bias, goal.mean - scale * (found.mean - inside) + known - inside)
     return ""
 
 
