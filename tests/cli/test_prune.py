@@ -86,6 +86,10 @@ def test_bad_input(refused: Callable[..., str], given: tuple[Path, Path], tmp_pa
         "prune", model, "--flops", "60%", "--criterion", "x", "--data", data, "-o", small
     )
     assert "exists" in refused("prune", model, "--flops", "60%", "-o", data)
+    page = tmp_path / "page.html"
+    page.write_text("mine")
+    assert "page.html exists" in refused("prune", model, "--flops", "60%", "-o", small, "--report", page)
+    assert page.read_text() == "mine" and not small.exists()
     np.savez(tmp_path / "other.npz", z=np.ones((4, 2), np.float32))
     assert "no x" in refused("prune", model, "--flops", "60%", "--data", tmp_path / "other.npz", "-o", small)
 
@@ -182,6 +186,47 @@ def test_layers_and_a_page(invoke: Invoke, deep: tuple[Path, Path], tmp_path: Pa
     )
     assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "page.json").read_text())["flops"] <= 0.5
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("--repair", "none"),
+        ("--repair", "statistics"),
+        ("--unit", "layers"),
+        ("--unit", "layers", "--flops", "70%"),
+        ("--unit", "layers,neurons", "--flops", "70%", "--repair", "none"),
+    ],
+)
+def test_no_default_is_refused(
+    invoke: Invoke, deep: tuple[Path, Path], tmp_path: Path, asked: tuple[str, ...]
+) -> None:
+    done = invoke(
+        *("prune", deep[0], "--data", deep[1], "--sparsity", "2:4", "-o", tmp_path / "small.onnx"),
+        *(*asked, "--json"),
+    )
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    weights = [cut for cut in told["cuts"] if cut["unit"] == "weights"]
+    assert weights and all(2 * cut["after"] <= cut["before"] for cut in weights)
+    by = "obs" if "--repair" not in asked else "activation"
+    assert told["criterion"] == ("fisher" if "--flops" in asked else by)
+    assert any(f"ranked by {by}" in note for note in told["notes"]) == ("--flops" in asked)
+
+
+def test_rows_alone_need_no_pytorch(invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = "(int64[n, s] ids) => (float[n, s, 64] x) { x = Gather(table, ids) }"
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 21]> main {body}')
+    table = np.random.default_rng(0).standard_normal((3000, 64)).astype(np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(table, "table"))
+    model, data, small = tmp_path / "texts.onnx", tmp_path / "ids.npz", tmp_path / "small.onnx"
+    onnx.save(proto, model)
+    np.savez(data, ids=np.arange(200).reshape(10, 20))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    done = invoke("prune", model, "--data", data, "--unit", "rows", "-o", small)
+    assert done.exit_code == 0, done.output
+    (found,) = onnxruntime.InferenceSession(small).run(None, {"ids": np.array([[0, 199]])})
+    np.testing.assert_array_equal(found[0], table[[0, 199]])
 
 
 def test_training_goes_on_from_its_checkpoint(

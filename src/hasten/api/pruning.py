@@ -12,7 +12,7 @@ from hasten.frontends.protocol import Dynamic, Example
 from hasten.passes.pipeline import optimize_graph
 from hasten.passes.prune.units import UNITS
 from hasten.search.data import load_samples
-from hasten.search.prune.plan import Plan, Progress, check_plan, default_criterion
+from hasten.search.prune.plan import Plan, Progress, check_plan, default_criterion, default_repair
 from hasten.search.prune.report import Pruned
 from hasten.search.prune.run import prune_model
 from hasten.search.prune.sparsity import Pattern
@@ -53,7 +53,8 @@ def prune(  # noqa: PLR0913 - choices, each with a default
             the criteria fisher and gradient only. "rows" are those of embeddings that `data` never asks for.
         criterion: "magnitude" or "magnitude-l1", "activation", "gradient", "fisher", "obs", "random"; by
             default magnitude without data and obs with data; fisher if layers are among the units or nothing
-            is repaired. `sparsity` goes by magnitude, activation (weight times what it reads), obs or random.
+            is repaired. `sparsity` goes by magnitude, activation (weight times what it reads), obs or random:
+            where units go by another, and by default, it is obs with repair and activation without.
         repair: "none"; "statistics" (means and variances); "least-squares", the default with data; or
             "distill", which trains after that.
         training: for "distill": epochs, time limit, rate and checkpoint (`hasten.Training`); None for
@@ -81,8 +82,15 @@ def prune(  # noqa: PLR0913 - choices, each with a default
     """
     start = time.monotonic()
     units = (unit,) if isinstance(unit, str) else tuple(unit)
-    repaired = repair or ("none" if data is None else "least-squares")
-    chosen = criterion or default_criterion(units, repaired, with_data=data is not None)
+    ranked = flops is not None or sparsity is not None
+    repaired = repair or default_repair(ranked=ranked, with_data=data is not None)
+    chosen = criterion or default_criterion(
+        units,
+        repaired,
+        with_units=flops is not None,
+        with_weights=sparsity is not None,
+        with_data=data is not None,
+    )
     pattern = None if sparsity is None else Pattern.of(sparsity)
     plan = Plan(
         units,

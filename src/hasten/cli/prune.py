@@ -50,7 +50,7 @@ Examples:
     required=True,
     help="Where the smaller model goes.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace SMALL.onnx if it is there.")
+@click.option("--overwrite", is_flag=True, help="Replace SMALL.onnx and the report if they are there.")
 @click.option(
     "--flops",
     metavar="SHARE",
@@ -158,8 +158,8 @@ def prune_(  # noqa: PLR0913, PLR0917 - one for each option
     for place in (output, report):
         if place is not None:
             check_place(place)
-    if output.exists() and not overwrite:
-        raise OptionError(f"{output} exists: give another name, or --overwrite")
+            if place.exists() and not overwrite:
+                raise OptionError(f"{place} exists: give another name, or --overwrite")
     with Steps(stderr()).shown() as steps:
         small = prune(
             str(model),

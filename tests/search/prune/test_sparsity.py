@@ -142,3 +142,9 @@ def test_criteria_that_are_not_of_weights() -> None:
         check_plan(plan, with_data=True)
     with pytest.raises(OptionError, match="nothing is asked for"):
         check_plan(Plan(("neurons",), "magnitude", None, "none"), with_data=True)
+    units = Plan(("neurons",), "fisher", 0.5, "none", sparsity=Pattern(0.5))
+    check_plan(units, with_data=True)
+    assert units.of_weights == "activation"
+    norms = Plan(("neurons",), "magnitude-l1", 0.5, "none", sparsity=Pattern(0.5))
+    check_plan(norms, with_data=False)
+    assert norms.of_weights == "magnitude"  # which needs no data either

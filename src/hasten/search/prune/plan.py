@@ -29,7 +29,7 @@ class Plan:
 
     Attributes:
         units: kinds of units, of `ALL_UNITS`.
-        criterion: one of `criteria.CRITERIA`.
+        criterion: one of `criteria.CRITERIA`, for units; for single weights too if it ranks those.
         flops: the share of the arithmetic of products, convolutions and attention that may be left, at the
             median shape of the samples; None to leave all of it.
         repair: "none"; "statistics", which gives each output of a product that lost features the mean and the
@@ -62,12 +62,40 @@ class Plan:
         """The kinds of units that save arithmetic."""
         return tuple(unit for unit in self.units if unit != ROWS)
 
+    @property
+    def of_weights(self) -> str:
+        """What single weights are ranked by: the criterion, or the default where that ranks units only."""
+        if self.criterion.startswith("magnitude"):  # of a single number all norms are one
+            return "magnitude"
+        return self.criterion if self.criterion in sparsity.CRITERIA else _default_of_weights(self.repair)
 
-def default_criterion(units: Collection[str], repair: str, *, with_data: bool) -> str:
-    """What units are ranked by if nobody says: `obs` ranks by what is left after repair."""
-    if not with_data:
+
+def default_repair(*, ranked: bool, with_data: bool) -> str:
+    """The repair if nobody says: none where nothing is ranked, so that only rows of tables go."""
+    return "least-squares" if ranked and with_data else "none"
+
+
+def default_criterion(
+    units: Collection[str], repair: str, *, with_units: bool, with_weights: bool, with_data: bool
+) -> str:
+    """What is ranked by if nobody says: `obs` ranks by what is left after repair.
+
+    Args:
+        units: their kinds.
+        repair: one of `REPAIRS`.
+        with_units: whether units are ranked.
+        with_weights: whether single weights are.
+        with_data: whether there are samples.
+    """
+    if not with_data or not (with_units or with_weights):
         return "magnitude"
+    if not with_units:
+        return _default_of_weights(repair)
     return "fisher" if LAYERS in units or repair in ("none", "statistics") else "obs"
+
+
+def _default_of_weights(repair: str) -> str:
+    return "activation" if repair in ("none", "statistics") else "obs"
 
 
 def criterion_of_layers(criterion: str) -> str:
@@ -85,12 +113,13 @@ def check_plan(plan: Plan, *, with_data: bool) -> None:
     unknown = [unit for unit in plan.units if unit not in ALL_UNITS]
     if unknown or not plan.units:
         raise OptionError(f"unit={', '.join(unknown) or '()'}: give some of {', '.join(ALL_UNITS)}")
-    if LAYERS in plan.units and len(plan.structure) > 1 and plan.criterion not in ("fisher", "gradient"):
+    layers = LAYERS in plan.units and plan.flops is not None
+    if layers and len(plan.structure) > 1 and plan.criterion not in ("fisher", "gradient"):
         raise OptionError(
             f"unit={', '.join(plan.units)}: layers can be compared with other units by fisher or gradient, "
             f"not by {plan.criterion}; or give layers alone"
         )
-    if LAYERS in plan.units and plan.criterion == "obs":
+    if layers and plan.criterion == "obs":
         raise OptionError(
             "criterion='obs' is about what products read and ranks no layers: give fisher or gradient, or "
             "one of the others for layers alone"
@@ -125,6 +154,6 @@ def _check_aim(plan: Plan, *, with_data: bool) -> None:
         raise OptionError(f"flops={plan.flops}: rows save no arithmetic; give other units too, or no flops")
     if rows and not with_data:
         raise OptionError(f"the unit '{ROWS}' needs samples: give data, which show what ids there are")
-    if plan.sparsity is not None and plan.criterion not in sparsity.CRITERIA:
+    if plan.sparsity is not None and plan.flops is None and plan.criterion not in sparsity.CRITERIA:
         known = ", ".join(sparsity.CRITERIA)
         raise OptionError(f"criterion={plan.criterion!r}: single weights are ranked by one of {known}")

@@ -93,7 +93,9 @@ def carry_out(
     if plan.sparsity is not None:
         progress("making weights zero")
         repaired = plan.repair in ("least-squares", "distill")
-        how = Sparsity(plan.sparsity, plan.criterion, repaired, plan.seed)
+        how = Sparsity(plan.sparsity, plan.of_weights, repaired, plan.seed)
+        if plan.of_weights != plan.criterion:
+            notes.append(f"single weights are ranked by {plan.of_weights}: {plan.criterion} ranks units only")
         samples = ranking.samples[: plan.looked_at]
         zeros = sparsify(ranking.model, small, how, samples, kept=kept, until=until)
     notes += _distilled(ranking, decision, small, plan, begin, progress)
