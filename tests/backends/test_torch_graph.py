@@ -141,6 +141,21 @@ def test_bodies_that_read_values_around_them(chosen: bool) -> None:
         graph.run({"x": torch.from_numpy(x).requires_grad_(), "c": np.array(chosen)})
 
 
+def test_a_cast_to_a_type_that_is_not_computed_with() -> None:
+    """It runs by the reference where PyTorch can hold the type, and is refused where not."""
+    x = np.array([1.5, 3.0], np.float32)
+
+    def cast(name: str) -> torch.Tensor:
+        kind = onnx.TensorProto.DataType.Value(name.upper())
+        text = f"""<ir_version: 10, opset_import: ["": 21]> g (float[n] x) => ({name}[n] y)
+            {{ y = Cast<to={kind}>(x) }}"""
+        return TorchGraph(ir.from_proto(onnx.parser.parse_model(text))).run({"x": x})["y"]
+
+    assert cast("uint32").tolist() == [1, 3]
+    with pytest.raises(UnsupportedModelError, match="float8_e4m3fn"):
+        cast("float8e4m3fn")
+
+
 def test_types_that_pytorch_has_not_are_refused() -> None:
     text = """<ir_version: 10, opset_import: ["": 21]> g (int64[n] i) => (float8e4m3fn[n] y)
         <float8e4m3fn[3] w = {1, 2, 3}> { y = Gather(w, i) }"""

@@ -82,7 +82,10 @@ def _selu(node: ir.Node, inputs: Inputs) -> Tensor:
 
 
 def _cast(node: ir.Node, inputs: Inputs) -> Tensor:
-    return operand(inputs).to(DTYPES[ir.DataType(attribute(node, "to", 1))])
+    wanted = ir.DataType(attribute(node, "to", 1))
+    if wanted not in DTYPES:
+        raise NotImplementedError(f"Cast to {wanted.name}")
+    return operand(inputs).to(DTYPES[wanted])
 
 
 def _where(node: ir.Node, inputs: Inputs) -> Tensor:
