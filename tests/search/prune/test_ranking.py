@@ -187,3 +187,25 @@ def test_sizes_that_nobody_knows_are_said() -> None:
     assert "there are no data to tell sizes from" in note
     data = Samples(tuple({"x": rng.standard_normal((1, 9, 16), np.float32)} for _ in range(4)))
     assert prune_model(model, plan, data).report.notes == ()
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "activation", "gradient", "fisher", "obs"])
+def test_features_that_only_products_of_variables_read(criterion: str) -> None:
+    """Nothing tells what queries and keys are worth but their weights: they do not go as if for nothing."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "q": rng.standard_normal((8, 32)), "k": rng.standard_normal((8, 32)),
+        "a": rng.standard_normal((8, 64)), "b": rng.standard_normal((64, 8)),
+    }  # fmt: skip
+    body = (
+        "m = MatMul(x, a) h = Relu(m) z = MatMul(h, b) r = MatMul(z, q) s = MatMul(z, k) "
+        "t = Transpose<perm=[1,0]>(s) y = MatMul(r, t)"
+    )
+    model = model_of("(float[4, 8] x) => (float[4, 4] y)", body, weights)
+    data = Samples(tuple({"x": rng.standard_normal((4, 8)).astype(np.float32)} for _ in range(20)))
+    report = prune_model(model, Plan(("neurons",), criterion, 0.7, "none"), data).report
+    alone = {each.count: each.reasons[0] for each in report.left_alone}
+    sizes = {cut.before for cut in report.cuts}
+    assert (32 in sizes) == (criterion == "magnitude")
+    assert ("cannot tell what they are worth" in alone.get(32, "")) == (criterion != "magnitude")
+    assert 64 in sizes and report.reached
