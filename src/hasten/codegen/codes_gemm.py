@@ -24,6 +24,7 @@ from hasten.codegen.tiles import (
     TILE,
     Columns,
     Tile,
+    covering_tile,
     factor_of,
     finished_sum,
     group,
@@ -36,7 +37,6 @@ from hasten.loops.nest import (
     Declare,
     For,
     Function,
-    If,
     Let,
     Param,
     Prefetch,
@@ -207,7 +207,7 @@ class _CodesBuilder(ProductBuilder):
         lowest = (
             *panel,
             Let(r0, const(0)),
-            self.multiply_few_codes(height, columns),
+            self.call_tile(self.lowest[0].columns, height, r0, columns, const(0)),
             self.write_few(height, const(together)),
         )
         return (
@@ -215,21 +215,6 @@ class _CodesBuilder(ProductBuilder):
             For(self.panel, begin, middle, lowest, step=together),
             For(self.panel, middle, end, each),
         )
-
-    def multiply_few_codes(self, height: Var, columns: Columns) -> Call:
-        """Fills the tiles of few rows and all columns of the lowest tile, which may be several panels."""
-        t = self.lowest[0]
-        arguments = (
-            height,
-            Address(self.dtype, "table", (const(0),)),
-            *self.of_panel(columns, const(0)),
-            *((self.steps * PANEL, const(self.blocks * PANEL)) if t.columns > PANEL else ()),
-            columns.ahead,
-            columns.ahead_step,
-            Address(F32, TILE, (const(0),)),
-            const(PANEL),
-        )
-        return Call(_dispatcher_name(t.columns, self.operand, self.dtype), arguments)
 
     def of_panel(self, columns: Columns, column: Expr) -> tuple[Expr, ...]:
         """Arguments for the arrays of a panel from a column on."""
@@ -239,25 +224,29 @@ class _CodesBuilder(ProductBuilder):
 
     def multiply_codes(self, r0: Expr, m: Expr, columns: Columns) -> tuple[Stmt, ...]:
         """Fills the tile with sums, each code widened in a register."""
-
-        def call(wide: int, column: Expr) -> tuple[Stmt, ...]:
-            arguments = (
-                m,
-                Address(self.dtype, "table", (r0,)),
-                *self.of_panel(columns, column),
-                columns.ahead,
-                columns.ahead_step,
-                Address(F32, TILE, (column,)),
-                const(PANEL),
-            )
-            return (Call(_dispatcher_name(wide, self.operand, self.dtype), arguments),)
-
         widest = max(t.columns for t in self.tiles)
         if widest == PANEL:
             narrow = binary("le", columns.width, HALF_PANEL)
-            return choose(narrow, call(HALF_PANEL, const(0)), call(PANEL, const(0)))
+            half, whole = (self.call_tile(w, m, r0, columns, const(0)) for w in (HALF_PANEL, PANEL))
+            return choose(narrow, (half,), (whole,))
         column = Var(INDEX, "column", const(PANEL))
-        return (For(column, const(0), columns.width, call(widest, column), step=widest),)
+        call = self.call_tile(widest, m, r0, columns, column)
+        return (For(column, const(0), columns.width, (call,), step=widest),)
+
+    def call_tile(self, wide: int, m: Expr, r0: Expr, columns: Columns, column: Expr) -> Call:
+        """Fills the tile, from a column on, with sums of `wide` columns, which may be several panels."""
+        steps = (self.steps * PANEL, const(self.blocks * PANEL)) if wide > PANEL else ()
+        arguments = (
+            m,
+            Address(self.dtype, "table", (r0,)),
+            *self.of_panel(columns, column),
+            *steps,
+            columns.ahead,
+            columns.ahead_step,
+            Address(F32, TILE, (column,)),
+            const(PANEL),
+        )
+        return Call(_dispatcher_name(wide, self.operand, self.dtype), arguments)
 
     def widened(self, columns: Columns) -> tuple[Columns, Stmt]:
         """A panel in memory of the thread's own, and what widens it."""
@@ -302,20 +291,13 @@ def _tile_function(t: Tile, c: CodesOperand) -> Function:
     inner = c.together // size
     total = finished_sum(t, r, v)
 
-    def of_column(step: str) -> Expr:
-        """Where the columns of a vector lie from those of the first on, which a panel is this far from."""
-        if t.columns <= PANEL:
-            return v * t.lanes
-        across = PANEL // t.lanes
-        return v // across * Var(INDEX, step) + v % across * t.lanes
-
     def each(*body: Stmt) -> For:
         return unrolled(r, unrolled(v, *body))
 
     def step(n: int) -> tuple[Stmt, ...]:
         words = Load(I32, "words", (v,), lanes=t.lanes)
         columns = Load(factor_of(t.dtype), "columns", (v,), lanes=t.lanes * size)
-        scale = block * stride + of_column("scale_step")
+        scale = block * stride + t.column_offset(v, Var(INDEX, "scale_step"))
         element = c.elements(words, n, scale, t.lanes, t.dtype)
         first = at * c.together + n * size
         if size == 1:
@@ -330,7 +312,7 @@ def _tile_function(t: Tile, c: CodesOperand) -> Function:
             each(Store("sums", total.index, summed)),
         )
 
-    load = Load(I32, "panel", (at * stride + of_column("panel_step"),), lanes=t.lanes)
+    load = Load(I32, "panel", (at * stride + t.column_offset(v, Var(INDEX, "panel_step")),), lanes=t.lanes)
     in_block = (
         Let(at, block * steps + k),
         Declare("words", I32, (t.vectors,), t.lanes),
@@ -339,10 +321,7 @@ def _tile_function(t: Tile, c: CodesOperand) -> Function:
         Declare("columns", factor_of(t.dtype), (t.vectors,), t.lanes * size),
         *(s for n in range(inner) for s in step(n)),
     )
-    place = r * Var(INDEX, "tile_pitch") + v * t.lanes
-    if t.columns > PANEL:
-        across = PANEL // t.lanes
-        place = r * Var(INDEX, "tile_pitch") + v // across * (FEW * PANEL) + v % across * t.lanes
+    place = r * Var(INDEX, "tile_pitch") + t.column_offset(v, const(FEW * PANEL))
     body: tuple[Stmt, ...] = (
         Declare("sums", F32, (1, t.rows, t.vectors), t.lanes),
         each(Store("sums", total.index, const(0.0, F32))),
@@ -357,17 +336,9 @@ def _tile_function(t: Tile, c: CodesOperand) -> Function:
 
 def _dispatcher(tiles: Sequence[Tile], columns: int, c: CodesOperand) -> Function:
     """Calls the lowest tile that covers `m` rows; the other parameters are the tile's."""
-    dtype, below = tiles[0].dtype, 0
-    m, params = Var(INDEX, "m"), _tile_params(c, next(t for t in tiles if t.columns == columns))
-    arguments = tuple(
-        Address(p.dtype, p.name, (const(0),)) if p.depth else Var(p.dtype, p.name) for p in params
-    )
-    body: tuple[Stmt, ...] = ()
-    for t in sorted((t for t in tiles if t.columns == columns), key=lambda t: t.rows):
-        call: tuple[Stmt, ...] = (Call(_tile_name(t, c), arguments),)
-        body = (If(binary("lt", below, m), call, body),) if body else call
-        below = t.rows
-    name = _dispatcher_name(columns, c, dtype)
+    params = _tile_params(c, next(t for t in tiles if t.columns == columns))
+    body = covering_tile(tiles, columns, params, lambda t: _tile_name(t, c))
+    name = _dispatcher_name(columns, c, tiles[0].dtype)
     return Function(name, (Param("m", INDEX), *params), body, f"up to m rows by {columns} columns")
 
 

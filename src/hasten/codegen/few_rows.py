@@ -99,8 +99,7 @@ def _tile_function(t: Tile) -> Function:
     pitch, taps, depth, stride, panel_step = (Var(INDEX, n) for n in _NUMBERS)
     table, panel = (Address(t.dtype, n, (const(0),)) for n in ("rows", "panel"))
     columns = Columns(panel, stride, const(t.columns), panel, const(0), panel_step)
-    across = PANEL // t.lanes
-    at = v // across * (FEW * PANEL) + r * PANEL + v % across * t.lanes
+    at = r * PANEL + t.column_offset(v, const(FEW * PANEL))
     body = (
         *tile_sums(t, Rows(table, pitch, taps, depth * group(t.dtype)), columns),
         unrolled(r, unrolled(v, Store("tile", (at,), finished_sum(t, r, v)))),
@@ -129,11 +128,8 @@ def _few_rows_function(tiles: Sequence[Tile]) -> Function:
 
     def passed(panel: Expr) -> dict[str, Expr]:
         """The parameters of a tile as arguments, from a panel on."""
-        offsets = {"rows": const(0), "panel": panel * panel_step, "tile": panel * (FEW * PANEL)}
-        return {
-            p.name: Address(p.dtype, p.name, (offsets[p.name],)) if p.depth else Var(p.dtype, p.name)
-            for p in _params(dtype)
-        }
+        offsets = {"panel": panel * panel_step, "tile": panel * (FEW * PANEL)}
+        return {p.name: p.passed_on(offsets.get(p.name, const(0))) for p in _params(dtype)}
 
     def of_rows(rows: int) -> tuple[For, ...]:
         loops: list[For] = []

@@ -9,7 +9,7 @@ cache and the block's rows in the second, or the other way round.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -355,15 +355,7 @@ class ProductBuilder:
 
     def over_few(self, height: Var, panels: tuple[Expr, Expr]) -> tuple[Stmt, ...]:
         """The rows of a low block over this thread's panels, some panels at a time."""
-        begin, end = panels
-        if self.packed.parts == 1:
-            return (self.few_of_part(height, begin, end),)
-        part = Var(INDEX, "part", const(self.packed.parts))
-        first, last = Var(INDEX, "part_begin"), Var(INDEX, "part_end")
-        lets = (Let(first, part * self.part_panels + begin), Let(last, part * self.part_panels + end))
-        return (
-            For(part, const(0), const(self.packed.parts), (*lets, self.few_of_part(height, first, last))),
-        )
+        return self.over_parts(panels, lambda begin, end: self.few_of_part(height, begin, end))
 
     def few_of_part(self, height: Var, begin: Expr, end: Expr) -> For:
         """The same for panels that lie one behind the other."""
@@ -417,16 +409,25 @@ class ProductBuilder:
         return Op(INDEX, "truncdiv", (height + (self.tall - 1), self.tall))
 
     def over_panels(self, panels: tuple[Expr, Expr], body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
-        """The loop over this thread's panels: of each part the same stretch."""
+        """The loop over this thread's panels."""
+
+        def of_part(begin: Expr, end: Expr) -> For:
+            if self.packed.parts == 1:
+                return For(self.panel, begin, end, body)
+            after = select(binary("lt", self.panel + 1, end), self.panel + 1, begin + self.part_panels)
+            return For(self.panel, begin, end, (Let(Var(INDEX, "following"), after), *body))
+
+        return self.over_parts(panels, of_part)
+
+    def over_parts(self, panels: tuple[Expr, Expr], of_part: Callable[[Expr, Expr], For]) -> tuple[Stmt, ...]:
+        """What is done for neighbouring panels, for those of this thread: of each part the same stretch."""
         begin, end = panels
         if self.packed.parts == 1:
-            return (For(self.panel, begin, end, body),)
+            return (of_part(begin, end),)
         part = Var(INDEX, "part", const(self.packed.parts))
-        first, last, following = (Var(INDEX, n) for n in ("part_begin", "part_end", "following"))
-        next_panel = select(binary("lt", self.panel + 1, last), self.panel + 1, first + self.part_panels)
-        inner = For(self.panel, first, last, (Let(following, next_panel), *body))
+        first, last = Var(INDEX, "part_begin"), Var(INDEX, "part_end")
         lets = (Let(first, part * self.part_panels + begin), Let(last, part * self.part_panels + end))
-        return (For(part, const(0), const(self.packed.parts), (*lets, inner)),)
+        return (For(part, const(0), const(self.packed.parts), (*lets, of_part(first, last))),)
 
     def finished_tile(self, r0: Var, m: Var, columns: Columns) -> tuple[Stmt, ...]:
         """One tile: its sums, and its epilogue."""

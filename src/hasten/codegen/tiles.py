@@ -88,6 +88,19 @@ class Tile:
         """
         return max(1, BUSY // (self.rows * self.vectors)) if self.total is DType.I32 else 1
 
+    def column_offset(self, v: Expr, panel_step: Expr | None, size: int = 1) -> Expr:
+        """Where a vector of columns lies from the first on, of `size` elements for each column.
+
+        Args:
+            v: number of the vector.
+            panel_step: elements from one panel to the next, if the tile may take several.
+            size: elements.
+        """
+        if panel_step is None or self.columns <= PANEL:
+            return v * (self.lanes * size)
+        across = PANEL // self.lanes
+        return v // across * panel_step + v % across * (self.lanes * size)
+
     @property
     def name(self) -> str:
         """Name of the function."""
@@ -203,17 +216,13 @@ def tile_sums(t: Tile, rows: Rows, columns: Columns, beside: Beside | None = Non
             pair = Load(t.dtype, "row", (r, k * size), lanes=size)
             repeated = Op(t.dtype, "repeat", (pair,), lanes=t.lanes * size)
             summed = Op(total, "dot", (acc(chain), repeated, b), lanes=t.lanes)
-        place: Expr = v * (t.lanes * size)
-        asked: tuple[Stmt, ...] = (
-            Prefetch(ahead.buffer, (ahead.index[0] + (tap * depth + k) * columns.ahead_step,)),
-        )
-        if columns.panel_step is not None:
-            across = PANEL // t.lanes
-            place, asked = v // across * columns.panel_step + v % across * (t.lanes * size), ()
+        column = element(columns.panel, at + t.column_offset(v, columns.panel_step, size), t.lanes * size)
+        next_place = ahead.index[0] + (tap * depth + k) * columns.ahead_step
+        asked = () if columns.panel_step is not None else (Prefetch(ahead.buffer, (next_place,)),)
         return (
             Let(at, (tap * depth + k) * columns.stride),
             Declare("columns", t.factor, (t.vectors,), t.lanes * size),
-            unrolled(v, Store("columns", (v,), element(columns.panel, at + place, t.lanes * size))),
+            unrolled(v, Store("columns", (v,), column)),
             *asked,
             each(Store("sums", (chain, r, v), summed)),
         )
@@ -273,20 +282,26 @@ def dispatcher_name(columns: int, dtype: DType) -> str:
 
 def dispatcher(tiles: Sequence[Tile], columns: int) -> Function:
     """Calls the lowest tile that covers `m` rows; the other parameters are the tile's."""
-    dtype, below = tiles[0].dtype, 0
-    m = Var(INDEX, "m")
-    arguments: list[Expr] = []
-    for p in _params(dtype):
-        pointer = Address(p.dtype, p.name, (const(0),))
-        arguments.append(pointer if p.depth else Var(p.dtype, p.name))
+    dtype = tiles[0].dtype
+    params = _params(dtype)
+    body = covering_tile(tiles, columns, params, lambda t: t.name)
+    name = dispatcher_name(columns, dtype)
+    return Function(name, (Param("m", INDEX), *params), body, f"up to m rows by {columns} columns")
+
+
+def covering_tile(
+    tiles: Sequence[Tile], columns: int, params: Sequence[Param], name: Callable[[Tile], str]
+) -> tuple[Stmt, ...]:
+    """Passes parameters on to the lowest tile of so many columns that covers `m` rows, by its name."""
+    m, below = Var(INDEX, "m"), 0
+    arguments = tuple(p.passed_on() for p in params)
     body: tuple[Stmt, ...] = ()
     for t in sorted((t for t in tiles if t.columns == columns), key=lambda t: t.rows):
-        call: tuple[Stmt, ...] = (Call(t.name, tuple(arguments)),)
+        call: tuple[Stmt, ...] = (Call(name(t), arguments),)
         # The tallest is asked first: it is the usual one.
         body = (If(binary("lt", below, m), call, body),) if body else call
         below = t.rows
-    name = dispatcher_name(columns, dtype)
-    return Function(name, (Param("m", INDEX), *_params(dtype)), body, f"up to m rows by {columns} columns")
+    return body
 
 
 def tile_functions(target: Target, dtypes: Sequence[DType] = (DType.F32,)) -> list[Function]:

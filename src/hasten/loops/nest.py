@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from hasten.loops.dtypes import DType
-from hasten.loops.expr import Const, Expr, Size, Var, const, walk
+from hasten.loops.expr import Address, Const, Expr, Size, Var, const, walk
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,9 @@ class Prefetch:
 Stmt = Comment | Let | Declare | Store | For | If | Call | Prefetch
 
 
+_BEGINNING = const(0)
+
+
 @dataclass(frozen=True)
 class Param:
     """A parameter: a scalar, a buffer (`depth` 1) or a table of pointers into buffers (`depth` 2).
@@ -114,6 +117,10 @@ class Param:
     depth: int = 0
     writable: bool = False
     shared: bool = False
+
+    def passed_on(self, offset: Expr = _BEGINNING) -> Expr:
+        """What its function gives to another for the same parameter; of a buffer from an element on."""
+        return Address(self.dtype, self.name, (offset,)) if self.depth else Var(self.dtype, self.name)
 
 
 @dataclass(frozen=True)

@@ -164,16 +164,8 @@ def certify(
         return Bound(measured, upper, confidence, samples, method, guaranteed, losses, gains, share)
 
     if metric.per_sample is None:
-        drop = _drop_of(metric, original, candidate, labels)
-        measured = drop(np.arange(samples))
-        upper, method = _bootstrap(drop, samples, alpha, seed, until)
-        rare = measured + binomial_upper(0, samples, alpha)
-        if metric.classes_alone:
-            # Samples whose class changed may be so rare that none was seen; then no resample shows them.
-            upper = max(upper, rare)
-        elif upper <= measured:
-            upper, method = rare, _UNCHANGED
-        return bound(measured, upper, method, False)
+        statistic = _drop_of(metric, original, candidate, labels)
+        return bound(*_resampled(metric, statistic, samples, alpha, seed, until), False)
     drops = metrics.sample_drops(metric, original, candidate, labels)
     measured = float(drops.mean())
     if metric.zero_one and metrics.single_answers(metric, original):
@@ -191,10 +183,7 @@ def certify(
     def mean(chosen: Array) -> float:
         return float(drops[chosen].mean())
 
-    upper, method = _bootstrap(mean, samples, alpha, seed, until)
-    if upper <= measured:
-        upper, method = measured + binomial_upper(0, samples, alpha), _UNCHANGED
-    return bound(measured, upper, method, False)
+    return bound(*_resampled(metric, mean, samples, alpha, seed, until), False)
 
 
 def sequence_bound(accepted: Sequence[Bound], budget: float, *, failed: bool) -> float:
@@ -283,6 +272,30 @@ def _drop_of(
         return metrics.drop(metric, metrics.take(before, chosen), metrics.take(after, chosen), some)
 
     return drop
+
+
+def _resampled(
+    metric: Metric,
+    statistic: Callable[[Array], float],
+    samples: int,
+    alpha: float,
+    seed: int,
+    until: float,
+) -> tuple[float, float, str]:
+    """The drop, its bound by the bootstrap and the method, with an allowance for what was not seen.
+
+    Raises:
+        MetricError: the statistic is too slow for the time.
+    """
+    measured = statistic(np.arange(samples))
+    upper, method = _bootstrap(statistic, samples, alpha, seed, until)
+    rare = measured + binomial_upper(0, samples, alpha)
+    if metric.classes_alone:
+        # Samples whose class changed may be so rare that none was seen; then no resample shows them.
+        upper = max(upper, rare)
+    elif upper <= measured:
+        upper, method = rare, _UNCHANGED
+    return measured, upper, method
 
 
 def _bootstrap(

@@ -106,27 +106,17 @@ def _tiles(record: SearchRecord, unit: Unit) -> str:
         )
         value = f"{chosen.latency_ms.median:.3g} <small>ms</small>"
         tiles.append(tile("Latency, one sample", value, f"{earlier}quartiles {_range(chosen.latency_ms)}"))
+    budget = f"budget {unit(record.max_drop)}"
     if chosen.bound is not None:
         stated = chosen.bound.upper if record.stated is None else record.stated
-        tiles.append(
-            tile(
-                f"Drop in {record.metric}",
-                f"{unit(chosen.bound.measured)} <small>{unit.name}</small>",
-                f"at most {unit(stated)} at {record.confidence:.0%}; budget {unit(record.max_drop)}",
-            )
-        )
+        value = f"{unit(chosen.bound.measured)} <small>{unit.name}</small>"
+        certain = f"at most {unit(stated)} at {record.confidence:.0%}; {budget}"
     elif chosen.drop:
         value = f"{unit(chosen.drop)} <small>{unit.name}</small>"
-        tiles.append(
-            tile(
-                f"Drop in {record.metric}",
-                value,
-                f"on the calibration samples, not certified; budget {unit(record.max_drop)}",
-            )
-        )
+        certain = f"on the calibration samples, not certified; {budget}"
     else:
-        budget = f"the same answers; budget {unit(record.max_drop)} {unit.name}"
-        tiles.append(tile(f"Drop in {record.metric}", "none", budget))
+        value, certain = "none", f"the same answers; {budget} {unit.name}"
+    tiles.append(tile(f"Drop in {record.metric}", value, certain))
     for name, count, earlier_count in (
         ("Size", chosen.bytes, before.bytes if before else None),
         ("Memory, opened and run", chosen.memory, before.memory if before else None),
