@@ -45,7 +45,7 @@ from hasten.search.prune.ranking import rank
 from hasten.search.prune.report import Pruned
 from hasten.search.prune.run import prune_model, prune_ranked
 from hasten.search.prune.training import Training
-from hasten.search.samples import Samples
+from hasten.search.samples import Samples, some
 from hasten.target import cores
 
 _COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#999999")  # Okabe and Ito
@@ -202,7 +202,7 @@ def train(options: argparse.Namespace) -> None:
     done = distill(bench.model, small, data, training, labels=labels, progress=tell)
     ir.save(small, options.output)
     name = f"{done.epochs} epochs, {done.before:.3g} to {done.after:.3g}"
-    sizes = typical_sizes(bench.model, data[: Plan.looked_at])
+    sizes = typical_sizes(bench.model, some(bench.data, Plan.looked_at, options.seed).feeds)
     share = graph_flops(small, sizes) / graph_flops(bench.model, sizes)
     print(HEAD)
     answers = bench.case.answers(Path(options.output), bench.examined.feeds)

@@ -19,6 +19,7 @@ from hasten.errors import DataError, OptionError
 from hasten.runtime.manifest import TensorInfo
 from hasten.search import data_files
 from hasten.search.data import Samples, apart, batches, load_samples, split
+from hasten.search.samples import shuffled, some
 
 X = TensorInfo("x", "float32", ("batch", 3))
 IDS = TensorInfo("input_ids", "int64", ("batch", "sequence"))
@@ -278,6 +279,28 @@ def test_split_is_seeded_stratified_and_complete() -> None:
         for f, label in zip(held_out.feeds, held_out.labels, strict=True)
     )
     assert held_out.notes == ()
+
+
+def test_some_of_sorted_data_are_of_every_class() -> None:
+    labels = np.repeat([0, 1, 2], [600, 300, 100])
+    samples = load_samples({"x": np.arange(3000, dtype=np.float32).reshape(1000, 3), "labels": labels}, [X])
+    chosen, again, other = some(samples, 100, 3), some(samples, 100, 3), some(samples, 100, 4)
+    assert chosen.labels is not None
+    assert np.bincount(chosen.labels).tolist() == [60, 30, 10]
+    rows = [int(f["x"][0, 0]) // 3 for f in chosen.feeds]
+    assert labels[rows].tolist() == chosen.labels.tolist()
+    assert rows == [int(f["x"][0, 0]) // 3 for f in again.feeds]
+    assert set(rows) != {int(f["x"][0, 0]) // 3 for f in other.feeds}
+    unlabelled = some(Samples(samples.feeds), 100, 3)
+    assert len(unlabelled) == 100
+    assert max(int(f["x"][0, 0]) // 3 for f in unlabelled.feeds) >= 600
+    assert some(samples, 1000, 3) is samples
+    whole = shuffled(samples, 3)
+    assert whole.labels is not None
+    assert np.bincount(whole.labels[:100], minlength=3).min() > 0
+    rows = [int(f["x"][0, 0]) // 3 for f in whole.feeds]
+    assert labels[rows].tolist() == whole.labels.tolist()
+    assert sorted(rows) == list(range(1000))
 
 
 def test_split_says_what_too_few_samples_cost() -> None:

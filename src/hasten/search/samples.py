@@ -95,6 +95,30 @@ def split(
     return parts[0], Samples(parts[1].feeds, parts[1].labels, (*parts[1].notes, note))
 
 
+def some(samples: Samples, most: int, seed: int) -> Samples:
+    """As many samples as may be looked at: all of them as they come, or some in random order.
+
+    Whole-numbered labels of few classes are there in proportion, so that of data sorted by class each class
+    is looked at.
+
+    Args:
+        samples: all that there are.
+        most: how many are looked at, at most.
+        seed: of the choice.
+    """
+    if len(samples) <= most:
+        return samples
+    order = np.random.default_rng(seed).permutation(len(samples))
+    chosen = np.zeros(len(samples), bool)
+    chosen[_in_proportion(order, samples.labels, most)] = True
+    return _select(samples, order[chosen[order]])
+
+
+def shuffled(samples: Samples, seed: int) -> Samples:
+    """All samples in random order."""
+    return _select(samples, np.random.default_rng(seed).permutation(len(samples)))
+
+
 def apart(calibration: Samples, held_out: Samples) -> tuple[Samples, Samples]:
     """Leaves samples out of the calibration part that are held out too, so that no choice has looked at them.
 

@@ -40,6 +40,7 @@ from hasten.search.original import original_of
 from hasten.search.pages import give_back
 from hasten.search.record import SearchRecord
 from hasten.search.results import Results
+from hasten.search.samples import shuffled
 from hasten.search.status import Watch
 from hasten.search.summary import summarize
 from hasten.search.transfer import mapped
@@ -122,7 +123,9 @@ def pose(
     if asked.calibration is None or isinstance(asked.calibration, int):
         calibration, held_out = split(samples, asked.seed, asked.calibration, confidence=asked.confidence)
     else:
-        calibration, held_out = load_samples(asked.calibration, inputs, folder=raw), samples
+        given = load_samples(asked.calibration, inputs, folder=raw)
+        # What looks at a part of them takes the first, which must not be those of one class.
+        calibration, held_out = shuffled(given, asked.seed), samples
     for part in (samples, calibration):
         if asked.metric.of_classes and part.labels is not None:
             check_labels(part.labels, class_count(model, asked.metric.output))

@@ -171,6 +171,25 @@ def test_the_time_limit_holds_for_layers_and_counts_what_came_before(monkeypatch
     assert any("for want of time" in note for note in small.report.notes)
 
 
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("repair", ["none", "least-squares"])
+def test_data_sorted_by_class_do_not_prune_by_the_first(labelled: bool, repair: str) -> None:
+    """Half of the neurons read what only the class that comes last has, and half of those are needed."""
+    rng = np.random.default_rng(8)
+    weights = {"a": np.zeros((8, 64)), "b": rng.standard_normal((64, 4))}
+    weights["a"][:4, :32], weights["a"][4:, 32:] = rng.standard_normal((2, 4, 32))
+    weights["b"][16:48] *= 0.01
+    body = "h = MatMul(x, a) r = Relu(h) y = MatMul(r, b)"
+    model = model_of("(float[n, 8] x) => (float[n, 4] y)", body, weights)
+    classes = np.repeat([0, 1], [60, 30])
+    x = rng.standard_normal((90, 8)).astype(np.float32)
+    x[classes == 0, 4:], x[classes == 1, :4] = 0, 0
+    data = Samples(tuple({"x": row[None]} for row in x), classes if labelled else None)
+    small = prune_model(model, Plan(("neurons",), "fisher", 0.6, repair, looked_at=48), data)
+    right, got = run(model, x)[classes == 1], run(small.model, x)[classes == 1]
+    assert np.square(got - right).sum() < 0.02 * np.square(right).sum()
+
+
 def test_sizes_that_nobody_knows_are_said() -> None:
     """With one position attention costs nothing; with many, much."""
     rng = np.random.default_rng(7)

@@ -40,7 +40,8 @@ class Plan:
         amounts: "global", by one ranking over all groups, or "uniform", the same share of each.
         seconds: time limit of everything; None for none. Ranking may take two fifths, repair without
             training up to seven tenths if there is training; what comes too late is left out, and noted.
-        looked_at: samples that ranking and repair without training look at, at most; distillation takes all.
+        looked_at: samples that ranking and repair without training look at, at most, chosen by the seed, of
+            each class its share; distillation takes all.
         sparsity: which single weights of what is left become zero; None for none of them.
         unseen: what ids get whose rows are gone: the row of this id, or None for the mean of those rows.
     """

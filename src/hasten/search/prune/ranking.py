@@ -21,7 +21,7 @@ from hasten.search.prune.loss import judged
 from hasten.search.prune.plan import Plan, Progress, criterion_of_layers
 from hasten.search.prune.products import readings
 from hasten.search.prune.rearrange import rearranged
-from hasten.search.samples import Samples
+from hasten.search.samples import Samples, some
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Ranking:
         model: the graph.
         plan: by whose criterion they were ranked.
         samples: all that there are.
+        examined: those that ranking, and repair without training, look at.
         sizes: the symbolic sizes at which arithmetic is counted.
         analysis: what can be removed.
         groups: those of the kinds that are wanted.
@@ -47,6 +48,7 @@ class Ranking:
     model: ir.Model
     plan: Plan
     samples: Sequence[Feeds]
+    examined: Sequence[Feeds]
     sizes: Mapping[str, int]
     analysis: Analysis
     groups: tuple[Group, ...]
@@ -136,10 +138,12 @@ def rank(
         OptionError: there is nothing to prune.
         UnsupportedModelError: gradients are needed and cannot pass through an operator.
     """
-    samples = () if data is None else data.feeds[: plan.looked_at]
-    labels, notes = _classes(model, data)
+    chosen = some(data or Samples(()), plan.looked_at, plan.seed)
+    samples = chosen.feeds
+    every, notes = _classes(model, data)
+    labels = None if every is None else [int(label) for label in np.asarray(chosen.labels)]
     if plan.flops is None:
-        return replace(_unranked(model, plan, data), labels=labels)
+        return replace(_unranked(model, plan, data, samples), labels=every)
     progress("finding what hangs together")
     analysis = find_units(model)
     groups = tuple(group for group in analysis.groups if group.unit in plan.units)
@@ -174,6 +178,7 @@ def rank(
         model,
         plan,
         () if data is None else data.feeds,
+        samples,
         sizes,
         analysis,
         groups,
@@ -182,7 +187,7 @@ def rank(
         tuple(layers),
         worth,
         (*notes, *(_not_by_obs(model, groups) if plan.criterion == "obs" else ())),
-        labels=labels,
+        labels=every,
     )
 
 
@@ -205,12 +210,12 @@ def worth_of(
     )
 
 
-def _unranked(model: ir.Model, plan: Plan, data: Samples | None) -> Ranking:
+def _unranked(model: ir.Model, plan: Plan, data: Samples | None, examined: Sequence[Feeds]) -> Ranking:
     """A graph of which no arithmetic is to go."""
     feeds = () if data is None else data.feeds
-    sizes = typical_sizes(model, feeds[: plan.looked_at])
+    sizes = typical_sizes(model, examined)
     nothing = Analysis((), (), ())
-    return Ranking(model, plan, feeds, sizes, nothing, (), (), Scores({}), (), np.zeros(0), ())
+    return Ranking(model, plan, feeds, examined, sizes, nothing, (), (), Scores({}), (), np.zeros(0), ())
 
 
 def decide(ranking: Ranking, share: float | None) -> Decision:

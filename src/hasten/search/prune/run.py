@@ -96,8 +96,7 @@ def carry_out(
         how = Sparsity(plan.sparsity, plan.of_weights, repaired, plan.seed)
         if plan.of_weights != plan.criterion:
             notes.append(f"single weights are ranked by {plan.of_weights}: {plan.criterion} ranks units only")
-        samples = ranking.samples[: plan.looked_at]
-        zeros = sparsify(ranking.model, small, how, samples, kept=kept, until=until)
+        zeros = sparsify(ranking.model, small, how, ranking.examined, kept=kept, until=until)
     notes += _distilled(ranking, decision, small, plan, begin, progress)
     if ROWS in plan.units:
         progress("taking rows that no sample asks for")
@@ -119,7 +118,7 @@ def _repaired(
         ranking.model,
         small,
         kept,
-        ranking.samples[: plan.looked_at],
+        ranking.examined,
         solve=statistics if plan.repair == "statistics" else least_squares,
         until=until,
         progress=progress,
