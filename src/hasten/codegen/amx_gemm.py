@@ -15,6 +15,7 @@ from hasten.codegen.gemm import ProductBuilder, gemm_kernel
 from hasten.codegen.kernel import SCRATCH_PARAM, Kernel, scratch_view
 from hasten.codegen.layout import Layouts
 from hasten.codegen.packing import PackedOperand, whole_depth
+from hasten.codegen.row_tiles import RowTiles
 from hasten.codegen.schedule import Schedule
 from hasten.codegen.stage import Stage
 from hasten.codegen.tiles import PANEL, TILE, tiles_for, total_of
@@ -65,7 +66,7 @@ class _MatrixBuilder(ProductBuilder):
         super().__init__(stage, packed, layouts, tiles_for(target, stage.body.a.dtype), schedule)
         self.step = step
         depth = self.length = constant_int(self.taps * self.depth) or 0
-        self.tallest = self.row_block
+        self.row_tiles = RowTiles(self.row_block)
         if self.pitch is None:
             self.scratch = const(self.row_block * depth * self.dtype.bytes)
             self.views = (SCRATCH_PARAM, scratch_view(self.dtype))

@@ -28,8 +28,8 @@ from hasten.codegen.packing import (
     whole_depth,
 )
 from hasten.codegen.reductions import Names
-from hasten.codegen.row_tiles import RowTiles
-from hasten.codegen.schedule import TIE, Order, Schedule, Split, tile_cost
+from hasten.codegen.row_tiles import RowTiles, adapted
+from hasten.codegen.schedule import Order, Schedule, Split
 from hasten.codegen.stage import Stage
 from hasten.codegen.threads import NO, divided
 from hasten.codegen.tiles import (
@@ -45,7 +45,6 @@ from hasten.codegen.tiles import (
     multiply,
     tile_sums,
     total_of,
-    with_one_more,
 )
 from hasten.codegen.waiting import (
     PANEL_BEFORE,
@@ -73,7 +72,7 @@ from hasten.loops.expr import (
     walk,
 )
 from hasten.loops.nest import Declare, For, If, Let, Param, Prefetch, Stmt, Store, choose, unrolled
-from hasten.loops.simplify import is_nonnegative, spell
+from hasten.loops.simplify import spell
 
 PRODUCTS_PER_WORK = 8
 """Multiply-adds of a register tile that take as long as one operation of another kernel."""
@@ -116,10 +115,8 @@ class ProductBuilder:
     """Builds one kernel; holds what its parts share.
 
     Attributes:
-        tallest: rows of the largest result that is finished at a time.
-        lower: rows of two lower tiles that take less time than a tall one and what it leaves, where a call
-            can have so few rows; else None.
-        adapts: whether that is asked at all.
+        row_tiles: how rows are cut.
+        adapts: whether that may depend on how many rows a call has.
         may_wait: whether epilogues may wait for the sums of the next tile.
         joins: whether few rows take several panels at once.
         scratch: bytes of memory of its own that a thread needs, or None.
@@ -144,10 +141,9 @@ class ProductBuilder:
         assert isinstance(g, Gemm)
         self.stage, self.g, self.packed, self.layouts, self.tiles = stage, g, packed, layouts, tiles
         self.schedule = schedule
-        self.tallest = tiles[0].rows
-        self.row_tiles = RowTiles(self.one_more())
         self.rows, self.columns = extent(g.rows), extent((g.column,))
-        self.lower = self.lower_rows()
+        adapts = self.adapts and schedule.tile_rows is None
+        self.row_tiles = adapted(tiles, self.rows) if adapts else RowTiles(tiles[0].rows)
         self.taps, self.batch = extent(g.taps), extent(g.batch)
         assert g.depth.extent is not None and constant_int(self.taps) is not None
         self.depth = whole_depth(g)
@@ -179,36 +175,19 @@ class ProductBuilder:
         )
 
     @property
+    def grain(self) -> Expr:
+        """Rows that a thread has a multiple of: which tile takes a row must not depend on the threads."""
+        return self.row_tiles.tall
+
+    @property
+    def tallest(self) -> int:
+        """Rows of the largest result that is finished at a time."""
+        return self.row_tiles.tallest
+
+    @property
     def more(self) -> int:
         """Rows that the last tile may take beyond those of the tallest."""
         return self.row_tiles.more
-
-    def one_more(self) -> int:
-        """Rows beyond those of the tallest tile that the last tile of all rows may take: one or none."""
-        if not self.adapts or self.schedule.tile_rows is not None:
-            return 0
-        return max(t.rows for t in with_one_more(self.tiles)) - self.tallest
-
-    def lower_rows(self) -> int | None:
-        """The height of two tiles for rows that are a few more than the tallest takes, if that is open."""
-        if not self.adapts or self.schedule.tile_rows is not None or constant_int(self.rows) is not None:
-            return None
-        tall = self.tallest
-        lower = next((t.rows for t in self.tiles if tall < 2 * t.rows < 2 * tall), None)
-        if lower is None or 2 * tile_cost(lower) * (1 + TIE) >= tile_cost(tall) + tile_cost(2 * lower - tall):
-            return None
-        # There are more rows at any size: no size of what is computed is 0.
-        return None if is_nonnegative(self.rows - (2 * lower + 1)) else lower
-
-    @property
-    def tall(self) -> Expr:
-        """Rows of the tiles of a call, except the last."""
-        return const(self.tallest) if self.lower is None else Var(INDEX, "tall", const(self.tallest + 1))
-
-    @property
-    def grain(self) -> Expr:
-        """Rows that a thread has a multiple of: which tile takes a row must not depend on the threads."""
-        return self.tall
 
     def kernel(self, name: str) -> Kernel:
         """The kernel as a function of this name."""
@@ -232,14 +211,6 @@ class ProductBuilder:
     def body(self) -> tuple[Stmt, ...]:
         """All statements of the kernel."""
         shares, (entries, rows, panels) = self.partition()
-        if self.lower is not None:
-            few = binary(
-                "and",
-                binary("lt", self.tallest + self.more, self.rows),
-                binary("le", self.rows, 2 * self.lower),
-            )
-            assert isinstance(self.tall, Var)
-            shares.insert(0, Let(self.tall, select(few, const(self.lower), const(self.tallest))))
         step = self.row_block
         height = Var(INDEX, "height", const(step + 1 + self.more))
         in_block = (
@@ -253,6 +224,7 @@ class ProductBuilder:
             in_block = (*declare_waiting(self.tiles[0]), *in_block, last)
         blocks = For(self.block, rows[0], self.row_tiles.end(*rows), in_block, step=step)
         return (
+            *self.row_tiles.choose(self.rows),
             *shares,
             *self.locals(),
             *self.over_entries(entries, (blocks,)),
@@ -389,7 +361,7 @@ class ProductBuilder:
         """All tiles of a block over this thread's panels, in the order of the schedule."""
         r0, m = Var(INDEX, "r0", const(self.row_block)), Var(INDEX, "m", const(self.tallest + 1 + self.more))
         panel, columns = self.columns_of_panel(r0, height)
-        count = Let(m, self.row_tiles.taken(height - r0, self.tall))
+        count = Let(m, self.row_tiles.taken(height - r0, self.row_tiles.tall))
         tile = self.finished_tile(r0, m, columns)
         if self.schedule.order is Order.ROWS:
             return (self.over_tiles(r0, height, (count, *self.over_panels(panels, (*panel, *tile)))),)
@@ -397,16 +369,12 @@ class ProductBuilder:
 
     def over_tiles(self, r0: Var, height: Var, body: tuple[Stmt, ...]) -> For:
         """The loop over the tiles of a block, by their first rows."""
-        if self.lower is None:
+        if self.row_tiles.lower is None:
             return For(r0, const(0), self.row_tiles.end(const(0), height), body, step=self.tallest)
         piece = Var(INDEX, "piece", const(self.row_block))
-        return For(piece, const(0), self.pieces(height), (Let(r0, piece * self.tall), *body))
-
-    def pieces(self, height: Expr) -> Expr:
-        """Tiles of some rows."""
-        if self.lower is None or self.more:
-            return self.row_tiles.count(height, self.tall)
-        return Op(INDEX, "truncdiv", (height + (self.tall - 1), self.tall))
+        return For(
+            piece, const(0), self.row_tiles.pieces(height), (Let(r0, piece * self.row_tiles.tall), *body)
+        )
 
     def over_panels(self, panels: tuple[Expr, Expr], body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
         """The loop over this thread's panels."""
@@ -465,11 +433,15 @@ class ProductBuilder:
         if self.schedule.order is Order.PANELS:
             # While a panel is in use, each of its tiles asks for a part of the next one.
             ahead_step = Var(INDEX, "ahead_step")
-            pieces = self.pieces(height)
+            pieces = self.row_tiles.pieces(height)
             lets.append(Let(ahead_step, (pieces + (PANEL * self.together - 1)) // pieces))
             # Where one tile takes a panel, the next one would have left the cache before it is needed: it
             # asks for what it reads itself a little later.
-            number = r0 // self.tall if self.lower is None else Var(INDEX, "piece", const(self.row_block))
+            number = (
+                r0 // self.row_tiles.tall
+                if self.row_tiles.lower is None
+                else Var(INDEX, "piece", const(self.row_block))
+            )
             far = next_part + number * (self.steps * ahead_step)
             elements = constant_int(self.columns * self.steps * self.together)
             small = elements is not None and elements * self.factor.bytes <= SMALL_WEIGHTS

@@ -6,12 +6,17 @@ tile adds in the order of depth: which of them takes a row changes how long it t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hasten.codegen.domain import share
 from hasten.codegen.kernel import THREAD, THREADS
+from hasten.codegen.schedule import TIE, tile_cost
+from hasten.codegen.tiles import Tile, with_one_more
 from hasten.loops.dtypes import INDEX
-from hasten.loops.expr import Expr, Op, binary, cast, select
+from hasten.loops.expr import Expr, Op, Var, binary, cast, const, constant_int, select
+from hasten.loops.nest import Let, Stmt
+from hasten.loops.simplify import is_nonnegative
 
 
 @dataclass(frozen=True)
@@ -19,16 +24,41 @@ class RowTiles:
     """How rows are cut.
 
     Attributes:
+        tallest: rows of the tallest tile.
         more: rows that the last tile may take beyond those of the others: 1 or 0.
+        lower: rows of two lower tiles that take less time than a tall one and what it leaves, where a call
+            can have so few rows; else None.
     """
 
-    more: int
+    tallest: int
+    more: int = 0
+    lower: int | None = None
+
+    @property
+    def tall(self) -> Expr:
+        """Rows of the tiles of a call, except the last."""
+        return const(self.tallest) if self.lower is None else Var(INDEX, "tall", const(self.tallest + 1))
+
+    def choose(self, rows: Expr) -> tuple[Stmt, ...]:
+        """Defines `tall` for a call of so many rows, where it depends on them."""
+        if self.lower is None:
+            return ()
+        above = binary("lt", self.tallest + self.more, rows)
+        few = binary("and", above, binary("le", rows, 2 * self.lower))
+        assert isinstance(self.tall, Var)
+        return (Let(self.tall, select(few, const(self.lower), const(self.tallest))),)
 
     def count(self, rows: Expr, height: Expr) -> Expr:
         """Tiles of this height that take some rows."""
         if not self.more:
             return (rows + (height - 1)) // height
         return binary("max", 1, Op(INDEX, "truncdiv", (rows + (height - 1 - self.more), height)))
+
+    def pieces(self, rows: Expr) -> Expr:
+        """Tiles of some rows of a block."""
+        if self.lower is None or self.more:
+            return self.count(rows, self.tall)
+        return Op(INDEX, "truncdiv", (rows + (self.tall - 1), self.tall))
 
     def share(self, rows: Expr, height: Expr) -> tuple[Expr, Expr]:
         """First and last (exclusive) of this thread's rows, in whole tiles."""
@@ -53,3 +83,26 @@ class RowTiles:
         if not self.more:
             return last
         return binary("max", binary("min", first + 1, last), last - self.more)
+
+
+def adapted(tiles: Sequence[Tile], rows: Expr) -> RowTiles:
+    """Cuts that depend on how many rows a call has.
+
+    Args:
+        tiles: the tallest first.
+        rows: of a call.
+    """
+    tallest = tiles[0].rows
+    return RowTiles(tallest, max(t.rows for t in with_one_more(tiles)) - tallest, _lower(tiles, rows))
+
+
+def _lower(tiles: Sequence[Tile], rows: Expr) -> int | None:
+    """The height of two tiles for a few rows more than the tallest takes, if their number is open."""
+    if constant_int(rows) is not None:
+        return None
+    tall = tiles[0].rows
+    lower = next((t.rows for t in tiles if tall < 2 * t.rows < 2 * tall), None)
+    if lower is None or 2 * tile_cost(lower) * (1 + TIE) >= tile_cost(tall) + tile_cost(2 * lower - tall):
+        return None
+    # There are more rows at any size: no size of what is computed is 0.
+    return None if is_nonnegative(rows - (2 * lower + 1)) else lower
