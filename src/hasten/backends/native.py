@@ -23,6 +23,7 @@ from hasten.codegen.toolchain import build, find_compiler
 from hasten.codegen.weights import Weights
 from hasten.graph.describe import describe_node
 from hasten.graph.evaluate import node_model
+from hasten.graph.pages import give_back
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, Size, constant_int
 from hasten.loops.program import Element, Guard, Program
@@ -107,6 +108,7 @@ def compile_graph(model: ir.Model, options: Options, report: Mapping[str, Any], 
         for code in compiled:
             sources.update(code.sources)
         compiler = find_compiler(target)
+        give_back(model)  # weights are packed; the compiler takes memory
         members[f"code/{target.name}.so"] = build(sources, target, compiler, cache=options.cache)
         members.update({f"c/{target.name}/{name}": text.encode() for name, text in sources.items()})
     payload = pack(planned, compiled, weights, members, options.threads, report, version)

@@ -11,13 +11,13 @@ import onnx_ir as ir
 
 from hasten.backends.native import Options, compile_graph
 from hasten.errors import EngineError, HastenError
+from hasten.graph.pages import give_back
 from hasten.loops.dtypes import DType
 from hasten.passes.quantize import Range
 from hasten.runtime.artifact import write_artifact
 from hasten.search.engines import Limits
 from hasten.search.formats import Format
 from hasten.search.isolated import isolated
-from hasten.search.pages import give_back
 from hasten.search.quantization import Prepared
 from hasten.search.transfer import save_graph
 from hasten.target import Target, with_factors

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 from hasten.backends.native import Options, compile_graph
 from hasten.errors import CalibrationError, DataError
+from hasten.graph.pages import give_back
 from hasten.loops.dtypes import DType
 from hasten.passes.quantize import Range, Scheme, observed_values
 from hasten.runtime.artifact import write_artifact
 from hasten.runtime.session import open_session
 from hasten.search.histogram import Histogram, Method
-from hasten.search.pages import give_back
 from hasten.target import native
 
 Array = NDArray[Any]

@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.errors import EngineError, MissingDependencyError, OptionError
+from hasten.graph.pages import give_back
 from hasten.runtime.manifest import Manifest
 from hasten.search.engines_worker import save_npz
-from hasten.search.pages import give_back
 
 Array = NDArray[Any]
 Form = Literal["artifact", "onnx", "module"]

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from hasten.errors import EngineError
+from hasten.graph.pages import give_back
 from hasten.search.engines import NO_LIMITS, Limits, explained
-from hasten.search.pages import give_back
 from hasten.search.transfer import read_value, write_value
 
 _LOOK = 0.2  # seconds between looks at what a function tells

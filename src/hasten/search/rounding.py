@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from hasten.graph.pages import give_back
 from hasten.passes.gptq import gptq, gptq_blocks
 from hasten.passes.quantize import Scheme
 from hasten.passes.quantize_weights import Codes
@@ -16,7 +17,6 @@ from hasten.passes.weight_blocks import BlockCodes, columns
 from hasten.search.calibration import Feeds
 from hasten.search.formats import WEIGHTS, Careful, Format, blocks_of, layers_for, weight_of
 from hasten.search.hessians import LIMIT, hessians
-from hasten.search.pages import give_back
 
 
 @dataclass(frozen=True)

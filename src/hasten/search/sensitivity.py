@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from hasten.graph.pages import give_back
 from hasten.passes.quantize import Layer, Range
 from hasten.search.answers import Outputs, Part, answers_to, relative_change
 from hasten.search.build import Build, compile_model
@@ -17,7 +18,6 @@ from hasten.search.engines import HASTEN, Worker
 from hasten.search.engines_worker import read_feeds, save_npz
 from hasten.search.formats import Format, layers_for
 from hasten.search.identity import described
-from hasten.search.pages import give_back
 from hasten.search.probe import SETTINGS, Switched, settings_of, with_switches
 from hasten.search.quantization import Prepared, Ranges
 from hasten.search.transfer import save_graph

@@ -21,6 +21,7 @@ from hasten.backends.graph_members import graph_members
 from hasten.backends.native import io
 from hasten.errors import DataError, ModelError, OptionError
 from hasten.frontends.protocol import Dynamic, Example
+from hasten.graph.pages import give_back
 from hasten.passes.facts import is_quantized
 from hasten.passes.pipeline import optimize_graph
 from hasten.runtime.artifact import WEIGHTS, read_artifact, write_artifact
@@ -37,7 +38,6 @@ from hasten.search.memory import Memory
 from hasten.search.metrics import metric_named
 from hasten.search.optimize import Search
 from hasten.search.original import original_of
-from hasten.search.pages import give_back
 from hasten.search.record import SearchRecord
 from hasten.search.results import Results
 from hasten.search.samples import shuffled

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from hasten.search.pages import give_back
+from hasten.graph.pages import give_back
 
 _PLACE = "hasten.file"
 _LEAST = 4096  # bytes of an array that is mapped

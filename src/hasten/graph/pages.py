@@ -1,4 +1,4 @@
-"""Memory that the search's own process gives back between its steps."""
+"""Memory that a process gives back before others take some: compilers, and the candidates of a search."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from hasten.search.pages import give_back
+from hasten.graph.pages import give_back
 from hasten.search.transfer import mapped
 
 WORDS = 8 << 20
