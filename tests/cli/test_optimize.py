@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,6 +135,24 @@ def test_what_cannot_be_written_is_refused_before_the_search_or_kept(
     assert [Path(place.rstrip(";")).name for place in kept] == ["fast.hasten", "report.html"]
     with hasten.open(kept[0].rstrip(";")) as session:
         assert session.report["search"]["chosen"] == "lossless"
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_an_interrupt_waits_for_the_files(
+    invoke: Invoke, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, presses: int
+) -> None:
+    out, report = tmp_path / "fast.hasten", tmp_path / "report.json"
+    save = hasten.Session.save
+
+    def slow(session: hasten.Session, path: Path) -> None:
+        for _ in range(presses):
+            signal.raise_signal(signal.SIGINT)
+        save(session, path)
+
+    monkeypatch.setattr(hasten.Session, "save", slow)
+    done = invoke("optimize", model, "--data", data, "-o", out, "--report", report)
+    assert done.exit_code == (0 if presses == 1 else 130), done.output
+    assert [out.exists(), report.exists()] == [presses == 1] * 2
 
 
 def test_amounts() -> None:

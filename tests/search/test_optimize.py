@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -180,6 +181,26 @@ def test_an_interrupt_keeps_what_is_certified(search: Search, clockwork: list[st
     assert told.chosen == "lossless"
     assert "the search ended before anything else was certified" in told.headline
     assert found.run(samples(1)[0])["scores"].shape == (1, CLASSES)
+
+
+def test_an_interrupt_waits_for_the_artifact_and_a_second_one_does_not(
+    search: Search, clockwork: list[str]
+) -> None:
+    def pressing(times: int) -> Callable[[Status], None]:
+        def watch(status: Status) -> None:
+            if status.doing.startswith("writing the artifact"):
+                for _ in range(times):
+                    signal.raise_signal(signal.SIGINT)
+
+        return watch
+
+    before = signal.getsignal(signal.SIGINT)
+    found = search(watch=pressing(1))
+    assert record(found).candidate(record(found).chosen).quantized == LAYERS
+    assert found.run(samples(1)[0])["scores"].shape == (1, CLASSES)
+    with pytest.raises(KeyboardInterrupt):
+        search(watch=pressing(2))
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize("what", [KeyboardInterrupt(), OSError(28, "No space left on device")])

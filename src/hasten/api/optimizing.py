@@ -19,6 +19,7 @@ from hasten.runtime.session import Session, start
 from hasten.search.asked import Asked, share_of
 from hasten.search.candidates import LOSSLESS
 from hasten.search.clock import Clock
+from hasten.search.interrupts import interrupts
 from hasten.search.metrics import UserMetric, metric_named
 from hasten.search.prune.plan import SEARCHED
 from hasten.search.record import SearchRecord
@@ -115,7 +116,7 @@ def optimize(  # noqa: PLR0913 - choices, each with a default
     What is returned beat both the original engine and the lossless compilation in paired timing on this
     machine, and its drop on data like the user's is at most `max_drop` with the confidence asked for;
     otherwise it is the lossless compilation. The report says which, and why. Ctrl-C ends the search and
-    keeps the best that is certified.
+    keeps the best that is certified; once that is being written it has no effect, and a second one loses it.
 
     Args:
         source: as for `compile`.
@@ -179,7 +180,7 @@ def optimize(  # noqa: PLR0913 - choices, each with a default
     )
     clock = Clock(asked.seconds)
     clock.phase("reading")
-    with tempfile.TemporaryDirectory(prefix="hasten-") as folder:
+    with interrupts(), tempfile.TemporaryDirectory(prefix="hasten-") as folder:
         place = Path(folder)
         watch(Status("reading the model", "reading", (), LOSSLESS, 0.0, time_limit))
         given = plain(source)

@@ -29,6 +29,7 @@ from hasten.cli.progress import live
 from hasten.cli.sources import is_artifact
 from hasten.errors import OptionError
 from hasten.search.asked import PRECISIONS
+from hasten.search.interrupts import interrupts
 from hasten.search.logs import log_to
 from hasten.search.measure import Spread
 from hasten.search.prune.plan import SEARCHED
@@ -134,7 +135,7 @@ def optimize_(  # noqa: PLR0913, PLR0917 - one for each option
 
     The result beat the original engine and the lossless compilation on this machine, and its drop is at most
     --max-drop on data like D with the confidence given; otherwise it is the lossless compilation. Ctrl-C ends
-    the search and keeps the best that is certified.
+    the search and keeps the best that is certified; the files are written even if it is pressed meanwhile.
     """
     if is_artifact(model):
         raise OptionError(f"{model} is compiled already: give the ONNX file or folder that it came from")
@@ -150,7 +151,7 @@ def optimize_(  # noqa: PLR0913, PLR0917 - one for each option
         None if memory_limit is None else parse_bytes(memory_limit, "--memory-limit"),
     )
     written = [log_to(place) for place in logs]
-    with live(stderr(), metric) as shown:
+    with interrupts(), live(stderr(), metric) as shown:
         watches: list[Watch] = [shown, *written]
 
         def watch(status: Status) -> None:
@@ -178,10 +179,10 @@ def optimize_(  # noqa: PLR0913, PLR0917 - one for each option
             watch=watch,
         )
         lost = [write_or_keep(output, found.save)]
-    record = found.report.record
-    if report is not None:
-        text = to_json(record) if report.suffix == ".json" else to_html(record)
-        lost.append(write_or_keep(report, lambda path: write_file(path, text.encode())))
+        record = found.report.record
+        if report is not None:
+            text = to_json(record) if report.suffix == ".json" else to_html(record)
+            lost.append(write_or_keep(report, lambda path: write_file(path, text.encode())))
     if lost[0] is None:
         _tell(record, output, as_json=as_json)
     for log in written:

@@ -30,6 +30,7 @@ from hasten.search import candidates as made
 from hasten.search.candidates import BF16, LOSSLESS, ORIGINAL, Candidate
 from hasten.search.certificates import Certificates
 from hasten.search.comparison import faster, in_the_running, latency, over_budget, within_budget
+from hasten.search.interrupts import interrupts
 from hasten.search.layer_table import LayerTable
 from hasten.search.mixed import SHARES, Mixed
 from hasten.search.pace import Pace
@@ -84,44 +85,49 @@ class Search:
         """Searches until all is done, the time is over, or the user ends it.
 
         Whatever goes wrong once the lossless compilation is there ends a candidate or a phase, and is noted.
+        Interrupts wait from then on, so that what was found can be written.
 
         Raises:
             HastenError: the lossless compilation fails.
         """
-        try:
-            self._baselines()
-            for phase, do in (
-                ("bf16", self._narrow),
-                ("calibration", self.uniform.calibrate),
-                ("sensitivity", self.uniform.probe),
-                ("int8", self._everywhere),
-                ("rounding", self.uniform.round),
-                ("other formats", self.uniform.others),
-                ("mixed precision", self.mixed.try_mixtures),
-                ("certificates of the whole graph", self._before_pruning),
-                ("pruning", self.pruning.try_amounts),
-                ("other engines", self._foreign),
-                ("timing", self._time_all),
-                ("certificates", self.certificates.test_all),
-            ):
-                if self.certificates.ended:
-                    break
-                self.trials.clock.phase(phase)
-                if self.trials.clock.left <= 0:
-                    self._ended = True
-                    self.notes.append(
-                        f"the time was over before the phase {phase!r}: what follows was left out"
-                    )
-                    break
-                try:
-                    do()
-                except Exception as error:  # noqa: BLE001 - what is certified outlives whatever goes wrong
-                    self.notes.append(f"the phase {phase!r} failed: {reason_of(error)}")
-            self.certificates.conclude()
-        except KeyboardInterrupt:
-            self._ended = True
-            self.notes.append("the search was interrupted: what follows was left out")
-        self.trials.clock.phase(None)
+        with interrupts() as pressed:
+            try:
+                self._phases()
+                pressed.wait()
+            except KeyboardInterrupt:
+                pressed.wait()
+                self._ended = True
+                self.notes.append("the search was interrupted: what follows was left out")
+            self.trials.clock.phase(None)
+
+    def _phases(self) -> None:
+        self._baselines()
+        for phase, do in (
+            ("bf16", self._narrow),
+            ("calibration", self.uniform.calibrate),
+            ("sensitivity", self.uniform.probe),
+            ("int8", self._everywhere),
+            ("rounding", self.uniform.round),
+            ("other formats", self.uniform.others),
+            ("mixed precision", self.mixed.try_mixtures),
+            ("certificates of the whole graph", self._before_pruning),
+            ("pruning", self.pruning.try_amounts),
+            ("other engines", self._foreign),
+            ("timing", self._time_all),
+            ("certificates", self.certificates.test_all),
+        ):
+            if self.certificates.ended:
+                break
+            self.trials.clock.phase(phase)
+            if self.trials.clock.left <= 0:
+                self._ended = True
+                self.notes.append(f"the time was over before the phase {phase!r}: what follows was left out")
+                break
+            try:
+                do()
+            except Exception as error:  # noqa: BLE001 - what is certified outlives whatever goes wrong
+                self.notes.append(f"the phase {phase!r} failed: {reason_of(error)}")
+        self.certificates.conclude()
 
     # Phases
 

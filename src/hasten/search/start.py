@@ -190,7 +190,7 @@ def search(
     found = Search(Trials(problem, clock, Memory(Results(problem.asked.database), about, version), watch))
     found.run()
     record = summarize(found, version=version, command=command, started=started)
-    found.trials.say("writing the artifact")
+    found.trials.say("writing the artifact, which Ctrl-C waits for")
     chosen = found.trials.candidates[found.best]
     path = problem.folder / "chosen.hasten"
     graph, built = found.trials.graph(chosen), found.trials.model(chosen)
