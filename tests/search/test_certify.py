@@ -149,6 +149,21 @@ def test_accuracy_agreement_and_f1_of_the_same_answers() -> None:
     assert not f1.guaranteed
 
 
+@pytest.mark.parametrize("name", ["accuracy", "agreement"])
+def test_the_only_score_of_a_sample_is_one_answer_in_any_shape(name: str) -> None:
+    before, labels = np.arange(400) % 7 > 0, np.ones(400, np.int64)
+    after = before ^ (np.arange(400) % 100 == 1)
+    metric, lone = metric_named(name), metric_named(name, lone="probability")
+    wanted = certify(metric, answers(before), answers(after), labels)
+    assert wanted.method != "betting"
+    for shape, kind in (((400,), np.float32), ((400, 1), np.float32), ((400,), bool), ((400, 1), np.int64)):
+        right = labels if kind is np.float32 else labels.reshape(shape)
+        given = ({"y": each.reshape(shape).astype(kind)} for each in (before, after))
+        assert certify(lone, *given, right) == wanted
+    places = ({"y": np.stack([each, before], axis=1)} for each in (before, after))
+    assert certify(metric, *places, np.ones((400, 2), np.int64)).method == "betting"
+
+
 def test_a_smaller_share_widens() -> None:
     before, labels = np.arange(500) % 10 > 0, np.ones(500, np.int64)
     whole, quarter = (

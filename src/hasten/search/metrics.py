@@ -163,9 +163,14 @@ def sample_drops(metric: Metric, original: Outputs, candidate: Outputs, labels: 
 
 
 def single_answers(metric: Metric, outputs: Outputs) -> bool:
-    """Whether each sample has one answer, so that a 0/1 metric is 0 or 1 for it."""
+    """Whether each sample has one answer, so that a 0/1 metric is 0 or 1 for it.
+
+    That is a class, the scores of several, or the only score of two (`lone_score`).
+    """
     array = _chosen(outputs, metric.name, metric.output)
-    return array.dtype != object and array.ndim == (1 if array.dtype.kind in "iu" else 2)
+    if array.dtype.kind in "iub":
+        return array.size == len(array)
+    return array.dtype != object and array.ndim <= 2
 
 
 def count(original: Outputs, candidate: Outputs) -> int:
