@@ -16,6 +16,7 @@ from click.testing import Result
 
 import hasten
 from hasten.cli.inspect import cut_function
+from hasten.target import TARGETS, runs_here
 
 Invoke = Callable[..., Result]
 
@@ -229,6 +230,19 @@ def test_a_hugging_face_folder_is_verified_by_pytorch(invoke: Invoke, tmp_path: 
     assert found["engine"] == "torch"
     assert [item["output"] for item in found["outputs"]] == ["logits"]
     assert found["outputs"][0]["range"] > 0
+
+
+def test_bf16_for_a_processor_without_it_is_said(invoke: Invoke, model: Path, tmp_path: Path) -> None:
+    plain = next(t.name for t in TARGETS if not t.factors and runs_here(t))
+    options = ("compile", model, "-o", tmp_path / "m.hasten", "--target", plain)
+    told = invoke(*options, "--precision", "bf16")
+    assert told.exit_code == 0, told.stderr
+    said = f"bf16: {plain} has no fast instructions for it"
+    assert f"hasten: warning: {said}" in told.stderr
+    for precision, count in (("bf16", 1), ("f32", 0)):
+        told = invoke(*options, "--precision", precision, "--json")
+        warnings = json.loads(told.stdout)["warnings"]
+        assert [text.startswith(said) for text in warnings] == [True] * count
 
 
 def test_compiling_to_int8(

@@ -126,9 +126,13 @@ def test_a_budget_that_fails_on_the_held_out_part_says_how_many_samples(
         assert f"about {told.samples_needed:,} would be needed" in told.headline
 
 
-def test_a_short_time_gives_the_lossless_compilation(search: Search, tmp_path: Path) -> None:
+def test_a_short_time_gives_the_lossless_compilation(
+    search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hasten.search.asked.runs_here", lambda _: False)
     log = log_to(f"tensorboard:{tmp_path / 'runs'}")  # as docs/optimize.md has it
-    told = record(search(time_limit=0.001, watch=log))
+    told = record(search(time_limit=0.001, precision="bf16", watch=log))
+    assert "bf16 was not tried: this processor has no instructions for it" in told.notes
     log.close(told)
     assert len(list((tmp_path / "runs").iterdir())) == 1
     assert told.chosen == "lossless"

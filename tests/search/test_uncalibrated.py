@@ -90,6 +90,39 @@ def test_a_model_without_matrix_products_is_refused_in_words(precision, tmp_path
         hasten.compile(source, precision=precision, cache=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("precision", "said"),
+    [
+        ("int8", "int8: 2 of 3 layers; convolutions (1) need data (--data)"),
+        (
+            "int4-weights",
+            "int4-weights: 1 of 3 layers; convolutions (1) stay as they are, products (1) have inputs that "
+            "32 does not divide",
+        ),
+    ],
+)
+def test_layers_that_are_left_are_said(precision, said, tmp_path):
+    shapes = {"c": (8, 3, 1, 1), "w32": (32, 16), "w16": (16, 4)}
+    rng = np.random.default_rng(0)
+    weights = [numpy_helper.from_array(rng.standard_normal(s).astype("f"), n) for n, s in shapes.items()]
+    nodes = [
+        helper.make_node("Conv", ["x", "c"], ["a"], "conv"),
+        helper.make_node("MatMul", ["a", "w32"], ["b"], "of32"),
+        helper.make_node("Tanh", ["b"], ["t"]),
+        helper.make_node("MatMul", ["t", "w16"], ["y"], "of16"),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 32])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8, 8, 4])
+    graph = helper.make_graph(nodes, "g", [x], [y], weights)
+    source = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    report = hasten.compile(source, precision=precision, cache=tmp_path).report
+    assert report["warnings"] == [said]
+    assert report["quantization"]["left"] == (["conv"] if precision == "int8" else ["conv", "of16"])
+    chosen = Quantization(layers=["of32"])
+    report = hasten.compile(source, precision=precision, quantization=chosen, cache=tmp_path).report
+    assert report["warnings"] == []
+
+
 def two_depths(path):
     """Products whose inputs 128 divides, 64 at the most, 32 at the most, and none of them."""
     rng = np.random.default_rng(0)

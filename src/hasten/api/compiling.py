@@ -33,7 +33,7 @@ from hasten.search.prune.plan import Progress
 from hasten.search.quantization import Quantization, Quantized, quantize
 from hasten.search.tune_options import Tuning, choose_schedules
 from hasten.search.uncalibrated import quantize_dynamic, quantize_weights_only
-from hasten.target import Target, with_factors
+from hasten.target import Target, best_here, with_factors
 
 PRECISIONS = ("f32", "bf16", "int8", *WEIGHTS)
 PADDING = ("skip", "compute")
@@ -210,17 +210,21 @@ def compile_payload(
     model = frontends.load(plain(source), example=asked.example, dynamic=asked.dynamic)
     check_names(tuning.shapes, [v.name or "" for v in model.graph.inputs])
     progress("optimizing the graph")
+    cautions: list[str] = []
     noted: dict[str, Any] = {
         "passes": dataclasses.asdict(optimize_graph(model)),
         "notes": model.metadata_props.get("hasten.notes", ""),
+        "warnings": cautions,
         "tuning": {},
     }
     found = _quantized(model, folder_of(source), asked, progress)
     if found is not None:
         model, noted["quantization"] = found.model, found.report
+        cautions += found.warnings
     factors = {"bf16"} if asked.rest is DType.BF16 else set()
     factors |= {"u8"} if is_quantized(model) else set()
     targets = tuple(dict.fromkeys(t for target in named for t in with_factors(target, factors)))
+    cautions += _slow_bf16(asked.rest, targets)
 
     def choose(programs: Sequence[Program], target: Target) -> Schedules:
         schedules, noted["tuning"][target.name] = choose_schedules(
@@ -240,6 +244,18 @@ def compile_payload(
     how = Options(targets, asked.threads, asked.rest, asked.folder, asked.padding, choose, asked.keep_graph)
     payload = compile_graph(model, how, noted, __version__)
     return stored_sparse(payload) if asked.storage == "sparse" else payload
+
+
+def _slow_bf16(rest: DType, targets: Sequence[Target]) -> list[str]:
+    """A warning where bf16 was asked for and the code that runs here, or all of it, does not multiply it."""
+    here = best_here(targets)
+    used = targets if here is None else (here,)
+    if rest is not DType.BF16 or any("bf16" in t.factors for t in used):
+        return []
+    return [
+        f"bf16: {' and '.join(t.name for t in used)} has no fast instructions for it: weights take half the "
+        "space, and products are no faster than in f32"
+    ]
 
 
 def _quantized(

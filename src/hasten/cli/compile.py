@@ -170,6 +170,8 @@ def compile_(  # noqa: PLR0913, PLR0917 - one for each option
             f"{names([f'{node} ({reason})' for node, reason in hosted.items()])}",
             err=True,
         )
+    for said in summary["warnings"]:
+        click.echo(f"hasten: warning: {said}", err=True)
     for target, about in summary["tuning"].items():
         _show_tuning(target, about)
     click.echo(
@@ -199,5 +201,7 @@ def _summary(payload: Payload) -> dict[str, Any]:
         "targets": [name[5:-3] for name in payload.members if name.startswith("code/")],
         "kernels": sum(len(step.get("kernels", ())) for step in all_steps(manifest["steps"])),
         "host": dict(manifest["report"]["host"]),
+        "warnings": manifest["report"]["warnings"],
+        "quantization": manifest["report"].get("quantization"),
         "tuning": manifest["report"]["tuning"],
     }

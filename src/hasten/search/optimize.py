@@ -134,6 +134,9 @@ class Search:
     def _baselines(self) -> None:
         trials, clock = self.trials, self.trials.clock
         self.notes += [*trials.problem.calibration.notes, *trials.problem.held_out.notes]
+        asked = trials.problem.asked
+        if asked.precision == "bf16" and "bf16" not in asked.precisions():
+            self.notes.append("bf16 was not tried: this processor has no instructions for it")
         clock.phase("lossless")
         trials.register(made.lossless())
         lossless = trials.candidates[LOSSLESS]

@@ -82,10 +82,11 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantized model, and what was done for people to read."""
+    """A quantized model, what was done for people to read, and what they may not have expected."""
 
     model: ir.Model
     report: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
 
 def quantize(

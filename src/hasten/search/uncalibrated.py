@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from hasten.errors import OptionError
 from hasten.passes.facts import is_quantized
-from hasten.passes.quantize import Layer
+from hasten.passes.quantize import Layer, products
 from hasten.passes.quantize_dynamic import insert_dynamic, rowwise_layers
 from hasten.passes.quantize_tables import quantize_tables
 from hasten.passes.weight_blocks import GROUPS, fitted
@@ -33,8 +33,9 @@ def quantize_dynamic(model: ir.Model, how: Quantization) -> Quantized:
     layers = _chosen(model, rowwise_layers(model), how.layers, "int8 without data quantizes MatMul and Gemm")
     result = insert_dynamic(model, layers)
     tables = quantize_tables(result.graph) if how.tables else []
-    report = {"layers": layers, "scales": "dynamic", "tables": tables, "rest": how.rest}
-    return Quantized(result, report)
+    left, warnings = _left(model, layers, how, "int8", "need data (--data)")
+    report = {"layers": layers, "left": left, "scales": "dynamic", "tables": tables, "rest": how.rest}
+    return Quantized(result, report, warnings)
 
 
 def quantize_weights_only(
@@ -79,8 +80,10 @@ def quantize_weights_only(
         result = in_formats(model, formats, {}, how.scheme)
     blocks = blocks_of(form, how.scheme)
     sizes = {i.name: fitted(blocks, i.depth).block for i in possible if i.name in formats}
+    left, warnings = _left(model, chosen, how, form, "stay as they are")
     report = {
         "layers": chosen,
+        "left": left,
         "weights_only": {"bits": blocks.bits, "block": blocks.block, "zero_points": blocks.zero_points},
         "smaller_blocks": {name: size for name, size in sizes.items() if size < blocks.block},
         "rounding": rounding,
@@ -88,7 +91,23 @@ def quantize_weights_only(
         "tables": quantize_tables(result.graph) if how.tables else [],
         "rest": how.rest,
     }
-    return Quantized(result, report)
+    return Quantized(result, report, warnings)
+
+
+def _left(
+    model: ir.Model, chosen: Collection[str], how: Quantization, form: str, convolutions: str
+) -> tuple[list[str], tuple[str, ...]]:
+    """Names of the layers that are left as they are, and a warning of them unless they were chosen so."""
+    every = products(model)
+    left = [layer for layer in every if layer.name not in set(chosen)]
+    if not left or how.layers is not None:
+        return [layer.name for layer in left], ()
+    count = sum(layer.op_type == "Conv" for layer in left)
+    parts = [f"convolutions ({count}) {convolutions}"] if count else []
+    if len(left) > count:
+        parts.append(f"products ({len(left) - count}) have inputs that {min(GROUPS)} does not divide")
+    said = f"{form}: {len(chosen)} of {len(every)} layers; {', '.join(parts)}"
+    return [layer.name for layer in left], (said,)
 
 
 def _chosen(
