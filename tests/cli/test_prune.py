@@ -266,6 +266,19 @@ def test_what_makes_no_sense_is_refused(
     assert "--seed" in refused(*common, "--seed", "-1")
     with pytest.raises(OptionError, match="seed=-1"):
         hasten.prune(deep[0], flops=0.6, seed=-1)
+    kept = (tmp_path / "small.onnx.data", tmp_path / "t.pt")
+    for option in (("--checkpoint", kept[1]), ("--epochs", 3), ("--epochs", 3, "--repair", "none")):
+        assert "give --repair distill too" in refused(*common, "--data", deep[1], *option)
+    assert "--checkpoint" in refused(*common, "--repair", "distill", "--checkpoint", deep[0])
+    assert "seconds=nan" in refused(*common, "--seconds", "nan")
+    rows = ("prune", deep[0], "--data", deep[1], "--unit", "rows", "-o", small)
+    assert "repair='distill' is about" in refused(*rows, "--repair", "distill")
+    assert "criterion='obs' is about" in refused(*rows, "--criterion", "obs")
+    with pytest.raises(OptionError, match="training is for repair='distill'"):
+        hasten.prune(deep[0], flops=0.6, training=hasten.Training())
+    kept[0].write_bytes(b"mine")
+    assert f"{kept[0].name} exists" in refused(*common)
+    kept[0].unlink()
     layers = refused(*common, "--data", deep[1], "--unit", "layers", "--criterion", "obs")
     assert "ranks no layers" in layers
     monkeypatch.setitem(sys.modules, "torch", None)

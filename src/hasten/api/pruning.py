@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from hasten import frontends
 from hasten.api.sources import folder_of, inputs_of, plain
+from hasten.errors import OptionError
 from hasten.frontends.protocol import Dynamic, Example
 from hasten.passes.pipeline import optimize_graph
 from hasten.passes.prune.units import UNITS
@@ -75,7 +76,7 @@ def prune(  # noqa: PLR0913 - choices, each with a default
 
     Raises:
         ModelError: the source cannot be read.
-        OptionError: an argument makes no sense, or the model has none of these units.
+        OptionError: an argument makes no sense or would do nothing, or the model has none of these units.
         DataError: the data cannot be read or do not fit the model.
         MissingDependencyError: PyTorch is needed and not installed.
         UnsupportedModelError: a gradient is needed and cannot pass through an operator.
@@ -83,6 +84,7 @@ def prune(  # noqa: PLR0913 - choices, each with a default
     start = time.monotonic()
     units = (unit,) if isinstance(unit, str) else tuple(unit)
     ranked = flops is not None or sparsity is not None
+    _check_used(ranked=ranked, criterion=criterion, repair=repair, training=training)
     repaired = repair or default_repair(ranked=ranked, with_data=data is not None)
     chosen = criterion or default_criterion(
         units,
@@ -113,3 +115,26 @@ def prune(  # noqa: PLR0913 - choices, each with a default
     optimize_graph(model)
     small = prune_model(model, plan, samples, progress, start=start)
     return replace(small, folder=folder_of(source))
+
+
+def _check_used(
+    *, ranked: bool, criterion: str | None, repair: str | None, training: Training | None
+) -> None:
+    """Refuses arguments that would do nothing.
+
+    Raises:
+        OptionError: one was given that would not.
+    """
+    if training is not None and repair != "distill":
+        raise OptionError(
+            f"training is for repair='distill', and repair is {repair!r}: give that too, or no epochs, "
+            "checkpoint and so on"
+        )
+    if ranked:
+        return
+    for name, value, idle in (("criterion", criterion, True), ("repair", repair, repair != "none")):
+        if value is not None and idle:
+            raise OptionError(
+                f"{name}={value!r} is about units or weights that go, and none do: leave it out, or give "
+                "flops or sparsity"
+            )

@@ -87,9 +87,7 @@ Examples:
     metavar="HOW",
     help=f"What to do afterwards: {', '.join(REPAIRS)}. [default: least-squares with --data]",
 )
-@click.option(
-    "--epochs", metavar="N", default=3, show_default=True, help="For distill: passes over the data."
-)
+@click.option("--epochs", metavar="N", type=int, help="For distill: passes over the data. [default: 3]")
 @click.option(
     "--unseen",
     metavar="ID",
@@ -135,7 +133,7 @@ def prune_(  # noqa: PLR0913, PLR0917 - one for each option
     units: str,
     criterion: str | None,
     repair: str | None,
-    epochs: int,
+    epochs: int | None,
     unseen: int | None,
     amounts: str,
     seconds: float | None,
@@ -151,11 +149,13 @@ def prune_(  # noqa: PLR0913, PLR0917 - one for each option
     """
     share = None if flops is None else parse_share(flops)
     zeros = sparsity if sparsity is None or ":" in sparsity else parse_share(sparsity, "--sparsity")
-    training = Training(epochs, 300 if seconds is None else None, checkpoint=checkpoint)
+    training = _training(repair, epochs, seconds, checkpoint)
     if is_artifact(model):
         raise OptionError(f"{model} is compiled already: give the ONNX file or folder that it came from")
-    check_apart({"-o": output, "--report": report}, (model, data))
-    for place in (output, report):
+    beside = output.with_name(f"{output.name}.data")  # where weights of more than 2 GB go
+    written = {"-o": output, "-o (large weights)": beside, "--report": report, "--checkpoint": checkpoint}
+    check_apart(written, (model, data))
+    for place in (output, beside, report):
         if place is not None:
             check_place(place)
             if place.exists() and not overwrite:
@@ -177,19 +177,36 @@ def prune_(  # noqa: PLR0913, PLR0917 - one for each option
             progress=steps,
         )
         steps(f"writing {output}")
-        written = small.save(output, overwrite=overwrite)
+        count = small.save(output, overwrite=overwrite)
     if report is not None:
         is_json = report.suffix == ".json"
         told = json.dumps(small.report.data(), indent=2) if is_json else pruned_page(small.report, model.name)
         write_file(report, told.encode())
     if as_json:
-        echo_json({**small.report.data(), "path": str(output), "bytes": written})
+        echo_json({**small.report.data(), "path": str(output), "bytes": count})
         return
     _show(small.report)
     click.echo(
-        f"{output}: {size(written)}, {small.report.flops:.1%} of the FLOPs, "
+        f"{output}: {size(count)}, {small.report.flops:.1%} of the FLOPs, "
         f"{small.report.parameters_after / max(1, small.report.parameters_before):.1%} of the parameters"
     )
+
+
+def _training(
+    repair: str | None, epochs: int | None, seconds: float | None, checkpoint: Path | None
+) -> Training | None:
+    """How to train, if that is wanted; the time limit of everything is that of training too.
+
+    Raises:
+        OptionError: nothing is trained, or these are no numbers for it.
+    """
+    if repair == "distill":
+        limit = Training.seconds if seconds is None else None
+        return Training(Training.epochs if epochs is None else epochs, limit, checkpoint=checkpoint)
+    for option, given in (("--epochs", epochs), ("--checkpoint", checkpoint)):
+        if given is not None:
+            raise OptionError(f"{option} {given} is for training: give --repair distill too, or leave it out")
+    return None
 
 
 def _show(report: PruneReport) -> None:

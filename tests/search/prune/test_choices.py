@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
+from types import SimpleNamespace
 
 import numpy as np
 import onnx_ir as ir
@@ -10,19 +13,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.passes.conftest import build
-from tests.search.prune.conftest import HIDDEN, WIDTH
+from tests.search.prune.conftest import HIDDEN, USELESS, WIDTH
 from tests.search.prune.test_run import answers
 
 from hasten.errors import OptionError
 from hasten.passes.pipeline import optimize_graph
 from hasten.passes.prune.units import find_units
+from hasten.search.prune import obs
 from hasten.search.prune.amounts import choose_amounts, tile_of
 from hasten.search.prune.cost import Cost
 from hasten.search.prune.criteria import score_units
 from hasten.search.prune.joined import join
+from hasten.search.prune.loss import Loss
 from hasten.search.prune.plan import Plan, check_plan
 from hasten.search.prune.rearrange import rearranged
 from hasten.search.prune.run import prune_model
+from hasten.search.prune.sparsity import Pattern
 from hasten.search.samples import Samples
 
 
@@ -41,6 +47,28 @@ def test_obs_sees_what_others_can_stand_for(network: ir.Model, samples: Samples)
     )
     assert min(obs[:2]) < 0.01 * max(obs[:2])
     assert min(fisher[:2]) > 0.01 * max(fisher[:2])
+
+
+@pytest.mark.parametrize(("ticks", "removed"), [(1.0, HIDDEN), (30.0, 10), (10_000.0, 0)])
+def test_obs_stops_when_time_is_up(
+    network: ir.Model, samples: Samples, monkeypatch: pytest.MonkeyPatch, ticks: float, removed: int
+) -> None:
+    """What is left by then is ranked as it stands, above what went."""
+    went: list[int] = []
+    clock, take = itertools.count(0.0, ticks), obs._System.remove
+    (group,) = find_units(network).groups
+    batches, loss = join(network, samples.feeds, 50), Loss.of(network, None, np.random.default_rng(0))
+
+    def counted(system: obs._System, units: np.ndarray) -> float:
+        went.extend(units.tolist())
+        return take(system, units)
+
+    monkeypatch.setattr(obs, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(obs._System, "remove", counted)
+    scores = obs.obs_scores(network, [group], batches, loss, 330.0)[group]
+    assert len(went) == removed
+    assert set(np.argsort(scores)[: HIDDEN - USELESS]) == set(range(USELESS, HIDDEN))
+    assert set(np.argsort(scores)[:removed]) == set(went)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 11))
@@ -142,7 +170,17 @@ def test_samples_of_equal_shapes_run_together() -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"amounts": "many"}, "amounts='many': give one of global"), ({"seconds": 0.0}, "seconds=0.0: give a")],
+    [
+        ({"amounts": "many"}, "amounts='many': give one of global"),
+        ({"amounts": "uniform", "units": ("layers",)}, "amounts='uniform' is about"),
+        ({"amounts": "uniform", "flops": None, "sparsity": Pattern(0.5)}, "amounts='uniform' is about"),
+        ({"seconds": 0.0}, "seconds=0.0: give a"),
+        ({"seconds": math.nan}, "seconds=nan: give a"),
+        ({"flops": math.nan}, "flops=nan: give the share"),
+        ({"units": ("layers", "layers")}, "unit=layers, layers: give each once"),
+        ({"unseen": 3}, "unseen=3: give the id of a row, and the unit 'rows'"),
+        ({"seed": 0.5}, "seed=0.5: give a whole number"),
+    ],
 )
 def test_plans_without_sense(change: dict[str, object], message: str) -> None:
     plan = dataclasses.replace(Plan(("neurons",), "magnitude", 0.5, "none"), **change)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from hasten.errors import OptionError
 from hasten.passes.pipeline import optimize_graph
 from hasten.passes.prune.remove import remove_units
 from hasten.passes.prune.units import find_units
+from hasten.search.prune import run
 from hasten.search.prune.distill import distill, unchanged
 from hasten.search.prune.plan import Plan
 from hasten.search.prune.run import prune_model
@@ -101,7 +102,11 @@ def test_limits(network: ir.Model, samples: Samples, tmp_path: Path) -> None:
     assert done.epochs < 10**6
     with pytest.raises(OptionError, match="10 samples at least"):
         distill(network, halved(network), samples.feeds[:9], TRAINING)
-    for wrong in ({"epochs": 0}, {"seconds": 0.0}, {"checkpoint": tmp_path / "none" / "f.pt"}):
+    nan, nowhere = float("nan"), tmp_path / "none" / "f.pt"
+    for wrong in (
+        *({"epochs": 0}, {"epochs": 1.5}, {"seconds": 0.0}, {"seconds": nan}, {"rate": nan}),
+        {"checkpoint": nowhere},
+    ):
         with pytest.raises(OptionError):
             Training(**wrong)  # type: ignore[arg-type]
 
@@ -168,8 +173,13 @@ def test_the_best_weights_outlive_a_cut(network: ir.Model, samples: Samples, tmp
         np.testing.assert_array_equal(array, arrays(good)[name])
 
 
-def test_a_checkpoint_of_another_plan(network: ir.Model, samples: Samples, tmp_path: Path) -> None:
-    """Other units of the same number, another seed, other data or labels: all of equal shapes."""
+def test_a_checkpoint_of_another_plan(
+    network: ir.Model, samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other units of the same number, another seed, other data or labels: all of equal shapes.
+
+    That is said before anything is ranked, as is what is too little to train on.
+    """
     path, feeds = tmp_path / "training.pt", samples.feeds[:80]
     training = dataclasses.replace(TRAINING, epochs=1, checkpoint=path)
     plan = Plan(("neurons",), "random", 0.6, "distill", training, seed=1)
@@ -179,8 +189,12 @@ def test_a_checkpoint_of_another_plan(network: ir.Model, samples: Samples, tmp_p
         (plan, Samples(samples.feeds[80:160])),
         (plan, Samples(feeds, np.arange(80) % CLASSES)),
     )
-    for other, data in others:
-        with pytest.raises(OptionError, match="of another pruning"):
-            prune_model(network, other, data)
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "rank", None)
+        for other, data in others:
+            with pytest.raises(OptionError, match="of another pruning"):
+                prune_model(network, other, data)
+        with pytest.raises(OptionError, match="10 samples at least"):
+            prune_model(network, plan, Samples(feeds[:9]))
     small = prune_model(network, dataclasses.replace(plan, training=training), Samples(feeds))
     assert "1 epochs" in small.report.notes[-1]

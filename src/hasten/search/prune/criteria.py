@@ -139,7 +139,8 @@ def score_units(
     if criterion == "obs":
         from hasten.search.prune.obs import obs_scores
 
-        found = obs_scores(model, groups, in_time(batches, until), loss)
+        half = min(until, (time.monotonic() + until) / 2)  # the rest of the time is for the elimination
+        found = obs_scores(model, groups, in_time(batches, half), loss, until)
         rest = [group for group in groups if group not in found]
         gradients = _gradients(graph, rest, batches, loss, until) if rest else {}
         others = {group: np.square(each).mean(0) for group, each in gradients.items()}

@@ -38,7 +38,7 @@ from hasten.search.prune.training import Training
 _HELD = 10  # one sample in so many is not trained on, but says whether training helped
 _MOST_HELD = 128  # of those that are looked at, at most
 _TOGETHER = 32  # samples that are run at once where nothing is trained
-_KEPT = {"weights", "optimizer", "steps", "epoch", "digest", "before", "after", "best"}
+_KEPT = {"request", "weights", "optimizer", "steps", "epoch", "digest", "before", "after", "best"}
 _WARM = 0.05  # share of the steps over which the rate rises
 
 
@@ -59,7 +59,7 @@ class Trained:
     seconds: float
 
 
-def distill(
+def distill(  # noqa: PLR0913 - choices, each with a default
     original: ir.Model,
     pruned: ir.Model,
     samples: Sequence[Feeds],
@@ -67,6 +67,7 @@ def distill(
     *,
     labels: Sequence[int] | None = None,
     seed: int = 0,
+    request: str = "",
     identity: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Trained:
@@ -79,6 +80,7 @@ def distill(
         training: how long, how fast, and where checkpoints are kept.
         labels: of the samples, classes of the first output; None to learn from the original alone.
         seed: of the order of samples.
+        request: what tells what the user asked for from all else, as for `check_training`.
         identity: what tells this pruning of the original from others, so that a checkpoint of another is
             refused; None for the weights that training begins with.
         progress: is told of each epoch.
@@ -87,10 +89,9 @@ def distill(
         OptionError: there are too few samples, or the checkpoint is of something else.
         UnsupportedModelError: a gradient cannot pass through an operator.
     """
-    if len(samples) < _HELD:
-        raise OptionError(f"distillation needs {_HELD} samples at least, got {len(samples)}")
+    asked = check_training(original, samples, training, labels=labels, request=request)
     start = time.monotonic()
-    every = max(_HELD, -(-len(samples) // _MOST_HELD))
+    every = _every(samples)
     pair = _Pair(original, pruned)
     held = _Known(samples, labels, range(0, len(samples), every))
     rest = _Known(samples, labels, [k for k in range(len(samples)) if k % every])
@@ -98,7 +99,8 @@ def distill(
     state = _State(
         names, pair.trained(names), training, -(-len(rest.samples) // training.batch) * training.epochs
     )
-    state.digest = _digest(pair, names, held, (identity, seed, len(samples)), weights=identity is None)
+    state.request = asked
+    state.digest = _digest(pair, names, (asked, identity, seed), weights=identity is None)
     if not state.resume():
         state.before = pair.mean(held)
         state.keep(state.before)
@@ -119,17 +121,56 @@ def distill(
     return Trained(state.before, state.after, epoch, time.monotonic() - start)
 
 
+def check_training(
+    original: ir.Model,
+    samples: Sequence[Feeds],
+    training: Training,
+    *,
+    labels: Sequence[int] | None = None,
+    request: str = "",
+) -> str:
+    """Refuses what `distill` would refuse of the same arguments, before there is a pruned graph.
+
+    Args:
+        original: the graph before.
+        samples: inputs by name.
+        training: whose checkpoint is looked at, if it is there.
+        labels: of the samples.
+        request: what tells what the user asked for from all else.
+
+    Returns:
+        What tells a training of this model, these data and this request from others.
+
+    Raises:
+        OptionError: there are too few samples, or the checkpoint is of something else.
+    """
+    if len(samples) < _HELD:
+        raise OptionError(f"distillation needs {_HELD} samples at least, got {len(samples)}")
+    digest = hashlib.sha256(repr((request, len(samples), labels)).encode())
+    for feeds in samples[:: _every(samples)]:
+        for name in sorted(feeds):
+            digest.update(name.encode() + np.ascontiguousarray(feeds[name]).tobytes())
+    for name, value in original.graph.initializers.items():
+        if value.const_value is not None:
+            digest.update(name.encode() + value.const_value.tobytes())
+    asked = digest.hexdigest()
+    path = training.checkpoint
+    if path is not None and path.exists() and _loaded(path)["request"] != asked:
+        raise _of_another(path)
+    return asked
+
+
+def _every(samples: Sequence[Feeds]) -> int:
+    """One sample in so many is held out."""
+    return max(_HELD, -(-len(samples) // _MOST_HELD))
+
+
 class _Known:
     """Some of the samples, with their labels if there are any."""
 
     def __init__(self, samples: Sequence[Feeds], labels: Sequence[int] | None, which: Sequence[int]) -> None:
         self.samples = [samples[k] for k in which]
         self._labels = None if labels is None else torch.tensor([labels[k] for k in which])
-
-    @property
-    def classes(self) -> list[int] | None:
-        """The labels of all of them."""
-        return None if self._labels is None else self._labels.tolist()
 
     def labels(self, part: Batch) -> Tensor | None:
         """Those of the members of a batch."""
@@ -266,14 +307,9 @@ def _trainable(graph: TorchGraph) -> list[str]:
     ]
 
 
-def _digest(pair: _Pair, names: Sequence[str], held: _Known, about: object, *, weights: bool) -> str:
+def _digest(pair: _Pair, names: Sequence[str], about: object, *, weights: bool) -> str:
     """What tells a training from others: of another original, pruning or data."""
-    digest = hashlib.sha256(repr((about, held.classes)).encode())
-    for feeds in held.samples:
-        for name in sorted(feeds):
-            digest.update(name.encode() + np.ascontiguousarray(feeds[name]).tobytes())
-    for name, weight in pair.teacher.weights.items():
-        digest.update(name.encode() + to_array(weight).tobytes())
+    digest = hashlib.sha256(repr(about).encode())
     for name in names:
         weight = pair.student.weights[name]
         digest.update(f"{name}{tuple(weight.shape)}".encode())
@@ -290,7 +326,7 @@ class _State:
         self._optimizer = torch.optim.AdamW(weights, lr=training.rate, weight_decay=0.0)
         self._done = 0
         self.epoch = 0
-        self.digest = ""
+        self.request = self.digest = ""
         self.before = self.after = math.inf
         self.best: list[Tensor] = []
         self._find_zeros()
@@ -338,6 +374,7 @@ class _State:
             "optimizer": self._optimizer.state_dict(),
             "steps": self._done,
             "epoch": self.epoch,
+            "request": self.request,
             "digest": self.digest,
             "before": self.before,
             "after": self.after,
@@ -358,10 +395,7 @@ class _State:
             return False
         data = _loaded(path)
         if data["digest"] != self.digest:
-            raise OptionError(
-                f"{path} is the checkpoint of another pruning (of other units, data, labels, seed or model): "
-                "give another name, or delete it"
-            )
+            raise _of_another(path)
         with torch.no_grad():
             for name, weight in zip(self._names, self._weights, strict=True):
                 weight.copy_(data["weights"][name])
@@ -371,6 +405,13 @@ class _State:
         self.best = [data["best"][name] for name in self._names]
         self._find_zeros()
         return True
+
+
+def _of_another(path: Path) -> OptionError:
+    return OptionError(
+        f"{path} is the checkpoint of another pruning (of other units, data, labels, seed or model): give "
+        "another name, or delete it"
+    )
 
 
 def _loaded(path: Path) -> Mapping[str, Any]:

@@ -13,6 +13,8 @@ there, which makes products in different places of the graph comparable.
 
 from __future__ import annotations
 
+import math
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -79,7 +81,7 @@ class _Reader:
 
 
 def obs_scores(
-    model: ir.Model, groups: Sequence[Group], batches: Iterable[Batch], loss: Loss
+    model: ir.Model, groups: Sequence[Group], batches: Iterable[Batch], loss: Loss, until: float = math.inf
 ) -> dict[Group, Values]:
     """What each unit is worth; groups that no product with constant weights reads are left out.
 
@@ -88,6 +90,8 @@ def obs_scores(
         groups: of the analysis.
         batches: samples.
         loss: of some samples.
+        until: a time by `time.monotonic`, of which each group has its part; what is left of it by then is
+            worth what the loss would lose if it went next.
     """
     graph = TorchGraph(model)
     readers = {group: found for group in groups if (found := _readers(graph, group))}
@@ -107,7 +111,12 @@ def obs_scores(
             if slope is not None:
                 reader.slopes = reader.slopes + reader.product.outputs(slope).double().square().sum(0)
         samples += len(batch)
-    return {group: _eliminated(found, group.count, samples) for group, found in readers.items()}
+    scores = {}
+    for number, (group, found) in enumerate(readers.items()):
+        now = time.monotonic()
+        stop = now + (until - now) / (len(readers) - number)
+        scores[group] = _eliminated(found, group.count, samples, stop)
+    return scores
 
 
 def _readers(graph: TorchGraph, group: Group) -> list[_Reader]:
@@ -174,8 +183,8 @@ class _System:
         return lost
 
 
-def _eliminated(readers: Sequence[_Reader], count: int, samples: int) -> Values:
-    """What each unit adds to the error in its turn."""
+def _eliminated(readers: Sequence[_Reader], count: int, samples: int, until: float) -> Values:
+    """What each unit adds to the error in its turn; when time is up, all that are left have theirs."""
     systems = [_System.of(reader, count, samples) for reader in readers]
     worth = np.zeros(count)
     left = np.arange(count)
@@ -183,6 +192,9 @@ def _eliminated(readers: Sequence[_Reader], count: int, samples: int) -> Values:
     reached = 0.0
     for _ in range(count):
         errors = np.sum([system.errors(left) for system in systems], axis=0)
+        if time.monotonic() >= until:
+            worth[left] = np.maximum(errors, reached * (1 + 1e-9))
+            break
         chosen = left[np.argsort(errors, kind="stable")[:together]]
         lost = sum(system.remove(chosen) for system in systems) / len(chosen)
         reached = max(reached * (1 + 1e-9), lost)

@@ -114,6 +114,8 @@ def check_plan(plan: Plan, *, with_data: bool) -> None:
     unknown = [unit for unit in plan.units if unit not in ALL_UNITS]
     if unknown or not plan.units:
         raise OptionError(f"unit={', '.join(unknown) or '()'}: give some of {', '.join(ALL_UNITS)}")
+    if len(set(plan.units)) < len(plan.units):
+        raise OptionError(f"unit={', '.join(plan.units)}: give each once")
     layers = LAYERS in plan.units and plan.flops is not None
     if layers and len(plan.structure) > 1 and plan.criterion not in ("fisher", "gradient"):
         raise OptionError(
@@ -130,9 +132,14 @@ def check_plan(plan: Plan, *, with_data: bool) -> None:
         raise OptionError(f"repair={plan.repair!r}: give one of {', '.join(REPAIRS)}")
     if plan.amounts not in AMOUNTS:
         raise OptionError(f"amounts={plan.amounts!r}: give one of {', '.join(AMOUNTS)}")
-    if plan.seed < 0:
-        raise OptionError(f"seed={plan.seed}: give 0 or more")
-    if plan.seconds is not None and plan.seconds <= 0:
+    if plan.amounts != AMOUNTS[0] and (plan.flops is None or plan.structure == (LAYERS,)):
+        raise OptionError(
+            f"amounts={plan.amounts!r} is about how many units of each group go, and none do: leave it out, "
+            f"or give flops and units other than {LAYERS}"
+        )
+    if not isinstance(plan.seed, int) or plan.seed < 0:
+        raise OptionError(f"seed={plan.seed}: give a whole number, 0 or more")
+    if plan.seconds is not None and not plan.seconds > 0:
         raise OptionError(f"seconds={plan.seconds}: give a time above zero, or None for no limit")
     check_criterion(plan.criterion, with_data=with_data)
     if plan.repair != "none":
@@ -155,6 +162,10 @@ def _check_aim(plan: Plan, *, with_data: bool) -> None:
         raise OptionError(f"flops={plan.flops}: rows save no arithmetic; give other units too, or no flops")
     if rows and not with_data:
         raise OptionError(f"the unit '{ROWS}' needs samples: give data, which show what ids there are")
+    if plan.unseen is not None and (not rows or plan.unseen < 0):
+        raise OptionError(
+            f"unseen={plan.unseen}: give the id of a row, and the unit '{ROWS}', whose rows ids can lose"
+        )
     if plan.sparsity is not None and plan.flops is None and plan.criterion not in sparsity.CRITERIA:
         known = ", ".join(sparsity.CRITERIA)
         raise OptionError(f"criterion={plan.criterion!r}: single weights are ranked by one of {known}")

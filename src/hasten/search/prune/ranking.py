@@ -140,7 +140,7 @@ def rank(
     """
     chosen = some(data or Samples(()), plan.looked_at, plan.seed)
     samples = chosen.feeds
-    every, notes = _classes(model, data)
+    every, notes = classes_of(model, data)
     labels = None if every is None else [int(label) for label in np.asarray(chosen.labels)]
     if plan.flops is None:
         return replace(_unranked(model, plan, data, samples), labels=every)
@@ -295,7 +295,7 @@ def order_of_layers(ranking: Ranking) -> list[int]:
     return sorted(range(len(ranking.layers)), key=lambda k: ranking.worth[k] / max(1, saved[k]))
 
 
-def _classes(model: ir.Model, data: Samples | None) -> tuple[Sequence[int] | None, tuple[str, ...]]:
+def classes_of(model: ir.Model, data: Samples | None) -> tuple[Sequence[int] | None, tuple[str, ...]]:
     """Labels, if they are numbers of classes of the first output; and what is to be said of that."""
     if data is None or data.labels is None:
         return None, ()

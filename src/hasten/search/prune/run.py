@@ -15,10 +15,11 @@ from hasten.passes.prune.rows import ROWS
 from hasten.passes.prune.units import LeftAlone
 from hasten.search.prune.cost import graph_flops
 from hasten.search.prune.plan import Plan, Progress, check_plan
-from hasten.search.prune.ranking import Decision, Ranking, decide, key_of, rank
+from hasten.search.prune.ranking import Decision, Ranking, classes_of, decide, key_of, rank
 from hasten.search.prune.report import Cut, Pruned, PruneReport
 from hasten.search.prune.rows import Rows, drop_rows
 from hasten.search.prune.sparsity import Sparsity, Zeros, sparsify
+from hasten.search.prune.training import Training
 from hasten.search.samples import Samples
 
 _RANKED, _REPAIRED = 0.4, 0.7
@@ -51,6 +52,11 @@ def prune_model(
     check_plan(plan, with_data=data is not None)
     begin = time.monotonic() if start is None else start
     limit = math.inf if plan.seconds is None else plan.seconds
+    if plan.repair == "distill" and data is not None:
+        from hasten.search.prune.distill import check_training
+
+        labels, _ = classes_of(model, data)
+        check_training(model, data.feeds, plan.training, labels=labels, request=_request(plan))
     ranking = rank(model, plan, data, until=begin + _RANKED * limit, progress=progress)
     return prune_ranked(ranking, plan, start=begin, progress=progress)
 
@@ -146,6 +152,7 @@ def _distilled(
         training,
         labels=ranking.labels,
         seed=plan.seed,
+        request=_request(plan),
         identity=identity_of(decision, plan),
         progress=progress,
     )
@@ -153,6 +160,11 @@ def _distilled(
         f"{done.epochs} epochs in {done.seconds:.0f} s: distance to the original {done.after:.3g} on samples "
         f"held out, {done.before:.3g} before"
     ]
+
+
+def _request(plan: Plan) -> str:
+    """What tells what is asked for from all else: a plan without its limits and how long it trains."""
+    return repr(dataclasses.replace(plan, training=Training(), seconds=None))
 
 
 def identity_of(decision: Decision, plan: Plan) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +28,13 @@ class Training:
     checkpoint: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch < 1 or self.rate <= 0:
+        whole = all(isinstance(number, int) and number >= 1 for number in (self.epochs, self.batch))
+        if not whole or not 0 < self.rate < math.inf:
             raise OptionError(
-                f"epochs={self.epochs}, batch={self.batch}, rate={self.rate}: give numbers above zero"
+                f"epochs={self.epochs}, batch={self.batch}, rate={self.rate}: give numbers above zero, whole "
+                "ones but for the rate"
             )
-        if self.seconds is not None and self.seconds <= 0:
+        if self.seconds is not None and not self.seconds > 0:
             raise OptionError(f"seconds={self.seconds}: give a time above zero, or None for no limit")
         if self.checkpoint is not None and not self.checkpoint.parent.is_dir():
             raise OptionError(f"checkpoint={self.checkpoint}: there is no folder {self.checkpoint.parent}")
