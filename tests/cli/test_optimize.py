@@ -49,6 +49,7 @@ def test_optimize_and_export(invoke: Invoke, model: Path, data: Path, tmp_path: 
         data,
         "-o",
         out,
+        "--overwrite",
         "--report",
         page,
         "--json",
@@ -89,7 +90,18 @@ def test_bad_input(refused: Refused, model: Path, artifact: Path, data: Path, tm
     other = tmp_path / "other.npz"
     np.savez(other, pixels=np.zeros((24, 3), np.float32))
     assert "input_ids" in optimize(given=other)
+    assert "page.pdf: reports are .html or .json" in optimize("--report", tmp_path / "page.pdf")
     assert not out.exists()
+    kept = tmp_path / "kept.json"
+    kept.write_text("{}")
+    assert f"{kept} exists: give another name, or --overwrite" in optimize("--report", kept)
+    assert "exists" in refused("optimize", model, "--data", data, "-o", kept)
+    assert "exists" in refused("profile", artifact, "--trace", kept)
+    assert "exists" in refused("bench", artifact, "--json", kept)
+    assert "exists" in refused("tune", "export", kept)
+    assert "reports are .html" in refused(
+        "prune", model, "--flops", "50%", "-o", out, "--report", kept.with_suffix("")
+    )
     assert "no folder" in refused("optimize", model, "--data", data, "-o", tmp_path / "absent" / "m.hasten")
     copy = tmp_path / "copy.onnx"
     copy.write_bytes(model.read_bytes())

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from hasten import target
-from hasten.cli.console import check_place, number, row, status_only, stderr, stdout, table, write_json
-from hasten.cli.options import input_option, model_argument, shape_option, threads_option
+from hasten.cli.console import check_new, number, row, status_only, stderr, stdout, table, write_json
+from hasten.cli.options import input_option, model_argument, overwrite_option, shape_option, threads_option
 from hasten.cli.sources import artifact_inputs, as_artifact, is_artifact
 from hasten.errors import OptionError
 from hasten.search.engines import ONNXRUNTIME, PEERS, Engine, peers_named
@@ -42,7 +42,8 @@ Examples:
 @threads_option
 @click.option("--rounds", metavar="N", type=click.IntRange(min=1), default=15, show_default=True)
 @click.option("--json", "json_file", metavar="F", help="Write all figures to this file; - for stdout.")
-def bench(
+@overwrite_option
+def bench(  # noqa: PLR0913, PLR0917 - one for each option
     model: Path,
     against: str | None,
     source: Path | None,
@@ -51,6 +52,7 @@ def bench(
     threads: int | None,
     rounds: int,
     json_file: str | None,
+    overwrite: bool,
 ) -> None:
     """Time MODEL (or OUT.hasten) against other engines.
 
@@ -59,7 +61,7 @@ def bench(
     fresh processes that open the model and run it once; the first answer is loading and that run together.
     """
     if json_file not in (None, "-"):
-        check_place(Path(str(json_file)))
+        check_new((Path(str(json_file)),), overwrite=overwrite)
     if not is_artifact(model):
         source = model
     engines = _engines(against, source, model)

@@ -167,6 +167,36 @@ def check_place(path: Path) -> None:
         ) from None
 
 
+def check_new(places: Iterable[Path | None], *, overwrite: bool) -> None:
+    """Refuses outputs that could not be written, or that are there and may not be replaced, before long work.
+
+    Args:
+        places: of outputs; None where one is not written.
+        overwrite: whether what is there may be replaced.
+
+    Raises:
+        OptionError: as `check_place`, or one is there.
+    """
+    for place in places:
+        if place is None:
+            continue
+        check_place(place)
+        if place.exists() and not overwrite:
+            raise OptionError(f"{place} exists: give another name, or --overwrite")
+
+
+def is_page(report: Path | None) -> bool:
+    """Whether a report is to be a page of HTML, by its name; otherwise it is JSON.
+
+    Raises:
+        OptionError: it is neither.
+    """
+    suffix = ".html" if report is None else report.suffix.lower()
+    if suffix not in (".html", ".htm", ".json"):
+        raise OptionError(f"--report {report}: reports are .html or .json; give a name that ends so")
+    return suffix != ".json"
+
+
 def check_apart(written: Mapping[str, Path | None], read: Iterable[Path | None]) -> None:
     """Refuses places that would be written over what is read, or over each other.
 

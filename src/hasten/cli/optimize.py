@@ -13,8 +13,9 @@ from hasten.api import optimize
 from hasten.cli.amounts import parse_bytes, parse_seconds, parse_share
 from hasten.cli.console import (
     check_apart,
-    check_place,
+    check_new,
     echo_json,
+    is_page,
     number,
     row,
     size,
@@ -24,7 +25,7 @@ from hasten.cli.console import (
     write_file,
     write_or_keep,
 )
-from hasten.cli.options import database_option, json_option, model_argument, threads_option
+from hasten.cli.options import database_option, json_option, model_argument, overwrite_option, threads_option
 from hasten.cli.progress import live
 from hasten.cli.sources import is_artifact
 from hasten.errors import OptionError
@@ -61,6 +62,7 @@ Examples:
     "for the certificate. [default: a quarter of --data, 256 at the most]",
 )
 @click.option("--output", "-o", metavar="OUT.hasten", required=True, type=click.Path(path_type=Path))
+@overwrite_option
 @click.option(
     "--metric",
     metavar="M",
@@ -113,6 +115,7 @@ def optimize_(  # noqa: PLR0913, PLR0917 - one for each option
     data: Path,
     calibration: str | None,
     output: Path,
+    overwrite: bool,
     metric: str,
     metric_output: str | None,
     max_drop: str,
@@ -141,9 +144,8 @@ def optimize_(  # noqa: PLR0913, PLR0917 - one for each option
         raise OptionError(f"{model} is compiled already: give the ONNX file or folder that it came from")
     kept_apart = (model, data, Path(calibration) if calibration is not None else None)
     check_apart({"-o": output, "--report": report}, kept_apart)
-    for place in (output, report):
-        if place is not None:
-            check_place(place)
+    page = is_page(report)
+    check_new((output, report), overwrite=overwrite)
     limits = (
         parse_share(max_drop, "--max-drop"),
         parse_share(confidence, "--confidence"),
@@ -181,7 +183,7 @@ def optimize_(  # noqa: PLR0913, PLR0917 - one for each option
         lost = [write_or_keep(output, found.save)]
         record = found.report.record
         if report is not None:
-            text = to_json(record) if report.suffix == ".json" else to_html(record)
+            text = to_html(record) if page else to_json(record)
             lost.append(write_or_keep(report, lambda path: write_file(path, text.encode())))
     if lost[0] is None:
         _tell(record, output, as_json=as_json)

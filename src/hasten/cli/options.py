@@ -37,3 +37,6 @@ database_option = click.option(
     type=click.Path(path_type=Path),
     help="File of the results of tuning. [default: $HASTEN_TUNING, or one in the user's data folder]",
 )
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Replace files that are written if they are there."
+)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from hasten import target
 from hasten.cli.console import (
-    check_place,
+    check_new,
     echo_json,
     number,
     status_only,
@@ -22,7 +22,7 @@ from hasten.cli.console import (
     table,
     write_json,
 )
-from hasten.cli.options import input_option, json_option, shape_option, threads_option
+from hasten.cli.options import input_option, json_option, overwrite_option, shape_option, threads_option
 from hasten.cli.sources import artifact_inputs, as_artifact
 from hasten.search.busy import busy_cores
 from hasten.search.profile import KernelProfile, Profile, measure_peaks, merge, record, summarize
@@ -48,8 +48,9 @@ Examples:
 @click.option(
     "--trace", metavar="F", type=click.Path(path_type=Path), help="Write a typical run as a Chrome trace."
 )
+@overwrite_option
 @json_option
-def profile(
+def profile(  # noqa: PLR0913, PLR0917 - one for each option
     model: Path,
     input_file: Path | None,
     shapes: tuple[str, ...],
@@ -57,6 +58,7 @@ def profile(
     runs: int | None,
     each: bool,
     trace: Path | None,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Time each kernel of MODEL (or OUT.hasten) as it runs inside the model.
@@ -65,8 +67,7 @@ def profile(
     itself has none and stays as it is. Shown are medians over the runs, and how near each kernel comes to
     what this machine can do: the peak of its arithmetic or of its memory, whichever binds the kernel.
     """
-    if trace is not None:
-        check_place(trace)
+    check_new((trace,), overwrite=overwrite)
     load = busy_cores()
     with as_artifact(model, threads=threads) as (path, _), status_only(stderr()) as steps:
         feeds = artifact_inputs(path, input_file, shapes)

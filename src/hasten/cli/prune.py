@@ -11,8 +11,9 @@ from hasten.api import prune
 from hasten.cli.console import (
     Steps,
     check_apart,
-    check_place,
+    check_new,
     echo_json,
+    is_page,
     number,
     row,
     size,
@@ -21,7 +22,7 @@ from hasten.cli.console import (
     table,
     write_file,
 )
-from hasten.cli.options import json_option, model_argument
+from hasten.cli.options import json_option, model_argument, overwrite_option
 from hasten.cli.sources import is_artifact
 from hasten.errors import OptionError
 from hasten.search.prune.criteria import CRITERIA
@@ -50,7 +51,7 @@ Examples:
     required=True,
     help="Where the smaller model goes.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace SMALL.onnx and the report if they are there.")
+@overwrite_option
 @click.option(
     "--flops",
     metavar="SHARE",
@@ -155,11 +156,8 @@ def prune_(  # noqa: PLR0913, PLR0917 - one for each option
     beside = output.with_name(f"{output.name}.data")  # where weights of more than 2 GB go
     written = {"-o": output, "-o (large weights)": beside, "--report": report, "--checkpoint": checkpoint}
     check_apart(written, (model, data))
-    for place in (output, beside, report):
-        if place is not None:
-            check_place(place)
-            if place.exists() and not overwrite:
-                raise OptionError(f"{place} exists: give another name, or --overwrite")
+    page = is_page(report)
+    check_new((output, beside, report), overwrite=overwrite)
     with Steps(stderr()).shown() as steps:
         small = prune(
             str(model),
@@ -179,8 +177,7 @@ def prune_(  # noqa: PLR0913, PLR0917 - one for each option
         steps(f"writing {output}")
         count = small.save(output, overwrite=overwrite)
     if report is not None:
-        is_json = report.suffix == ".json"
-        told = json.dumps(small.report.data(), indent=2) if is_json else pruned_page(small.report, model.name)
+        told = pruned_page(small.report, model.name) if page else json.dumps(small.report.data(), indent=2)
         write_file(report, told.encode())
     if as_json:
         echo_json({**small.report.data(), "path": str(output), "bytes": count})

@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from hasten import __version__
-from hasten.cli.console import check_place, echo_json, number, row, stdout, table, write_file
-from hasten.cli.options import database_option, json_option
+from hasten.cli.console import check_new, echo_json, number, row, stdout, table, write_file
+from hasten.cli.options import database_option, json_option, overwrite_option
 from hasten.errors import OptionError
 from hasten.search.memory import forget
 from hasten.search.results import Result, Results, default_database, export_lines, import_lines
@@ -93,8 +93,9 @@ def _times(r: Result) -> tuple[str, str, str]:
 
 @tune.command("export", short_help="Write the results to a file.")
 @click.argument("file", metavar="F", type=click.Path(path_type=Path))
+@overwrite_option
 @database_option
-def export(file: Path, database: Path | None) -> None:
+def export(file: Path, overwrite: bool, database: Path | None) -> None:
     """Write all results to the file F, one JSON object to a line; - for stdout."""
     results = _results(database)
     rows = results.rows()
@@ -104,7 +105,7 @@ def export(file: Path, database: Path | None) -> None:
     if str(file) == "-":
         click.echo(export_lines(rows), nl=False)
         return
-    check_place(file)
+    check_new((file,), overwrite=overwrite)
     write_file(file, export_lines(rows).encode())
     click.echo(f"{file}: {len(rows)} results")
 
