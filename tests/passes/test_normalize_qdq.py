@@ -24,6 +24,7 @@ import hasten
 from hasten import frontends
 from hasten.codegen.lower_stages import lower_program
 from hasten.codegen.quantized import quantize_products
+from hasten.errors import HostOperatorWarning
 from hasten.graph.constants import constant_value
 from hasten.loops.descriptions import Gemm
 from hasten.loops.dtypes import DType
@@ -234,3 +235,24 @@ def test_weights_that_are_quantized_in_the_graph() -> None:
     x = {"x": rng.normal(0, 1, (2, 8, 6, 6)).astype(np.float32)}
     (expected,) = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, x)
     np.testing.assert_allclose(hasten.compile(proto).run(x)["y"], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_one_scale_with_several_zero_points_of_a_result_stays_as_it_is(known: bool) -> None:
+    """Which axis the zero points are along is not said: two of the definition's say another than ours."""
+    rng = np.random.default_rng(0)
+    body = "y = QLinearMatMul(x, s, z, w, s, z, ys, yz)"
+    arrays = {"w": rng.integers(0, 256, (4, 5)).astype(np.uint8), "s": np.float32(0.1), "z": np.uint8(128)}
+    x = {"x": rng.integers(0, 256, (2, 3, 4)).astype(np.uint8)}
+    zeros = {"yz": np.arange(90, 140, 10).astype(np.uint8)}
+    arrays |= {"ys": np.float32(2.0)} | (zeros if known else {})
+    x |= {} if known else zeros
+    more = "" if known else ", uint8[5] yz"
+    proto = build(f"(uint8[2, 3, 4] x{more}) => (uint8[2, 3, 5] y)", body, arrays)
+    model = ir.from_proto(proto)
+    optimize_graph(model)
+    assert [node.op_type for node in model.graph] == ["QLinearMatMul"]
+    (expected,) = compute(proto, x, "reference")
+    with pytest.warns(HostOperatorWarning):
+        session = hasten.compile(proto)
+    np.testing.assert_array_equal(session.run(x)["y"], expected)

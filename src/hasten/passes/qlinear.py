@@ -26,9 +26,9 @@ Form = Callable[[ir.Node, Builder], ir.Value | None]
 def _result(
     node: ir.Node, build: Builder, value: ir.Value | None, first: int, like: ir.Value
 ) -> ir.Value | None:
-    """QuantizeLinear by the scale and zero point at two inputs of a node in a row."""
+    """QuantizeLinear by the one scale and zero point at two inputs of a node in a row; None for several."""
     scale, zero = input_at(node, first), input_at(node, first + 1)
-    if value is None or scale is None or not is_single(scale):
+    if value is None or scale is None or not is_single(scale) or not (zero is None or is_single(zero)):
         return None
     return quantized(build, value, scale, zero, like)
 
