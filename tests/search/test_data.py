@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from hasten.errors import DataError, OptionError
 from hasten.runtime.manifest import TensorInfo
 from hasten.search import data_files
-from hasten.search.data import Samples, apart, batches, load_samples, split
+from hasten.search.data import Samples, apart, batches, load_runs, load_samples, split
 from hasten.search.samples import shuffled, some
 
 X = TensorInfo("x", "float32", ("batch", 3))
@@ -259,6 +259,23 @@ def test_damaged_pictures(tmp_path: Path) -> None:
 def test_a_model_of_fixed_batches_is_refused() -> None:
     with pytest.raises(DataError, match="batches of exactly 8"):
         load_samples([], [TensorInfo("x", "float32", (8, 3))])
+
+
+def test_samples_are_joined_to_batches_of_a_fixed_size() -> None:
+    x = np.arange(33, dtype=np.float32).reshape(11, 3)
+    fixed = TensorInfo("x", "float32", (4, 3))
+    for data in (list(x), [x[:4], x[4:8], x[8:]], {"x": x}):
+        runs, said = load_runs(data, [fixed])
+        found = np.stack([run["x"] for run in runs])
+        np.testing.assert_array_equal(found.reshape(12, 3), x[[*range(11), 10]])
+        assert said == ("the model takes batches of 4: 11 samples are 3; 1 places repeat a sample",)
+    assert load_runs(x, [X])[1] == ()
+    scalar = TensorInfo("s", "float32", ())
+    rows = [{"x": row, "s": np.float32(n // 6)} for n, row in enumerate(x)]
+    runs, _ = load_runs(rows, [fixed, scalar])
+    assert [(run["x"][0, 0], float(run["s"])) for run in runs] == [(0, 0), (12, 0), (18, 1), (30, 1)]
+    with pytest.raises(DataError, match="batches of exactly 4"):
+        load_runs(x, [fixed, TensorInfo("y", "float32", (8, 3))])
 
 
 def test_split_is_seeded_stratified_and_complete() -> None:

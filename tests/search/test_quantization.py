@@ -60,6 +60,20 @@ def test_answers_are_near_those_in_float(cache: Path) -> None:
     assert 0 < error.max() < 0.05 * np.ptp(expected)
 
 
+def test_a_model_of_fixed_batches_is_calibrated(cache: Path) -> None:
+    proto = onnx.load_from_string(perceptron())
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 16
+    session = compile_int8(proto, cache)
+    assert session.report["quantization"]["samples"] == 3
+    assert session.report["warnings"] == [
+        "the model takes batches of 16: 40 samples are 3; 8 places repeat a sample"
+    ]
+    x = {"x": np.concatenate([s["x"] for s in samples(16, seed=2)])}
+    expected = hasten.compile(perceptron(), cache=cache).run(x)["y"]
+    assert 0 < np.abs(session.run(x)["y"] - expected).max() < 0.05 * np.ptp(expected)
+
+
 def test_choices(cache: Path) -> None:
     x = {"x": samples(seed=3)[0]["x"]}
     many = {"x": np.random.default_rng(4).normal(0, 1, (8000, 6)).astype(np.float32)}

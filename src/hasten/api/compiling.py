@@ -26,7 +26,7 @@ from hasten.passes.facts import is_quantized
 from hasten.passes.pipeline import optimize_graph
 from hasten.runtime.artifact import write_artifact
 from hasten.runtime.session import Session, open_session
-from hasten.search.data import load_samples
+from hasten.search.data import Feeds, load_runs
 from hasten.search.formats import WEIGHTS
 from hasten.search.measure_inputs import check_names
 from hasten.search.prune.plan import Progress
@@ -217,7 +217,7 @@ def compile_payload(
         "warnings": cautions,
         "tuning": {},
     }
-    found = _quantized(model, folder_of(source), asked, progress)
+    found = _quantized(model, folder_of(source), asked, cautions, progress)
     if found is not None:
         model, noted["quantization"] = found.model, found.report
         cautions += found.warnings
@@ -259,14 +259,20 @@ def _slow_bf16(rest: DType, targets: Sequence[Target]) -> list[str]:
 
 
 def _quantized(
-    model: ir.Model, folder: Path | None, asked: CompileOptions, progress: Progress
+    model: ir.Model, folder: Path | None, asked: CompileOptions, cautions: list[str], progress: Progress
 ) -> Quantized | None:
-    """The model in the precision that is asked for; None where that takes no change of the graph."""
+    """The model in the precision that is asked for; None where that takes no change of the graph.
+
+    What is to be said of the data is added to `cautions`.
+    """
     form = next((form for form in WEIGHTS if form == asked.precision), None)
     if form is None and asked.precision != "int8":
         return None
     progress("quantizing")
-    feeds = [] if asked.data is None else load_samples(asked.data, inputs_of(model), folder=folder).feeds
+    feeds: Sequence[Feeds] = ()
+    if asked.data is not None:
+        feeds, said = load_runs(asked.data, inputs_of(model), folder=folder)
+        cautions += said
     if form is not None:
         wanted = asked.quantization
         return quantize_weights_only(model, form, feeds, wanted, threads=asked.threads, cache=asked.folder)

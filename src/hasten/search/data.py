@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from hasten.runtime.manifest import TensorInfo
 from hasten.search.data_files import items_of
 from hasten.search.data_labels import Names, class_names, numbers_of
 from hasten.search.data_raw import Raw
-from hasten.search.samples import Feeds, Samples, apart, batches, split
+from hasten.search.samples import Feeds, Samples, apart, batches, in_batches, split
 
-__all__ = ["Feeds", "Samples", "apart", "batches", "load_samples", "split"]
+__all__ = ["Feeds", "Samples", "apart", "batches", "load_runs", "load_samples", "split"]
 
 Array = NDArray[Any]
 
@@ -61,6 +62,27 @@ def load_samples(
     return collector.samples()
 
 
+def load_runs(
+    data: object, inputs: Sequence[TensorInfo], *, folder: Path | None = None
+) -> tuple[Sequence[Feeds], tuple[str, ...]]:
+    """Reads a user's data as arrays for runs of the model: samples, or batches where these have a fixed size.
+
+    Arguments and errors are those of `load_samples`.
+
+    Returns:
+        Arrays by input name for each run; what is to be said of it.
+    """
+    sizes = {info.shape[0] for info in inputs if info.shape and isinstance(info.shape[0], int)}
+    size = sizes.pop() if len(sizes) == 1 else 1
+    if size == 1:
+        return load_samples(data, inputs, folder=folder).feeds, ()
+    free = [replace(info, shape=("batch", *info.shape[1:])) if info.shape else info for info in inputs]
+    samples = load_samples(data, free, folder=folder)
+    runs, repeated = in_batches(samples, size)
+    filled = f"; {repeated} places repeat a sample" if repeated else ""
+    return runs, (f"the model takes batches of {size}: {len(samples)} samples are {len(runs)}{filled}",)
+
+
 class _Collector:
     """Takes items one after the other, checks them and gathers samples.
 
@@ -75,8 +97,8 @@ class _Collector:
         for info in inputs:
             if info.shape and isinstance(info.shape[0], int) and info.shape[0] != 1:
                 raise DataError(
-                    f"the model takes batches of exactly {info.shape[0]} ({info}), and the search "
-                    "needs single samples: export it with a batch axis that is free, or 1"
+                    f"the model takes batches of exactly {info.shape[0]} ({info}), and single samples are "
+                    "needed: export it with a batch axis that is free, or 1"
                 )
         self._inputs = tuple(inputs)
         self._raw, self._names = raw, names

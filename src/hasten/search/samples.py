@@ -6,7 +6,7 @@ A sample is an array for each input of the model, with a batch axis of length 1,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -176,13 +176,36 @@ def batches(samples: Samples, size: int) -> Iterator[tuple[Feeds, slice]]:
         stop = start + 1
         while stop < min(start + size, len(samples)) and _shapes(samples.feeds[stop]) == shapes:
             stop += 1
-        part = samples.feeds[start:stop]
-        yield {name: np.concatenate([feed[name] for feed in part]) for name in part[0]}, slice(start, stop)
+        yield _together(samples.feeds[start:stop]), slice(start, stop)
         start = stop
 
 
-def _shapes(feeds: Feeds) -> list[tuple[int, ...]]:
-    return [array.shape for array in feeds.values()]
+def in_batches(samples: Samples, size: int) -> tuple[list[Feeds], int]:
+    """Joins neighbouring samples of equal shapes to batches of one size, as a model with a fixed batch takes.
+
+    Returns:
+        The batches, and how many rows of them repeat the last sample of a batch that was not full.
+    """
+    found, repeated = [], 0
+    for _, place in batches(samples, size):
+        part = samples.feeds[place]
+        missing = size - len(part)
+        found.append(_together([*part, *part[-1:] * missing]))
+        repeated += missing
+    return found, repeated
+
+
+def _together(part: Sequence[Feeds]) -> Feeds:
+    """Samples that fit as one batch; an input without axes is the same in all of them."""
+    return {
+        name: np.concatenate([feed[name] for feed in part]) if first.ndim else first
+        for name, first in part[0].items()
+    }
+
+
+def _shapes(feeds: Feeds) -> list[object]:
+    """What must be equal in one batch: shapes, and the values of what has no axes."""
+    return [array.shape or array.item() for array in feeds.values()]
 
 
 def _select(samples: Samples, which: Array) -> Samples:
