@@ -236,6 +236,26 @@ def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
     check(load_samples(path, [X]))
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (("preprocessor_config.json",), "image processor"),
+        (("vocab.txt",), "tokenizer"),
+        (("preprocessor_config.json", "vocab.txt"), "image processor"),
+        ((), "image processor"),
+    ],
+)
+def test_strings_are_what_the_model_comes_with_a_reader_of(
+    tmp_path: Path, files: tuple[str, ...], said: str
+) -> None:
+    """A picture and its label is no pair of texts, and a text may end like a picture's name."""
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    for item in (("dog.jpg", "dog"), "see dog.jpg"):
+        with pytest.raises(DataError, match=f"the {said} in"):
+            load_samples([item], [IDS, MASK], folder=tmp_path)
+
+
 def test_damaged_pictures(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()

@@ -18,6 +18,8 @@ from hasten.search.data_files import PICTURES
 _TEXT = ("text", "sentence", "sentence1", "text_a", "premise", "question")
 _PAIR = ("text_pair", "sentence2", "text_b", "hypothesis", "answer")
 _IMAGE = ("image", "img", "picture")
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
 _UNSET = 10**6  # a tokenizer's length that is as large means that none was set
 
 
@@ -35,6 +37,8 @@ class Raw:
         self._tokenizer: Any = None
         self._processor: Any = None
         self._length = 0
+        self._has_processor = _has(folder, _PROCESSOR_FILES)
+        self._has_tokenizer = _has(folder, _TOKENIZER_FILES)
         self.notes: list[str] = []
 
     def knows(self, item: object) -> bool:
@@ -42,7 +46,7 @@ class Raw:
         if isinstance(item, Mapping):
             return any(key in item for key in (*_TEXT, *_IMAGE))
         if isinstance(item, tuple | list):
-            return len(item) == 2 and all(isinstance(part, str) for part in item)
+            return all(isinstance(part, str) for part in item) and len(item) == 2 and self._is_text(item[0])
         return isinstance(item, str | os.PathLike) or _is_picture(item)
 
     def arrays(self, item: Any) -> Mapping[str, object]:
@@ -60,9 +64,15 @@ class Raw:
             return self._of_text(text, pair)
         if isinstance(item, tuple | list):
             return self._of_text(item[0], item[1])
-        if isinstance(item, str) and Path(item).suffix.lower() not in PICTURES:
+        if isinstance(item, str) and self._is_text(item):
             return self._of_text(item, None)
         return self._of_picture(item)
+
+    def _is_text(self, given: str) -> bool:
+        """Whether a string is a text, not the path of a picture: by what the model has, or how it ends."""
+        if self._has_processor != self._has_tokenizer:
+            return self._has_tokenizer
+        return Path(given).suffix.lower() not in PICTURES
 
     def _of_text(self, text: object, pair: object) -> Mapping[str, object]:
         if not isinstance(text, str) or not isinstance(pair, str | None):
@@ -124,6 +134,10 @@ class Raw:
         positions = json.loads(config.read_text()).get("max_position_embeddings") if config.exists() else None
         # Models of RoBERTa's family number positions from 2.
         return 512 if positions is None else max(1, int(positions) - 2)
+
+
+def _has(folder: Path | None, files: Sequence[str]) -> bool:
+    return folder is not None and any((folder / name).is_file() for name in files)
 
 
 def _is_picture(item: object) -> bool:
