@@ -4,6 +4,7 @@ import pytest
 
 from hasten.errors import ModelError
 from hasten.graph.inference import check, infer_shapes
+from hasten.passes.facts import Facts
 
 
 def _model(text: str) -> ir.Model:
@@ -52,3 +53,17 @@ def test_a_contradiction_is_found(body: str, message: str) -> None:
 def test_what_is_not_onnx_is_refused(node: str, message: str) -> None:
     with pytest.raises(ModelError, match=f"not valid ONNX: .*{message}"):
         check(_model(f"(float[2] x) => (float[2] y) {{ {node} }}"))
+
+
+def test_group_normalization_has_the_shape_of_its_input() -> None:
+    """ONNX has no rule for it, so that nothing behind it would have a shape; in bodies too."""
+    model = _model(
+        "(float[n, 4, 8] x, float[4] s, float[4] b, bool c) => (float[k, l, m] y)"
+        "{ h = GroupNormalization<num_groups=2>(x, s, b) z = Concat<axis=2>(h, h)"
+        "  y = If(c) <then_branch = t () => (float[i,j,o] u) { u = GroupNormalization<num_groups=4>(z,s,b) }"
+        ", else_branch = e () => (float[i, j, o] v) { v = Relu(z) }> }"
+    )
+    infer_shapes(model)
+    assert _shapes(model) == {"h": "[n,4,8]", "z": "[n,4,16]", "y": "[None,4,16]"}
+    facts = Facts(model.graph)
+    assert facts.dims(model.graph[0].outputs[0]) == ("n", 4, 8)

@@ -10,6 +10,7 @@ import numpy as np
 from hasten.ops.pruning import (
     Dim,
     Dims,
+    Indices,
     Kept,
     Member,
     Operands,
@@ -287,12 +288,35 @@ def _gather_ties(node: Operands) -> list[Tie | None]:
         return []
     axis = _axis(node, len(data), 0)
     ties = [same(node, (_X, d), (_Y, d)) for d in range(axis)]
-    ties += [same(node, (input_(1), d), (_Y, axis + d)) for d in range(len(indices))]
     ties += [same(node, (_X, d), (_Y, d - 1 + len(indices))) for d in range(axis + 1, len(data))]
-    return ties
+    picked = _picked(node, axis)
+    if picked is None:
+        return ties + [same(node, (input_(1), d), (_Y, axis + d)) for d in range(len(indices))]
+    length, order = picked
+    members = (Member(_X, axis, np.arange(length)), Member(input_(1), 0, order), Member(_Y, axis, order))
+    return [*ties, Tie(members)]
 
 
-GATHER = PruningFacts(_gather_ties)
+def _picked(node: Operands, axis: int) -> tuple[int, Indices] | None:
+    """The length of an axis from which a Gather takes known indices, and those, if all that is known."""
+    length, order = node.length(_X, axis), node.constant(1)
+    if length is None or order is None or order.ndim != 1:
+        return None
+    return length, order.astype(np.int64) % length
+
+
+def _shrink_gather(node: Operands, kept: Kept) -> Shrunk:
+    axis = _axis(node, len(node.dims(_X) or (0,)), 0)
+    stays, picked = kept(_X, axis), _picked(node, axis)
+    if stays is None or picked is None:
+        return Shrunk()
+    new = np.full(picked[0], -1)
+    new[stays] = np.arange(len(stays))
+    order = new[picked[1]]
+    return Shrunk(inputs={1: order[order >= 0]})
+
+
+GATHER = PruningFacts(_gather_ties, _shrink_gather)
 
 
 def _shape_ties(node: Operands) -> list[Tie | None]:
@@ -314,17 +338,31 @@ def _resize_ties(node: Operands) -> list[Tie | None]:
     given = [len(node.node.inputs) > i and node.node.inputs[i] is not None for i in (2, 3)]
     if (given[0] and node.constant(2) is None) or (given[1] and node.constant(3) is None):
         raise Whole("its size is computed while the model runs")
-    return [same(node, (_X, d), (_Y, d)) for d in range(len(before)) if before[d] == after[d]]
+    scaled = _scaled(node, len(before))
+    unmoved = (d for d in range(len(before)) if before[d] == after[d] and d not in scaled)
+    return [same(node, (_X, d), (_Y, d)) for d in unmoved]
+
+
+def _scaled(node: Operands, rank: int) -> set[int]:
+    """The axes that a Resize scales, though perhaps by so little that they are as long as before."""
+    scales = node.constant(2)
+    if scales is None or not scales.size:
+        return set()
+    return {axis for axis, scale in zip(_resized(node, rank), scales.tolist(), strict=True) if scale != 1}
+
+
+def _resized(node: Operands, rank: int) -> list[int]:
+    """The axes that scales or sizes of a Resize are given for."""
+    named = node.node.attributes.get("axes")
+    return list(range(rank)) if named is None else [int(a) % rank for a in named.as_ints()]
 
 
 def _shrink_resize(node: Operands, kept: Kept) -> Shrunk:
     sizes, rank = node.constant(3), len(node.dims(_X) or ())
     if sizes is None:
         return Shrunk()
-    named = node.node.attributes.get("axes")
-    axes = range(rank) if named is None else [int(a) % rank for a in named.as_ints()]
     new = sizes.copy()
-    for k, axis in enumerate(axes):
+    for k, axis in enumerate(_resized(node, rank)):
         stays = kept(_Y, axis)
         if stays is not None:
             new[k] = len(stays)

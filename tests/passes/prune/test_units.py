@@ -76,6 +76,23 @@ def test_what_needs_all_features() -> None:
     assert "needs all of axis 1" in reasons(found)
 
 
+@pytest.mark.parametrize(
+    "part", ["r, s = Split<axis=1>(h, sizes)", "r = Slice(h, zero, one, one)", "r = Gather<axis=1>(h, one)"]
+)
+def test_the_only_one_of_its_kind_stays(part: str) -> None:
+    """What goes on alone would be nothing without its feature."""
+    known = {"sizes": [1, 7], "zero": [0], "one": [1]}
+    found = analysed(
+        "(float[n, 4] x) => (float[n, 2] y)",
+        f"p = MatMul(x, a) h = Relu(p) {part} t = Tanh(h) z = Concat<axis=1>(r, t) y = MatMul(z, b)",
+        a=array(4, 8),
+        b=array(9, 2),
+        **{name: np.array(value) for name, value in known.items() if name in part},
+    )
+    assert [group.count for group in found.groups] == [7]
+    assert any("it is all that axis 1 of" in r for each in found.left_alone for r in each.reasons)
+
+
 def test_an_operator_without_facts() -> None:
     found = analysed(
         "(float[n, 4] x) => (float[n, 2] y)",

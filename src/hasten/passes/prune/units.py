@@ -186,6 +186,7 @@ class _Elements:
         base, size = self.count, 1 + max(int(m.slots.max(initial=-1)) for m in tie.members)
         self.count += size
         self.ties.append((node, tie))
+        self._keep_last(node, tie)
         for member in tie.members:
             slot = self.of(node, member.port, member.axis)
             if slot is None:
@@ -194,6 +195,19 @@ class _Elements:
             self.pairs.append((self.first[slot] + tied, base + member.slots[tied]))
             known = covered.setdefault(slot, np.zeros(self.lengths[slot], np.int64))
             known[tied] = 1
+
+    def _keep_last(self, node: int, tie: Tie) -> None:
+        """Keeps what an axis of length 1 is tied to: that axis has no elements, and cannot become shorter."""
+        for alone in tie.members:
+            if self.operands[node].length(alone.port, alone.axis) != 1:
+                continue
+            place = place_of(self.operands[node], node, alone.port)
+            reason = f"it is all that axis {alone.axis} of '{place.value if place else ''}' has"
+            for member in tie.members:
+                slot = self.of(node, member.port, member.axis)
+                stays = np.flatnonzero(np.isin(member.slots, alone.slots[alone.slots >= 0]))
+                if slot is not None and len(stays):
+                    self.blocked.append((slot, stays, reason))
 
     def roots(self) -> Indices:
         """For each element, the smallest of those that it is joined with."""
