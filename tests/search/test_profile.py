@@ -34,6 +34,13 @@ PICTURES = (
 )
 """The convolutions take one picture at a time."""
 WITH_HOST = "(float[n, 64] x) => (int64[2, m] y) { a = MatMul(x, w) i = NonZero(a) y = Mul(i, i) }"
+PADDED = (
+    "(float[b, s, 64] x, int64[b, s] mask) => (float[b, s, 64] z) { m = Cast<to = 9>(mask)"
+    " keep = Unsqueeze(m, middle) a = MatMul(x, w)"
+    " b = Attention<q_num_heads = 2, kv_num_heads = 2>(a, a, a, keep)"
+    " c = MatMul(b, w) d = Attention<q_num_heads = 2, kv_num_heads = 2>(c, c, c, keep)"
+    " y = MatMul(d, w) z = Relu(y) }"
+)
 CONSTANTS = {"w": (64, 64), "k": (16, 16, 3, 3), "g": (16, 1, 3, 3)}
 
 
@@ -43,13 +50,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compiled(text: str, cache: Path, folder: Path) -> Path:
-    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> g {text}')
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 24]> g {text}')
     rng = np.random.default_rng(0)
     read = {name for node in model.graph.node for name in node.input}
     for name, shape in CONSTANTS.items():
         if name in read:
             array = rng.standard_normal(shape).astype(np.float32)
             model.graph.initializer.append(numpy_helper.from_array(array, name))
+    if "middle" in read:
+        model.graph.initializer.append(numpy_helper.from_array(np.array([1, 2]), "middle"))
     onnx.save(model, folder / "model.onnx")
     payload = compile_payload(folder / "model.onnx", CompileOptions(cache=cache))
     write_artifact(folder / "model.hasten", payload.manifest, payload.members)
@@ -89,6 +98,27 @@ def test_what_is_recorded(text: str, shape: tuple[int, ...], flops: int, cache: 
     graph = onnx.load_from_string(bytes(artifact.members["graph.onnx"])).graph
     assert count_flops(graph, {"n": shape[0], "h": 30}) in (flops, None)
     assert all(count.bytes > 0 for count in found.counts)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_of_a_padded_batch_only_its_tokens_count(threads: int, cache: Path, tmp_path: Path) -> None:
+    path = compiled(PADDED, cache, tmp_path)
+    lengths = np.array([3, 40, 0, 17])
+    mask = (np.arange(40) < lengths[:, None]).astype(np.int64)
+    feeds = {"x": np.ones((4, 40, 64), np.float32), "mask": mask}
+    found = record(path, feeds, runs=3, threads=threads, cache=cache)
+    by_title = {title: count for (_, _, title), count in zip(found.kernels, found.counts, strict=True)}
+    products = [count for title, count in by_title.items() if title.startswith("MatMul")]
+    attentions = [count for title, count in by_title.items() if title.startswith("Attention")]
+    tokens, pairs = int(lengths.sum()), int((lengths**2).sum())
+    product = 2 * tokens * 64 * 64
+    # queries, keys and values are computed as one
+    assert [c.flops for c in products] == [3 * product, 3 * product, product]
+    assert [c.flops for c in attentions] == [2 * 2 * pairs * (32 + 32)] * 2
+    assert products[2].bytes == 4 * (2 * tokens * 64 + 64 * 64)
+    # The same artifact again: what counts is this run's mask.
+    full = record(path, {**feeds, "mask": np.ones_like(mask)}, runs=3, threads=threads, cache=cache)
+    assert sum(c.flops for c in full.counts) == 7 * 2 * 160 * 64 * 64 + 2 * 2 * 2 * 4 * 40**2 * (32 + 32)
 
 
 def test_summary(cache: Path, tmp_path: Path) -> None:

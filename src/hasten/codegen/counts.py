@@ -3,6 +3,9 @@
 Counted is what the definition asks for, once: a multiply-add is two operations, wherever it is a term of a
 sum of products (matrix product, convolution, attention, variance); other arithmetic is not counted, as is
 usual for figures of whole models. Each tensor that is read counts once, and only as far as it is read.
+
+Where padding is left out, only the tokens that are computed count: an amount may depend on a measured size,
+or be a sum over what a tensor of the run holds, such as the squares of the sequences' lengths.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from hasten.loops.descriptions import (
     operands,
 )
 from hasten.loops.dtypes import BYTES, DType
-from hasten.loops.expr import Expr, Load, Op, Reduce, Var, binary, const, free_vars, walk
+from hasten.loops.expr import Expr, Load, Op, Reduce, Var, binary, const, free_vars, reduce, walk
 from hasten.loops.simplify import spell
 
 
@@ -34,8 +37,11 @@ def stage_flops(stage: Stage) -> Expr:
     if isinstance(body, Gemm):
         return _product((*body.batch, *body.rows, body.column, *body.taps, body.depth)) * 2
     if isinstance(body, Attention):
-        entries = (body.batch, body.head, body.row, body.key)
-        scores = _product(entries if body.longest is None else (body.head, body.row)) * (body.longest or 1)
+        if body.start is None or body.stop is None:
+            scores = _product((body.batch, body.head, body.row, body.key))
+        else:
+            length = body.stop - body.start
+            scores = _product((body.head,)) * reduce("sum", (body.batch,), length * length)
         return scores * (_product((body.depth,)) + _product((body.column,))) * 2
     if isinstance(body, RankSelect | Prefix | Order | Forest | Greedy | Scatter):
         return const(0)

@@ -12,7 +12,20 @@ from hasten.codegen.kernel import SCRATCH, Kernel
 from hasten.codegen.lower_stages import Lowered
 from hasten.codegen.magnitude import MOST, magnitude
 from hasten.codegen.memory import ALIGNMENT, Slot, slots_by_tensor
-from hasten.loops.expr import Expr, Size, Var, const, constant_int, round_up, substitute, walk
+from hasten.loops.dtypes import INDEX
+from hasten.loops.expr import (
+    Expr,
+    Load,
+    Reduce,
+    Size,
+    Var,
+    const,
+    constant_int,
+    round_up,
+    substitute,
+    transform,
+    walk,
+)
 from hasten.loops.nest import Function, size_parameter
 from hasten.loops.program import Program
 
@@ -126,6 +139,7 @@ class _Printer:
         self.fields = {n: size_parameter(n) for n in (*part.sizes, *derived)}
         self.locals = {n: size_parameter(n) for n in self.program.measured}
         self.scratch = [at_bounds(self.program, k.scratch) for k in kernels if constant_int(k.scratch) != 0]
+        self.sums = {e: Var(e.dtype, f"sum_{i}") for i, e in enumerate(_sums(kernels))}
 
     def text(self) -> str:
         n = self.part.number
@@ -149,6 +163,7 @@ class _Printer:
             f"}} part_{n}_plan;",
             "",
             *plan,
+            *self.record(),
             *self.counts(helpers),
             *run,
         ]
@@ -248,26 +263,63 @@ class _Printer:
             return []
         return [f"    if (plan->scratch_bytes > {MOST_BYTES} / MOST_THREADS) return {TOO_LARGE};"]
 
+    def record(self) -> list[str]:
+        """The type of what the threads of a call share; a profile also keeps what only the run knows."""
+        n = self.part.number
+        kept = [*self.locals.values(), *(v.name for v in self.sums.values())]
+        profiled = ["#ifdef HASTEN_PROFILE", *(f"    int64_t {name};" for name in kept), "#endif"]
+        return [
+            "typedef struct {",
+            "    hasten_call *call;",
+            f"    part_{n}_plan plan;",
+            *(profiled if kept else []),
+            f"}} part_{n}_run;",
+            "",
+        ]
+
     def counts(self, helpers: Sequence[str]) -> list[str]:
         """A function that tells a profile what each kernel amounts to."""
         n = self.part.number
-        lines = [f"static void count_part_{n}(const part_{n}_plan *plan) {{"]
+        begin = f"static void count_part_{n}(const part_{n}_run *run) {{"
+        lines = [begin, f"    const part_{n}_plan *plan = &run->plan;"]
+        known: dict[Expr, Expr] = {e: Var(v.dtype, f"run->{v.name}") for e, v in self.sums.items()}
+        known |= {Size(INDEX, name): Var(INDEX, f"run->{local}") for name, local in self.locals.items()}
         for i, k in enumerate(self.kernels):
-            flops, moved = (self.expr(at_bounds(self.program, e)) for e in (k.flops, k.bytes))
+            flops, moved = (self.expr(substitute(e, known)) for e in (k.flops, k.bytes))
             amounts = f"{flops}, {moved}, {8 * k.factors.bytes}"
             lines.append(f"    hasten_count({n}, {i}, {amounts});")
         lines += ["    (void)plan;", "}"]
         return ["#ifdef HASTEN_PROFILE", *helpers_for(lines, helpers), *lines, "#endif", ""]
 
+    def sums_at(self, first: int, end: int) -> list[str]:
+        """For a profile: the sums that kernels are the first to ask for, while what they add is there."""
+        asked, before = (_sums(self.kernels[a:b]) for a, b in ((first, end), (0, first)))
+        found = [e for e in asked if e not in before]
+        if not found:
+            return []
+        lines = ["    if (team->index == 0) {"]
+        for e in found:
+            at: dict[Expr, Expr] = {v: Var(INDEX, f"at_{i}") for i, v in enumerate(e.vars)}
+            loops = [
+                f"for (int64_t at_{i} = 0; at_{i} < {self.expr(v.extent or const(1))}; ++at_{i})"
+                for i, v in enumerate(e.vars)
+            ]
+            value = self.expr(transform(substitute(e.body, at), self.loaded))
+            lines.append(f"        {' '.join(loops)} run->{self.sums[e].name} += {value};")
+        return ["#ifdef HASTEN_PROFILE", *lines, "    }", "#endif"]
+
+    def loaded(self, e: Expr) -> Expr | None:
+        """An element of a tensor as the run's code reads it, where an expression is one."""
+        if not isinstance(e, Load):
+            return None
+        index = tuple(transform(i, self.loaded) for i in e.index)
+        address = self.expr(self.part.lowered.layouts[e.buffer].address(index))
+        return Var(e.dtype, f"{self.names[e.buffer]}[{address}]")
+
     def run(self) -> list[str]:
         n = self.part.number
         serial = SERIAL_RUN if self.part.stands_alone else 0
         lines = [
-            "typedef struct {",
-            "    hasten_call *call;",
-            f"    part_{n}_plan plan;",
-            f"}} part_{n}_run;",
-            "",
             f"static void run_part_{n}(void *argument, hasten_team *team) {{",
             f"    part_{n}_run *run = argument;",
             "    hasten_call *call = run->call;",
@@ -297,7 +349,7 @@ class _Printer:
             f"    const int64_t nanoseconds = run.plan.work / {WORK_PER_NANOSECOND};",
             f"    hasten_pool_run(call->pool, threads, nanoseconds, run_part_{n}, &run);",
             "    HASTEN_MARK(0, HASTEN_ENDS);",
-            f"    HASTEN_PROFILED(count_part_{n}(&run.plan));",
+            f"    HASTEN_PROFILED(count_part_{n}(&run));",
             "    return call->fault.code;",
             "}",
         ]
@@ -332,6 +384,7 @@ class _Printer:
         at = 0
         while at < len(self.kernels):
             run = runs.get(at)
+            lines += self.sums_at(at, at + 1 if run is None else run.end)
             if run is None:
                 lines += [*self.step(at, _WHOLE), *self.barrier(at)]
                 at += 1
@@ -385,8 +438,9 @@ class _Printer:
         if not last and (counted or not all(self.serial(other) for other in both)):
             lines += ["    HASTEN_MARK(team->index, HASTEN_WAITS);", "    hasten_barrier(team);"]
         for name, m in counted.items():
-            at = self.part.lowered.layouts[m.tensor].address(m.index)
-            lines.append(f"    const int64_t {self.locals[name]} = {self.names[m.tensor]}[{self.expr(at)}];")
+            at, local = self.part.lowered.layouts[m.tensor].address(m.index), self.locals[name]
+            lines.append(f"    const int64_t {local} = {self.names[m.tensor]}[{self.expr(at)}];")
+            lines.append(f"    HASTEN_PROFILED(if (team->index == 0) run->{local} = {local});")
         return lines
 
     def pictures(self, run: Run) -> list[str]:
@@ -434,6 +488,12 @@ class _Printer:
     def serial(self, k: Kernel) -> bool:
         work = constant_int(k.work)
         return work is not None and work < SERIAL_WORK
+
+
+def _sums(kernels: Sequence[Kernel]) -> dict[Reduce, None]:
+    """The sums over tensors of the run that kernels amount to."""
+    amounts = (e for k in kernels for e in (k.flops, k.bytes))
+    return dict.fromkeys(n for e in amounts for n in walk(e) if isinstance(n, Reduce))
 
 
 def _indented(lines: Sequence[str], by: int) -> list[str]:
