@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.errors import EngineError
+from hasten.search.blocks import Rows, blocks
 from hasten.search.data import Samples, batches
 from hasten.search.engines import Worker
 from hasten.search.engines_worker import save_npz
@@ -70,7 +71,7 @@ def answers_to(
     Raises:
         EngineError: it failed, or an output has no axis that counts samples.
     """
-    rows: dict[str, list[Array]] = {name: [] for name in wanted}
+    rows = {name: Rows() for name in wanted}
     for batch in part.batches:
         outputs = worker.outputs(batch.path)
         if len(outputs) == len(order) and not set(wanted) <= set(outputs):
@@ -89,32 +90,33 @@ def answers_to(
                         f"for {count} samples: its first axis must count samples"
                     )
                 array = array[None]
-            rows[name].extend(array)
-    return {name: joined(found) for name, found in rows.items()}
-
-
-def joined(rows: Sequence[Array]) -> Array:
-    """One array of the samples' answers; an array of arrays where their shapes differ."""
-    if len({row.shape for row in rows}) <= 1:
-        return np.stack(rows)
-    result = np.empty(len(rows), object)
-    for index, row in enumerate(rows):
-        result[index] = row
-    return result
+            rows[name].add(array)
+    return {name: found.joined() for name, found in rows.items()}
 
 
 def relative_change(reference: Outputs, changed: Outputs) -> float:
     """The mean squared change of the float outputs by their variance; infinity where it is no number."""
     squares = spread = 0.0
     for name, wanted in reference.items():
-        pairs = zip(wanted, changed[name], strict=True)
-        flat = [(np.ravel(a), np.ravel(b)) for a, b in pairs]
-        if not flat or flat[0][0].dtype.kind != "f":
+        if not len(wanted) or np.asarray(wanted[0]).dtype.kind != "f":
             continue
-        before = np.concatenate([a for a, _ in flat]).astype(np.float64)
-        after = np.concatenate([b for _, b in flat]).astype(np.float64)
-        scale = float(before.var()) or 1.0
-        squares += float(np.square(after - before).mean()) / scale
+        count, total = 0, 0.0
+        for before, _ in _pairs(wanted, wanted):
+            count, total = count + before.size, total + float(before.sum())
+        mean = total / max(1, count)
+        variance = changes = 0.0
+        for before, after in _pairs(wanted, changed[name]):
+            variance += float(np.square(before - mean).sum())
+            changes += float(np.square(after - before).sum())
+        # A variance of zero says nothing of the scale.
+        squares += changes / max(1, count) / (variance / max(1, count) or 1.0)
         spread += 1.0
     value = squares / spread if spread else 0.0
     return value if np.isfinite(value) else float("inf")
+
+
+def _pairs(left: Array, right: Array) -> Iterator[tuple[Array, Array]]:
+    """The elements of two versions' answers in float64, a few megabytes at a time."""
+    for some in blocks(left):
+        a, b = (x[some.start] if left.dtype == object else x[some] for x in (left, right))
+        yield np.ravel(a).astype(np.float64), np.ravel(b).astype(np.float64)

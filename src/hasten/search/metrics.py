@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.errors import MetricError, OptionError
+from hasten.search.blocks import blocks
 from hasten.search.lone_score import Lone, both_classes
 from hasten.search.metric_kinds import KINDS, Kind, PerSample
 
@@ -237,9 +238,11 @@ def _chosen(outputs: Outputs, metric: str, output: str | None) -> Array:
     name = next(iter(outputs)) if output is None else output
     _check_output(name, outputs)
     array = outputs[name]
-    for part in array if array.dtype == object else (array,):
+    for some in blocks(array):
+        part = array[some.start] if array.dtype == object else array[some]
         if part.dtype.kind == "f" and np.isnan(part).any():
             where = np.argwhere(np.isnan(part))[0].tolist()
+            where = where if array.dtype == object else [some.start + where[0], *where[1:]]
             raise MetricError(f"output {name!r} has NaN (first at {where}): metric {metric} has no value")
     return array
 
@@ -303,11 +306,17 @@ def _of_function(function: UserMetric, larger_is_better: bool) -> Metric:
 
 
 def _each(function: PerSample, scores: Array, labels: Array | None, before: Array) -> Array:
-    """Applies a function to all samples, one by one where these differ in shape."""
+    """Applies a function to all samples, some megabytes at a time; one by one where they differ in shape."""
     if scores.dtype != object:
-        return function(scores, labels, before).astype(np.float64)
-    rows = [
-        function(scores[i][None], None if labels is None else np.asarray(labels[i])[None], before[i][None])
-        for i in range(len(scores))
-    ]
-    return np.concatenate(rows).astype(np.float64)
+        found = [
+            function(scores[some], None if labels is None else labels[some], before[some])
+            for some in blocks(scores)
+        ]
+    else:
+        found = [
+            function(
+                scores[i][None], None if labels is None else np.asarray(labels[i])[None], before[i][None]
+            )
+            for i in range(len(scores))
+        ]
+    return np.concatenate(found).astype(np.float64)

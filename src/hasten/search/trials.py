@@ -16,6 +16,7 @@ import numpy as np
 from hasten.errors import HastenError, MetricError, TuningError
 from hasten.search.answers import Outputs, Part, answers_to, relative_change, write_part
 from hasten.search.asked import Problem
+from hasten.search.blocks import said_of_size
 from hasten.search.build import Recipe, build, write_quantized
 from hasten.search.candidates import LOSSLESS, ORIGINAL, Candidate
 from hasten.search.certify import Bound, certify
@@ -252,6 +253,7 @@ class Trials:
         )
         if keep:
             self._answers[candidate.name, kind] = found
+            self.notes += [said for said in said_of_size(found, len(part)) if said not in self.notes]
         return found
 
     @property
