@@ -7,7 +7,7 @@ own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from hasten.codegen.panels import pack_constant, unpack_constant
+from hasten.codegen.tiles import PANEL
 from hasten.codegen.weights import ALIGNMENT
 from hasten.errors import ArtifactError
 from hasten.runtime.artifact import GRAPH_WEIGHTS, WEIGHTS, Artifact, check_member
@@ -67,15 +68,15 @@ def graph_members(model: ir.Model, *, weights: bool, image: np.ndarray | None = 
         made = proto.graph.initializer.add(
             name=name, dims=list(tensor.shape.numpy()), data_type=int(tensor.dtype)
         )
-        content = tensor.tobytes()
-        if len(content) < _INLINE:
-            made.raw_data = content
+        if tensor.nbytes < _INLINE:
+            made.raw_data = tensor.tobytes()
             continue
         place = None if there is None else there.place_of(tensor)
         if place is None:
+            content = _content(tensor)
             place = _Place(GRAPH_WEIGHTS, size, len(content))
             padding = -len(content) % ALIGNMENT
-            data += [memoryview(content), memoryview(bytes(padding))]
+            data += [content, memoryview(bytes(padding))]
             size += len(content) + padding
         made.data_location = onnx.TensorProto.EXTERNAL
         entries = {"location": place.member, "offset": place.offset, "length": place.length}
@@ -96,20 +97,50 @@ class _Image:
         array = tensor.numpy()
         if array.nbytes != tensor.nbytes or array.dtype.kind == "O":
             return None  # the graph packs what is narrower than a byte
-        for panels, content in _forms(array):
-            raw = np.ascontiguousarray(content).reshape(-1).view(np.uint8)
-            for block in np.flatnonzero(self._first == raw[:8].view(np.uint64)[0])[:_TRIES]:
+        for form in _forms(array):
+            blocks = np.flatnonzero(self._first == _raw(form.begin)[:8].view(np.uint64)[0])[:_TRIES]
+            if not blocks.size:
+                continue
+            raw = _raw(form.whole())
+            for block in blocks:
                 offset = int(block) * ALIGNMENT
                 if np.array_equal(self._bytes[offset : offset + len(raw)], raw):
-                    return _Place(WEIGHTS, offset, len(raw), panels)
+                    return _Place(WEIGHTS, offset, len(raw), form.panels)
         return None
 
 
-def _forms(array: np.ndarray) -> Iterator[tuple[bool, np.ndarray]]:
-    """What an array may look like to kernels, and whether that is panels."""
-    yield False, array
+@dataclass(frozen=True)
+class _Form:
+    """What an array may look like to kernels.
+
+    Attributes:
+        panels: whether that is panels.
+        begin: how it begins: what costs little to make.
+        whole: makes all of it.
+    """
+
+    panels: bool
+    begin: np.ndarray
+    whole: Callable[[], np.ndarray]
+
+
+def _forms(array: np.ndarray) -> Iterator[_Form]:
+    yield _Form(False, array.reshape(-1)[:8], lambda: array)
     if array.ndim in (2, 4) and array.dtype.itemsize in (1, 4):
-        yield True, pack_constant(_operand(array))
+        operand = _operand(array)
+        yield _Form(True, pack_constant(operand[:, :PANEL]), lambda: pack_constant(operand))
+
+
+def _raw(array: np.ndarray) -> np.ndarray:
+    """The bytes of an array."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _content(tensor: ir.TensorProtocol) -> memoryview:
+    """The bytes of a weight: those of its file, if they are mapped, instead of a copy."""
+    array = tensor.numpy()
+    whole = array.nbytes == tensor.nbytes and array.dtype.kind != "O" and array.flags.c_contiguous
+    return memoryview(_raw(array) if whole else tensor.tobytes())
 
 
 def _operand(array: np.ndarray) -> np.ndarray:
