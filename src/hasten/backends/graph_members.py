@@ -140,7 +140,7 @@ def _content(tensor: ir.TensorProtocol) -> memoryview:
     """The bytes of a weight: those of its file, if they are mapped, instead of a copy."""
     array = tensor.numpy()
     whole = array.nbytes == tensor.nbytes and array.dtype.kind != "O" and array.flags.c_contiguous
-    return memoryview(_raw(array) if whole else tensor.tobytes())
+    return _raw(array).data if whole else memoryview(tensor.tobytes())
 
 
 def _operand(array: np.ndarray) -> np.ndarray:
