@@ -12,6 +12,7 @@ import pytest
 import torch
 from onnx.backend.test.case.node import collect_testcases
 from onnx.defs import get_all_schemas
+from tests.ops.test_recurrent import by_onnxruntime, setting
 
 from benchmarks import models
 from hasten import frontends
@@ -81,6 +82,29 @@ def test_operators_that_have_no_node_test_are_few() -> None:
     tested = {case.model.graph.node[0].op_type for case in CASES}
     assert set(OPERATORS) <= {schema.name for schema in get_all_schemas()}
     assert len(set(OPERATORS) - tested) <= 3, set(OPERATORS) - tested
+
+
+@pytest.mark.parametrize("batchwise", [False, True])
+def test_recurrences_of_all_kinds(batchwise: bool) -> None:
+    """As ONNX Runtime computes them, which knows no layout 1: lengths, clips, peepholes, any activations."""
+    for seed in range(60):
+        case = setting(seed)
+        node, feeds = case.model.graph.node[0], dict(case.feeds)
+        if batchwise:
+            node.attribute.append(onnx.helper.make_attribute("layout", 1))
+            feeds = {n: a.swapaxes(0, 1) if n in ("x", "h", "c") else a for n, a in feeds.items()}
+        graph = TorchGraph(ir.from_proto(case.model))
+        tensors = {name: torch.from_numpy(a.copy()) for name, a in feeds.items()}
+        found = graph.run(tensors | {"x": tensors["x"].requires_grad_()})
+        del node.attribute[len(node.attribute) - batchwise :]
+        for name, right in zip(graph.outputs, by_onnxruntime(case), strict=True):
+            got = found[name].detach().numpy()
+            if batchwise:
+                got = got.transpose(1, 2, 0, 3) if name == "y" else got.swapaxes(0, 1)
+            np.testing.assert_allclose(got, right, rtol=1e-4, atol=1e-5, err_msg=case.text)
+        sum(v.sum() for v in found.values()).backward()  # type: ignore[union-attr]
+        gradient = tensors["x"].grad
+        assert gradient is not None and bool(gradient.isfinite().all()) and bool(gradient.any()), case.text
 
 
 @pytest.mark.parametrize("optimized", [False, True])

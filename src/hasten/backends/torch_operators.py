@@ -15,8 +15,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own convention
 from torch import Tensor
 
+from hasten.backends.torch_attention import ATTENTION
 from hasten.backends.torch_movement import MOVEMENT
 from hasten.backends.torch_node import DTYPES, Inputs, Run, attribute, integers, maybe, operand
+from hasten.backends.torch_recurrent import RECURRENT
 from hasten.backends.torch_windows import WINDOWS
 from hasten.errors import UnsupportedModelError
 
@@ -157,29 +159,6 @@ def _reduction(function: Callable[[Tensor, list[int], bool], Tensor]) -> Run:
     return run
 
 
-def _attention(node: ir.Node, inputs: Inputs) -> Tensor:
-    q, k, v, mask = operand(inputs), operand(inputs, 1), operand(inputs, 2), maybe(inputs, 3)
-    if len(inputs) > 4 or attribute(node, "softcap", 0.0) or len([o for o in node.outputs if o.name]) > 1:
-        raise NotImplementedError("Attention with a cache, softcap or further outputs")
-    if any(attribute(node, side, -1) >= 0 for side in ("left_window_size", "right_window_size")):
-        raise NotImplementedError("Attention with a window")
-    flat = q.dim() == 3
-    if flat:
-        heads, shared = attribute(node, "q_num_heads", 1), attribute(node, "kv_num_heads", 1)
-        q = q.reshape(*q.shape[:2], heads, -1).transpose(1, 2)
-        k, v = (t.reshape(*t.shape[:2], shared, -1).transpose(1, 2) for t in (k, v))
-    result = F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=mask,
-        is_causal=bool(attribute(node, "is_causal", 0)),
-        scale=attribute(node, "scale", None),
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
-    return result.transpose(1, 2).flatten(2) if flat else result
-
-
 def _cumulative_sum(node: ir.Node, inputs: Inputs) -> Tensor:
     x, (axis,) = operand(inputs), integers(inputs, 1) or [0]
     x = x.flip(axis) if attribute(node, "reverse", 0) else x
@@ -288,11 +267,13 @@ OPERATORS: Mapping[str, Run] = {
     "ReduceLogSum": _reduction(lambda x, axes, keep: x.sum(axes, keepdim=keep).log()),
     "ReduceLogSumExp": _reduction(lambda x, axes, keep: x.logsumexp(axes, keepdim=keep)),
     "Identity": _unary(lambda x: x),
-    "Attention": _in_floats(_attention),
     "CumSum": _cumulative_sum,
     "Einsum": lambda node, inputs: torch.einsum(
         attribute(node, "equation", ""), *(v for v in inputs if v is not None)
     ),
+    **ATTENTION,
+    "Attention": _in_floats(ATTENTION["Attention"]),
+    **{name: _in_floats(run) for name, run in RECURRENT.items()},
     **WINDOWS,
     "Conv": _in_floats(WINDOWS["Conv"]),
     **MOVEMENT,
