@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.cases import Figure, Goal
-from benchmarks.losses import Loss, told
+from benchmarks.losses import Losses, told
 from hasten.search.engines import HASTEN, HASTEN_BF16, HASTEN_INT8, Precision
 from hasten.search.measure import Measurement, Result, Spread
 
@@ -64,7 +64,7 @@ class CaseReport:
     compile_seconds: Mapping[str, float]
     verdicts: tuple[Verdict, ...]
     measurement: Measurement
-    losses: Mapping[str, tuple[Loss, ...]] = field(default_factory=dict)
+    losses: Mapping[str, Losses] = field(default_factory=dict)
 
 
 def judge(
@@ -150,7 +150,7 @@ def _summary_cells(case: CaseReport, verdict: Verdict) -> list[str]:
     start = [case.name, verdict.precision]
     if verdict.problem is not None:
         return [*start, f"not measured: {verdict.problem}", "", "", "", goal, *[""] * 9]
-    own = results[name]
+    own, lost = results[name], case.losses.get(verdict.precision)
     peer = None if verdict.peer is None else results[verdict.peer]
     return [
         *start,
@@ -164,7 +164,7 @@ def _summary_cells(case: CaseReport, verdict: Verdict) -> list[str]:
         "" if verdict.share is None else f"{verdict.share:.1%}",
         *_costs(own),
         "" if name not in case.compile_seconds else f"{case.compile_seconds[name]:.1f}",
-        told(case.losses.get(verdict.precision, ())),
+        "" if lost is None else told(lost, own.run_ms.median),
     ]
 
 

@@ -31,9 +31,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import models, picture, quantized_peers, report
 from benchmarks.cases import Entry, entries_named
-from benchmarks.losses import Loss, measured_losses
+from benchmarks.losses import Losses, measured_losses
 from hasten.api import CompileOptions, compile_payload
-from hasten.errors import HastenError, ToolchainError
+from hasten.errors import HastenError, OptionError, ToolchainError
 from hasten.runtime.artifact import write_artifact
 from hasten.search.busy import busy_cores
 from hasten.search.engines import HASTEN, HASTEN_BF16, HASTEN_INT8, PEERS, Engine, Precision, peers_named
@@ -149,9 +149,9 @@ def run_case(entry: Entry, setup: Setup) -> report.CaseReport:
 
 def losses_of(
     entry: Entry, model: Path, feeds: models.Inputs, precisions: Sequence[Precision], setup: Setup
-) -> dict[str, tuple[Loss, ...]]:
+) -> dict[str, Losses]:
     """Where the time of hasten's artifacts goes, by precision, once all engines are closed."""
-    found: dict[str, tuple[Loss, ...]] = {}
+    found: dict[str, Losses] = {}
     for precision in precisions:
         artifact = compiled(model, precision, entry, setup)
         if artifact.problem is None:
@@ -216,13 +216,8 @@ def main() -> None:
     chosen = entries_named(options.cases)
     if not chosen:
         parser.error(f"no case's name contains {options.cases!r}")
-    known: tuple[Precision, ...] = ("f32", "bf16", "int8")
-    precisions = [precision for precision in known if precision in options.precision.split(",")]
-    if not precisions:
-        parser.error(
-            f"--precision {options.precision!r}: give some of {', '.join(known)}, with commas between"
-        )
     try:
+        precisions = precisions_named(options.precision)
         peers = peers_named(options.engines)
     except HastenError as error:
         parser.error(str(error))
@@ -235,6 +230,23 @@ def main() -> None:
             # After each case: what was measured shall outlive what happens to the rest.
             write(cases, plan, options)
     print(markdown(cases, plan))
+
+
+def precisions_named(text: str) -> tuple[Precision, ...]:
+    """Those that a list with commas names, the widest first.
+
+    Raises:
+        OptionError: there is no such precision.
+    """
+    known: tuple[Precision, ...] = ("f32", "bf16", "int8")
+    asked = [word.strip() for word in text.split(",")]
+    unknown = [word for word in asked if word not in known]
+    if unknown:
+        raise OptionError(
+            f"--precision {text!r}: there is no {', '.join(map(repr, unknown))}; give some of "
+            f"{', '.join(known)}, with commas between"
+        )
+    return tuple(precision for precision in known if precision in asked)
 
 
 def precisions_here() -> str:

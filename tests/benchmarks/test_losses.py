@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from benchmarks.losses import Loss, losses, operators, told
+from benchmarks.losses import Loss, Losses, losses, operators, told
 
 from hasten.search.measure import Spread
 from hasten.search.profile import HostProfile, KernelProfile, Peaks, Profile
@@ -59,7 +59,7 @@ def test_kernels_of_the_same_operators_lose_together() -> None:
         kernel(3, "Conv 'by Winograd'", 10.0, 1.7),
         host_us=4.0,
     )
-    assert losses(found) == (
+    assert losses(found).lost == (
         Loss("MatMul + Add", pytest.approx(0.10)),
         Loss("Attention", pytest.approx(0.05)),
         Loss("NonZero, Unique on the host", pytest.approx(0.04)),
@@ -68,11 +68,23 @@ def test_kernels_of_the_same_operators_lose_together() -> None:
     )
 
 
+def lost(*found: Loss, run_us: float = 1000.0) -> Losses:
+    return Losses(Spread(run_us, run_us, run_us), 0.9, Peaks({"f32": 100.0}, 10.0), found)
+
+
 def test_a_cell_has_the_largest_three_that_are_worth_a_word() -> None:
     found = [Loss("MatMul", 0.05), Loss("Python", 0.01), Loss("between kernels", 0.001)]
-    assert told(found) == "MatMul 5.0%, Python 1.0%"
-    assert told([*found[:2], Loss("Attention", 0.009), Loss("Softmax", 0.008)]).count("%") == 3
-    assert told([]) == ""
+    assert told(lost(*found), 1.0) == "MatMul 5.0%, Python 1.0%"
+    assert told(lost(*found[:2], Loss("Attention", 0.009), Loss("Softmax", 0.008)), 1.0).count("%") == 3
+    assert told(lost(), 1.0) == ""
+
+
+def test_a_cell_says_where_the_profile_tells_of_other_runs() -> None:
+    found = Loss("MatMul", 0.05)
+    assert told(lost(found, run_us=1049.0), 1.0) == "MatMul 5.0%"
+    assert told(lost(found, run_us=951.0), 1.0) == "MatMul 5.0%"
+    assert told(lost(found, run_us=1060.0), 1.0) == "MatMul 5.0% (of the profile's runs of 1.06 ms, +6%)"
+    assert told(lost(run_us=500.0), 1.0) == "(of the profile's runs of 0.5 ms, -50%)"
 
 
 def test_a_title_without_operators_stands_for_itself() -> None:

@@ -43,7 +43,11 @@ def test_the_suite_runs(tmp_path: Path) -> None:
     (verdict,) = case["verdicts"]
     assert verdict["peer"] in engines[1:]
     assert verdict["ratio"]["median"] > 0
-    shares = [loss["share"] for loss in case["losses"]["f32"]]
+    profiled = case["losses"]["f32"]
+    assert profiled["run_us"]["median"] > 0
+    assert profiled["peaks"]["gflops"]["f32"] > 0
+    assert 0 < profiled["peak_share"] <= 1
+    shares = [loss["share"] for loss in profiled["lost"]]
     assert 0 < sum(shares) <= 1
     assert shares == sorted(shares, reverse=True)
     assert files["picture"].read_bytes().startswith(b"\x89PNG")
@@ -76,6 +80,13 @@ def test_what_fails_costs_its_own_row(tmp_path: Path, monkeypatch: pytest.Monkey
     )
     assert missing.measurement.failures == {"torch": "there is no torch module of this model"}
     assert missing.verdicts[0].ratio is None
+
+
+def test_a_mistyped_precision_is_refused() -> None:
+    assert suite.precisions_named("bf16, f32") == ("f32", "bf16")
+    for text, wrong in (("f32,bf61", "'bf61'"), ("", "''"), ("f32,", "''")):
+        with pytest.raises(OptionError, match=f"there is no {wrong}; give some of f32, bf16, int8"):
+            suite.precisions_named(text)
 
 
 def test_operations_are_counted_in_the_model_as_it_came(tmp_path: Path) -> None:
