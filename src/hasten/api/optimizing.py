@@ -128,7 +128,8 @@ def optimize(  # noqa: PLR0913 - choices, each with a default
             out for certificates. Or data of their own for choices: all of `data` is then held out.
         larger_is_better: the direction of a metric that is a function.
         output: the output that a named metric looks at; None for the first.
-        precision: "auto" for all; "f32", "bf16" or "int8" for what layers may have beside f32.
+        precision: "auto" for all formats; "int8" for those that begin so, "bf16" for that alone, beside f32;
+            "f32" for none. bf16 is of all that other formats leave, or of nothing.
         prune: whether heads, neurons, channels and whole layers may be removed, as far as the budget allows;
             or which of these, such as ("layers", "heads"). Needs PyTorch.
         prune_criterion: by what units are ranked, as for `prune`; layers by fisher where that is obs.
@@ -138,7 +139,7 @@ def optimize(  # noqa: PLR0913 - choices, each with a default
         time_limit: seconds for everything; None for any time. Where it is too short for more, the
             lossless compilation is returned.
         memory_limit: bytes that each process which makes, runs or measures candidates may allocate, mapped
-            files not counted; None for no limit.
+            files not counted; None for no limit. It says nothing of this process, which holds the data.
         seed: of the split into parts and of the bootstrap.
         example: as for `compile`.
         dynamic: as for `compile`.

@@ -74,7 +74,13 @@ Examples:
 @click.option("--metric-output", metavar="NAME", help="The output to look at. [default: the first]")
 @click.option("--max-drop", metavar="SHARE", default="1%", show_default=True, help="The budget.")
 @click.option("--confidence", metavar="SHARE", default="95%", show_default=True)
-@click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="auto",
+    show_default=True,
+    help="What layers may have beside f32; bf16 is of all that other formats leave, or of nothing.",
+)
 @click.option("--prune", is_flag=True, help="Remove units of the model too, as far as the budget allows.")
 @click.option(
     "--prune-units",
