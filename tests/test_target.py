@@ -94,6 +94,29 @@ def test_variants_with_instructions_for_narrow_factors(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        (
+            "vendor_id : AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n"
+            "stepping\t: 1\ncpu MHz : 2596.1\n\nprocessor : 1\nmodel name\t: AMD EPYC\n",
+            "AMD EPYC (family 26, model 2, stepping 1)",
+        ),
+        (
+            "processor\t: 0\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\nCPU architecture: 8\n"
+            "CPU variant\t: 0x1\nCPU part\t: 0xd40\nCPU revision\t: 1\n\nHardware\t: A Board\n",
+            "A Board (implementer 0x41, part 0xd40, variant 0x1, revision 1)",
+        ),
+        (SKYLAKE, "Some Processor"),
+        ("", "what Python says"),
+    ],
+    ids=["x86-64", "arm", "no numbers", "nothing"],
+)
+def test_processors_are_told_apart(cpuinfo: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "processor", lambda: "what Python says")
+    assert module._name_of_cpuinfo(cpuinfo) == name
+
+
+@pytest.mark.parametrize(
     ("answer", "best"), [("1", "aarch64-i8mm"), ("0", "aarch64-dot"), ("", "aarch64-dot")]
 )
 def test_features_of_apples_processors(answer: str, best: str, monkeypatch: pytest.MonkeyPatch) -> None:

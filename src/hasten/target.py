@@ -246,11 +246,13 @@ def processor_features() -> frozenset[str]:
 
 @functools.cache
 def processor_name() -> str:
-    """The processor's model, such as "AMD EPYC 9B45"."""
+    """The processor's model, such as "AMD EPYC 9B45 (family 26, model 2, stepping 1)".
+
+    The numbers are there where the system tells them: a virtual machine may hide the generation in the name.
+    """
     if platform.system() == "Darwin":
         return _sysctl("machdep.cpu.brand_string")
-    match = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(\S.*)$", _read("/proc/cpuinfo"), re.M)
-    return match[1].strip() if match else platform.processor() or "unknown processor"
+    return _name_of_cpuinfo(_read("/proc/cpuinfo"))
 
 
 @functools.cache
@@ -291,10 +293,32 @@ def caches() -> Caches:
     return Caches(found.get(1, 32 << 10), found.get(2, 512 << 10), found.get(3, 0))
 
 
+_NUMBERS = {
+    "family": "cpu family",
+    "model": "model",
+    "stepping": "stepping",
+    "implementer": "CPU implementer",
+    "part": "CPU part",
+    "variant": "CPU variant",
+    "revision": "CPU revision",
+}
+"""What Linux calls the numbers of a model; the first three on x86-64, the others on Arm."""
+
+
 def _features_of_cpuinfo(text: str) -> frozenset[str]:
     match = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.M)
     features = frozenset(match[1].split()) if match else frozenset()
     return features | {"lzcnt"} if "abm" in features else features
+
+
+def _name_of_cpuinfo(text: str) -> str:
+    match = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(\S.*)$", text, re.M)
+    name = match[1].strip() if match else platform.processor() or "unknown processor"
+    numbers = []
+    for label, key in _NUMBERS.items():
+        found = re.search(rf"^{key}\s*:\s*(\w+)\s*$", text, re.M)
+        numbers += [f"{label} {found[1]}"] if found else []
+    return f"{name} ({', '.join(numbers)})" if numbers else name
 
 
 def _features_of_darwin(arch: str) -> frozenset[str]:

@@ -13,9 +13,10 @@ import pytest
 from click.testing import Result as Invocation
 from tests.search.test_results import result
 
-from hasten import Tuning
+from hasten import Tuning, __version__
 from hasten import compile as hasten_compile
 from hasten.codegen.schedule import Order, Schedule
+from hasten.codegen.sources import kernels_version
 from hasten.errors import InputError, OptionError
 from hasten.search.results import Results
 from hasten.search.tune import machine_for
@@ -23,6 +24,7 @@ from hasten.target import cores, native
 
 Invoke = Callable[..., Invocation]
 
+MADE_BY = kernels_version(__version__)
 KERNEL = "f32: ~4x~8 rows, depth 8, 4 columns"
 
 
@@ -63,7 +65,8 @@ def test_kernels_are_measured_once_and_shown(
 
 def test_stored_results_are_used_only_where_asked_for(invoke: Invoke, model: Path, database: Path) -> None:
     other = Schedule(order=Order.ROWS, row_block=48)
-    Results(database).record([result(KERNEL, machine=machine_for(native(), cores()), schedule=other)])
+    row = result(KERNEL, machine=machine_for(native(), cores()), schedule=other, version=MADE_BY)
+    Results(database).record([row])
     path = database.parent / "m.hasten"
     assert compiled(invoke, model, database) == {"effort": "0"}
     assert schedule_in(invoke, path) == ("plain", False)
@@ -75,30 +78,50 @@ def test_stored_results_are_used_only_where_asked_for(invoke: Invoke, model: Pat
     assert path.read_bytes() == untouched
 
 
+def test_what_was_measured_of_other_kernels_is_not_used(invoke: Invoke, model: Path, database: Path) -> None:
+    older = f"{__version__}+00000000"
+    other = Schedule(order=Order.ROWS, row_block=48)
+    row = result(KERNEL, machine=machine_for(native(), cores()), schedule=other, version=older)
+    Results(database).record([row])
+    compiled(invoke, model, database, "--tune", "stored")
+    assert schedule_in(invoke, database.parent / "m.hasten") == ("plain", False)
+    assert compiled(invoke, model, database, "--tune", "quick")["measured"] == 1
+    (row,) = Results(database).rows()
+    assert row.version == MADE_BY
+
+
 def test_what_is_not_used_says_so(invoke: Invoke, database: Path) -> None:
     here = machine_for(native(), cores())
-    rows = [result("a", machine=here), result("b", machine=here, version="0.0.1"), result("c")]
+    rows = [
+        result("a", machine=here, version=MADE_BY),
+        result("b", machine=here, version="0.0.1"),
+        result("c"),
+    ]
+    rows += [result("f", machine=here, version=f"{__version__}+00000000"), result("g", machine=here)]
     Results(database).record(rows)
-    Results(database).record([result("d", machine=here)], verified=False)
+    Results(database).record([result("d", machine=here, version=MADE_BY)], verified=False)
     Results(database).record([result("e", machine=here)])
     with sqlite3.connect(database) as connection:
         connection.execute("UPDATE results SET schedule = '{\"way\": 1}' WHERE kernel = 'e'")
     connection.close()
     data = json.loads(invoke("tune", "list", "--database", database, "--json").stdout)
     used = {r["kernel"]: r["used"] for r in data["results"]}
-    assert used == {"a": "yes", "b": "other hasten", "c": "other processor", "d": "when verified"}
+    assert used == {
+        "a": "yes", "b": "other hasten", "c": "other processor", "d": "when verified",
+        "f": "other kernels", "g": "other kernels",
+    }  # fmt: skip
     assert data["not_understood"] == 1
-    assert "4 results" in (listing := invoke("tune", "list", "--database", database).stdout)
+    assert "6 results" in (listing := invoke("tune", "list", "--database", database).stdout)
     assert "and 1 of another version of hasten, which this one does not understand" in listing
     assert "when verified" in listing
     done = invoke("tune", "export", "-", "--database", database)
-    assert len(done.stdout.splitlines()) == 4
+    assert len(done.stdout.splitlines()) == 6
     assert "left out: 1 of another version" in done.stderr
 
 
 def test_a_stored_schedule_is_verified_when_it_is_used(invoke: Invoke, model: Path, database: Path) -> None:
     other = Schedule(order=Order.ROWS, row_block=48)
-    row = result(KERNEL, machine=machine_for(native(), cores()), schedule=other)
+    row = result(KERNEL, machine=machine_for(native(), cores()), schedule=other, version=MADE_BY)
     Results(database).record([row], verified=False)
     compiled(invoke, model, database, "--tune", "stored")
     assert schedule_in(invoke, database.parent / "m.hasten") == ("rows outside, blocks of 48", True)

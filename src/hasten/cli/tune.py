@@ -11,6 +11,7 @@ import click
 from hasten import __version__
 from hasten.cli.console import check_new, echo_json, number, row, stdout, table, write_file
 from hasten.cli.options import database_option, json_option, overwrite_option
+from hasten.codegen.sources import kernels_version
 from hasten.errors import OptionError
 from hasten.search.memory import forget
 from hasten.search.results import Result, Results, default_database, export_lines, import_lines
@@ -42,15 +43,16 @@ def tune() -> None:
 def list_(database: Path | None, as_json: bool) -> None:
     """Show the results: for each kernel the fastest schedule, and by how much it beats the default.
 
-    Those of another processor or another version of hasten are kept, and not used. Those that were measured
+    Those of another processor, another version of hasten or other kernels (the sources that generate them
+    have changed since) are kept, and not used. Those that were measured
     elsewhere are used once this machine has verified their answers, when a model that has the kernel is
     compiled.
     """
     results = _results(database)
     rows, unverified = results.rows(), set(results.rows(verified=False))
-    unknown = results.count() - len(rows)
+    unknown, made_by = results.count() - len(rows), kernels_version(__version__)
     if as_json:
-        used = [{**r.data(), "used": _used(r, unverified)} for r in rows]
+        used = [{**r.data(), "used": _used(r, unverified, made_by)} for r in rows]
         echo_json({"database": str(results.path), "results": used, "not_understood": unknown})
         return
     for machine in dict.fromkeys(r.machine for r in rows):
@@ -66,19 +68,19 @@ def list_(database: Path | None, as_json: bool) -> None:
                     r.effort,
                     r.version,
                     r.measured[:16].replace("T", " "),
-                    _used(r, unverified),
+                    _used(r, unverified, made_by),
                 )
         stdout().print(shown)
     more = f", and {_not_understood(unknown)}" if unknown else ""
     click.echo(f"{len(rows)} results in {results.path}{more}")
 
 
-def _used(r: Result, unverified: Collection[Result]) -> str:
+def _used(r: Result, unverified: Collection[Result], made_by: str) -> str:
     """Whether compiling here uses a result, and if not, why."""
     if r.machine.processor != processor_name():
         return "other processor"
-    if r.version != __version__:
-        return "other hasten"
+    if r.version != made_by:
+        return "other kernels" if r.version.partition("+")[0] == __version__ else "other hasten"
     return "when verified" if r in unverified else "yes"
 
 

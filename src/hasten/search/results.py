@@ -45,7 +45,7 @@ class Machine:
 
     Attributes:
         target: name of the instruction set.
-        processor: the processor's model.
+        processor: the processor's model (`target.processor_name`).
         threads: threads of a run.
     """
 
@@ -65,7 +65,7 @@ class Result:
         seconds: time of one run with it.
         default_seconds: time with the default, in the same rounds.
         effort: how many schedules were tried.
-        version: of the hasten that measured.
+        version: of the kernels that were measured (`codegen.sources`).
         measured: when, in UTC, as ISO 8601 has it.
     """
 
@@ -177,7 +177,7 @@ class Results:
 
         Args:
             machine: what they hold for; None for any.
-            version: of the hasten that measured; None for any.
+            version: of the kernels that were measured; None for any.
             verified: whether the schedule's answer was compared with the interpreter's on this machine; None
                 for both.
 

@@ -64,7 +64,8 @@ class Settings:
             interpreter, may end a little later.
         threads: threads that the artifact will use.
         precision: of the operands of products.
-        version: of hasten. Results of other versions, whose code may be another, are measured again.
+        version: of the kernels (`codegen.sources`). Results of others, whose code may be another, are
+            measured again.
         cache: folder of compiled objects, or None.
         winograd: whether convolutions may go by Winograd's algorithms; if not, those that could keep the
             default, and nothing is recorded for them.

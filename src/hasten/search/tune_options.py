@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.codegen.schedule import Schedules
+from hasten.codegen.sources import kernels_version
 from hasten.errors import OptionError
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, Size, constant_int
@@ -81,12 +82,13 @@ def choose_schedules(  # noqa: PLR0913 - choices
     defaults = Schedules(sizes=sizes, winograd=winograd)
     if effort is Tune.OFF or not runs_here(target):
         return defaults, noted
+    made_by = kernels_version(version)
     settings = Settings(
         "full" if effort is Tune.FULL else "quick",
         TIME_LIMITS.get(effort, 0.0) if tuning.seconds is None else tuning.seconds,
         cores() if threads is None else threads,
         precision,
-        version,
+        made_by,
         cache,
         winograd,
     )
@@ -98,7 +100,7 @@ def choose_schedules(  # noqa: PLR0913 - choices
         notes += report.notes
     if notes:
         noted["notes"] = notes
-    chosen = stored_schedules(results, machine_for(target, settings.threads), version)
+    chosen = stored_schedules(results, machine_for(target, settings.threads), made_by)
     return replace(defaults, chosen=chosen), noted
 
 

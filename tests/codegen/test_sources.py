@@ -1,0 +1,40 @@
+"""The version of the kernels changes with their sources, and with nothing else."""
+
+from __future__ import annotations
+
+import importlib.resources
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hasten.codegen.sources import PACKAGES, kernels_version
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of what is hashed."""
+    own = Path(str(importlib.resources.files("hasten")))
+    for package in PACKAGES:
+        shutil.copytree(own / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(importlib.resources, "files", lambda name: tmp_path)
+    return tmp_path
+
+
+def test_the_same_sources_have_the_same_version(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied = kernels_version("1.2.3")
+    assert copied.startswith("1.2.3+")
+    (sources / "codegen" / "notes.txt").write_text("no source")
+    text = sources / "codegen" / "gemm.py"
+    text.write_bytes(text.read_bytes().replace(b"\n", b"\r\n"))
+    assert kernels_version("1.2.3") == copied
+    monkeypatch.undo()
+    assert kernels_version("1.2.3") == copied
+
+
+@pytest.mark.parametrize("name", ["codegen/gemm.py", "codegen/math/power.py", "loops/simplify.py"])
+def test_a_change_of_any_makes_another(name: str, sources: Path) -> None:
+    before = kernels_version("1.2.3")
+    with (sources / name).open("a") as file:
+        file.write("# one more line\n")
+    assert kernels_version("1.2.3") != before
