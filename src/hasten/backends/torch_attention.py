@@ -18,6 +18,9 @@ def _attention(node: ir.Node, inputs: Inputs) -> Tensor:
         raise NotImplementedError("Attention with a cache, softcap or further outputs")
     if any(attribute(node, side, -1) >= 0 for side in ("left_window_size", "right_window_size")):
         raise NotImplementedError("Attention with a window")
+    causal = bool(attribute(node, "is_causal", 0))
+    if causal and mask is not None:
+        raise NotImplementedError("Attention with a mask besides its own")
     flat = q.dim() == 3
     if flat:
         heads, shared = attribute(node, "q_num_heads", 1), attribute(node, "kv_num_heads", 1)
@@ -28,7 +31,7 @@ def _attention(node: ir.Node, inputs: Inputs) -> Tensor:
         k,
         v,
         attn_mask=mask,
-        is_causal=bool(attribute(node, "is_causal", 0)),
+        is_causal=causal,
         scale=attribute(node, "scale", None),
         enable_gqa=q.shape[1] != k.shape[1],
     )

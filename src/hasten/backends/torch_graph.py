@@ -1,4 +1,8 @@
-"""Runs a graph in PyTorch, operator by operator, with gradients."""
+"""Runs a graph in PyTorch, operator by operator, with gradients.
+
+An operator that is not in `torch_operators` runs as ONNX defines it in terms of others, if it does; else by
+ONNX's reference evaluator, if no gradient has to pass.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,8 @@ from hasten.errors import UnsupportedModelError
 from hasten.graph.constants import constant_tensor
 from hasten.graph.describe import describe_node
 from hasten.graph.evaluate import captured_values, evaluate_node
+from hasten.graph.functions import function_body
+from hasten.graph.opset import IR_VERSION, OPSET
 
 Feeds = Mapping[str, Any]
 Tap = Callable[[Tensor], Tensor]
@@ -44,6 +50,7 @@ class TorchGraph:
         }
         self._captured = {node: captured for node in self.nodes if (captured := _captured(node))}
         self._uses = Counter(name for node in self.nodes for name in self._reads(node))
+        self._definitions: dict[ir.Node, TorchGraph | None] = {}
 
     def without(self, given: Collection[str]) -> TorchGraph:
         """What is left of the graph once some of its values are given: those become inputs.
@@ -90,12 +97,29 @@ class TorchGraph:
             except NotImplementedError:
                 made = None
         if made is None:
+            made = self._by_definition(node, inputs)
+        if made is None:
             around = {name: known[name] for name in self._captured.get(node, ())}
             made = self._by_reference(node, inputs, around)
         results = list(made) if isinstance(made, list | tuple) else [made]
         for output, result in zip(node.outputs, results, strict=False):  # outputs behind may be left out
             if output.name:
                 known[output.name] = result
+
+    def _by_definition(self, node: ir.Node, inputs: list[Tensor | None]) -> list[Tensor] | None:
+        """What ONNX's definition of a node in terms of other operators gives; None if that cannot be had."""
+        if node not in self._definitions:
+            self._definitions[node] = _definition(node)
+        body = self._definitions[node]
+        if body is None:
+            return None
+        given = {f"{_DEFINED}in{k}": value for k, value in enumerate(inputs) if value is not None}
+        try:
+            found = body.run(given)
+        except UnsupportedModelError:
+            return None
+        made = (found[name] for name in body.outputs)
+        return [next(made) if output.name else torch.empty(0) for output in node.outputs]
 
     def _by_reference(
         self, node: ir.Node, inputs: list[Tensor | None], around: Mapping[str, Tensor]
@@ -162,6 +186,18 @@ class TorchGraph:
     def _reads(self, node: ir.Node) -> list[str]:
         """What a node reads, once for each input, and what its bodies do."""
         return [v.name for v in node.inputs if v is not None and v.name] + list(self._captured.get(node, ()))
+
+
+_DEFINED = "defined/"
+
+
+def _definition(node: ir.Node) -> TorchGraph | None:
+    """A node in terms of other operators, as far as ONNX defines it so."""
+    opsets = {"": OPSET} if node.graph is None else node.graph.opset_imports
+    body = function_body(node, opsets, _DEFINED)
+    if body is None or len(body.outputs) != sum(bool(output.name) for output in node.outputs):
+        return None
+    return TorchGraph(ir.Model(body, ir_version=IR_VERSION))
 
 
 def _captured(node: ir.Node) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -116,38 +115,33 @@ def _pad(node: ir.Node, inputs: Inputs) -> Tensor:
     pads = [0] * (2 * x.dim())
     for k, axis in enumerate(range(half) if axes is None else axes):
         pads[axis % x.dim()], pads[axis % x.dim() + x.dim()] = given[k], given[k + half]
-    if mode != "constant" and any(pads):
-        raise NotImplementedError(f"Pad in mode {mode}")
+    if mode != "constant":
+        for axis, length in enumerate(x.shape):
+            places = torch.arange(-pads[axis], length + pads[axis + x.dim()])
+            if len(places) != length or pads[axis]:
+                x = x.index_select(axis, _inside(places, length, mode))
+        return x
     return pad_spatial(x, pads, 0.0 if fill is None else fill.item())
 
 
-def _resize(node: ir.Node, inputs: Inputs) -> Tensor:
-    x, scales, sizes = operand(inputs), maybe(inputs, 2), integers(inputs, 3)
-    mode, where = (
-        attribute(node, "mode", "nearest"),
-        attribute(node, "coordinate_transformation_mode", "half_pixel"),
-    )
-    if "axes" in node.attributes or attribute(node, "antialias", 0):
-        raise NotImplementedError("Resize of chosen axes, or against aliasing")
-    factors = None
-    if sizes is None:
-        assert scales is not None
-        factors = scales.tolist()[2:]
-        sizes = [math.floor(n * s) for n, s in zip(x.shape, scales.tolist(), strict=True)]
-    size = sizes[2:]
-    whole = all(n % m == 0 for n, m in zip(size, x.shape[2:], strict=True))
-    if sizes[:2] != list(x.shape[:2]):
-        raise NotImplementedError("Resize of the first two axes")
-    rounding = attribute(node, "nearest_mode", "round_prefer_floor")
-    repeats = (where, rounding) == ("asymmetric", "floor") or (where == "half_pixel" and "round" in rounding)
-    if mode == "nearest" and whole and repeats:
-        return F.interpolate(x, size)
-    if factors is not None and where == "align_corners":
-        where = "" if any(n * s % 1 for n, s in zip(x.shape[2:], factors, strict=True)) else where
-    if mode == "linear" and where in ("half_pixel", "align_corners") and x.dim() == 4:
-        given: Any = {"size": size} if factors is None else {"scale_factor": factors}
-        return F.interpolate(x, mode="bilinear", align_corners=where == "align_corners", **given)
-    raise NotImplementedError(f"Resize in mode {mode} with {where}")
+def _inside(places: Tensor, length: int, mode: str) -> Tensor:
+    """Where what lies outside an axis is read by a Pad in mode reflect, edge or wrap."""
+    if mode == "edge":
+        return places.clamp(0, length - 1)
+    if mode == "wrap":
+        return places % length
+    turn = max(1, length - 1)
+    return turn - (places % (2 * turn) - turn).abs() if length > 1 else places * 0
+
+
+def _reverse_sequence(node: ir.Node, inputs: Inputs) -> Tensor:
+    x, lengths = operand(inputs), operand(inputs, 1)
+    time, batch = attribute(node, "time_axis", 0), attribute(node, "batch_axis", 1)
+    lanes = x.movedim((time, batch), (0, 1))
+    places = torch.arange(len(lanes))[:, None]
+    read = torch.where(places < lengths, lengths - 1 - places, places)
+    turned = lanes[read, torch.arange(lanes.shape[1])]
+    return turned.movedim((0, 1), (time, batch))
 
 
 def _depth_to_space(node: ir.Node, inputs: Inputs) -> Tensor:
@@ -181,9 +175,10 @@ def _scatter_elements(node: ir.Node, inputs: Inputs) -> Tensor:
     x, axis, updates = operand(inputs), attribute(node, "axis", 0), operand(inputs, 2)
     indices = _positive(operand(inputs, 1), x.shape[axis])
     reduction = attribute(node, "reduction", "none")
-    if reduction not in ("none", "add"):
-        raise NotImplementedError(f"ScatterElements that keeps {reduction}")
-    return x.scatter(axis, indices, updates) if reduction == "none" else x.scatter_add(axis, indices, updates)
+    if reduction == "none":
+        return x.scatter(axis, indices, updates)
+    kind = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}[reduction]
+    return x.scatter_reduce(axis, indices, updates, kind)
 
 
 def _scatter_nd(node: ir.Node, inputs: Inputs) -> Tensor:
@@ -225,7 +220,7 @@ MOVEMENT: Mapping[str, Run] = {
     "Shape": _shape,
     "Range": _range,
     "Pad": _pad,
-    "Resize": _resize,
+    "ReverseSequence": _reverse_sequence,
     "DepthToSpace": _depth_to_space,
     "SpaceToDepth": _space_to_depth,
     "Tile": _tile,

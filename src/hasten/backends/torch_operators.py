@@ -19,6 +19,7 @@ from hasten.backends.torch_attention import ATTENTION
 from hasten.backends.torch_movement import MOVEMENT
 from hasten.backends.torch_node import DTYPES, Inputs, Run, attribute, integers, maybe, operand
 from hasten.backends.torch_recurrent import RECURRENT
+from hasten.backends.torch_sampling import SAMPLING
 from hasten.backends.torch_windows import WINDOWS
 from hasten.errors import UnsupportedModelError
 
@@ -104,7 +105,12 @@ def _gemm(node: ir.Node, inputs: Inputs) -> Tensor:
 def _batch_norm(node: ir.Node, inputs: Inputs) -> Tensor:
     _one_output(node)
     x, scale, bias, mean, variance = (operand(inputs, i) for i in range(5))
-    return F.batch_norm(x, mean, variance, scale, bias, eps=attribute(node, "epsilon", 1e-5))
+    epsilon = attribute(node, "epsilon", 1e-5)
+    if not (mean.requires_grad or variance.requires_grad):  # for which PyTorch's has no gradient
+        return F.batch_norm(x, mean, variance, scale, bias, eps=epsilon)
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    factor = scale * torch.rsqrt(variance + epsilon)
+    return x * factor.reshape(shape) + (bias - mean * factor).reshape(shape)
 
 
 def _one_output(node: ir.Node) -> None:
@@ -125,6 +131,41 @@ def _rms_norm(node: ir.Node, inputs: Inputs) -> Tensor:
     axes = list(range(attribute(node, "axis", -1) % x.dim(), x.dim()))
     squares = (x * x).mean(axes, keepdim=True)
     return x * torch.rsqrt(squares + attribute(node, "epsilon", 1e-5)) * operand(inputs, 1)
+
+
+def _lrn(node: ir.Node, inputs: Inputs) -> Tensor:
+    """Divides by the squares of neighbouring channels, those behind the middle first where they are even."""
+    x, size = operand(inputs), attribute(node, "size", 1)
+    padded = F.pad((x * x).movedim(1, -1), ((size - 1) // 2, size // 2))
+    squares = padded.unfold(-1, size, 1).sum(-1).movedim(-1, 1)
+    scaled = squares * (attribute(node, "alpha", 1e-4) / size) + attribute(node, "bias", 1.0)
+    return x * torch.pow(scaled, -attribute(node, "beta", 0.75))
+
+
+def _lp_norm(node: ir.Node, inputs: Inputs) -> Tensor:
+    x, axis = operand(inputs), attribute(node, "axis", -1)
+    size = x.abs().sum(axis, keepdim=True)
+    if attribute(node, "p", 2) == 2:
+        size = torch.linalg.vector_norm(x, dim=axis, keepdim=True)
+    return x / torch.where(size == 0, torch.ones_like(size), size)
+
+
+def _dropout(node: ir.Node, inputs: Inputs) -> Sequence[Tensor]:
+    x, training = operand(inputs), maybe(inputs, 2)
+    if training is not None and bool(training):
+        raise NotImplementedError("Dropout in training")
+    return [x, torch.ones_like(x, dtype=torch.bool)]
+
+
+def _mod(node: ir.Node, inputs: Inputs) -> Tensor:
+    a, b = operand(inputs), operand(inputs, 1)
+    return a.fmod(b) if attribute(node, "fmod", 0) else a.remainder(b)
+
+
+def _mean(node: ir.Node, inputs: Inputs) -> Tensor:
+    total = _variadic(torch.add)(node, inputs)
+    assert isinstance(total, Tensor)
+    return total / len(inputs)
 
 
 def _instance_norm(node: ir.Node, inputs: Inputs) -> Tensor:
@@ -197,6 +238,8 @@ OPERATORS: Mapping[str, Run] = {
     "Max": _variadic(torch.maximum),
     "Min": _variadic(torch.minimum),
     "Sum": _variadic(torch.add),
+    "Mean": _mean,
+    "Mod": _mod,
     "Neg": _unary(torch.neg),
     "Abs": _unary(torch.abs),
     "Reciprocal": _unary(torch.reciprocal),
@@ -253,6 +296,9 @@ OPERATORS: Mapping[str, Run] = {
     "LayerNormalization": _layer_norm,
     "RMSNormalization": _rms_norm,
     "InstanceNormalization": _instance_norm,
+    "LpNormalization": _lp_norm,
+    "LRN": _lrn,
+    "Dropout": _dropout,
     "GroupNormalization": _group_norm,
     "Softmax": _softmax(torch.softmax),
     "LogSoftmax": _softmax(torch.log_softmax),
@@ -277,6 +323,7 @@ OPERATORS: Mapping[str, Run] = {
     **WINDOWS,
     "Conv": _in_floats(WINDOWS["Conv"]),
     **MOVEMENT,
+    **SAMPLING,
 }
 """By operator type in ONNX's own domain. One that raises NotImplementedError runs as if it were not here."""
 

@@ -67,8 +67,6 @@ def _conv(node: ir.Node, inputs: Inputs) -> Tensor:
 def _conv_transpose(node: ir.Node, inputs: Inputs) -> Tensor:
     x, w = operand(inputs), operand(inputs, 1)
     rank = w.dim() - 2
-    if attribute(node, "auto_pad", "NOTSET") != "NOTSET" or "output_shape" in node.attributes:
-        raise NotImplementedError("ConvTranspose with auto_pad or output_shape")
     run = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[rank]
     result = run(
         x,
@@ -79,17 +77,41 @@ def _conv_transpose(node: ir.Node, inputs: Inputs) -> Tensor:
         dilation=attribute(node, "dilations", [1] * rank),
     )
     extra = attribute(node, "output_padding", [0] * rank)
-    pads = attribute(node, "pads", [0] * (2 * rank))
+    pads = _cut_pads(node, x, result, extra)
     cut = [-p for p in pads[:rank]] + [e - p for p, e in zip(pads[rank:], extra, strict=True)]
     return pad_spatial(result, cut)
 
 
-def _whole_windows(node: ir.Node, padded: Tensor, kernel: Sequence[int], strides: Sequence[int]) -> None:
-    """Refuses a ceil_mode that adds windows which are not whole."""
-    dilations = attribute(node, "dilations", [1] * len(kernel))
-    every = zip(padded.shape[2:], kernel, strides, dilations, strict=True)
-    if attribute(node, "ceil_mode", 0) and any((n - (k - 1) * d - 1) % s for n, k, s, d in every):
-        raise NotImplementedError(f"{node.op_type} with windows that are not whole")
+def _cut_pads(node: ir.Node, x: Tensor, result: Tensor, extra: Sequence[int]) -> list[int]:
+    """What a ConvTranspose takes away before and behind each axis of the whole result."""
+    rank, kind = x.dim() - 2, attribute(node, "auto_pad", "NOTSET")
+    wanted = attribute(node, "output_shape", None)
+    if wanted is None and kind in ("NOTSET", "VALID"):
+        return list(attribute(node, "pads", [0] * (2 * rank))) if kind == "NOTSET" else [0] * (2 * rank)
+    if wanted is None:
+        wanted = [n * s for n, s in zip(x.shape[2:], attribute(node, "strides", [1] * rank), strict=True)]
+    total = [n + e - w for n, e, w in zip(result.shape[2:], extra, wanted[-rank:], strict=True)]
+    small, large = [n // 2 for n in total], [n - n // 2 for n in total]
+    return small + large if kind == "SAME_UPPER" else large + small
+
+
+def _last(node: ir.Node, x: Tensor, pads: Sequence[int], kernel: Sequence[int]) -> list[int]:
+    """Padding behind what is padded, so that the last window is whole; as ONNX writes it, maybe below zero.
+
+    With ceil_mode there may be a window more than fits, if it begins before the padding behind.
+    """
+    rank = len(kernel)
+    if not attribute(node, "ceil_mode", 0):
+        return [0] * (2 * rank)
+    more = []
+    strides, dilations = attribute(node, "strides", [1] * rank), attribute(node, "dilations", [1] * rank)
+    for axis, (k, s, d) in enumerate(zip(kernel, strides, dilations, strict=True)):
+        length, span = x.shape[2 + axis] + pads[axis] + pads[axis + rank], (k - 1) * d + 1
+        count = math.ceil((length - span) / s) + 1
+        if (count - 1) * s >= x.shape[2 + axis] + pads[axis]:
+            count -= 1
+        more.append((count - 1) * s + span - length)
+    return [0] * rank + more
 
 
 def _max_pool(node: ir.Node, inputs: Inputs) -> Tensor:
@@ -97,8 +119,8 @@ def _max_pool(node: ir.Node, inputs: Inputs) -> Tensor:
     if len(node.outputs) > 1 or not x.is_floating_point():
         raise NotImplementedError("MaxPool with indices or of integers")
     strides = attribute(node, "strides", [1] * len(kernel))
-    padded = pad_spatial(x, _pads(node, x, kernel, strides), -math.inf)
-    _whole_windows(node, padded, kernel, strides)
+    pads = _pads(node, x, kernel, strides)
+    padded = pad_spatial(pad_spatial(x, pads, -math.inf), _last(node, x, pads, kernel), -math.inf)
     run = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[len(kernel)]
     return run(padded, kernel, stride=strides, dilation=attribute(node, "dilations", [1] * len(kernel)))
 
@@ -110,12 +132,12 @@ def _average_pool(node: ir.Node, inputs: Inputs) -> Tensor:
     strides = attribute(node, "strides", [1] * len(kernel))
     pads = _pads(node, x, kernel, strides)
     run: Any = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[len(kernel)]
-    padded = pad_spatial(x, pads)
-    _whole_windows(node, padded, kernel, strides)
-    total: Tensor = run(padded, kernel, stride=strides)
-    if attribute(node, "count_include_pad", 0) or not any(pads):
+    last, counted = _last(node, x, pads, kernel), float(attribute(node, "count_include_pad", 0))
+    total: Tensor = run(pad_spatial(pad_spatial(x, pads), last), kernel, stride=strides)
+    if not any(last) and (counted or not any(pads)):
         return total
-    share: Tensor = run(pad_spatial(torch.ones_like(x[:1, :1]), pads), kernel, stride=strides)
+    ones = pad_spatial(torch.ones_like(x[:1, :1]), pads, counted)  # what ceil_mode adds never counts
+    share: Tensor = run(pad_spatial(ones, last), kernel, stride=strides)
     return total / share
 
 

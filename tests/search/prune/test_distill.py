@@ -156,6 +156,25 @@ def test_what_comes_before_all_that_changed_runs_once_and_stays(samples: Samples
     assert "a" not in changed
 
 
+def test_statistics_are_not_trained(samples: Samples) -> None:
+    """Of a normalization that no product takes up, behind a concatenation."""
+    rng = np.random.default_rng(0)
+    shapes = {"a": (8, 64), "s": (72,), "b": (72,), "m": (72,), "v": (72,), "c": (72, CLASSES)}
+    weights = {name: rng.uniform(0.5, 1, shape).astype(np.float32) / 3 for name, shape in shapes.items()}
+    body = (
+        "p = MatMul(x, a) q = Concat<axis=1>(p, x) r = BatchNormalization(q, s, b, m, v) t = Relu(r) "
+        "y = MatMul(t, c)"
+    )
+    network = ir.from_proto(build(f"(float[n, 8] x) => (float[n, {CLASSES}] y)", body, weights))
+    optimize_graph(network)
+    small = halved(network)
+    before = arrays(small)
+    distill(network, small, samples.feeds[:80], dataclasses.replace(TRAINING, epochs=2))
+    after = arrays(small)
+    same = {name for name, array in after.items() if np.array_equal(array, before[name])}
+    assert {"m", "v"} <= same and not {"s", "b", "c"} & same
+
+
 def test_the_best_weights_outlive_a_cut(network: ir.Model, samples: Samples, tmp_path: Path) -> None:
     """Of two epochs the first helps; the second, taken up with steps far too large, does not."""
     path = tmp_path / "training.pt"

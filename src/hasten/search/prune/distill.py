@@ -295,15 +295,14 @@ def _alike(node: ir.Node, twin: ir.Node, same: Collection[str | None]) -> bool:
 
 
 def _trainable(graph: TorchGraph) -> list[str]:
-    """Weights that are trained: those of floats, but for scalars and tables that are looked up."""
-    tables = {
-        node.inputs[0].name for node in graph.nodes if node.op_type == "Gather" and node.inputs[0] is not None
-    }
+    """Weights that are trained: those of floats, but for scalars, statistics and looked-up tables."""
+    fixed = {"Gather": (0,), "BatchNormalization": (3, 4), "RotaryEmbedding": (1, 2)}
+    left = {v.name for node in graph.nodes for k in fixed.get(node.op_type, ()) if (v := node.inputs[k])}
     used = {v.name for node in graph.nodes for v in node.inputs if v is not None}
     return [
         name
         for name, w in graph.weights.items()
-        if w.is_floating_point() and w.numel() > 1 and name in used and name not in tables
+        if w.is_floating_point() and w.numel() > 1 and name in used and name not in left
     ]
 
 
