@@ -39,7 +39,9 @@ def test_json_and_trace(invoke: Invoke, artifact: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     (step,) = read_artifact(artifact).manifest.steps
-    assert [k["title"] for k in found["kernels"]] == list(step.kernels)
+    assert [k["us"] for k in found["kernels"]] == sorted((k["us"] for k in found["kernels"]), reverse=True)
+    in_a_run = sorted(found["kernels"], key=lambda k: k["number"])
+    assert [k["title"] for k in in_a_run] == list(step.kernels)
     assert all(k["us"] > 0 and k["bytes"] > 0 for k in found["kernels"])
     assert (found["runs"], found["threads"], found["name"]) == (2, 1, "text.hasten")
     assert found["shapes"] == {"input_ids": [20, 100], "attention_mask": [20, 100]}

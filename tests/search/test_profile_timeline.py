@@ -56,6 +56,28 @@ def test_reading_a_log() -> None:
     assert [(s.kernel, s.start, s.end) for s in second.spans] == [(3, 301, 309), (None, 309, 310)]
 
 
+def test_calls_have_the_marks_of_their_time() -> None:
+    """Those of a thousand calls, some of which begin at the very nanosecond of another mark."""
+    rng = np.random.default_rng(0)
+    caller: list[tuple[int, int]] = []
+    time = 0
+    for part in rng.integers(0, 2, 1000).tolist():
+        start, kernel, wait, end = (time + rng.integers(1, 5, 4).cumsum()).tolist()
+        caller += [(BEGINS - part, start), (0, kernel), (WAITS, wait), (ENDS, end)]
+        time = end
+    helper = [(0 if i % 2 else WAITS, t) for i, t in enumerate(np.sort(rng.integers(0, time, 3000)).tolist())]
+    calls = read_calls(log_of(caller, helper, room=4001), [0, 10])
+    assert len(calls) == 1000
+    for call in calls:
+        inside = [t for _, t in helper if call.start <= t <= call.end]
+        spans = [s for s in call.spans if s.thread == 1]
+        assert call.threads == 1 + bool(inside)
+        if inside:
+            assert (spans[0].start, spans[-1].end) == (inside[0], call.end)
+        (kernel,) = [s for s in call.spans if s.thread == 0 and s.kernel is not None]
+        assert kernel.kernel == 10 * call.part
+
+
 def test_division_of_a_run() -> None:
     assert divide(run()) == Division(
         # 1 and 2 follow one another at 200, without time between them

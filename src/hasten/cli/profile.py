@@ -81,7 +81,8 @@ def profile(  # noqa: PLR0913, PLR0917 - one for each option
         hosts = [", ".join(operators) for operators in recording.hosts]
         write_json(str(trace), trace_events(recording.typical, model.name, titles, hosts))
     if as_json:
-        echo_json(dataclasses.asdict(found))
+        ranked = sorted(found.kernels, key=lambda k: -k.us)
+        echo_json(dataclasses.asdict(dataclasses.replace(found, kernels=tuple(ranked))))
     else:
         show(found, each=each)
         _warn(found, load)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -104,13 +105,14 @@ def read_calls(log: Marks, first_kernel: Sequence[int]) -> tuple[Call, ...]:
     rows: list[list[tuple[int, int]]] = [
         [(event, time) for event, time in row[1 : 1 + row[0, 0]].tolist()] for row in log
     ]
+    times = [[time for _, time in row] for row in rows]  # in order, as the marks of a thread are
     calls = []
     for (event, start), end in _bounds(rows[0]):
         part = BEGINS - event
         spans: list[Span] = []
         team = 0
-        for thread, row in enumerate(rows):
-            own = [(e, t) for e, t in row if start <= t <= end and e >= WAITS]
+        for thread, (row, at) in enumerate(zip(rows, times, strict=True)):
+            own = [mark for mark in row[bisect_left(at, start) : bisect_right(at, end)] if mark[0] >= WAITS]
             team += bool(own)
             spans += _spans(thread, own, end, first_kernel[part])
         calls.append(Call(part, start, end, team, tuple(spans)))
