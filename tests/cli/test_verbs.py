@@ -162,6 +162,19 @@ def test_inspect_tells_what_became_of_the_model(invoke: Invoke, artifact: Path) 
             assert text.count("{") == text.count("}")
 
 
+def test_inspect_says_why_padding_is_computed(invoke: Invoke, tmp_path: Path) -> None:
+    text = (
+        "(float[b, s, 8] x, float[b, 1, s, s] mask) => (float[b, s, 8] z) "
+        "{ y = Attention<q_num_heads = 2, kv_num_heads = 2>(x, x, x, mask) z = Relu(y) }"
+    )
+    onnx.save(
+        onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 24]> g {text}'), tmp_path / "m.onnx"
+    )
+    (line,) = [w for w in invoke("inspect", tmp_path / "m.onnx").stdout.splitlines() if "padding" in w]
+    assert line.startswith("  padding is computed: 1 attention adds a mask that depends on the query")
+    assert line.endswith("a boolean mask of the keys would tell")
+
+
 def test_inspect_of_a_model_that_is_not_compiled(invoke: Invoke, model: Path, artifact: Path) -> None:
     from_model = json.loads(invoke("inspect", model, "--json").stdout)
     from_artifact = json.loads(invoke("inspect", artifact, "--json").stdout)

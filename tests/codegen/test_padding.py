@@ -10,7 +10,7 @@ from tests.codegen.engines import Interpreted, compile_programs
 from tests.codegen.graphs import agree, program
 
 import hasten
-from hasten.codegen.padding import skip_padding
+from hasten.codegen.padding import skip_padding, why_padded
 from hasten.errors import OptionError
 from hasten.loops.descriptions import Attention, Gemm
 from hasten.loops.dtypes import INDEX
@@ -248,7 +248,19 @@ def test_without_a_mask_of_the_inputs_there_is_no_padding() -> None:
 def test_masks_that_hide_by_query_are_not_added() -> None:
     """A query that sees no key at all would weigh hidden keys; which queries these are is not known."""
     causal = MASKS["causal"].replace("mk = And(u, c)", "w = And(u, c) mk = Where(w, zero, lowest)")
-    assert skip_padding(transformer("causal", *POOLS["states"], before=causal))[1] is None
+    p = transformer("causal", *POOLS["states"], before=causal)
+    assert skip_padding(p)[1] is None
+    assert why_padded(p) is not None
+
+
+def test_masks_that_tell_or_hide_nothing_are_no_reason() -> None:
+    """Neither is one of the sizes alone, though it hides keys by query: there may be no padding."""
+    causal = "i = Range(zero_i, length, one_i) j = Unsqueeze(i, last) c = LessOrEqual(i, j) "
+    sizes = transformer("", *POOLS["states"], before=f"{causal} mk = Where(c, zero, lowest)")
+    assert skip_padding(sizes)[1] is None
+    assert why_padded(sizes) is None
+    for mask in MASKS:
+        assert why_padded(encoder(mask, "first")) is None
 
 
 def test_part_of_a_model_stays_padded() -> None:

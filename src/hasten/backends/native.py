@@ -15,7 +15,7 @@ from hasten.codegen.elementary import expand_operation
 from hasten.codegen.kernel import Kernel
 from hasten.codegen.lower_stages import lower_program
 from hasten.codegen.module import PartCode, module_sources, part_code
-from hasten.codegen.padding import Skipped, skip_padding
+from hasten.codegen.padding import Skipped, skip_padding, why_padded
 from hasten.codegen.part import Part
 from hasten.codegen.partition import ControlStep, NativePart, Step, native_parts, partition
 from hasten.codegen.schedule import DEFAULTS, Schedules
@@ -131,6 +131,7 @@ class Planned:
         derived: sizes computed from others, for people.
         reasons: why nodes run on the host.
         skipped: padding that is left out.
+        padded: why some is not, that might be.
     """
 
     model: ir.Model
@@ -138,6 +139,7 @@ class Planned:
     derived: Mapping[str, Expr]
     reasons: Mapping[str, str]
     skipped: tuple[Skipped, ...]
+    padded: tuple[str, ...]
 
     @property
     def native(self) -> list[NativePart]:
@@ -158,9 +160,11 @@ def plan_graph(model: ir.Model, padding: str) -> Planned:
     lowered = lower_graph(model)
     steps = partition(lowered)
     skipped: list[Skipped] = []
+    padded: list[str] = []
     if padding == "skip":
-        steps, skipped = _without_padding(steps)
-    return Planned(model, tuple(steps), lowered.program.derived, lowered.reasons, tuple(skipped))
+        steps, skipped, padded = _without_padding(steps)
+    derived = lowered.program.derived
+    return Planned(model, tuple(steps), derived, lowered.reasons, tuple(skipped), tuple(padded))
 
 
 def pack(
@@ -202,6 +206,7 @@ def pack(
             **report,
             "host": dict(planned.reasons),
             "padding": [asdict(s) for s in planned.skipped],
+            "padded": list(planned.padded),
         },
     }
     return Payload(manifest, members)
@@ -222,18 +227,21 @@ def stored_sparse(payload: Payload) -> Payload:
     return Payload({**payload.manifest, "format": 2, "report": report}, members)
 
 
-def _without_padding(steps: Sequence[Step]) -> tuple[list[Step], list[Skipped]]:
-    """The steps with padding left out of native parts where it can be, and what was done."""
+def _without_padding(steps: Sequence[Step]) -> tuple[list[Step], list[Skipped], list[str]]:
+    """The steps with padding left out of native parts where it can be, what was done, and why not more."""
     result: list[Step] = []
     skipped: list[Skipped] = []
+    padded: list[str] = []
     for step in steps:
         if isinstance(step, NativePart):
             program, done = skip_padding(step.program)
             result.append(replace(step, program=program))
             skipped += [] if done is None else [done]
+            reason = why_padded(step.program) if done is None else None
+            padded += [] if reason is None else [reason]
         else:
             result.append(step)
-    return result, skipped
+    return result, skipped, padded
 
 
 def lower_parts(

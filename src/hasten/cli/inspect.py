@@ -68,6 +68,8 @@ def _show_summary(contents: Contents) -> None:
         click.echo(
             f"  padding: {skipped['tensors']} tensors are computed only where {masks} shows a position"
         )
+    for reason in raw["report"].get("padded", ()):
+        click.echo(f"  padding is computed: {reason}")
     passes = raw["report"].get("passes", {})
     if passes:
         _heading(f"Graph: {passes['nodes_before']} nodes, {passes['nodes_after']} after optimization")

@@ -24,8 +24,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
-from hasten.codegen.padding_mask import SeenKeys, hiding_value, seen_keys
+from hasten.codegen.padding_mask import SeenKeys, hides_by_query, hiding_value, seen_keys
 from hasten.codegen.padding_rewrite import (
     Axes,
     Rewrite,
@@ -95,12 +96,24 @@ def skip_padding(program: Program) -> tuple[Program, Skipped | None]:
     return result, Skipped(masks, hiding_value(program, seen), len(packed), outputs)
 
 
+def why_padded(program: Program) -> str | None:
+    """Why padding was not left out where masks of the inputs might tell of it; None if none might."""
+    many = sum(_is_own(d.body) and hides_by_query(program, d.body) for d in program.definitions.values())
+    if not many:
+        return None
+    return (
+        f"{many} attention{'s add' if many > 1 else ' adds'} a mask that depends on the query: one that sees "
+        "no key weighs hidden keys like others, and which do is not known; "
+        "a boolean mask of the keys would tell"
+    )
+
+
 def _largest_group(program: Program) -> tuple[SeenKeys, frozenset[str]] | None:
     """The mask that most self-attentions share, and their names."""
     groups: dict[tuple[Expr, bool], tuple[SeenKeys, list[str]]] = {}
     for d in program.definitions.values():
         a = d.body
-        if not isinstance(a, Attention) or a.row.extent != a.key.extent or a.start is not None:
+        if not _is_own(a):
             continue
         seen = seen_keys(program, a)
         if seen is not None:
@@ -109,6 +122,11 @@ def _largest_group(program: Program) -> tuple[SeenKeys, frozenset[str]] | None:
             groups.setdefault((same.condition, same.added), (same, []))[1].append(d.name)
     best = max(groups.values(), key=lambda g: len(g[1]), default=None)
     return None if best is None else (best[0], frozenset(best[1]))
+
+
+def _is_own(body: object) -> TypeGuard[Attention]:
+    """Whether a body is an attention of padded sequences to themselves."""
+    return isinstance(body, Attention) and body.row.extent == body.key.extent and body.start is None
 
 
 def _candidates(

@@ -115,6 +115,19 @@ def seen_keys(program: Program, a: Attention) -> SeenKeys | None:
     return SeenKeys(a.batch, a.key, condition, added)
 
 
+def hides_by_query(program: Program, a: Attention) -> bool:
+    """Whether an attention adds what may hide keys, by inputs, from some queries and not from others.
+
+    It tells nothing, then: a query from which it hides all keys weighs them all alike.
+    """
+    own = frozenset({a.batch, a.key})
+    for term in () if a.bias is None else _terms(inlined(program, a.bias)):
+        reads = {n.buffer for n in walk(term) if isinstance(n, Load)} - program.constants.keys()
+        if reads and free_vars(term) >= {a.row, a.key} and _above_lowest(program, term, own) is None:
+            return True
+    return False
+
+
 def _may_hold(e: Expr, own: frozenset[Var]) -> Expr:
     """A condition in terms of some variables that holds wherever `e` does for some values of the others."""
     if free_vars(e) <= own:
