@@ -107,6 +107,19 @@ def test_tensors_between_are_not_in_the_arena(always):
     assert {"d", "q"}.isdisjoint(t for _, t in kernel.buffers)
 
 
+def test_a_product_with_weights_in_codes_is_no_part_of_a_band(always):
+    """Its kernel needs memory of its own."""
+    text = (
+        "(float[n, 16, 9, 7] x) => (float[n, 24, 9, 7] y) { wd = DequantizeLinear<axis = 0>(w, s) "
+        "p = Conv(x, wd) y = MaxPool<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(p) }"
+    )
+    weight = RNG.integers(-127, 128, (24, 16, 1, 1)).astype(np.int8)
+    p = program(text, {"w": weight, "s": RNG.uniform(0.01, 0.02, 24).astype(np.float32)})
+    assert any(n.endswith("_scales") for n in lower_program(p, native()).constants)
+    for engine in compile_programs([p], native()):
+        agree(engine, {"x": normal(2, 16, 9, 7)}, (1, 2))
+
+
 def test_small_pictures_are_left_alone():
     assert not bands_of(block((14, 14), (32, 192, 32)))
     assert bands_of(block((112, 112), (16, 96, 24)))

@@ -68,6 +68,16 @@ def test_attention(target):
             loosely(engine, inputs_of(engine.program, b=b, s=s, t=t), THREADS)
 
 
+@pytest.mark.parametrize("target", HERE, ids=lambda t: t.name)
+def test_keys_that_are_given_as_columns(target):
+    """Two neighbouring elements in memory are of two keys, not of one."""
+    text = """(float[b, 2, s, 16] q, float[b, 2, 16, u] k, float[b, 2, u, 24] v) => (float[b, 2, s, 24] y)
+        { t = Transpose<perm = [0, 1, 3, 2]>(k) y = Attention(q, t, v) }"""
+    for engine in compile_programs([program(text)], target, precision=DType.BF16):
+        for b, s, t in ((1, 1, 1), (2, 13, 40)):
+            loosely(engine, inputs_of(engine.program, b=b, s=s, u=t), THREADS)
+
+
 CHAIN = (
     "(float[b, s, 32] x) => (float[b, s, 32] y, float[b, s, 64] h) {"
     "n = LayerNormalization<axis = -1>(x, one, nought) u = MatMul(n, w1) h = Gelu(u) "

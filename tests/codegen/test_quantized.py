@@ -170,6 +170,20 @@ def test_what_cannot_be_summed_as_bytes_stays():
     agree(engine, feeds_of(p, rng))
 
 
+@pytest.mark.parametrize("depth", [30, 32])
+def test_results_are_memory_of_the_caller(depth):
+    """Whole groups of depth are read: of 30, the last group of the last row ends beyond the array."""
+    rng = np.random.default_rng(0)
+    text = f"(float[m, {depth}] x) => (float[m, 16] y, uint8[m, {depth}] xq) {{ {BEFORE}"
+    text += "wd = DequantizeLinear<axis = 1>(w, ws) y = MatMul(xd, wd) }"
+    p = program(text, constants(rng, (depth, 16), 16, zero=97))
+    bodies = [d.body for d in quantize_products(p).definitions.values()]
+    wanted = DType.U8 if depth == 32 else DType.F32
+    assert [b.a.dtype for b in bodies if isinstance(b, Gemm)] == [wanted]
+    (engine,) = compile_programs([p], native())
+    agree(engine, {"x": rng.standard_normal((13, depth)).astype(np.float32)})
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8])
 @pytest.mark.parametrize("single", [True, False])
 def test_weights_have_zero_points(dtype, single):

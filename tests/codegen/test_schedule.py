@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from tests.codegen.engines import compile_programs
 from tests.codegen.graphs import agree, program
 
 from hasten.codegen.lower_stages import lower_program
+from hasten.codegen.row_tiles import POINTERS
 from hasten.codegen.schedule import (
     Algorithm,
     Extent,
@@ -24,6 +26,7 @@ from hasten.codegen.schedule import (
     parse_schedule,
 )
 from hasten.errors import OptionError
+from hasten.loops.nest import Declare, statements
 from hasten.loops.program import Program
 from hasten.target import TARGETS, Target, native, runs_here
 
@@ -183,3 +186,19 @@ def test_few_rows_are_divided_evenly_over_tiles(rows: int, height: int | None) -
         assert default_schedule(shape_of(p, target), target).tile_rows == expected
         narrow = Target.named("x86-64-v3")
         assert default_schedule(shape_of(p, narrow), narrow).tile_rows is None
+
+
+@pytest.mark.parametrize("window", [3, 40, 72])
+def test_row_pointers_fit_the_stack(window):
+    """One for each row of a block and tap of the window."""
+    weight = np.random.default_rng(0).standard_normal((4, 8, window, window)).astype(np.float32) / window
+    p = program("(float[n, 8, h, w0] x) => (float[n, 4, i, j] y) { y = Conv(x, w) }", {"w": weight})
+    for name in ("x86-64-v3", "x86-64-v4", "aarch64"):
+        (kernel,) = [k for k in lower_program(p, Target.named(name)).kernels if k.product is not None]
+        (table,) = [
+            s for s in statements(kernel.function.body) if isinstance(s, Declare) and s.name == "table"
+        ]
+        assert math.prod(table.dims) <= POINTERS
+    (engine,) = compile_programs([p], native())
+    x = np.random.default_rng(1).standard_normal((1, 8, window + 2, window + 1)).astype(np.float32)
+    agree(engine, {"x": x}, (1, 2), tolerance=4e-6)

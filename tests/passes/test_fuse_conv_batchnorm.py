@@ -59,6 +59,28 @@ def test_folds_into_a_gemm(optimized, rng, constants, product):
 
 
 @pytest.mark.parametrize(
+    ("shape", "weight", "product", "reason"),
+    [
+        ((6, 4), (4, 6), "c = Gemm(x, weight, rows)", "the bias of the Gemm has shape (6, 1)"),
+        ((6, 4, 9), (6, 4, 3), "p = Conv(x, weight) c = Add(p, batch)", "shape (6, 1, 1)"),
+        ((6, 4, 7, 4, 5), (6, 4, 2, 2, 2), "p = Conv(x, weight) c = Add(p, batch)", "shape (6, 1, 1)"),
+    ],
+)
+def test_what_is_as_long_as_the_channels_but_lies_elsewhere(
+    optimized, rng, constants, shape, weight, product, reason
+):
+    constants |= {"weight": rng.normal(0, 1, weight).astype(np.float32)}
+    added = rng.normal(0, 1, 6).astype(np.float32)
+    constants |= {"rows": added.reshape(6, 1), "batch": added.reshape(6, 1, 1)}
+    used = {name: a for name, a in constants.items() if name in f"{product} {NORM}"}
+    out = ", ".join("abcde"[: len(shape)])
+    feeds = {"x": rng.normal(0, 1, shape).astype(np.float32)}
+    signature = f"(float[{', '.join(map(str, shape))}] x) => (float[{out}] y)"
+    result = optimized(signature, f"{product} {NORM}", used, feeds, tolerance=2e-5)
+    assert any(reason in text for text in result.declines("fold BatchNormalization"))
+
+
+@pytest.mark.parametrize(
     ("signature", "body", "reason"),
     [
         (

@@ -94,16 +94,28 @@ BODIES = {
     "y = Conv(x, k)": 4,
     "y = Conv(x, k, b)": 4,
     "y = Conv<group = 2>(x, g, b)": 4,
+    "c = Tanh(b) y = Conv(x, k, c)": 4,
+    "c = Tanh(b) y = Conv(x, k1, c)": 3,
 }
 
 
 @pytest.mark.parametrize("body", BODIES)
 def test_the_mean_of_results_is_as_before(rng, body: str) -> None:
-    shapes = {"w": (4, 6), "t": (6, 4), "k": (6, 4, 3, 3), "g": (6, 2, 3, 3), "b": (6,), "one": (1,)}
+    shapes = {
+        "w": (4, 6),
+        "t": (6, 4),
+        "k": (6, 4, 3, 3),
+        "k1": (6, 4, 3),
+        "g": (6, 2, 3, 3),
+        "b": (6,),
+        "one": (1,),
+    }
     arrays = {n: rng.normal(0, 1, s).astype(np.float32) for n, s in shapes.items()}
-    used = {n: a for n, a in arrays.items() if any(c in body for c in (f"({n},", f" {n})", f" {n},"))}
+    used = {
+        n: a for n, a in arrays.items() if any(c in body for c in (f"({n},", f" {n})", f" {n},", f"({n})"))
+    }
     rank = BODIES[body]
-    spaces = ", h, w2" if rank == 4 else ""
+    spaces = {2: "", 3: ", h", 4: ", h, w2"}[rank]
     proto = build(
         f"(float[n, 4{spaces}] x) => (float[n, 6{spaces.replace('h', 'i').replace('w2', 'j')}] y)", body, used
     )
@@ -114,7 +126,7 @@ def test_the_mean_of_results_is_as_before(rng, body: str) -> None:
     coarse = quantize_weight(weight, layer.axis)
     step = np.float32(40)  # so few levels that the error shows
     codes = Codes((np.rint(coarse.values / step)).astype(np.int8), coarse.scale * step)
-    axes = (0,) if rank == 2 else (0, 2, 3)
+    axes = (0, 2, 3)[: rank - 1]
     # Without padding, what a window's places see differs a little from the mean of the whole.
     added = mean_error(layer, weight, codes.weight(layer.axis), x.mean(axes))
     rounded = ir.from_proto(proto)

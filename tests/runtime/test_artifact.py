@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from hasten.errors import ArtifactError
 from hasten.runtime.artifact import ALIGNMENT, Verify, read_artifact, write_artifact
+from hasten.runtime.manifest import parse_manifest
 
 MANIFEST: dict[str, Any] = {
     "format": 1,
@@ -123,6 +124,11 @@ def test_manifests_that_cannot_be_used(tmp_path: Path, changes: dict[str, object
     write_artifact(tmp_path / "a", {**MANIFEST, **changes}, {})
     with pytest.raises(ArtifactError, match=message):
         read_artifact(tmp_path / "a")
+
+
+def test_a_manifest_nested_too_deeply() -> None:
+    with pytest.raises(ArtifactError, match="not JSON"):
+        parse_manifest(b"[" * 1_000_000)
 
 
 def test_files_that_are_no_artifacts(tmp_path: Path) -> None:

@@ -157,6 +157,7 @@ def pack_keys(p: Parts, pitch: Var) -> tuple[Stmt, ...]:
     panel, j, d = Var(INDEX, "panel"), Var(INDEX, "j", const(PANEL)), Var(INDEX, "d", steps)
     load = operand(p, a.k, "keys")
     contiguous = constant_int(coefficient(load.index[0], a.depth) or const(0)) == 1
+    assert contiguous or size == 1
     # Whole blocks are transposed in registers, the rest of the depth goes one group at a time.
     whole = steps // lanes * lanes if contiguous else const(0)
     into = p.keys_at(pitch) + panel * (extent_of(a.depth) * PANEL) + j * size

@@ -23,6 +23,7 @@ from hasten.codegen.layout import Layout, Layouts
 from hasten.codegen.slide import Slide, find_slide
 from hasten.codegen.slide_kernel import FIRST_ROW, LAST_ROW, slide_rows
 from hasten.codegen.stage import Stage
+from hasten.codegen.tiles import factor_of
 from hasten.codegen.vectorize import coefficient
 from hasten.loops.descriptions import Gemm
 from hasten.loops.dtypes import INDEX, DType
@@ -144,6 +145,8 @@ def flat_product(s: Stage, layouts: Layouts) -> FlatProduct | None:
     g = s.body
     if not isinstance(g, Gemm) or g.batch or g.taps or not isinstance(g.a, Load):
         return None
+    if g.b.dtype is not factor_of(g.a.dtype):
+        return None  # weights in codes, whose kernels need memory of their own
     pixel = Var(INDEX, "pixel", PIXELS)
     values = split_flat(pixel, g.rows)
     steps: dict[str, int] = {}

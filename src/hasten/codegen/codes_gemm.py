@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 
 from hasten.codegen.codes import WORD, Codes
 from hasten.codegen.few_rows import FEW
-from hasten.codegen.gemm import ProductBuilder, low_enough
+from hasten.codegen.gemm import ProductBuilder
 from hasten.codegen.kernel import SCRATCH_PARAM, Kernel, scratch_view
 from hasten.codegen.layout import Layouts
 from hasten.codegen.packing import PackedOperand
+from hasten.codegen.row_tiles import low_enough
 from hasten.codegen.schedule import Order, Schedule
 from hasten.codegen.stage import Stage
 from hasten.codegen.tiles import (

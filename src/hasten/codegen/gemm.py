@@ -28,7 +28,7 @@ from hasten.codegen.packing import (
     whole_depth,
 )
 from hasten.codegen.reductions import Names
-from hasten.codegen.row_tiles import RowTiles, adapted
+from hasten.codegen.row_tiles import RowTiles, adapted, low_enough, on_the_stack
 from hasten.codegen.schedule import Order, Schedule, Split
 from hasten.codegen.stage import Stage
 from hasten.codegen.threads import NO, divided
@@ -102,13 +102,9 @@ def gemm_kernel(
     name: str,
 ) -> Kernel:
     """The kernel of a contraction stage whose second operand is packed."""
+    assert isinstance(stage.body, Gemm)
+    schedule = on_the_stack(schedule, constant_int(extent(stage.body.taps)) or 1, tiles[0].rows)
     return ProductBuilder(stage, packed, layouts, low_enough(tiles, schedule), schedule).kernel(name)
-
-
-def low_enough(tiles: Sequence[Tile], schedule: Schedule) -> tuple[Tile, ...]:
-    """The tiles that a schedule allows; there is one of a single row for any."""
-    most = schedule.tile_rows or tiles[0].rows
-    return tuple(t for t in tiles if t.rows <= most)
 
 
 class ProductBuilder:

@@ -16,7 +16,7 @@ import numpy as np
 from hasten.codegen.fuse import is_movement, operand_load
 from hasten.codegen.shared_sums import share_sums
 from hasten.codegen.stage import ACCUMULATOR, Stage
-from hasten.codegen.tiles import PANEL
+from hasten.codegen.tiles import PANEL, group
 from hasten.codegen.vectorize import coefficient
 from hasten.loops.descriptions import Attention, Gemm, map_operands
 from hasten.loops.dtypes import INDEX, DType
@@ -196,7 +196,9 @@ def _needs(s: Stage) -> dict[str, tuple[Expr, Var]]:
     if isinstance(c, Gemm):
         return {"a": (c.a, c.depth)}
     if isinstance(c, Attention):
-        return {"q": (c.q, c.depth), "v": (c.v, c.column)}
+        # Keys of several elements in a group are moved as groups.
+        keys = {"k": (c.k, c.depth)} if group(c.k.dtype) > 1 else {}
+        return {"q": (c.q, c.depth), **keys, "v": (c.v, c.column)}
     return {}
 
 

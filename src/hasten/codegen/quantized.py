@@ -200,7 +200,8 @@ class _Rewriter:
             return None
         depth = math.prod(n or 1 for n in extents[: len(g.taps) + 1])
         # Whole groups are read, beyond the last element too: of memory that is ours.
-        foreign = a.x.buffer in self.source.inputs and (extents[len(g.taps)] or 1) % group(UNSIGNED)
+        callers = {*self.source.inputs, *self.source.outputs}
+        foreign = a.x.buffer in callers and (extents[len(g.taps)] or 1) % group(UNSIGNED)
         most = LARGEST if w.zero is None else LARGEST_SHIFTED
         return None if depth * most >= 1 << 31 or foreign else (a, w)
 

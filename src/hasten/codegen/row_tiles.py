@@ -7,16 +7,19 @@ tile adds in the order of depth: which of them takes a row changes how long it t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hasten.codegen.domain import share
 from hasten.codegen.kernel import THREAD, THREADS
-from hasten.codegen.schedule import TIE, tile_cost
+from hasten.codegen.schedule import TIE, Schedule, tile_cost
 from hasten.codegen.tiles import Tile, with_one_more
 from hasten.loops.dtypes import INDEX
 from hasten.loops.expr import Expr, Op, Var, binary, cast, const, constant_int, select
 from hasten.loops.nest import Let, Stmt
 from hasten.loops.simplify import is_nonnegative
+
+POINTERS = 1 << 16
+"""Row pointers of a block at the most, one for each row and tap: 512 KB of the stack."""
 
 
 @dataclass(frozen=True)
@@ -106,3 +109,27 @@ def _lower(tiles: Sequence[Tile], rows: Expr) -> int | None:
         return None
     # There are more rows at any size: no size of what is computed is 0.
     return None if is_nonnegative(rows - (2 * lower + 1)) else lower
+
+
+def low_enough(tiles: Sequence[Tile], schedule: Schedule) -> tuple[Tile, ...]:
+    """The tiles that a schedule allows; there is one of a single row for any."""
+    most = schedule.tile_rows or tiles[0].rows
+    return tuple(t for t in tiles if t.rows <= most)
+
+
+def on_the_stack(schedule: Schedule, taps: int, tallest: int) -> Schedule:
+    """The schedule with blocks, and for the widest windows tiles, so low that their row pointers fit.
+
+    Args:
+        schedule: what was chosen.
+        taps: of the window.
+        tallest: rows of the tallest tile there is.
+    """
+    rows, tall = max(1, POINTERS // taps), schedule.tile_rows or tallest
+    # A block is rounded up to whole tiles, and its last one may be taller.
+    if schedule.row_block + 2 * tall <= rows:
+        return schedule
+    if rows < 3 * tall:
+        tall = max(1, rows // 3)
+        return replace(schedule, row_block=max(1, rows - 2 * tall), tile_rows=tall)
+    return replace(schedule, row_block=rows - 2 * tall)

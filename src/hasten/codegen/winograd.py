@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from hasten.codegen.convolution import Convolution, find_convolution
 from hasten.codegen.domain import extent, share, split_flat
 from hasten.codegen.epilogue import ColumnRange, epilogue_value, write_row
-from hasten.codegen.gemm import PRODUCTS_PER_WORK, low_enough
+from hasten.codegen.gemm import PRODUCTS_PER_WORK
 from hasten.codegen.kernel import SCRATCH, THREADS, Kernel
 from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.maps import finish_kernel, name_buffers
 from hasten.codegen.packing import PADDING, PackedOperand, padding_name
 from hasten.codegen.reductions import Names
+from hasten.codegen.row_tiles import low_enough
 from hasten.codegen.schedule import Schedule, Split
 from hasten.codegen.stage import Stage
 from hasten.codegen.tiles import HALF_PANEL, PANEL, Columns, Rows, Tile, multiply

@@ -156,7 +156,10 @@ def _square(e: Expr) -> Expr:
 
 
 def _mean(total: Expr, count: Expr) -> Expr:
-    return binary("div" if total.dtype.is_float else "truncdiv", total, count)
+    if total.dtype.is_float:
+        return binary("div", total, count)
+    # Of nothing it is 0: processors trap on division by zero.
+    return binary("truncdiv", total, binary("max", count, const(1, count.dtype)))
 
 
 def _root(total: Expr, count: Expr) -> Expr:

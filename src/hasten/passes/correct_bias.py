@@ -73,7 +73,10 @@ def _add_bias(insert: Insertion, node: ir.Node, added: NDArray[np.float32]) -> N
         node.replace_input_with(2, constant)
         return
     if node.op_type == "Conv":
-        constant = insert.constant(added.reshape(-1, 1, 1), f"{output.name}/correction")
+        weight = constant_value(node.inputs[1])
+        assert weight is not None
+        shape = (-1, *(1 for _ in weight.shape[2:]))
+        constant = insert.constant(added.reshape(shape), f"{output.name}/correction")
     name = output.name
     extra = insert.node("Add", [output, constant], "corrected", output)
     insert.graph.insert_after(node, extra)

@@ -45,12 +45,12 @@ def _rewrite(match: Match, _facts: Facts, build: Builder) -> ir.Value | Declined
     if not (spread > 0).all():
         return Declined("the variance plus epsilon is not positive")
     factor = scale / np.sqrt(spread)
-    if bias is not None and bias.size not in (1, mean.size):
+    if bias is not None and bias.size != 1 and (bias.size, bias.shape[-1]) != (mean.size, mean.size):
         return Declined(f"the bias of the Gemm has shape {bias.shape}, one for each row")
     before = np.zeros(1) if bias is None else bias.reshape(-1)
     if "added" in match.values:
         added = match.constant("added")
-        if not _one_each_channel(added.shape, mean.size, spatial=node.op_type != "Gemm"):
+        if not _one_each_channel(added.shape, mean.size, weight.ndim):
             return Declined(f"what is added in between has shape {added.shape}, not one per channel")
         before = before + added.reshape(-1).astype(np.float64)
     new_weight = weight * _along_outputs(factor, node, weight.shape)
@@ -67,15 +67,12 @@ def _rewrite(match: Match, _facts: Facts, build: Builder) -> ir.Value | Declined
     return fused
 
 
-def _one_each_channel(shape: tuple[int, ...], channels: int, *, spatial: bool) -> bool:
-    """Whether a constant of this shape adds one number to each channel of `[N, C, ...]`."""
+def _one_each_channel(shape: tuple[int, ...], channels: int, rank: int) -> bool:
+    """Whether a constant of this shape adds one number to each channel of `[N, C, ...]`, of that rank."""
     sizes = [size for size in shape if size != 1]
-    if not sizes:
-        return True
-    if sizes != [channels]:
+    if len(shape) > rank or sizes not in ([], [channels]):
         return False
-    axis = shape.index(channels)
-    return axis == len(shape) - 1 if not spatial else len(shape) > 2 and axis == len(shape) - 3
+    return not sizes or len(shape) - shape.index(channels) == rank - 1
 
 
 def _plain_gemm(node: ir.Node) -> bool:

@@ -253,7 +253,7 @@ def parse_manifest(text: bytes) -> Manifest:
     """
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"the manifest is not JSON ({error})") from None
     form = _get(data, "format", int)
     version = _get(data, "hasten", str)
