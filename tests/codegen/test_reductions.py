@@ -8,7 +8,7 @@ from tests.codegen.kernels import source
 
 from hasten.codegen.lower_stages import lower_program
 from hasten.loops.expr import constant_int
-from hasten.target import TARGETS, Target, runs_here
+from hasten.target import TARGETS, Target, native, runs_here
 
 HERE = [t for t in TARGETS if runs_here(t)]
 RNG = np.random.default_rng(0)
@@ -62,3 +62,13 @@ def test_rows_as_the_nests_say():
         x = RNG.standard_normal((3, 90)).astype(np.float32)
         for length in (90, "m"):
             agree(Interpreted.of(rows(body, length), target), {"x": x}, (1, 2))
+
+
+def test_the_mean_of_no_integers_is_zero():
+    """Processors trap on division by zero."""
+    p = program(
+        "(int64[m, n] x) => (int64[m] y) { y = ReduceMean<keepdims = 0>(x, last) }", {"last": np.array([1])}
+    )
+    for engine in compile_programs([p], native()):
+        for n in (0, 1, 7):
+            agree(engine, {"x": np.arange(2 * n).reshape(2, n)}, (1, 2))

@@ -158,8 +158,10 @@ def _square(e: Expr) -> Expr:
 def _mean(total: Expr, count: Expr) -> Expr:
     if total.dtype.is_float:
         return binary("div", total, count)
-    # Of nothing it is 0: processors trap on division by zero.
-    return binary("truncdiv", total, binary("max", count, const(1, count.dtype)))
+    # Of nothing it is 0: processors trap on division by zero. (`max` would be simplified: of sizes it is
+    # known that what is computed has elements, not that what is summed has.)
+    one, nothing = const(1, count.dtype), binary("eq", count, const(0, count.dtype))
+    return binary("truncdiv", total, select(nothing, one, count))
 
 
 def _root(total: Expr, count: Expr) -> Expr:
