@@ -9,7 +9,9 @@ Fast Post-Training Pruning Framework for Transformers"): the diagonal of the Fis
 `obs`: what readers cannot make up for (`obs.py`).
 `random`: the control.
 
-A mask multiplies what a unit gives to its readers, and is 1. The loss is in `loss.py`.
+A mask multiplies what a unit gives to its readers, and is 1. Readers are products with constant weights;
+where there are none, what takes the features and gives none of them, such as a product of queries and keys,
+of whose operands the first is masked. The loss is in `loss.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from numpy.typing import NDArray
 from hasten.errors import MissingDependencyError, OptionError
 from hasten.passes.facts import Facts
 from hasten.passes.prune.layers import Layer
-from hasten.passes.prune.units import Group
+from hasten.passes.prune.units import Group, Place, Slot
 from hasten.search.prune.cost import Feeds, weights_of
 from hasten.search.prune.joined import Batch, batch_dim, join
 from hasten.search.prune.loss import Loss, wide
@@ -213,12 +215,25 @@ class _Reading:
     members: NDArray[np.int64]
 
 
-def _readings(graph: TorchGraph, group: Group) -> list[_Reading]:
+def _readings(nodes: Sequence[ir.Node], group: Group) -> list[_Reading]:
+    """Where the features of a group are masked."""
     found = []
-    for consumer in group.consumers:
-        place, axis = consumer.value
-        names = [None if v is None else v.name for v in graph.nodes[consumer.node].inputs]
-        found.append(_Reading(consumer.node, names.index(place.value), axis, group.members[consumer.value]))
+    for number, (place, axis) in _read(nodes, group):
+        names = [None if v is None else v.name for v in nodes[number].inputs]
+        found.append(_Reading(number, names.index(place.value), axis, group.members[place, axis]))
+    return found
+
+
+def _read(nodes: Sequence[ir.Node], group: Group) -> list[tuple[int, Slot]]:
+    """The nodes, by number, that take a group's features and give none, and what they take."""
+    if group.consumers:
+        return [(consumer.node, consumer.value) for consumer in group.consumers]
+    axes = {place.value: axis for place, axis in group.members if not place.is_constant}
+    found = []
+    for number, node in enumerate(nodes):
+        taken = [v.name for v in node.inputs if v is not None and v.name in axes]
+        if taken and not any(v.name in axes for v in node.outputs):
+            found.append((number, (Place(taken[0] or ""), axes[taken[0] or ""])))
     return found
 
 
@@ -227,11 +242,9 @@ def _batches(model: ir.Model, groups: Sequence[Group], samples: Sequence[Feeds])
     name, facts = batch_dim(model), Facts(model.graph)
     nodes = list(model.graph)
     for group in groups:
-        for consumer in group.consumers:
-            place, axis = consumer.value
-            value = next(v for v in nodes[consumer.node].inputs if v is not None and v.name == place.value)
-            dims = facts.dims(value)
-            if name is None or axis == 0 or dims is None or dims[0] != name:
+        for reading in _readings(nodes, group):
+            dims = facts.dims(nodes[reading.node].inputs[reading.position])
+            if name is None or reading.axis == 0 or dims is None or dims[0] != name:
                 return join(model, samples, 1)
     return join(model, samples, _TOGETHER)
 
@@ -265,7 +278,7 @@ def _activations(
     counts = {group: np.zeros(group.count) for group in groups}
     taps: dict[tuple[int, int], list[Callable[[Tensor], Tensor]]] = defaultdict(list)
     for group in groups:
-        for reading in _readings(graph, group):
+        for reading in _readings(graph.nodes, group):
             tap = partial(_watched, totals[group], counts[group], reading)
             taps[reading.node, reading.position].append(tap)
     with torch.no_grad():
@@ -300,7 +313,7 @@ def _gradients(
         masks = {group: torch.ones(len(batch), group.count + 1, requires_grad=True) for group in groups}
         taps: dict[tuple[int, int], list[Callable[[Tensor], Tensor]]] = defaultdict(list)
         for group, mask in masks.items():
-            for reading in _readings(graph, group):
+            for reading in _readings(graph.nodes, group):
                 taps[reading.node, reading.position].append(partial(_masked, mask, reading))
         values = graph.run(batch.feeds, taps=taps, keep=loss.names)
         gradients = torch.autograd.grad(loss(values, batch), list(masks.values()), allow_unused=True)

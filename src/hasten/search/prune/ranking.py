@@ -16,7 +16,7 @@ from hasten.passes.prune.layers import LAYERS, Layer, find_branches, remove_laye
 from hasten.passes.prune.units import Analysis, Group, LeftAlone, find_units
 from hasten.search.prune.amounts import choose_amounts
 from hasten.search.prune.cost import Cost, Feeds, Price, graph_flops, operations, typical_sizes
-from hasten.search.prune.criteria import OF_THE_LOSS, WITH_DATA, Scores, relative, score_layers, score_units
+from hasten.search.prune.criteria import OF_THE_LOSS, Scores, relative, score_layers, score_units
 from hasten.search.prune.loss import judged
 from hasten.search.prune.plan import Plan, Progress, criterion_of_layers
 from hasten.search.prune.products import readings
@@ -149,9 +149,6 @@ def rank(
     groups = tuple(group for group in analysis.groups if group.unit in plan.units)
     layers, kept = find_branches(model) if LAYERS in plan.units else ((), ())
     left = [*(each for each in analysis.left_alone if each.unit in plan.units), *kept]
-    if plan.criterion in WITH_DATA:  # all of which look at what such products read
-        left += [_unread(group, plan.criterion) for group in groups if not group.consumers]
-        groups = tuple(group for group in groups if group.consumers)
     if not groups and not layers:
         raise OptionError(_nothing(plan, analysis, left))
     scores, worth = Scores({}), np.zeros(0)
@@ -324,15 +321,6 @@ def _not_by_obs(model: ir.Model, groups: Sequence[Group]) -> tuple[str, ...]:
         + f": {reason}"
         for reason, alike in by_reason.items()
     )
-
-
-def _unread(group: Group, criterion: str) -> LeftAlone:
-    """Features such as those of queries and keys, which no mask of a criterion with data lies on."""
-    why = (
-        f"no product with constant weights reads them, so {criterion} cannot tell what they are worth; "
-        "magnitude can"
-    )
-    return LeftAlone(group.name, group.unit, group.count, (why,))
 
 
 def _nothing(plan: Plan, analysis: Analysis, left: Collection[LeftAlone]) -> str:
