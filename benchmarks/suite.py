@@ -9,6 +9,10 @@ The best peer of a case is the fastest of the engines that compute in its precis
 all layers are quantized, by each engine's own tools (`quantized_peers.py`), on the same inputs.
 All engines of a case are open at once: a case of BERT-base takes about 10 GB of memory with all of them.
 
+Where the rest goes is told by a profile, of runs of its own after the rounds; where they took more than 5%
+more or less, the cell says so. It goes by the roofline: a kernel at the peak of memory (or above it, with
+data from caches) or of a wider type loses nothing there, though it is below that of the case's precision.
+
 Some figures do not compare: torch loads a module that is not a Hugging Face folder by building it, and the
 operations of padding are counted, though an engine may leave them out.
 """
