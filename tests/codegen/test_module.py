@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.codegen.engines import program_sources
-from tests.codegen.graphs import program
+from tests.codegen.engines import compile_programs, program_sources
+from tests.codegen.graphs import agree, program
 from tests.codegen.test_products import attentions
 
 from hasten.codegen.gemm import STEPS_AHEAD
@@ -16,7 +16,7 @@ from hasten.codegen.part import APART
 from hasten.codegen.tiles import PANEL, group
 from hasten.codegen.toolchain import find_compiler
 from hasten.loops.dtypes import DType
-from hasten.target import TARGETS, Target
+from hasten.target import TARGETS, Target, native
 
 RUNTIME = Path(__file__).parents[2] / "src/hasten/runtime"
 
@@ -56,3 +56,29 @@ def test_no_thread_asks_ahead_for_what_another_writes() -> None:
     assert any("Attention" in title for title in titles)
     assert f"plan->scratch_bytes += {APART};" in sources["parts_0.c"]
     assert STEPS_AHEAD * PANEL * group(DType.BF16) * DType.BF16.bytes <= APART
+
+
+OWN_NAMES = ["run", "argument", "scratch", "team", "plan", "arena", "int", "NULL", "MOST_THREADS"]
+OWN_NAMES += ["hasten_barrier", "max_int64_t", "size_n", "part_0_run", "t_run", "HASTEN_WAITS"]
+OWN_NAMES_BY_PICTURE = ["index", "count", "own", "stride", "picture", "apart"]
+
+
+def test_tensors_may_have_the_names_of_the_code_itself() -> None:
+    rng = np.random.default_rng(0)
+    programs, feeds = [], []
+    for names, shape, product, weights in (
+        (OWN_NAMES, "n, 16", "MatMul", (16, 16)),
+        (OWN_NAMES_BY_PICTURE, "n, 16, 96, 96", "Conv<pads = [1, 1, 1, 1]>", (16, 16, 3, 3)),
+    ):
+        befores = ["x", *names]
+        nodes = [
+            f"{name}_before = {product}({before}, w) {name} = Tanh({name}_before)"
+            for before, name in zip(befores, names, strict=False)
+        ]
+        text = f"(float[{shape}] x) => (float[{shape}] y) {{ {' '.join(nodes)} y = Softmax({names[-1]}) }}"
+        w = (0.3 * rng.standard_normal(weights) / weights[-1]).astype(np.float32)
+        programs.append(program(text, {"w": w}))
+        sizes = [2, *(int(n) for n in shape.split(", ")[1:])]
+        feeds.append({"x": rng.standard_normal(sizes).astype(np.float32)})
+    for engine, given in zip(compile_programs(programs, native()), feeds, strict=True):
+        agree(engine, given, (1, 2), tolerance=1e-5)

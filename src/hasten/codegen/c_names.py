@@ -12,15 +12,19 @@ from hasten.loops.expr import Expr, Op, transform
 def c_name(tensor: str) -> str:
     """A tensor's name as a C identifier."""
     name = re.sub(r"\W+", "_", tensor).strip("_") or "t"
-    return f"t_{name}" if name[0].isdigit() or name in _RESERVED else name
+    taken = name in _RESERVED or name.startswith(_PREFIXES) or name.endswith("_int64_t")
+    return f"t_{name}" if name[0].isdigit() or taken else name
 
 
+_PREFIXES = ("hasten_", "HASTEN_", "part_", "size_", "scratch_")
 _RESERVED = frozenset(
     ["int", "float", "double", "char", "void", "for", "if", "else", "do", "while", "switch", "case", "long",
      "short", "const", "static", "return", "break", "continue", "default", "signed", "unsigned", "auto",
      "goto", "sizeof", "struct", "union", "enum", "typedef", "volatile", "register", "extern", "inline",
-     "restrict", "call", "team", "plan", "arena", "weights", "sizes", "shapes"]
+     "restrict", "call", "team", "plan", "arena", "weights", "sizes", "shapes", "run", "argument", "scratch",
+     "apart", "index", "count", "own", "stride", "picture", "NULL", "INT64_MIN", "INT64_MAX", "MOST_THREADS"]
 )  # fmt: skip
+"""C's own, and names in the code of a part (`codegen.part`)."""
 
 
 def unique_names(tensors: Sequence[str]) -> dict[str, str]:
