@@ -96,15 +96,30 @@ class TorchGraph:
                 made = run(node, inputs)
             except NotImplementedError:
                 made = None
+        around = {name: known[name] for name in self._captured.get(node, ())}
+        if made is None:
+            made = self._by_body(node, inputs, around)
         if made is None:
             made = self._by_definition(node, inputs)
         if made is None:
-            around = {name: known[name] for name in self._captured.get(node, ())}
             made = self._by_reference(node, inputs, around)
         results = list(made) if isinstance(made, list | tuple) else [made]
         for output, result in zip(node.outputs, results, strict=False):  # outputs behind may be left out
             if output.name:
                 known[output.name] = result
+
+    def _by_body(
+        self, node: ir.Node, inputs: list[Tensor | None], around: Mapping[str, Tensor]
+    ) -> list[Tensor] | None:
+        """What the branch of an If gives that is taken; None for other nodes."""
+        if (node.domain, node.op_type) != ("", "If") or inputs[0] is None:
+            return None
+        branch = node.attributes["then_branch" if bool(inputs[0]) else "else_branch"].as_graph()
+        body = TorchGraph(ir.Model(branch, ir_version=IR_VERSION))
+        body.weights = self.weights | body.weights
+        condition = node.inputs[0]
+        found = body.run({}, around={**around, (condition.name if condition else "") or "": inputs[0]})
+        return [found[output.name or ""] for output in branch.outputs]
 
     def _by_definition(self, node: ir.Node, inputs: list[Tensor | None]) -> list[Tensor] | None:
         """What ONNX's definition of a node in terms of other operators gives; None if that cannot be had."""
@@ -138,13 +153,21 @@ class TorchGraph:
             )
         return found
 
-    def run(self, feeds: Feeds, *, taps: Taps | None = None, keep: Collection[str] = ()) -> dict[str, Tensor]:
+    def run(
+        self,
+        feeds: Feeds,
+        *,
+        taps: Taps | None = None,
+        keep: Collection[str] = (),
+        around: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """Runs the model.
 
         Args:
             feeds: arrays or tensors by name of input.
             taps: what nodes get instead of an input.
             keep: names of further values to return.
+            around: of the body of an If, values that it reads around it.
 
         Returns:
             The outputs, and the values asked for, by name.
@@ -153,7 +176,7 @@ class TorchGraph:
             UnsupportedModelError: nothing can run an operator, or a gradient cannot pass through one.
         """
         wanted = {*self.outputs, *keep}
-        known = self.start(feeds)
+        known = {**(around or {}), **self.start(feeds)}
         left = Counter(self._uses)
         for index, node in enumerate(self.nodes):
             self.step(index, known, taps)
