@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from hasten.codegen.sources import PACKAGES, kernels_version
+from hasten.codegen.sources import SEARCHED, kernels_version
 
 
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of what is hashed."""
     own = Path(str(importlib.resources.files("hasten")))
-    for package in PACKAGES:
+    for package in SEARCHED:
         shutil.copytree(own / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(importlib.resources, "files", lambda name: tmp_path)
     return tmp_path
@@ -38,3 +38,11 @@ def test_a_change_of_any_makes_another(name: str, sources: Path) -> None:
     with (sources / name).open("a") as file:
         file.write("# one more line\n")
     assert kernels_version("1.2.3") != before
+
+
+def test_a_search_depends_on_more_than_kernels(sources: Path) -> None:
+    before = kernels_version("1.2.3"), kernels_version("1.2.3", SEARCHED)
+    with (sources / "passes" / "quantize.py").open("a") as file:
+        file.write("# one more line\n")
+    assert kernels_version("1.2.3") == before[0]
+    assert kernels_version("1.2.3", SEARCHED) != before[1]

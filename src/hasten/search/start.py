@@ -19,6 +19,7 @@ from hasten import frontends
 from hasten.backends.foreign import foreign_payload
 from hasten.backends.graph_members import graph_members
 from hasten.backends.native import io
+from hasten.codegen.sources import SEARCHED, kernels_version
 from hasten.errors import DataError, ModelError, OptionError
 from hasten.frontends.protocol import Dynamic, Example
 from hasten.graph.pages import give_back
@@ -185,7 +186,7 @@ def search(
         "processor": processor_name(),
         "threads": problem.asked.threads,
         "padding": problem.build.padding,
-        "hasten": version,
+        "hasten": kernels_version(version, SEARCHED),
     }
     found = Search(Trials(problem, clock, Memory(Results(problem.asked.database), about, version), watch))
     found.run()
