@@ -218,3 +218,53 @@ def test_types_that_pytorch_has_not_are_refused() -> None:
         <float8e4m3fn[3] w = {1, 2, 3}> { y = Gather(w, i) }"""
     with pytest.raises(UnsupportedModelError, match="float8_e4m3fn"):
         TorchGraph(ir.from_proto(onnx.parser.parse_model(text)))
+
+
+EXACT = {
+    "RMSNormalization of large float16": (
+        "(float16[1, 2] x) => (float16[1, 2] y) { w = Constant<value = float[2] {1, 1}>() "
+        "s = Cast<to = 10>(w) y = RMSNormalization(x, s) }",
+        np.array([[300, 300]], np.float16),
+        np.array([[1, 1]], np.float16),
+    ),
+    "nearest Resize by a fraction": (
+        "(float[1, 1, 3] x) => (float[1, 1, m] y) { s = Constant<value = float[3] {1, 1, 2.3}>() "
+        'y = Resize<mode = "nearest">(x, , s) }',
+        np.array([[[0, 1, 2]]], np.float32),
+        np.array([[[0, 0, 1, 1, 1, 2]]], np.float32),
+    ),
+    "ConvTranspose with more behind": (
+        "(float[1, 1, 1] x) => (float[1, 1, 2] y) { w = Constant<value = float[1, 1, 1] {1}>() "
+        "b = Constant<value = float[1] {5}>() "
+        "y = ConvTranspose<strides = [2], output_padding = [1]>(x, w, b) }",
+        np.array([[[2]]], np.float32),
+        np.array([[[7, 5]]], np.float32),
+    ),
+    "Slice to before the first": (
+        "(float[3] x) => (float[m] y) { s = Constant<value = int64[1] {0}>() "
+        "e = Constant<value = int64[1] {-9223372036854775807}>() y = Slice(x, s, e) }",
+        np.array([1, 2, 3], np.float32),
+        np.zeros(0, np.float32),
+    ),
+    "InstanceNormalization of one element": (
+        "(float[1, 2, 1] x) => (float[1, 2, 1] y) { s = Constant<value = float[2] {3, 4}>() "
+        "y = InstanceNormalization(x, s, s) }",
+        np.array([[[8], [9]]], np.float32),
+        np.array([[[3], [4]]], np.float32),
+    ),
+    "ReduceMean of integers": (
+        "(int64[3] x) => (int64[1] y) { y = ReduceMean(x) }",
+        np.array([1, 2, 6]),
+        np.array([3]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_where_pytorch_says_something_else(name: str) -> None:
+    text, x, right = EXACT[name]
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 23]> g {text}')
+    with torch.no_grad():
+        found = TorchGraph(ir.from_proto(model)).run({"x": x})["y"].numpy()
+    np.testing.assert_allclose(found, right, rtol=2e-3)
+    assert found.dtype == right.dtype

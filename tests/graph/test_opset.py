@@ -186,3 +186,30 @@ def test_an_operator_that_cannot_be_converted_is_named() -> None:
     model = ir.from_proto(_parse(13, "float[a] x", "float[a] y", "y = Upsampel(x)"))
     with pytest.raises(ModelError, match=r"operator Upsampel cannot be converted from .* 13"):
         to_internal_opset(model)
+
+
+@pytest.mark.parametrize(
+    ("version", "body"),
+    [
+        (9, 's = Constant<value = float[3] {1., 1., 2.}>() y = Upsample<mode = "linear">(x, s)'),
+        (9, 's = Constant<value = float[3] {1., 2., 2.5}>() y = Upsample<mode = "nearest">(x, s)'),
+        (10, 's = Constant<value = float[3] {1., 1., 0.4}>() y = Resize<mode = "nearest">(x, s)'),
+        (10, 's = Constant<value = float[3] {1., 1., 0.5}>() y = Resize<mode = "linear">(x, s)'),
+        (10, 's = Constant<value = float[3] {1., 1., 1.7}>() y = Resize<mode = "nearest">(x, s)'),
+    ],
+)
+def test_pictures_were_resized_from_other_places(version: int, body: str) -> None:
+    proto = _parse(version, "float[2,3,5] x", "float[a,b,c] y", body)
+    x = np.random.default_rng(0).standard_normal((2, 3, 5), np.float32)
+    proto.ir_version = 4
+    (expected,) = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"x": x})
+    (actual,) = _run(ir.to_proto(to_internal_opset(ir.from_proto(proto))), x=x)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6, strict=True)
+
+
+def test_a_prelu_had_a_slope_for_each_channel() -> None:
+    proto = _parse(6, "float[2,4,3,4] x, float[4] s", "float[2,4,3,4] y", "y = PRelu(x, s)")
+    x = np.random.default_rng(0).standard_normal((2, 4, 3, 4), np.float32)
+    slope = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
+    (actual,) = _run(ir.to_proto(to_internal_opset(ir.from_proto(proto))), x=x, s=slope)
+    np.testing.assert_array_equal(actual, np.where(x < 0, x * slope[:, None, None], x))

@@ -295,3 +295,9 @@ def test_prelu_broadcasts_its_slope():
     for shape in ([1], [3, 1], [4], [2, 3, 4]):
         slope = np.linspace(0.1, 0.9, np.prod(shape), dtype=np.float32).reshape(shape)
         case("PRelu", [("float32", [2, 3, 4]), ("float32", shape)]).check(x, slope)
+
+
+def test_shrink_of_integers_is_by_fractions():
+    right = np.array([1, -1, 0, 0, 0], np.int32)
+    made = case("Shrink", [("int32", [5])], lambd=1.5, bias=1.5, reference=lambda x: [right])
+    made.check(np.array([3, -3, 1, -1, 0], np.int32))

@@ -1,6 +1,7 @@
 import numpy as np
 import onnx.parser
 import onnx_ir as ir
+import pytest
 
 from hasten.graph.opset import OPSET
 from hasten.passes.facts import Facts
@@ -72,3 +73,19 @@ def test_contents_of_constants_only_where_they_can_be_sizes():
         graph.initializers.pop("c", None)
         graph.register_initializer(value)
         assert facts.contents(value) == expected
+
+
+def test_inputs_of_a_slice_that_are_left_out_move_no_others(optimized, rng):
+    body = "s = Shape(x) r = Slice(s, last, far, , back) y = Reshape(x, r)"
+    constants = {"last": np.array([-1]), "far": np.array([-3]), "back": np.array([-1])}
+    x = rng.normal(0, 1, (5, 3)).astype(np.float32)
+    optimized("(float[n, 3] x) => (float[a, b] y)", body, constants, {"x": x})
+
+
+@pytest.mark.parametrize(
+    "body", ["z = Add(large, one) y = Mul(z, i)", "z = Cast<to = 6>(large) w = Cast<to = 7>(z) y = Mul(w, i)"]
+)
+def test_numbers_beyond_their_type_are_not_followed(optimized, body):
+    constants = {"large": np.array([2**63 - 1]), "one": np.array([1])}
+    used = {name: a for name, a in constants.items() if name in body}
+    optimized("(int64[1] i) => (int64[1] y)", body, used, {"i": np.array([1])})

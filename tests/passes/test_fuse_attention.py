@@ -295,3 +295,14 @@ def test_declines_half_precision(optimized, rng):
     sign = signature().replace("float[", "float16[")
     result = optimized(sign, HEADS + KT + PLAIN + OUT, halves, feed, tolerance=2e-3)
     assert "not float32" in result.declines("fuse Attention")[0]
+
+
+@pytest.mark.parametrize("more", ["is_causal = 1", "softcap = 0.4"])
+def test_a_factor_leaves_what_else_an_attention_says(optimized, rng, more):
+    x = {n: rng.normal(0, 1, (1, 2, 5, 8)).astype(np.float32) for n in "qkv"}
+    sign = "(float[1, 2, 5, 8] q, float[1, 2, 5, 8] k, float[1, 2, 5, 8] v) => (float[1, 2, 5, 8] y)"
+    body = f"f = Mul(q, twice) y = Attention<scale = 0.5, {more}>(f, k, v)"
+    constants = {"twice": np.array(2, np.float32)}
+    result = optimized(sign, body, constants, x, tolerance=1e-5, engine="reference")
+    assert dict(result.kinds) == {"Attention": 1}
+    assert result.only("Attention").attributes["scale"].as_float() == 1

@@ -64,3 +64,11 @@ def test_an_intermediate_that_others_need_is_kept(optimized, rng):
     assert "'e' is also used by" in reason
     result = optimized(signature.replace("other", "e"), ERF[0], C, {"x": x})
     assert "'e' is an output of the model" in result.declines("fuse Gelu")[0]
+
+
+def test_constants_that_add_a_dimension_are_kept(optimized, rng):
+    x = rng.normal(0, 1, (5, 8)).astype(np.float32)
+    constants = {**C, "root2": C["root2"].reshape(1, 1, 1)}
+    result = optimized("(float[n, 8] x) => (float[1, n, 8] y)", ERF[0], constants, {"x": x})
+    assert result.kinds["Gelu"] == 0
+    assert any("make 3 dimensions of 2" in text for text in result.declines("fuse Gelu"))

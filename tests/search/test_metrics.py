@@ -60,6 +60,9 @@ def test_numbers_against_scipy() -> None:
     assert value("spearman", scores[:, None], labels) == pytest.approx(
         scipy.stats.spearmanr(scores, labels).statistic
     )
+    assert value("spearman", scores[:, None], labels[:, None]) == value("spearman", scores, labels)
+    with pytest.raises(MetricError, match="one number of each sample"):
+        value("spearman", SCORES, SCORES)
     assert value("mse", scores[:, None], labels) == pytest.approx(
         np.mean((scores.astype(float) - labels) ** 2)
     )

@@ -21,6 +21,8 @@ def _attention(node: ir.Node, inputs: Inputs) -> Tensor:
     causal = bool(attribute(node, "is_causal", 0))
     if causal and mask is not None:
         raise NotImplementedError("Attention with a mask besides its own")
+    if mask is not None and mask.shape[-1] not in (1, k.shape[-2]):
+        raise NotImplementedError("Attention with a mask of fewer keys than there are")
     flat = q.dim() == 3
     if flat:
         heads, shared = attribute(node, "q_num_heads", 1), attribute(node, "kv_num_heads", 1)

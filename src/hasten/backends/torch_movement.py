@@ -68,7 +68,7 @@ def _slice(node: ir.Node, inputs: Inputs) -> Tensor:
     x, starts, ends = operand(inputs), integers(inputs, 1) or [], integers(inputs, 2) or []
     axes, steps = integers(inputs, 3) or list(range(len(starts))), integers(inputs, 4) or [1] * len(starts)
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        taken = range(x.shape[axis])[slice(start, end if end > -(2**31) else None, step)]
+        taken = range(x.shape[axis])[slice(start, end, step)]
         if step > 0:
             x = (
                 x.narrow(axis, taken.start, max(0, taken.stop - taken.start))

@@ -169,17 +169,27 @@ def _mean(node: ir.Node, inputs: Inputs) -> Tensor:
 
 
 def _instance_norm(node: ir.Node, inputs: Inputs) -> Tensor:
-    return F.instance_norm(
-        operand(inputs),
-        weight=operand(inputs, 1),
-        bias=operand(inputs, 2),
-        eps=attribute(node, "epsilon", 1e-5),
-    )
+    x = operand(inputs)
+    parts = x.flatten(2)
+    return _standardized(node, parts).reshape(x.shape) * _channels(x, 1, inputs) + _channels(x, 2, inputs)
 
 
 def _group_norm(node: ir.Node, inputs: Inputs) -> Tensor:
-    groups, epsilon = attribute(node, "num_groups", 1), attribute(node, "epsilon", 1e-5)
-    return F.group_norm(operand(inputs), groups, operand(inputs, 1), operand(inputs, 2), epsilon)
+    x, groups = operand(inputs), attribute(node, "num_groups", 1)
+    parts = x.reshape(x.shape[0], groups, -1)
+    return _standardized(node, parts).reshape(x.shape) * _channels(x, 1, inputs) + _channels(x, 2, inputs)
+
+
+def _standardized(node: ir.Node, parts: Tensor) -> Tensor:
+    """With mean 0 and variance 1 along the last axis, which may be of one element: PyTorch refuses that."""
+    apart = parts - parts.mean(-1, keepdim=True)
+    spread = apart.square().mean(-1, keepdim=True)
+    return apart * torch.rsqrt(spread + attribute(node, "epsilon", 1e-5))
+
+
+def _channels(x: Tensor, position: int, inputs: Inputs) -> Tensor:
+    """An operand of one number for each channel of `x`, to be multiplied with it."""
+    return operand(inputs, position).reshape(1, -1, *[1] * (x.dim() - 2))
 
 
 def _softmax(function: Callable[[Tensor, int], Tensor]) -> Run:
@@ -198,6 +208,12 @@ def _reduction(function: Callable[[Tensor, list[int], bool], Tensor]) -> Run:
         return function(x, axes, bool(attribute(node, "keepdims", 1)))
 
     return run
+
+
+def _mean_along(x: Tensor, axes: list[int], keep: bool) -> Tensor:
+    if not x.is_floating_point():
+        raise NotImplementedError("a mean of integers")
+    return x.mean(axes, keepdim=keep)
 
 
 def _cumulative_sum(node: ir.Node, inputs: Inputs) -> Tensor:
@@ -294,15 +310,15 @@ OPERATORS: Mapping[str, Run] = {
     "Gemm": _in_floats(_gemm),
     "BatchNormalization": _batch_norm,
     "LayerNormalization": _layer_norm,
-    "RMSNormalization": _rms_norm,
-    "InstanceNormalization": _instance_norm,
+    "RMSNormalization": _in_floats(_rms_norm),
+    "InstanceNormalization": _in_floats(_instance_norm),
     "LpNormalization": _lp_norm,
     "LRN": _lrn,
     "Dropout": _dropout,
-    "GroupNormalization": _group_norm,
+    "GroupNormalization": _in_floats(_group_norm),
     "Softmax": _softmax(torch.softmax),
     "LogSoftmax": _softmax(torch.log_softmax),
-    "ReduceMean": _reduction(lambda x, axes, keep: x.mean(axes, keepdim=keep)),
+    "ReduceMean": _reduction(_mean_along),
     "ReduceSum": _reduction(lambda x, axes, keep: x.sum(axes, keepdim=keep)),
     "ReduceMax": _reduction(lambda x, axes, keep: x.amax(axes, keepdim=keep)),
     "ReduceMin": _reduction(lambda x, axes, keep: x.amin(axes, keepdim=keep)),

@@ -54,7 +54,8 @@ def _interpolated(node: ir.Node, inputs: Inputs, where: str) -> Tensor | None:
     size = sizes[2:]
     if sizes[:2] != list(x.shape[:2]):
         return None
-    whole = all(n % m == 0 for n, m in zip(size, x.shape[2:], strict=True))
+    wanted = [n / m for n, m in zip(size, x.shape[2:], strict=True)] if factors is None else factors
+    whole = all(f % 1 == 0 and f >= 1 for f in wanted)
     repeats = (where, rounding) == ("asymmetric", "floor") or (where == "half_pixel" and "round" in rounding)
     if mode == "nearest" and whole and repeats and x.dim() > 2:
         return F.interpolate(x, size)

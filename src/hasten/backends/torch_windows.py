@@ -71,7 +71,6 @@ def _conv_transpose(node: ir.Node, inputs: Inputs) -> Tensor:
     result = run(
         x,
         w,
-        maybe(inputs, 2),
         stride=attribute(node, "strides", [1] * rank),
         groups=attribute(node, "group", 1),
         dilation=attribute(node, "dilations", [1] * rank),
@@ -79,7 +78,8 @@ def _conv_transpose(node: ir.Node, inputs: Inputs) -> Tensor:
     extra = attribute(node, "output_padding", [0] * rank)
     pads = _cut_pads(node, x, result, extra)
     cut = [-p for p in pads[:rank]] + [e - p for p, e in zip(pads[rank:], extra, strict=True)]
-    return pad_spatial(result, cut)
+    whole, bias = pad_spatial(result, cut), maybe(inputs, 2)  # what is added behind is bias too
+    return whole if bias is None else whole + bias.reshape(-1, *[1] * rank)
 
 
 def _cut_pads(node: ir.Node, x: Tensor, result: Tensor, extra: Sequence[int]) -> list[int]:

@@ -12,7 +12,7 @@ from onnx_ir.passes.common import NameFixPass
 
 from hasten.errors import ModelError
 from hasten.graph.inference import one_line
-from hasten.graph.repairs import write_out
+from hasten.graph.repairs import write_in, write_out
 from hasten.graph.skeleton import restore, skeleton
 
 # The newest opset for which ONNX Runtime has kernels of everything that older models convert to
@@ -81,6 +81,8 @@ def to_internal_opset(model: ir.Model) -> ir.Model:
         ) from error
     converted = restore(proto, source)
     converted.ir_version = max(converted.ir_version or 0, IR_VERSION)
+    write_in(converted, version)
+    NameFixPass()(converted)
     _restore_values(converted, work)
     return converted
 

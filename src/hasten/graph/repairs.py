@@ -3,6 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
+from hasten.graph.constants import constant_value
 from hasten.graph.contrib import CONTRIB
 
 
@@ -49,6 +50,53 @@ def write_out(model: ir.Model, version: int) -> None:
                 _flatten_hardmax(graph, node)
             elif node.op_type == "GroupNormalization" and version < 21:
                 _scale_channels(graph, node)
+
+
+def write_in(model: ir.Model, version: int) -> None:
+    """Write out what the converter leaves to defaults that were others before, in place.
+
+    Before opset 11 pictures were resized from x / scale, nearest elements by truncation: where they shrink,
+    ONNX Runtime takes the next one. Before opset 7 a PRelu had one slope, or one for each channel, instead of
+    one that broadcasts.
+
+    Args:
+        model: a model that was converted. New nodes and values have no names.
+        version: the opset that it was converted from.
+    """
+    for graph in model.graphs() if version < 11 else ():
+        for node in list(graph):
+            if node.domain == "" and node.op_type == "Resize":
+                given = None if len(node.inputs) < 3 else constant_value(node.inputs[2])
+                scales = np.ones(1) if given is None else np.asarray(given, np.float32)
+                shrinks = bool((scales <= 1).all() and (scales < 1).any())
+                nearest = "ceil" if shrinks else "floor"
+                for name, mode in ((_WHERE, "asymmetric"), (_NEAREST, nearest)):
+                    node.attributes.setdefault(name, ir.AttrString(name, mode))
+            elif node.domain == "" and node.op_type == "PRelu" and version < 7:
+                _slope_of_channels(graph, node)
+
+
+_WHERE, _NEAREST = "coordinate_transformation_mode", "nearest_mode"
+
+
+def _slope_of_channels(graph: ir.Graph, node: ir.Node) -> None:
+    slope = constant_value(node.inputs[1])
+    if slope is not None and slope.size == 1:
+        return
+
+    def add(operator: str, *inputs: ir.Value | None, **attributes: ir.TensorProtocol | int) -> ir.Value:
+        new = ir.node(operator, list(inputs), attributes)
+        graph.insert_before(node, new)
+        return new.outputs[0]
+
+    def number(value: int) -> ir.TensorProtocol:
+        return ir.tensor(np.array([value], np.int64))
+
+    rank = add("Shape", add("Shape", node.inputs[0]))
+    behind = add("Sub", rank, add("Constant", value=number(2)))
+    ones = add("ConstantOfShape", behind, value=number(1))
+    shape = add("Concat", add("Constant", value=number(-1)), ones, axis=0)
+    node.replace_input_with(1, add("Reshape", node.inputs[1], shape))
 
 
 def _flatten_hardmax(graph: ir.Graph, node: ir.Node) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from hasten.loops.expr import Expr, binary, const, select, unary
+from hasten.loops.dtypes import DType
+from hasten.loops.expr import Expr, binary, cast, const, select, unary
 from hasten.ops.attributes import attribute_float, attribute_str
 from hasten.ops.base import Declined, Inputs, Lower, Lowering, Op, Tensor, required
 from hasten.ops.elementwise import elementwise, unary_lower
@@ -25,10 +26,11 @@ def activation_lower(function: Callable[..., Expr], **defaults: float) -> Lower:
 
     def lower(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
         x = required(inputs, 0)
+        work = x.dtype if x.dtype.is_float else DType.F64  # Shrink takes integers, and its numbers are none
         values = {
-            name: const(attribute_float(node, name, default), x.dtype) for name, default in defaults.items()
+            name: const(attribute_float(node, name, default), work) for name, default in defaults.items()
         }
-        return elementwise(ctx, [x], lambda a: function(a, **values), x.dtype)
+        return elementwise(ctx, [x], lambda a: cast(function(cast(a, work), **values), x.dtype), x.dtype)
 
     return lower
 

@@ -87,6 +87,10 @@ def lower_range(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     start, limit, delta = (_number(ctx, required(inputs, n)) for n in range(3))
     if isinstance(delta, Const) and delta.value == 0:
         raise Declined("the step of the range is 0")
+    given = required(inputs, 2)
+    read = ctx.element(given, (0,) * given.rank) if any(isinstance(n, Load) for n in walk(delta)) else None
+    if read is not None:
+        ctx.require(binary("ne", cast(read, INDEX), const(0)), "a step of the range that is not 0")
     count = _range_count(start, limit, delta)
     if any(isinstance(n, Load) for n in walk(count)):
         # Which the run computes, before it is known how long the range is.

@@ -190,10 +190,12 @@ class Facts:
             elements = self._computed(node)
         else:
             return
-        if elements is not None and len(elements) <= _SMALL:
+        if elements is not None and len(elements) <= _SMALL and _fits(elements, output.dtype):
             self._contents[output] = elements
 
     def _computed(self, node: ir.Node) -> Dims | None:
+        if node.op_type == "Slice" and None in node.inputs:
+            return None  # what stands behind what is left out has another place
         parts: list[Dims] = []
         for value in node.inputs:
             if value is None:
@@ -295,6 +297,12 @@ def _proto_dims(proto: onnx.TypeProto.Tensor | None) -> tuple[Dim | None, ...] |
 
 def _counts(dim: Dim) -> bool:
     return isinstance(dim, str) or dim >= 0
+
+
+def _fits(elements: Dims, dtype: ir.DataType | None) -> bool:
+    """Whether whole numbers have the bits that their type has: Python's have any number."""
+    most = 1 << (31 if dtype == ir.DataType.INT32 else 63)
+    return all(not isinstance(e, int) or -most <= e < most for e in elements)
 
 
 def _gather(elements: Dims, indices: Dims) -> Dims | None:

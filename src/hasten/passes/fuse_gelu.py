@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from hasten.passes.facts import Facts
 from hasten.passes.rule import Builder, Declined, Match, Op, Rule, used_elsewhere
-from hasten.passes.scalars import scalar_value
+from hasten.passes.scalars import scalar_value, wider
 
 Polynomial = dict[tuple[int, int], float]  # (power of x, power of f(u)) -> coefficient
 
@@ -120,7 +120,7 @@ def _candidates(value: ir.Value | None, depth: int) -> Iterator[ir.Value]:
         yield from _candidates(source, depth - 1)
 
 
-def _rewrite(match: Match, _facts: Facts, build: Builder) -> ir.Value | Declined | None:
+def _rewrite(match: Match, facts: Facts, build: Builder) -> ir.Value | Declined | None:
     inner = _inner_function(match.output, depth=4)
     if inner is None:
         return None
@@ -134,9 +134,9 @@ def _rewrite(match: Match, _facts: Facts, build: Builder) -> ir.Value | Declined
                 f"the argument of {inner.op_type} is not that of a GELU: "
                 f"coefficients {argument} for (power of x, 0)"
             )
-        shared = used_elsewhere(nodes, match.root)
-        if shared is not None:
-            return Declined(shared)
+        reason = used_elsewhere(nodes, match.root) or wider(facts, match.output, x)
+        if reason is not None:
+            return Declined(reason)
         approximate = "none" if inner.op_type == "Erf" else "tanh"
         return build.op("Gelu", [x], {"approximate": approximate})
     return None

@@ -21,7 +21,7 @@ from hasten.passes.rule import (
     Rule,
     Var,
 )
-from hasten.passes.scalars import number, scalar
+from hasten.passes.scalars import number, scalar, wider
 from hasten.passes.sizes import Dims
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -115,6 +115,9 @@ def _rewrite(match: Match, facts: Facts, build: Builder) -> ir.Value | Declined:
     axis = normalized_axis(match.nodes["mean"], dims)
     if axis is None or axis != normalized_axis(match.nodes["variance"], dims):
         return Declined("mean and variance are not taken over the same, last axes")
+    reason = wider(facts, match.output, source)
+    if reason is not None:
+        return Declined(reason)
     if source.dtype not in FLOATS:
         return Declined(f"LayerNormalization computes in float32, the value is {source.dtype}")
     sizes = dims[axis:]

@@ -18,6 +18,7 @@ from hasten.passes.fuse_layer_norm import (
     trailing,
 )
 from hasten.passes.rule import Builder, Declined, Either, Match, Op, Rule, Var
+from hasten.passes.scalars import wider
 
 _NORMAL = over_root(Var("x"), mean(square(Var("x")), "mean"))
 _PATTERN = Either((Op("Mul", (_NORMAL, Var("scale"))), _NORMAL))
@@ -31,6 +32,9 @@ def _rewrite(match: Match, facts: Facts, build: Builder) -> ir.Value | Declined:
     axis = normalized_axis(match.nodes["mean"], dims)
     if axis is None:
         return Declined("the mean is not taken over the last axes")
+    reason = wider(facts, match.output, source)
+    if reason is not None:
+        return Declined(reason)
     if source.dtype not in FLOATS:
         return Declined(f"RMSNormalization computes in float32, the value is {source.dtype}")
     sizes = dims[axis:]

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from hasten.graph.constants import constant_value
+from hasten.passes.facts import Facts
 from hasten.passes.rule import Const
 
 
@@ -28,6 +29,14 @@ def _near(expected: float, tolerance: float) -> Callable[[np.ndarray], bool]:
         return abs(float(array.reshape(-1)[0]) - expected) <= tolerance * abs(expected)
 
     return test
+
+
+def wider(facts: Facts, output: ir.Value, x: ir.Value) -> str | None:
+    """Why a function of `x` alone cannot stand for `output`: constants of one element can add dimensions."""
+    before, after = facts.dims(x), facts.dims(output)
+    if before is None or after is None or len(before) == len(after):
+        return None
+    return f"constants make {len(after)} dimensions of {len(before)}"
 
 
 def scalar_value(value: ir.Value | None, *, rank: int | None = None) -> float | None:

@@ -233,9 +233,13 @@ def _parts(scores: Array, labels: Array) -> list[tuple[Array, Array]]:
 
 
 def _spearman(scores: Array, labels: Array) -> float:
-    flat = scores.reshape(-1) if scores.size == len(scores) else scores
-    _check_shape(flat, labels)
-    a, b = (ranks - ranks.mean() for ranks in (_ranks(flat), _ranks(labels)))
+    flat, known = (x.reshape(-1) if x.size == len(x) else x for x in (scores, labels))
+    _check_shape(flat, known)
+    if flat.ndim != 1:
+        raise MetricError(
+            f"spearman ranks one number of each sample, not answers of shape {list(scores.shape)}"
+        )
+    a, b = (ranks - ranks.mean() for ranks in (_ranks(flat), _ranks(known)))
     scale = math.sqrt(float(a @ a) * float(b @ b))
     return float(a @ b) / scale if scale > 0 else 0.0
 

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from onnx.reference import ReferenceEvaluator
 from tests.passes.conftest import build
 
@@ -145,3 +146,31 @@ def test_whatever_is_added_to_a_product_is_counted_once(kind: str, shape: tuple[
     repaired = dataclasses.replace(plan, repair="least-squares" if pattern else how)
     alone = how == "statistics" and (kind == "variable" or shape[:1] == (4,))  # and said
     assert error(repaired) < (1.01 if alone else 0.7) * error(plan)
+
+
+def test_nodes_that_the_original_has_not_are_run_too() -> None:
+    """Where a shape is computed, pruning adds a node that says the new one."""
+    rng = np.random.default_rng(9)
+    arrays = {"a": rng.standard_normal((4, 64)), "c": np.zeros(64), "b": rng.standard_normal((64, 2)) / 8}
+    body = (
+        "s = Shape(x) t = Slice(s, none, two) r = Reshape(x, rows) p = Gemm(r, a, c) "
+        "u = Concat<axis = 0>(t, width) q = Reshape(p, u) h = Relu(q) y = MatMul(h, b)"
+    )
+    numbers = {"none": [0], "two": [2], "rows": [-1, 4], "width": [64]}
+    weights = {name: w.astype(np.float32) for name, w in arrays.items()}
+    weights |= {name: np.array(n, np.int64) for name, n in numbers.items()}
+    model = ir.from_proto(build("(float[n, m, 4] x) => (float[n, m, 2] y)", body, weights))
+    optimize_graph(model)
+    data = Samples(tuple({"x": rng.standard_normal((1, 5, 4), np.float32)} for _ in range(40)))
+    small = prune_model(model, Plan(("neurons",), "magnitude", 0.5, "least-squares"), data)
+    run, right = (ReferenceEvaluator(ir.to_proto(graph)) for graph in (small.model, model))
+    x = rng.standard_normal((2, 3, 4)).astype(np.float32)
+    found, wanted = run.run(None, {"x": x})[0], right.run(None, {"x": x})[0]
+    assert found.shape == wanted.shape and np.abs(found - wanted).max() < np.abs(wanted).max()
+
+
+def test_an_output_that_is_constant_keeps_its_scale() -> None:
+    """The square of its mean can be more than the mean of its squares, by rounding."""
+    spread = repair._Spread()
+    spread.add(torch.from_numpy(np.random.default_rng(3).random((1, 200), np.float32)).repeat(300, 1))
+    assert float(spread.variance.min()) >= 0

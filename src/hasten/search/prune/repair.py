@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -50,6 +50,7 @@ from hasten.search.prune.products import (
 
 _TOGETHER = 16  # samples that are run at once
 _BYTES = 2**31  # of values of all runs at a node, beyond which some samples join at later, smaller ones
+_TINY = 1e-12  # a variance below it is none
 _SCALES = (0.2, 5.0)  # by how much "statistics" changes weights, at most
 _AXES = {
     "Conv": (1, 0),
@@ -128,6 +129,7 @@ class _SideBySide:
         self.before, self.after = TorchGraph(original), TorchGraph(pruned)
         places = {node.outputs[0].name: index for index, node in enumerate(self.after.nodes)}
         self._places = [places.get(node.outputs[0].name) for node in self.before.nodes]
+        self._behind = _new_nodes(len(self.after.nodes), {p for p in self._places if p is not None})
         order = np.random.default_rng(0).permutation(len(samples)).tolist()  # what comes first stands for all
         self._parts = [part.feeds for part in join(pruned, samples, _TOGETHER, order)]
         self.old: list[dict[str, Tensor]] = []
@@ -155,13 +157,23 @@ class _SideBySide:
         self.old.append(self.before.start(feeds))
         self.new.append(self.after.start(feeds))
         self._left.append((self.before.readers(), self.after.readers()))
+        self._run_new(_FIRST, len(self.new) - 1)
 
     def _leave(self, index: int, batch: int) -> None:
         place, (left, later) = self._places[index], self._left[batch]
         if place is not None:
             self.after.step(place, self.new[batch])
             self.after.forget(self.after.nodes[place], self.new[batch], later, self.after.outputs)
+            self._run_new(place, batch)
         self.before.forget(self.before.nodes[index], self.old[batch], left, self.before.outputs)
+
+    def _run_new(self, place: int, batch: int) -> None:
+        """Runs what the original has not, up to the next node that it has."""
+        for new in self._behind.get(place, ()):
+            self.after.step(new, self.new[batch])
+            self.after.forget(
+                self.after.nodes[new], self.new[batch], self._left[batch][1], self.after.outputs
+            )
 
     def _capacities(self) -> list[int]:
         """How many batches there is memory for at a node and all that follow."""
@@ -178,6 +190,21 @@ class _SideBySide:
             each.clear()
         ahead = list(accumulate(reversed(sizes), max))[::-1]
         return [max(1, _BYTES // max(1, size)) for size in ahead]
+
+
+_FIRST = -1
+
+
+def _new_nodes(count: int, known: Collection[int]) -> dict[int, list[int]]:
+    """Nodes of the pruned graph that the original has not, by the place of the one before that it has."""
+    found: dict[int, list[int]] = {}
+    last = _FIRST
+    for place in range(count):
+        if place in known:
+            last = place
+        else:
+            found.setdefault(last, []).append(place)
+    return found
 
 
 @dataclass(frozen=True)
@@ -349,7 +376,8 @@ def statistics(at: Site) -> str:
         graph.step(at.place, now)
         goal.add(target.movedim(channel, -1))
         found.add(now[node.outputs[0].name or ""].movedim(channel, -1))
-    scale = (goal.variance / found.variance.clamp_min(1e-12)).sqrt().clamp(*_SCALES)
+    scale = (goal.variance / found.variance.clamp_min(_TINY)).sqrt().clamp(*_SCALES)
+    scale = torch.where(goal.variance > _TINY, scale, 1)  # what was constant has no scale
     shape = [1] * graph.weights[weight.name].dim()
     shape[rows] = -1
     before = graph.weights[weight.name]
@@ -383,7 +411,7 @@ class _Spread:
     @property
     def variance(self) -> Tensor:
         """By index of the last axis."""
-        return self._squares / self._count - self.mean.square()
+        return (self._squares / self._count - self.mean.square()).clamp_min(0)
 
 
 def _put(
