@@ -172,5 +172,5 @@ def test_nodes_that_the_original_has_not_are_run_too() -> None:
 def test_an_output_that_is_constant_keeps_its_scale() -> None:
     """The square of its mean can be more than the mean of its squares, by rounding."""
     spread = repair._Spread()
-    spread.add(torch.from_numpy(np.random.default_rng(3).random((1, 200), np.float32)).repeat(300, 1))
+    spread.add(torch.from_numpy(np.random.default_rng(3).random((1, 200), np.float32)).repeat(301, 1))
     assert float(spread.variance.min()) >= 0
