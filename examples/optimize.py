@@ -54,7 +54,7 @@ def main() -> None:
     export(classifier())
     x, labels = points(4000, seed=2)
     samples = [({"x": row[None]}, label) for row, label in zip(x, labels, strict=True)]
-    # samples: (inputs, label) pairs
+    # samples: (inputs, label) pairs, as in examples/optimize.py
     fast = hasten.optimize("model.onnx", data=samples, metric="accuracy", max_drop=0.01)
     print(fast.report)  # how certain it is that the drop is within the budget, on how many samples
     fast.report.to_html("report.html")  # what was tried, what was kept, and why

@@ -28,6 +28,8 @@ def main() -> int:
     parser.add_argument("--markdown", type=Path, help="page whose part on the suite is replaced")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
+    if options.only and options.markdown:
+        parser.error("--markdown replaces the whole table: leave --only out")
     start = time.monotonic()
     cases = [c for c in load_cases() if options.only in c.key]
     by_key = {c.key: c for c in cases}

@@ -124,6 +124,8 @@ def main() -> int:
     parser.add_argument("--only", default="", help="models whose name has this text")
     parser.add_argument("--markdown", type=Path, help="page whose table of models is replaced")
     options = parser.parse_args()
+    if options.only and options.markdown:
+        parser.error("--markdown replaces the whole table: leave --only out")
     rows, failed = [], 0
     for whole in wholes():
         if options.only not in whole.name:

@@ -52,8 +52,25 @@ def test_places_that_cannot_be_written(refused: Refused, model: Path, tmp_path: 
     assert "is a folder" in refused("compile", model, "-o", tmp_path)
     copy = tmp_path / "copy.onnx"
     copy.write_bytes(model.read_bytes())
-    assert "the model itself" in refused("compile", copy, "-o", copy)
+    assert "is what is read" in refused("compile", copy, "-o", copy)
     assert "is what is read" in refused("prune", copy, "--flops", "50%", "-o", copy, "--overwrite")
+
+
+def test_nothing_that_is_read_is_replaced(refused: Refused, artifact: Path, tmp_path: Path) -> None:
+    own, feeds = tmp_path / "own.hasten", tmp_path / "x.npz"
+    own.write_bytes(artifact.read_bytes())
+    np.savez(feeds, x=np.zeros(1))
+    assert "is what is read" in refused("export", own, own)
+    for place in (own, feeds):
+        assert "is what is read" in refused("run", own, "--input", feeds, "-o", place)
+
+
+def test_options_that_would_do_nothing(refused: Refused, model: Path, tmp_path: Path) -> None:
+    assert "--source is for artifacts" in refused("bench", model, "--source", model)
+    assert "--database is for tuning" in refused("compile", model, "--database", tmp_path / "d.sqlite")
+    search = ("optimize", model, "--data", model, "-o", tmp_path / "o.hasten")
+    assert "about units that go" in refused(*search, "--prune-criterion", "fisher")
+    assert "write 1% for a hundredth" in refused(*search, "--max-drop", "1")
 
 
 def test_disk_full_while_saving(model: Path, artifact: Path, cache: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 from click.testing import Result
+from tests.cli.conftest import text_model
 
 import hasten
 from hasten.cli.inspect import cut_function
@@ -304,3 +305,34 @@ def test_options_that_say_nothing(
     refused: Callable[..., str], model: Path, tmp_path: Path, options: tuple[str, ...], said: str
 ) -> None:
     assert said in refused("compile", model, "-o", tmp_path / "m.hasten", *options)
+
+
+@pytest.mark.parametrize("arguments", [(), ("tune",)])
+def test_a_command_alone_shows_its_help(invoke: Invoke, arguments: tuple[str, ...]) -> None:
+    result = invoke(*arguments)
+    assert len(result.output.splitlines()) > 5
+    assert "Usage: hasten" in result.output and "error" not in result.output
+
+
+def test_maps_are_shown_and_not_written(invoke: Invoke, tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["": 21, "ai.onnx.ml": 3]>
+        g (float[n, 2] x) => (seq(map(int64, float)) y)
+        { y = ai.onnx.ml.ZipMap<classlabels_int64s = [3, 5]>(x) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "map.onnx")
+    assert invoke("compile", tmp_path / "map.onnx", "-o", tmp_path / "map.hasten").exit_code == 0
+    np.savez(tmp_path / "x.npz", x=np.ones((2, 2), np.float32))
+    run = ("run", tmp_path / "map.hasten", "--input", tmp_path / "x.npz")
+    shown = invoke(*run)
+    assert shown.exit_code == 0, shown.stderr
+    assert "object" in shown.stdout
+    written = invoke(*run, "-o", tmp_path / "y.npz")
+    assert written.exit_code == 2 and "leave -o out" in written.stderr
+
+
+def test_json_has_no_infinity(invoke: Invoke, artifact: Path, tmp_path: Path) -> None:
+    """Answers of another shape differ without bound."""
+    onnx.save(text_model(scale=float("nan")), tmp_path / "nan.onnx")
+    result = invoke("verify", artifact, tmp_path / "nan.onnx", "--json")
+    assert result.exit_code == 1
+    assert not {"Infinity", "NaN"} & set(result.stdout.replace(",", " ").split())
+    json.loads(result.stdout, parse_constant=pytest.fail)

@@ -169,3 +169,13 @@ def test_how_rows_are_cut_changes_no_bit(target, monkeypatch):
     for a, b, whole in zip(one, some, apart, strict=True):
         np.testing.assert_array_equal(a, b)
         np.testing.assert_allclose(a, whole, rtol=0, atol=2.0**-7 * np.abs(whole).max())
+
+
+@pytest.mark.parametrize("last", ["Add(d, q)", "Mul(d, q)"])
+def test_a_window_whose_epilogue_reads_its_input_too(always, last):
+    """The rows that it reads are in a ring, a whole picture is not."""
+    text = f"""(float[n, 4, 12, 7] x) => (float[n, 16, 12, 7] y) {{ q = Conv(x, w)
+        d = Conv<group = 16, pads = [1, 1, 1, 1]>(q, k) y = {last} }}"""
+    p = program(text, {"w": normal(16, 4, 1, 1), "k": normal(16, 1, 3, 3)})
+    for engine in compile_programs([p], native()):
+        agree(engine, {"x": normal(3, 4, 12, 7)}, (1, 2))

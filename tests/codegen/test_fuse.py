@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
-from tests.codegen.graphs import program
+from tests.codegen.engines import Interpreted, compile_programs
+from tests.codegen.graphs import agree, program
 
 from hasten.codegen.fuse import cost, fuse, is_movement
 from hasten.codegen.layout import assign_layouts, contiguous
 from hasten.loops.descriptions import Attention, Gemm
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Op, binary, const, load, reduce, select, unary, var
+from hasten.target import Target, native
 
 F32 = DType.F32
 W = {"w": np.ones((8, 4), np.float32)}
@@ -100,3 +102,34 @@ def test_cost_and_movement():
     assert is_movement(select(binary("lt", i, const(3)), x, const(0, F32)))
     assert not is_movement(select(Op(DType.BOOL, "lt", (x, const(0, F32))), x, const(0, F32)))
     assert not is_movement(unary("neg", x))
+
+
+JOIN = "y = Concat<axis = 0>(z, r)"
+
+
+@pytest.mark.parametrize(
+    ("signature", "body"),
+    [
+        ("(float[n, k] x, float[m] z) => (float[a] y)", "r = ReduceSum<keepdims = 0>(x, last) " + JOIN),
+        ("(float[n, k] x, float[m, k] z) => (float[a, k] y)", "r = Softmax(x) " + JOIN),
+        ("(float[n, k] x) => (float[a, k] y)", "r = Softmax(x) y = Pad(r, pads)"),
+    ],
+)
+def test_sums_do_not_run_before_their_condition(signature, body):
+    """What is joined or padded is read where it is; sums in front of the condition would read beyond it."""
+    used = {"last": np.array([1]), "pads": np.array([2, 0, 1, 0])}
+    p = program(f"{signature} {{ {body} }}", {name: a for name, a in used.items() if name in body})
+    rng = np.random.default_rng(0)
+    feeds = {"x": rng.standard_normal((3, 5)).astype(np.float32)}
+    if "z" in p.inputs:
+        rows = (40, 5) if len(p.inputs["z"].shape) == 2 else (40,)
+        feeds["z"] = rng.standard_normal(rows).astype(np.float32)
+    agree(Interpreted.of(p, Target.named("x86-64-v3")), feeds, (1, 2))
+
+
+def test_a_condition_that_is_no_border_stays_in_a_convolution_of_few_channels():
+    text = "(float[n, 3, 9, 9] x) => (float[n, 4, 7, 7] y) { t = Trilu(x) y = Conv(t, w) }"
+    rng = np.random.default_rng(0)
+    p = program(text, {"w": rng.standard_normal((4, 3, 3, 3)).astype(np.float32)})
+    for engine in compile_programs([p], native()):
+        agree(engine, {"x": rng.standard_normal((2, 3, 9, 9)).astype(np.float32)}, (1, 2))

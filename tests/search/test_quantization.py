@@ -121,7 +121,7 @@ def test_forms_of_data(cache: Path, tmp_path: Path) -> None:
         ({"data": [{"z": np.zeros((1, 6), np.float32)}]}, DataError, "x"),
         ({"data": [{"x": np.full((1, 6), 3e38, np.float32)}]}, CalibrationError, "infinity|NaN"),
         ({"quantization": hasten.Quantization(layers=["other"])}, OptionError, "'other'"),
-        ({"precision": "f32"}, OptionError, "data= is for int8 and weights in codes"),
+        ({"precision": "f32"}, OptionError, "data= is for int8, int8-weights and int4-weights"),
         (
             {"precision": "f32", "data": None, "quantization": hasten.Quantization()},
             OptionError,

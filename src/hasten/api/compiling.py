@@ -66,13 +66,15 @@ class CompileOptions:
             raise OptionError(
                 f"threads={self.threads}: give 1 or more, or None for the cores of this machine"
             )
+        if not isinstance(self.tune, str | Tuning):
+            raise OptionError(f"tune={self.tune!r}: give '0', 'stored', 'quick', 'full' or a hasten.Tuning")
         if not self.targets:
             raise OptionError("target=[]: give at least one instruction set, or 'native' for this machine's")
         quantized = self.precision in ("int8", *WEIGHTS)
         for name in () if quantized else ("data", "quantization"):
             if getattr(self, name) is not None:
                 raise OptionError(
-                    f"{name}= is for int8 and weights in codes, and precision is {self.precision!r}"
+                    f"{name}= is for int8, int8-weights and int4-weights, and precision is {self.precision!r}"
                 )
         if self.quantization is not None and self.quantization.rounding == "gptq" and self.data is None:
             raise OptionError("rounding='gptq' looks at what layers multiply: give data= too")

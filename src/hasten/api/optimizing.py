@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,14 +185,21 @@ def optimize(  # noqa: PLR0913 - choices, each with a default
     clock.phase("reading")
     with interrupts(), tempfile.TemporaryDirectory(prefix="hasten-") as folder:
         place = Path(folder)
-        watch(Status("reading the model", "reading", (), LOSSLESS, 0.0, time_limit))
+        told = partial(_tell, watch)
+        told(Status("reading the model", "reading", (), LOSSLESS, 0.0, time_limit))
         given = plain(source)
         found = read(given, example, dynamic, place)
-        watch(Status("reading the data", "reading", (), LOSSLESS, clock.elapsed, time_limit))
+        told(Status("reading the data", "reading", (), LOSSLESS, clock.elapsed, time_limit))
         problem = pose(found, given, data, asked, place, __version__, raw=folder_of(source))
         report = {"passes": found.passes, "tuning": {}, "notes": ""}
         record, path = search(problem, clock, report, __version__, call, watch)
         return Optimized(read_artifact(path), record, asked.threads)
+
+
+def _tell(watch: Watch, status: Status) -> None:
+    """What a watcher raises costs no search."""
+    with contextlib.suppress(Exception):
+        watch(status)
 
 
 def _units(prune: bool | str | Sequence[str]) -> tuple[str, ...]:

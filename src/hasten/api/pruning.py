@@ -12,6 +12,7 @@ from hasten.errors import OptionError
 from hasten.frontends.protocol import Dynamic, Example
 from hasten.passes.pipeline import optimize_graph
 from hasten.passes.prune.units import UNITS
+from hasten.search.asked import share_of
 from hasten.search.data import load_samples
 from hasten.search.prune.plan import Plan, Progress, check_plan, default_criterion, default_repair
 from hasten.search.prune.report import Pruned
@@ -23,7 +24,7 @@ from hasten.search.prune.training import Training
 def prune(  # noqa: PLR0913 - choices, each with a default
     source: object,
     *,
-    flops: float | None = None,
+    flops: float | str | None = None,
     sparsity: float | str | None = None,
     data: object = None,
     unit: str | Sequence[str] = UNITS,
@@ -43,8 +44,8 @@ def prune(  # noqa: PLR0913 - choices, each with a default
     Args:
         source: as `compile` takes it; the result of another `prune` too.
         flops: the share of the floating-point operations of products, convolutions and attention to keep,
-            at the median shape of `data`, such as 0.6. At most that share is left, as little less as whole
-            tiles of 16 features and whole heads allow. None leaves all of it.
+            at the median shape of `data`, such as 0.6 or "60%". At most that share is left, as little less as
+            whole tiles of 16 features and whole heads allow. None leaves all of it.
         sparsity: single weights of products that become zero: their share, such as 0.5, or "2:4" for 2 of
             each 4 consecutive ones that stay. That makes nothing faster, and artifacts smaller which are
             compiled with `storage="sparse"`.
@@ -83,6 +84,9 @@ def prune(  # noqa: PLR0913 - choices, each with a default
     """
     start = time.monotonic()
     units = (unit,) if isinstance(unit, str) else tuple(unit)
+    share = None if flops is None else share_of(flops)
+    if flops is not None and share is None:
+        raise OptionError(f"flops={flops!r}: give the share to keep, such as 0.6 or '60%'")
     ranked = flops is not None or sparsity is not None
     _check_used(ranked=ranked, criterion=criterion, repair=repair, training=training)
     repaired = repair or default_repair(ranked=ranked, with_data=data is not None)
@@ -97,7 +101,7 @@ def prune(  # noqa: PLR0913 - choices, each with a default
     plan = Plan(
         units,
         chosen,
-        flops,
+        share,
         repaired,
         training or Training(),
         seed,

@@ -63,6 +63,8 @@ def bench(  # noqa: PLR0913, PLR0917 - one for each option
     if json_file not in (None, "-"):
         check_new((Path(str(json_file)),), overwrite=overwrite)
     if not is_artifact(model):
+        if source is not None:
+            raise OptionError(f"--source is for artifacts, and {model} is none: leave it out")
         source = model
     engines = _engines(against, source, model)
     plan = Plan(threads or target.cores(), rounds=rounds)

@@ -10,7 +10,7 @@ import click
 
 from hasten.api import PADDING, PRECISIONS, STORAGE, CompileOptions, compile_payload
 from hasten.backends.native import Payload
-from hasten.cli.console import Steps, check_place, echo_json, names, number, size, stderr
+from hasten.cli.console import Steps, check_apart, check_place, echo_json, names, number, size, stderr
 from hasten.cli.options import database_option, json_option, model_argument, threads_option
 from hasten.cli.quantization import quantization_of, quantization_options
 from hasten.cli.sources import is_artifact
@@ -63,8 +63,8 @@ Examples:
     "--data",
     metavar="D",
     type=click.Path(path_type=Path),
-    help="For int8 and weights in codes: what the model will see, in an .npz file, a folder of such, Parquet "
-    "or JSON lines.",
+    help="For int8, int8-weights and int4-weights: what the model will see, in an .npz file, a folder of "
+    "such, Parquet or JSON lines.",
 )
 @quantization_options
 @click.option(
@@ -139,8 +139,9 @@ def compile_(  # noqa: PLR0913, PLR0917 - one for each option
     if is_artifact(model):
         raise OptionError(f"{model} is compiled already: give the ONNX file or folder that it came from")
     path = output or Path(f"{(model.stem if model.is_file() else model.resolve().name) or 'model'}.hasten")
-    if path.resolve() == model.resolve():
-        raise OptionError(f"-o {path} is the model itself: give another name")
+    if database is not None and effort == Tune.OFF.value:
+        raise OptionError("--database is for tuning: give --tune stored, quick or full too")
+    check_apart({"-o": path}, (model, data))
     check_place(path)
     options = CompileOptions(
         target=targets,

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from hasten.errors import HastenError, OptionError
 from hasten.runtime.manifest import TensorInfo
+from hasten.search.finite import finite
 
 _WIDTH_OF_FILES = 200  # output that goes to a file or pipe is not cut at the width of a terminal
 
@@ -118,7 +119,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def echo_json(data: Mapping[str, Any]) -> None:
     """Prints JSON."""
-    click.echo(json.dumps(data, indent=2, default=str))
+    click.echo(_json(data))
 
 
 def write_json(path: str, data: Mapping[str, Any]) -> None:
@@ -126,7 +127,11 @@ def write_json(path: str, data: Mapping[str, Any]) -> None:
     if path == "-":
         echo_json(data)
     else:
-        write_file(Path(path), (json.dumps(data, indent=2, default=str) + "\n").encode())
+        write_file(Path(path), (_json(data) + "\n").encode())
+
+
+def _json(data: Mapping[str, Any]) -> str:
+    return json.dumps(finite(data), indent=2, default=str, allow_nan=False)
 
 
 def write_file(path: Path, content: bytes) -> None:

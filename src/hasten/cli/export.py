@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from hasten.backends.graph_members import whole_graph
-from hasten.cli.console import check_place, echo_json, size, write_file
+from hasten.cli.console import check_apart, check_place, echo_json, size, write_file
 from hasten.cli.options import artifact_argument, json_option
 from hasten.runtime.artifact import read_artifact
 
@@ -29,6 +29,7 @@ def export(artifact: Path, output: Path, as_json: bool) -> None:
     QuantizeLinear and DequantizeLinear. Artifacts of `hasten optimize` have it, and those of
     `hasten compile --keep-graph`.
     """
+    check_apart({"MODEL.onnx": output}, (artifact,))
     check_place(output)
     proto = whole_graph(read_artifact(artifact, verify="never"))
     content = proto.SerializeToString()

@@ -52,6 +52,9 @@ class Boundary(click.Group):
                 # Who read our output has gone; nothing is left to say, not even while exiting.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 sys.exit(0)
+            except getattr(click.exceptions, "NoArgsIsHelpError", ()) as error:  # since click 8.2
+                click.echo(error.format_message(), err=True)
+                sys.exit(_ERROR)
             except (HastenError, click.ClickException, OSError, MemoryError) as error:
                 _fail(f"error: {_message(error)}", _ERROR, debug=debug)
             except Exception as error:  # noqa: BLE001 - a bug, which is said to be one

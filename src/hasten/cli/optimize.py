@@ -35,7 +35,7 @@ from hasten.search.logs import log_to
 from hasten.search.measure import Spread
 from hasten.search.prune.plan import SEARCHED
 from hasten.search.record import CandidateRecord, SearchRecord
-from hasten.search.report import to_html, to_json
+from hasten.search.report import to_html, to_json, unit_of
 from hasten.search.status import Status, Watch
 
 _EXAMPLES = """\b
@@ -61,7 +61,14 @@ Examples:
     help="Samples that choices may look at: how many of --data, or a place with others. The rest is held out "
     "for the certificate. [default: a quarter of --data, 256 at the most]",
 )
-@click.option("--output", "-o", metavar="OUT.hasten", required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    "-o",
+    metavar="OUT.hasten",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Where the result goes.",
+)
 @overwrite_option
 @click.option(
     "--metric",
@@ -73,13 +80,20 @@ Examples:
 )
 @click.option("--metric-output", metavar="NAME", help="The output to look at. [default: the first]")
 @click.option("--max-drop", metavar="SHARE", default="1%", show_default=True, help="The budget.")
-@click.option("--confidence", metavar="SHARE", default="95%", show_default=True)
+@click.option(
+    "--confidence",
+    metavar="SHARE",
+    default="95%",
+    show_default=True,
+    help="How certain it must be that the drop is within the budget.",
+)
 @click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
     default="auto",
     show_default=True,
-    help="What layers may have beside f32; bf16 is of all that other formats leave, or of nothing.",
+    help="What layers may have beside f32: auto is everything; bf16 is of all that other formats leave, or "
+    "of nothing.",
 )
 @click.option("--prune", is_flag=True, help="Remove units of the model too, as far as the budget allows.")
 @click.option(
@@ -96,13 +110,22 @@ Examples:
     show_default=True,
     help="Whether ONNX Runtime and OpenVINO are candidates, if they are installed.",
 )
-@click.option("--time-limit", metavar="T", default="10m", show_default=True)
+@click.option(
+    "--time-limit", metavar="T", default="10m", show_default=True, help="Of the whole search: 90s or 10m."
+)
 @click.option(
     "--memory-limit",
     metavar="B",
     help="What each process that makes or runs candidates may allocate, such as 8G.",
 )
-@click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--seed",
+    metavar="N",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of what is held out, and of all that is drawn.",
+)
 @click.option(
     "--report", metavar="F", type=click.Path(path_type=Path), help="Write a report, as .html or .json."
 )
@@ -152,8 +175,13 @@ def optimize_(  # noqa: PLR0913, PLR0917 - one for each option
     check_apart({"-o": output, "--report": report}, kept_apart)
     page = is_page(report)
     check_new((output, report), overwrite=overwrite)
+    budget = parse_share(max_drop, "--max-drop")
+    if budget >= 1 and unit_of(metric).factor > 1:
+        raise OptionError(
+            f"--max-drop {max_drop} is {budget:.0%}, which any answers keep: write 1% for a hundredth"
+        )
     limits = (
-        parse_share(max_drop, "--max-drop"),
+        budget,
         parse_share(confidence, "--confidence"),
         parse_seconds(time_limit, "--time-limit"),
         None if memory_limit is None else parse_bytes(memory_limit, "--memory-limit"),
@@ -214,11 +242,13 @@ def _tell(record: SearchRecord, output: Path, *, as_json: bool) -> None:
 
 
 def _show(record: SearchRecord) -> None:
-    shown = table("candidate", ">ms", ">by the original", ">drop", ">at most", ">size", "outcome", "why")
+    unit = unit_of(record.metric)
+    columns = (">ms", ">by the original", f">drop, {unit.name}", ">at most", ">size", "outcome", "why")
+    shown = table("candidate", *columns)
     for c in record.candidates:
         bound = None if c.bound is None else c.bound.upper
         row(
-            shown, c.name, number(_median(c)), _ratio(c.to_original), number(c.drop), number(bound),
+            shown, c.name, number(_median(c)), _ratio(c.to_original), unit(c.drop), unit(bound),
             "-" if c.bytes is None else size(c.bytes), c.outcome.value, c.reason,
         )  # fmt: skip
     stdout().print(shown)

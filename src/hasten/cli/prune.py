@@ -81,7 +81,8 @@ Examples:
 @click.option(
     "--criterion",
     metavar="NAME",
-    help=f"By what to rank: {', '.join(CRITERIA)}. [default: obs with --data, magnitude without]",
+    help=f"By what to rank: {', '.join(CRITERIA)}. [default: obs with --data (fisher where layers go "
+    "or nothing is repaired), magnitude without]",
 )
 @click.option(
     "--repair",

@@ -9,9 +9,10 @@ from pathlib import Path
 import click
 import numpy as np
 
-from hasten.cli.console import check_place, echo_json, number, row, stdout, table, write_file
+from hasten.cli.console import check_apart, check_place, echo_json, number, row, stdout, table, write_file
 from hasten.cli.options import artifact_argument, input_option, json_option, shape_option, threads_option
 from hasten.cli.sources import Array, artifact_inputs, as_artifact
+from hasten.errors import OptionError
 from hasten.runtime.session import open_session
 from hasten.search.engines_worker import save_npz
 
@@ -40,15 +41,17 @@ def run(
 ) -> None:
     """Run OUT.hasten once and show, or write, what comes out."""
     if output is not None:
+        check_apart({"-o": output}, (artifact, input_file))
         check_place(output)
     with as_artifact(artifact, threads=threads) as (path, _), open_session(path, threads=threads) as session:
         feeds = artifact_inputs(path, input_file, shapes)
         start = time.perf_counter()
-        results = session.run(feeds)
+        found = session.run(feeds)
         seconds = time.perf_counter() - start
+    results = {name: _as_array(value) for name, value in found.items()}
     if output is not None:
         content = io.BytesIO()
-        save_npz(content, results)
+        save_npz(content, {name: _storable(name, array) for name, array in results.items()})
         write_file(output, content.getvalue())
     if as_json:
         outputs = {name: {"dtype": str(array.dtype), "shape": array.shape} for name, array in results.items()}
@@ -60,6 +63,28 @@ def run(
     stdout().print(shown)
     where = f", written to {output}" if output is not None else ""
     click.echo(f"{seconds * 1e3:.3f} ms for this first run{where}")
+
+
+def _as_array(value: object) -> Array:
+    """An output as an array: a sequence or a map is an array of one object."""
+    if isinstance(value, np.ndarray):
+        return value
+    single = np.empty((), object)
+    single[()] = value
+    return single
+
+
+def _storable(name: str, array: Array) -> Array:
+    """An output as .npz can hold it: texts as such.
+
+    Raises:
+        OptionError: it is a sequence or a map.
+    """
+    if array.dtype != object:
+        return array
+    if all(isinstance(text, str) for text in array.flat):
+        return array.astype(str)
+    raise OptionError(f"-o: the output {name!r} is no array, which .npz cannot hold: leave -o out")
 
 
 def _figures(array: Array) -> tuple[str, str, str]:

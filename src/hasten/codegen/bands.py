@@ -126,6 +126,8 @@ def find_chain(stages: Sequence[Stage], at: int, layouts: Layouts, passed: Colle
     slide = find_slide(stages[middle], layouts) if middle < len(stages) else None
     if slide is None or (first and slide.x.buffer != stages[at].name):
         return None
+    if first and any(isinstance(n, Load) and n.buffer == stages[at].name for n in walk(slide.finish)):
+        return None  # its rows are in a ring, where an epilogue that reads them too does not find them
     last = None
     if stages[middle].name in passed and middle + 1 < len(stages):
         last = flat_product(stages[middle + 1], layouts)

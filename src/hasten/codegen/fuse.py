@@ -198,9 +198,14 @@ def _live(program: Program) -> list[Definition]:
 def _uses(program: Program, live: list[Definition]) -> Counter[str]:
     """How often the elements of each tensor are read: distinct loads, those in a reduction twice."""
     count: Counter[str] = Counter(program.outputs)
+    summed: set[str] = set()
     for d in live:
         if isinstance(d.body, Expr):
+            nodes = list(walk(d.body))
+            if any(isinstance(n, Reduce) or (isinstance(n, Load) and n.buffer in summed) for n in nodes):
+                summed.add(d.name)
             _count_loads(d.body, set(d.vars), count)
+            count.update(dict.fromkeys(_guarded(nodes) & summed, 2))
         else:
             for e in operands(d.body).values():
                 count.update({n.buffer: 2 for n in walk(e) if isinstance(n, Load)})
@@ -214,6 +219,20 @@ def _count_loads(e: Expr, domain: set[Var], count: Counter[str]) -> None:
             variables = {v for i in node.index for v in free_vars(i)}
             repeated = bool(variables - domain) or not variables >= {v for v in domain if _wide(v)}
             count[node.buffer] += 2 if repeated or node in inside else 1
+
+
+def _guarded(nodes: Sequence[Expr]) -> set[str]:
+    """Tensors that are read where a condition on the index says so, as of what is joined or padded.
+
+    Sums in them would run before their condition is known, over what may lie outside.
+    """
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, Op) and node.op == "select":
+            condition, *arms = node.args
+            if not any(isinstance(n, Load) for n in walk(condition)):
+                found |= {n.buffer for arm in arms for n in walk(arm) if isinstance(n, Load)}
+    return found
 
 
 def _wide(v: Var) -> bool:

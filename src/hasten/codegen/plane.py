@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hasten.codegen.layout import Layouts, flatten
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.vectorize import coefficient, vectorizable
-from hasten.codegen.window import Sliding, conjuncts, split_guard
+from hasten.codegen.window import Sliding, bounded_axes, split_guard
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
     Expr,
@@ -21,7 +21,6 @@ from hasten.loops.expr import (
     substitute,
     walk,
 )
-from hasten.loops.simplify import spell
 
 SUMS = "sums"
 """Name of the array of a block's results, and in an epilogue of a load that stands for one of them."""
@@ -87,7 +86,7 @@ def find_plane(stage: Stage, layouts: Layouts) -> Plane | None:
     if operands is None or any(constant_int(v.extent) is None for v in total.vars):
         return None
     x, w = operands
-    bounded = _bounded(condition, x, layouts)
+    bounded = bounded_axes(condition, x, layouts[x.buffer].shape)
     axes = None if bounded is None else _axes(x, total, bounded, stage, layouts)
     if axes is None or axes[-1].position != column:
         return None
@@ -158,22 +157,3 @@ def _axes(
         assert step is not None
         axes.append(Axis(position, tap, stride, dilation or 1, at, layout.shape[d], step))
     return axes
-
-
-def _bounded(condition: Expr, x: Load, layouts: Layouts) -> frozenset[int] | None:
-    """The axes along which a condition says that an element is inside; None if it says anything else."""
-    if condition == const(True, DType.BOOL):
-        return frozenset()
-    shape = layouts[x.buffer].shape
-    inside = {
-        spell(e): d for d, (i, n) in enumerate(zip(x.index, shape, strict=True)) for e in (i, n - 1 - i)
-    }
-    found: set[int] = set()
-    for atom in conjuncts(condition):
-        if not isinstance(atom, Op) or atom.op not in ("le", "lt") or atom.args[0].dtype is not INDEX:
-            return None
-        margin = spell(atom.args[1] - atom.args[0] - (1 if atom.op == "lt" else 0))
-        if margin not in inside:
-            return None
-        found.add(inside[margin])
-    return frozenset(found)

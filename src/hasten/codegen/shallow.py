@@ -13,12 +13,14 @@ from hasten.codegen.fuse import operand_load
 from hasten.codegen.packing import padding_of
 from hasten.codegen.stage import Stage
 from hasten.codegen.vectorize import coefficient
+from hasten.codegen.window import bounded_axes
 from hasten.loops.descriptions import Gemm
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
     Const,
     Expr,
     Load,
+    Op,
     Var,
     binary,
     const,
@@ -58,6 +60,9 @@ def _joined(s: Stage, shapes: dict[str, Shape], group: int) -> list[Stage] | Non
     load = operand_load(g.a, g.depth)
     if channels is None or channels >= SHALLOW or width is None or load is None:
         return None
+    condition = g.a.args[0] if isinstance(g.a, Op) and g.a.op == "select" else None
+    if condition is not None and bounded_axes(condition, load, shapes[load.buffer]) is None:
+        return None  # a condition that the padded copy does not have
     tap = g.taps[-1]
     deep = [d for d, i in enumerate(load.index) if g.depth in free_vars(i)]
     wide = [d for d, i in enumerate(load.index) if tap in free_vars(i)]

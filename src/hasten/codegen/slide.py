@@ -76,7 +76,7 @@ def find_slide(stage: Stage, layouts: Layouts) -> Slide | None:
     condition, element = split_guard(total.op, total.body) or (const(True, DType.BOOL), total.body)
     operands = _operands(element, total.op, stage, channel, layouts)
     extents = [constant_int(v.extent) for v in (*total.vars, channel)]
-    if operands is None or None in extents or channel in free_vars(condition):
+    if operands is None or None in extents or 0 in extents or channel in free_vars(condition):
         return None  # the channel may be an axis of a row-major picture, along which the window slides too
     x, zero, w = operands
     axis = layouts[x.buffer].order[-2]

@@ -6,12 +6,13 @@ one variable of the window, those variables can run over the part that lies insi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hasten.codegen.vectorize import coefficient
-from hasten.loops.dtypes import INDEX
-from hasten.loops.expr import Const, Expr, Op, Var, binary, const, constant_int, free_vars, substitute
+from hasten.loops.dtypes import INDEX, DType
+from hasten.loops.expr import Const, Expr, Load, Op, Var, binary, const, constant_int, free_vars, substitute
+from hasten.loops.simplify import spell
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,30 @@ def conjuncts(condition: Expr) -> list[Expr]:
     if isinstance(condition, Op) and condition.op == "and":
         return [a for part in condition.args for a in conjuncts(part)]
     return [condition]
+
+
+def bounded_axes(condition: Expr, x: Load, shape: Sequence[Expr]) -> frozenset[int] | None:
+    """The axes along which a condition says that an element is inside; None if it says anything else.
+
+    Args:
+        condition: of reading `x`.
+        x: the element.
+        shape: of its tensor.
+    """
+    if condition == const(True, DType.BOOL):
+        return frozenset()
+    inside = {
+        spell(e): d for d, (i, n) in enumerate(zip(x.index, shape, strict=True)) for e in (i, n - 1 - i)
+    }
+    found: set[int] = set()
+    for atom in conjuncts(condition):
+        if not isinstance(atom, Op) or atom.op not in ("le", "lt") or atom.args[0].dtype is not INDEX:
+            return None
+        margin = spell(atom.args[1] - atom.args[0] - (1 if atom.op == "lt" else 0))
+        if margin not in inside:
+            return None
+        found.add(inside[margin])
+    return frozenset(found)
 
 
 def _bound(atom: Op, v: Var) -> tuple[str, Expr] | None:

@@ -100,6 +100,11 @@ class Asked:
         if self.prune:
             need_torch("prune=True")
             check_criterion(self.prune_criterion, with_data=True)
+        elif self.prune_criterion != "obs":
+            raise OptionError(
+                f"prune_criterion={self.prune_criterion!r} is about units that go, and none do: "
+                "give prune=True (--prune) too"
+            )
 
     def precisions(self) -> frozenset[str]:
         """What layers may have: formats begin so. bf16 only where the processor multiplies it."""

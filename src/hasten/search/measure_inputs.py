@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hasten.errors import OptionError
 from hasten.runtime.checks import bind_sizes
-from hasten.runtime.manifest import TensorInfo
+from hasten.runtime.manifest import OBJECT, TensorInfo
 
 Array = NDArray[Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -140,6 +140,8 @@ def _fill(
     made: Mapping[str, Array],
     rng: np.random.Generator,
 ) -> Array:
+    if info.dtype == OBJECT:
+        raise OptionError(f"the input {info.name!r} is a sequence or a map, which cannot be made up: give it")
     name, dtype = info.name.lower(), np.dtype(info.dtype)
     if "mask" in name:
         mask = np.ones(shape, dtype)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from hasten.search.finite import finite
 from hasten.search.formats import FORMATS
 from hasten.search.measure import Spread
 from hasten.search.record import CandidateRecord, LayerRecord, Outcome, SearchRecord
@@ -49,15 +50,7 @@ def unit_of(metric: str) -> Unit:
 
 def to_json(record: SearchRecord) -> str:
     """The record as JSON, with the field names of `SearchRecord`; null for what is not finite."""
-    return json.dumps(_finite(dataclasses.asdict(record)), indent=2, allow_nan=False) + "\n"
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(finite(dataclasses.asdict(record)), indent=2, allow_nan=False) + "\n"
 
 
 def to_html(record: SearchRecord) -> str:
