@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import copy
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -27,3 +28,11 @@ def _the_same_numbers_in_any_order(beginnings: list[tuple[np.random.Generator, A
     for generator, state in beginnings:
         generator.bit_generator.state = state
     yield
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, also where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -67,7 +67,6 @@ def test_nothing_that_is_read_is_replaced(refused: Refused, artifact: Path, tmp_
 
 def test_options_that_would_do_nothing(refused: Refused, model: Path, tmp_path: Path) -> None:
     assert "--source is for artifacts" in refused("bench", model, "--source", model)
-    assert "--database is for tuning" in refused("compile", model, "--database", tmp_path / "d.sqlite")
     search = ("optimize", model, "--data", model, "-o", tmp_path / "o.hasten")
     assert "about units that go" in refused(*search, "--prune-criterion", "fisher")
     assert "write 1% for a hundredth" in refused(*search, "--max-drop", "1")

@@ -149,6 +149,7 @@ def test_what_cannot_be_written_is_refused_before_the_search_or_kept(
         assert session.report["search"]["chosen"] == "lossless"
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("presses", [1, 2])
 def test_an_interrupt_waits_for_the_files(
     invoke: Invoke, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, presses: int

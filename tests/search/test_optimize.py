@@ -187,6 +187,7 @@ def test_an_interrupt_keeps_what_is_certified(search: Search, clockwork: list[st
     assert found.run(samples(1)[0])["scores"].shape == (1, CLASSES)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_waits_for_the_artifact_and_a_second_one_does_not(
     search: Search, clockwork: list[str]
 ) -> None:

@@ -139,8 +139,6 @@ def compile_(  # noqa: PLR0913, PLR0917 - one for each option
     if is_artifact(model):
         raise OptionError(f"{model} is compiled already: give the ONNX file or folder that it came from")
     path = output or Path(f"{(model.stem if model.is_file() else model.resolve().name) or 'model'}.hasten")
-    if database is not None and effort == Tune.OFF.value:
-        raise OptionError("--database is for tuning: give --tune stored, quick or full too")
     check_apart({"-o": path}, (model, data))
     check_place(path)
     options = CompileOptions(
