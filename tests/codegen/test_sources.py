@@ -16,7 +16,10 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of what is hashed."""
     own = Path(str(importlib.resources.files("hasten")))
     for package in SEARCHED:
-        shutil.copytree(own / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+        if (own / package).is_dir():
+            shutil.copytree(own / package, tmp_path / package, dirs_exist_ok=True)
+        else:
+            shutil.copy(own / package, tmp_path / package)
     monkeypatch.setattr(importlib.resources, "files", lambda name: tmp_path)
     return tmp_path
 
@@ -32,11 +35,11 @@ def test_the_same_sources_have_the_same_version(sources: Path, monkeypatch: pyte
     assert kernels_version("1.2.3") == copied
 
 
-@pytest.mark.parametrize("name", ["codegen/gemm.py", "codegen/math/power.py", "loops/simplify.py"])
+@pytest.mark.parametrize("name", ["codegen/math/power.py", "runtime/csrc/pool.c", "target.py"])
 def test_a_change_of_any_makes_another(name: str, sources: Path) -> None:
     before = kernels_version("1.2.3")
     with (sources / name).open("a") as file:
-        file.write("# one more line\n")
+        file.write("\n")
     assert kernels_version("1.2.3") != before
 
 

@@ -7,8 +7,8 @@ import importlib.resources
 from collections.abc import Iterator, Sequence
 from importlib.resources.abc import Traversable
 
-PACKAGES = ("codegen", "loops")
-"""What decides which code a kernel gets: its generators, and the language that they are written in."""
+PACKAGES = ("codegen", "loops", "runtime/csrc", "target.py")
+"""What decides which code a kernel gets, and what runs it."""
 
 SEARCHED = (*PACKAGES, "backends", "graph", "ops", "passes", "runtime", "search")
 """What decides the answers and times of candidates, beside the model."""
@@ -33,11 +33,11 @@ def kernels_version(version: str, packages: Sequence[str] = PACKAGES) -> str:
     return f"{version}+{found.hexdigest()[:_DIGITS]}"
 
 
-def _sources(folder: Traversable) -> Iterator[bytes]:
-    """Names and texts of all Python files, in order, with the same ends of lines everywhere."""
-    for entry in sorted(folder.iterdir(), key=lambda e: e.name):
-        if entry.is_dir():
+def _sources(place: Traversable) -> Iterator[bytes]:
+    """Names and texts of a source, or of all in a folder in order, with the same ends of lines everywhere."""
+    if place.is_dir():
+        for entry in sorted(place.iterdir(), key=lambda e: e.name):
             yield from _sources(entry)
-        elif entry.name.endswith(".py"):
-            yield entry.name.encode()
-            yield entry.read_bytes().replace(b"\r\n", b"\n")
+    elif place.name.endswith((".py", ".c", ".h")):
+        yield place.name.encode()
+        yield place.read_bytes().replace(b"\r\n", b"\n")

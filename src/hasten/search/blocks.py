@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ IN_MEMORY = 64 << 20
 """Bytes of one output's answers, above which they are in a file."""
 
 _BLOCK = 16 << 20
+_ROOM = 16  # times the bytes at which answers go to a file
 
 
 class Rows:
@@ -45,11 +47,15 @@ class Rows:
         self._shapes += [rows.shape[1:]] * len(rows)
         self._rows += [*rows]
         self._bytes += rows.nbytes
-        if self._dtype is not None and self._bytes > IN_MEMORY:
+        if self._dtype is not None and self._bytes > IN_MEMORY and (self._file or self._room()):
             self._file = self._file or tempfile.TemporaryFile(prefix="hasten-")  # noqa: SIM115 - closed below
             for row in self._rows:
                 self._file.write(np.ascontiguousarray(row).data)
             self._rows = []
+
+    def _room(self) -> bool:
+        """Whether the folder of temporary files takes many times what there is: a full one ends a search."""
+        return shutil.disk_usage(tempfile.gettempdir()).free > _ROOM * self._bytes
 
     def joined(self) -> Array:
         """One array of all; an array of arrays where their shapes differ. The rows are gone then."""

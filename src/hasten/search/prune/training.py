@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,8 @@ class Training:
     checkpoint: Path | None = None
 
     def __post_init__(self) -> None:
-        whole = all(isinstance(number, int) and number >= 1 for number in (self.epochs, self.batch))
+        given = (self.epochs, self.batch)
+        whole = all(isinstance(number, numbers.Integral) and number >= 1 for number in given)
         if not whole or not 0 < self.rate < math.inf:
             raise OptionError(
                 f"epochs={self.epochs}, batch={self.batch}, rate={self.rate}: give numbers above zero, whole "
