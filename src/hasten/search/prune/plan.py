@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from hasten.errors import OptionError
 from hasten.passes.prune.layers import LAYERS
@@ -138,7 +139,7 @@ def check_plan(plan: Plan, *, with_data: bool) -> None:
             f"amounts={plan.amounts!r} is about how many units of each group go, and none do: leave it out, "
             f"or give flops and units other than {LAYERS}"
         )
-    if not isinstance(plan.seed, numbers.Integral) or plan.seed < 0:
+    if not isinstance(plan.seed, int | np.integer) or plan.seed < 0:
         raise OptionError(f"seed={plan.seed}: give a whole number, 0 or more")
     if plan.seconds is not None and not plan.seconds > 0:
         raise OptionError(f"seconds={plan.seconds}: give a time above zero, or None for no limit")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import numbers
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from hasten.errors import OptionError
 
@@ -30,7 +31,7 @@ class Training:
 
     def __post_init__(self) -> None:
         given = (self.epochs, self.batch)
-        whole = all(isinstance(number, numbers.Integral) and number >= 1 for number in given)
+        whole = all(isinstance(number, int | np.integer) and number >= 1 for number in given)
         if not whole or not 0 < self.rate < math.inf:
             raise OptionError(
                 f"epochs={self.epochs}, batch={self.batch}, rate={self.rate}: give numbers above zero, whole "
