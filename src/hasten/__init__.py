@@ -23,7 +23,6 @@ from hasten.target import Target
 
 if TYPE_CHECKING:
     from hasten.api import compile, optimize, prune  # noqa: A004 - the field's word
-    from hasten.passes.quantize import Scheme
     from hasten.search.prune.report import Pruned
     from hasten.search.prune.training import Training
     from hasten.search.quantization import Quantization
@@ -34,7 +33,6 @@ __all__ = [
     "HastenError",
     "Pruned",
     "Quantization",
-    "Scheme",
     "Session",
     "Target",
     "TensorInfo",
@@ -51,7 +49,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Loads `compile` and the like, which need more than NumPy, when they are first used (PEP 562)."""
-    if name not in ("Pruned", "Quantization", "Scheme", "Training", "Tuning", "compile", "optimize", "prune"):
+    if name not in ("Pruned", "Quantization", "Training", "Tuning", "compile", "optimize", "prune"):
         raise AttributeError(f"module 'hasten' has no attribute {name!r}")
     try:
         from hasten import api
