@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from hasten.search.record import SearchRecord
 from hasten.search.report import to_html, to_json
 from hasten.search.results import default_database
 from hasten.search.start import pose, read, search
-from hasten.search.status import Status, Watch, nobody
+from hasten.search.status import Status, Watch, nobody, tell
 from hasten.target import cores
 
 
@@ -185,21 +183,14 @@ def optimize(  # noqa: PLR0913 - choices, each with a default
     clock.phase("reading")
     with interrupts(), tempfile.TemporaryDirectory(prefix="hasten-") as folder:
         place = Path(folder)
-        told = partial(_tell, watch)
-        told(Status("reading the model", "reading", (), LOSSLESS, 0.0, time_limit))
+        tell(watch, Status("reading the model", "reading", (), LOSSLESS, 0.0, time_limit))
         given = plain(source)
         found = read(given, example, dynamic, place)
-        told(Status("reading the data", "reading", (), LOSSLESS, clock.elapsed, time_limit))
+        tell(watch, Status("reading the data", "reading", (), LOSSLESS, clock.elapsed, time_limit))
         problem = pose(found, given, data, asked, place, __version__, raw=folder_of(source))
         report = {"passes": found.passes, "tuning": {}, "notes": ""}
         record, path = search(problem, clock, report, __version__, call, watch)
         return Optimized(read_artifact(path), record, asked.threads)
-
-
-def _tell(watch: Watch, status: Status) -> None:
-    """What a watcher raises costs no search."""
-    with contextlib.suppress(Exception):
-        watch(status)
 
 
 def _units(prune: bool | str | Sequence[str]) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from hasten.codegen.panels import pack_constant, unpack_constant
 from hasten.codegen.tiles import PANEL
 from hasten.codegen.weights import ALIGNMENT
 from hasten.errors import ArtifactError
+from hasten.graph.constants import raw_bytes
 from hasten.runtime.artifact import GRAPH_WEIGHTS, WEIGHTS, Artifact, check_member
 
 Members = dict[str, bytes | memoryview | list[memoryview]]
@@ -98,10 +99,10 @@ class _Image:
         if array.nbytes != tensor.nbytes or array.dtype.kind == "O":
             return None  # the graph packs what is narrower than a byte
         for form in _forms(array):
-            blocks = np.flatnonzero(self._first == _raw(form.begin)[:8].view(np.uint64)[0])[:_TRIES]
+            blocks = np.flatnonzero(self._first == raw_bytes(form.begin)[:8].view(np.uint64)[0])[:_TRIES]
             if not blocks.size:
                 continue
-            raw = _raw(form.whole())
+            raw = raw_bytes(form.whole())
             for block in blocks:
                 offset = int(block) * ALIGNMENT
                 if np.array_equal(self._bytes[offset : offset + len(raw)], raw):
@@ -131,16 +132,11 @@ def _forms(array: np.ndarray) -> Iterator[_Form]:
         yield _Form(True, pack_constant(operand[:, :PANEL]), lambda: pack_constant(operand))
 
 
-def _raw(array: np.ndarray) -> np.ndarray:
-    """The bytes of an array."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-
 def _content(tensor: ir.TensorProtocol) -> memoryview:
     """The bytes of a weight: those of its file, if they are mapped, instead of a copy."""
     array = tensor.numpy()
     whole = array.nbytes == tensor.nbytes and array.dtype.kind != "O" and array.flags.c_contiguous
-    return _raw(array).data if whole else memoryview(tensor.tobytes())
+    return raw_bytes(array).data if whole else memoryview(tensor.tobytes())
 
 
 def _operand(array: np.ndarray) -> np.ndarray:

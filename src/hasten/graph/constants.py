@@ -26,6 +26,11 @@ def constant_value(value: ir.Value | None) -> npt.NDArray[np.generic] | None:
     return None if tensor is None else tensor.numpy()
 
 
+def raw_bytes(array: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+    """The bytes of an array, which are not copied if they lie in a row."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
 def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
     """Return the tensor that a `Constant` node holds, in whichever attribute it is written.
 

@@ -210,11 +210,7 @@ def _absorb_factor(match: Match, _facts: Facts, build: Builder) -> ir.Value | No
             scale *= factor
     if inputs == list(node.inputs) or len(node.outputs) != 1:
         return None
-    fused = build.op("Attention", inputs, {"scale": scale})
-    producer = fused.producer()
-    assert producer is not None
-    producer.attributes.update({name: a for name, a in node.attributes.items() if name != "scale"})
-    return fused
+    return build.like(node, inputs, {"scale": scale})
 
 
 ATTENTION_FACTOR = Rule("absorb factor of Attention", Op("Attention"), _absorb_factor)

@@ -60,11 +60,7 @@ def _rewrite(match: Match, _facts: Facts, build: Builder) -> ir.Value | Declined
         build.constant(new_weight.astype(np.float32), "weight"),
         build.constant(new_bias.astype(np.float32), "bias"),
     ]
-    fused = build.op(node.op_type, inputs)
-    producer = fused.producer()
-    if producer is not None:
-        producer.attributes.update(node.attributes)
-    return fused
+    return build.like(node, inputs)
 
 
 def _one_each_channel(shape: tuple[int, ...], channels: int, rank: int) -> bool:

@@ -73,11 +73,7 @@ def _rewrite(match: Match, _facts: Facts, build: Builder) -> ir.Value | Declined
         result = build.op("Add", [result, build.constant(np.concatenate(biases), "qkv_bias")])
     sizes = build.integers([part.weight.shape[1] for part in parts], "sizes")
     split = build.ops("Split", [result, sizes], {"axis": -1}, outputs=3)
-    fused = build.op("Attention", [*split, *node.inputs[3:]])
-    producer = fused.producer()
-    if producer is not None:
-        producer.attributes.update(node.attributes)
-    return fused
+    return build.like(node, [*split, *node.inputs[3:]])
 
 
 def _is_split(node: ir.Node) -> bool:
@@ -110,11 +106,7 @@ def _slices(match: Match, facts: Facts, build: Builder) -> ir.Value | None:
     if source is None or (facts.dims(source) or ("",))[-1] != sum(sizes):
         return None
     split = build.ops("Split", [source, build.integers(sizes, "sizes")], {"axis": -1}, outputs=3)
-    fused = build.op("Attention", [*split, *node.inputs[3:]])
-    producer = fused.producer()
-    if producer is not None:
-        producer.attributes.update(node.attributes)
-    return fused
+    return build.like(node, [*split, *node.inputs[3:]])
 
 
 QKV_SLICES = Rule("split QKV product", Op("Attention"), _slices)

@@ -120,6 +120,18 @@ class Builder:
         """Add a node of one output and return it."""
         return self.ops(kind, inputs, attributes, outputs=1)[0]
 
+    def like(
+        self,
+        node: ir.Node,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, int | float | str | Sequence[int]] | None = None,
+    ) -> ir.Value:
+        """Add a node of one output with the operator and attributes of another, but for those given."""
+        output = self.op(node.op_type, inputs, attributes)
+        made = self.nodes[-1].attributes
+        made.update({name: a for name, a in node.attributes.items() if name not in made})
+        return output
+
     def ops(
         self,
         kind: str,

@@ -22,6 +22,7 @@ from hasten.backends.native import io
 from hasten.codegen.sources import SEARCHED, kernels_version
 from hasten.errors import DataError, ModelError, OptionError
 from hasten.frontends.protocol import Dynamic, Example
+from hasten.graph.constants import raw_bytes
 from hasten.graph.pages import give_back
 from hasten.passes.facts import is_quantized
 from hasten.passes.pipeline import optimize_graph
@@ -266,14 +267,9 @@ def _graph_hash(model: ir.Model) -> str:
     for name, value in model.graph.initializers.items():
         if value.const_value is not None:
             digest.update(name.encode())
-            digest.update(_content(value.const_value.numpy()))
+            digest.update(raw_bytes(value.const_value.numpy()).data)
     give_back(model)
     return digest.hexdigest()
-
-
-def _content(array: np.ndarray) -> memoryview:
-    """The bytes of an array, which are not copied if they lie in a row."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def data_hash(*parts: Samples) -> str:
@@ -283,7 +279,7 @@ def data_hash(*parts: Samples) -> str:
         digest.update(b"part")
         for array in _arrays(part):
             digest.update(f"{array.dtype.str}{array.shape}".encode())
-            digest.update(_content(array))
+            digest.update(raw_bytes(array).data)
     return digest.hexdigest()
 
 

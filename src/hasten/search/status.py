@@ -36,5 +36,14 @@ Watch = Callable[[Status], None]
 """Is told what happens."""
 
 
+def tell(watch: Watch, status: Status) -> Exception | None:
+    """Tells who watches; what that raised, which may be anything and ends no search."""
+    try:
+        watch(status)
+    except Exception as error:  # noqa: BLE001 - as above
+        return error
+    return None
+
+
 def nobody(_: Status) -> None:
     """Watches nothing."""

@@ -31,7 +31,7 @@ from hasten.search.measure_case import files_of
 from hasten.search.memory import Memory
 from hasten.search.metrics import drop, evaluate
 from hasten.search.record import CandidateRecord, Outcome
-from hasten.search.status import Status, Watch, nobody
+from hasten.search.status import Status, Watch, nobody, tell
 from hasten.search.transfer import file_of
 from hasten.search.variants import WHOLE, Variant
 
@@ -88,9 +88,9 @@ class Trials:
         clock = self.clock
         left = None if clock.limit is None else clock.left
         known = tuple(self.records.values())
-        try:
-            self.watch(Status(doing, clock.current or "", known, self.best, clock.elapsed, left))
-        except Exception as error:  # noqa: BLE001 - who watches may raise anything, which ends no search
+        now = Status(doing, clock.current or "", known, self.best, clock.elapsed, left)
+        error = tell(self.watch, now)
+        if error is not None:
             self.watch = nobody
             self.notes.append(
                 f"what watches the search failed, and was told nothing more: {reason_of(error)}"
