@@ -2,16 +2,17 @@
 
     python -m benchmarks.weight_only
 
-Each row is one product, 1 row by default, on two threads. All contestants take turns in rounds; given is the
-median time, what of the weights is read in that time, and the ratio to hasten's product in float32.
+Each row is one product, 1 row by default, on two threads. All contestants take turns in rounds, each in a
+process of its own (`hasten.search.measure`): in one process, pools that keep their threads spinning after a
+run take a core from whoever comes next. Given is the median time, what of the weights is read in that time,
+and the median of the ratios to hasten's product in float32.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,13 +23,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 import hasten
+from hasten.search.engines import HASTEN, ONNXRUNTIME, Engine
+from hasten.search.measure import Contestant, Plan, measure
 
 Array = NDArray[Any]
 
 SHAPES = ((768, 3072), (3072, 768), (4096, 4096))
 BLOCK = 32
-_SECONDS = 0.6  # that a contestant is timed for, for each product
-_SLICE = 0.02
 
 
 def model(
@@ -66,55 +67,37 @@ def in_blocks(weight: Array, bits: int, accuracy: int) -> onnx.ModelProto:
     return model(depth, columns, [node], {"w": codes, "s": scales.reshape(-1).astype(np.float32)})
 
 
-def contestants(weight: Array, folder: Path, threads: int) -> dict[str, tuple[Callable[..., Any], float]]:
+def contestants(weight: Array, folder: Path) -> dict[str, tuple[Contestant, float]]:
     """What is timed, by name, and the bytes of its weights."""
-    import onnxruntime
-
-    found: dict[str, tuple[Callable[..., Any], float]] = {}
+    found: dict[str, tuple[Contestant, float]] = {}
     coded = {bits: {level: in_blocks(weight, bits, level) for level in (0, 4)} for bits in (8, 4)}
     scales = 4 / BLOCK
 
-    def ours(name: str, proto: onnx.ModelProto, size: float, precision: str = "f32") -> None:
-        path = folder / f"{name.replace(' ', '-')}.onnx"
-        onnx.save(proto, path)
-        session = hasten.compile(path, threads=threads, precision=precision)
-        found[f"hasten {name}"] = session.run, size * weight.size
+    def add(engine: Engine, name: str, model: Path, size: float) -> None:
+        label = f"{engine.package} {name}"
+        found[label] = (Contestant(engine, model, [model], label), size * weight.size)
 
-    def theirs(name: str, proto: onnx.ModelProto, size: float) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        data = proto.SerializeToString()
-        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        found[f"onnxruntime {name}"] = (lambda feeds: session.run(None, feeds)), size * weight.size
+    def saved(proto: onnx.ModelProto) -> Path:
+        path = folder / f"{len(list(folder.iterdir()))}.onnx"
+        onnx.save(proto, path)
+        return path
+
+    def ours(name: str, proto: onnx.ModelProto, size: float, precision: str = "f32") -> None:
+        model = saved(proto)
+        artifact = model.with_suffix(".hasten")
+        hasten.compile(model, precision=precision).save(artifact)
+        add(HASTEN, name, artifact, size)
 
     ours("f32", plain(weight), 4)
     ours("bf16", plain(weight), 2, "bf16")
     for bits, levels in coded.items():
         ours(f"int{bits}", levels[0], bits / 8 + scales)
         ours(f"int{bits} with bf16", levels[0], bits / 8 + scales, "bf16")
-    theirs("f32", plain(weight), 4)
+    add(ONNXRUNTIME, "f32", saved(plain(weight)), 4)
     for bits, levels in coded.items():
         for level, proto in levels.items():
-            theirs(f"int{bits} level {level}", proto, bits / 8 + scales)
+            add(ONNXRUNTIME, f"int{bits} level {level}", saved(proto), bits / 8 + scales)
     return found
-
-
-def timed(
-    found: Mapping[str, tuple[Callable[..., Any], float]], feeds: Mapping[str, Array]
-) -> dict[str, list[float]]:
-    """Seconds of a run, in rounds in which all contestants take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in found}
-    for run, _ in found.values():
-        for _ in range(3):
-            run(feeds)
-    for _ in range(round(_SECONDS / _SLICE)):
-        for name, (run, _) in found.items():
-            begin, count = time.perf_counter(), 0
-            while (passed := time.perf_counter() - begin) < _SLICE:
-                run(feeds)
-                count += 1
-            seconds[name].append(passed / count)
-    return seconds
 
 
 def main() -> None:
@@ -122,18 +105,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
+    plan = Plan(options.threads, options.rounds, turn=0.1, openings=1)
     for depth, columns in SHAPES:
         rng = np.random.default_rng(0)
         weight = rng.standard_normal((depth, columns), np.float32)
         feeds = {"x": rng.standard_normal((options.rows, depth), np.float32)}
         with TemporaryDirectory() as folder:
-            found = contestants(weight, Path(folder), options.threads)
-            seconds = {name: statistics.median(s) for name, s in timed(found, feeds).items()}
+            found = contestants(weight, Path(folder))
+            measured = measure([contestant for contestant, _ in found.values()], feeds, plan)
+        for name, reason in measured.failures.items():
+            print(f"{name}: {reason}", file=sys.stderr)
         print(f"\n| {options.rows} x {depth} x {columns} | us | GB/s | x hasten f32 |\n|---|---|---|---|")
-        for name, passed in seconds.items():
-            ratio = seconds["hasten f32"] / passed
-            print(f"| {name} | {passed * 1e6:.0f} | {found[name][1] / passed / 1e9:.1f} | {ratio:.2f} |")
+        first = measured.results[0]
+        for result in measured.results:
+            passed = result.run_ms.median / 1e3
+            ratio = first.ratio_to(result).median
+            speed = found[result.engine][1] / passed / 1e9
+            print(f"| {result.engine} | {passed * 1e6:.0f} | {speed:.1f} | {ratio:.2f} |")
 
 
 if __name__ == "__main__":
