@@ -70,3 +70,15 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     before["y"][33, 1, 2, 3] = np.nan
     with pytest.raises(Exception, match=r"first at \[33, 1, 2, 3\]"):
         certify(metric_named("agreement"), before, after, None)
+
+
+def test_what_is_masked_in_both_answers_does_not_count() -> None:
+    before = {"y": np.array([[1.0, 2.0, -np.inf], [4.0, np.nan, 0.0]], np.float32)}
+    after = {"y": before["y"] + np.float32(0.1)}
+    finite = {"y": before["y"][np.isfinite(before["y"])][:, None]}
+    changed = {"y": after["y"][np.isfinite(after["y"])][:, None]}
+    assert 0 < relative_change(before, after) == pytest.approx(relative_change(finite, changed))
+    for broken in (np.nan, np.inf):
+        after["y"][0, 0] = broken
+        assert relative_change(before, after) == np.inf
+    assert relative_change(before, {"y": np.zeros((2, 3), np.float32)}) == np.inf

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from hasten.passes.pipeline import optimize_graph
+from hasten.search import layer_table
 from hasten.search.candidates import LOSSLESS, lossless
+from hasten.search.engines import HASTEN
+from hasten.search.formats import Careful
 from hasten.search.layer_table import LayerTable
 from hasten.search.pace import Pace
+from hasten.search.quantization import Quantization
+from hasten.search.sensitivity import Sensitivity
 from hasten.search.trials import Trials
+from hasten.search.uniform import Uniform
 from hasten.search.variants import WHOLE, Variant
 
 
@@ -55,3 +63,27 @@ def test_multiplications_are_those_of_a_sample() -> None:
     right = {"stem": 112 * 112 * 64 * 3 * 7 * 7, "head": 50 * 8 * 4}
     assert {record.name: record.macs for record in table.records(LOSSLESS)} == right
     assert {layer.name: work for layer, work in table.work.items()} == right
+
+
+def test_what_breaks_in_a_format_is_left_out_of_it_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = two_towers()
+    names = ("stem", "head")
+    prepared = SimpleNamespace(model=graph, layers=names, careful=Careful(), how=Quantization(names))
+    trials = SimpleNamespace(
+        problem=SimpleNamespace(graph=graph),
+        variants={WHOLE: SimpleNamespace(graph=graph, prepared=prepared, ranges={"minmax": {}})},
+        typical_sample=lambda: {"x": np.zeros((1, 3, 224, 224)), "t": np.zeros((1, 50, 8))},
+        say=lambda _: None,
+    )
+    pace, notes = SimpleNamespace(has_time=lambda _: True), list[str]()
+    table = LayerTable(cast(Trials, trials), cast(Pace, pace), notes)
+    uniform = Uniform(cast(Trials, trials), cast(Pace, pace), table, notes)
+    assert uniform.all_in("int8", HASTEN).quantized == names
+    for losses, left in (
+        ({"stem": math.inf, "head": 0.1}, ("head",)),
+        ({"stem": math.inf, "head": math.inf}, names),  # nothing is left, so what breaks is tried and fails
+    ):
+        monkeypatch.setattr(layer_table, "probe_layers", lambda *_, found=losses: Sensitivity({}, found))
+        table.probe("int8")
+        assert uniform.all_in("int8", HASTEN).quantized == left
+    assert notes[0] == "in int8 outputs are no numbers with stem: left as they are"

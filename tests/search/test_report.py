@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import pytest
 from tests.search.records import found, pruned, refused
 
-from hasten.search.record import Outcome, SearchRecord
+from hasten.search.record import CurvePoint, Outcome, SearchRecord
 from hasten.search.report import to_html, to_json
 from hasten.search.report_chart import Axis, Point, pareto
 from hasten.search.report_curve import amounts, predicted
@@ -119,6 +119,12 @@ def test_predicted_curves_are_in_the_units_of_what_was_measured() -> None:
         assert 0 <= float(circle.attrib["cx"]) <= 800
         assert 0 <= float(circle.attrib["cy"]) <= 300
     assert predicted(dataclasses.replace(found(), curve=()), 800, 300) == ""
+    broken = dataclasses.replace(record, curve=(CurvePoint(math.inf, 100.0, 3), *record.curve))
+    assert predicted(broken, 800, 300) == predicted(record, 800, 300)
+
+
+def test_the_name_of_a_metric_is_text() -> None:
+    assert "<lambda>()" in Page(to_html(dataclasses.replace(found(), metric="<lambda>()"))).text
 
 
 def picture(record: SearchRecord, budget: float) -> ET.Element:

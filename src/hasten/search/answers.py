@@ -95,19 +95,25 @@ def answers_to(
 
 
 def relative_change(reference: Outputs, changed: Outputs) -> float:
-    """The mean squared change of the float outputs by their variance; infinity where it is no number."""
+    """The mean squared change of the float outputs by their variance; infinity where it is no number.
+
+    What is infinite or no number in both, as logits that a model masks are, does not count.
+    """
     squares = spread = 0.0
     for name, wanted in reference.items():
         if not len(wanted) or np.asarray(wanted[0]).dtype.kind != "f":
             continue
         count, total = 0, 0.0
         for before, _ in _pairs(wanted, wanted):
-            count, total = count + before.size, total + float(before.sum())
+            finite = before[np.isfinite(before)]
+            count, total = count + finite.size, total + float(finite.sum())
         mean = total / max(1, count)
         variance = changes = 0.0
         for before, after in _pairs(wanted, changed[name]):
-            variance += float(np.square(before - mean).sum())
-            changes += float(np.square(after - before).sum())
+            same = (before == after) | (np.isnan(before) & np.isnan(after))
+            counted = np.isfinite(before) | ~same
+            variance += float(np.square(before[counted] - mean).sum())
+            changes += float(np.square(after[counted] - before[counted]).sum())
         # A variance of zero says nothing of the scale.
         squares += changes / max(1, count) / (variance / max(1, count) or 1.0)
         spread += 1.0

@@ -70,6 +70,17 @@ class LayerTable:
             self.sensitivity[form] = probe_layers(trials, variant, form)
         except HastenError as error:
             self._notes.append(f"how much layers matter in {form} was not measured: {error}")
+            return
+        broken = self.broken(form)
+        if broken:
+            self._notes.append(
+                f"in {form} outputs are no numbers with {', '.join(sorted(broken))}: left as they are"
+            )
+
+    def broken(self, form: Format) -> set[str]:
+        """Names of the layers that make outputs infinite or no numbers in a format, as far as is known."""
+        found = self.sensitivity.get(form)
+        return set() if found is None else {n for n, loss in found.layers.items() if not math.isfinite(loss)}
 
     def time(self, name: str, precision: str) -> None:
         """Measures the layers' times in a candidate, unless those in its precision or format are known."""

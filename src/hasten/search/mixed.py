@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from hasten.search.candidates import BF16, LOSSLESS, Candidate
@@ -72,7 +73,8 @@ class Mixed:
             gained = gains(work, table.times.get(rest, {}), table.times.get(form, {}), saved)
             found = table.sensitivity.get(form)
             losses = {} if found is None else found.layers
-            costs += [LayerCost(n, form, losses[n], gained[n]) for n in losses if n in gained]
+            known = [n for n in losses if n in gained and math.isfinite(losses[n])]
+            costs += [LayerCost(n, form, losses[n], gained[n]) for n in known]
         order = {layer.name: number for number, layer in enumerate(table.layers)}
         self.curve = curve(sorted(costs, key=lambda c: order[c.name]))
         self._curve_us = latency(trials, plain) * 1e3

@@ -102,10 +102,10 @@ def _tiles(record: SearchRecord, unit: Unit) -> str:
     budget = f"budget {unit(record.max_drop)}"
     if chosen.bound is not None:
         stated = chosen.bound.upper if record.stated is None else record.stated
-        value = f"{unit(chosen.bound.measured)} <small>{unit.name}</small>"
+        value = f"{unit(chosen.bound.measured)} <small>{escape(unit.name)}</small>"
         certain = f"at most {unit(stated)} at {record.confidence:.0%}; {budget}"
     elif chosen.drop:
-        value = f"{unit(chosen.drop)} <small>{unit.name}</small>"
+        value = f"{unit(chosen.drop)} <small>{escape(unit.name)}</small>"
         certain = f"on the calibration samples, not certified; {budget}"
     else:
         value, certain = "none", f"the same answers; {budget} {unit.name}"

@@ -56,7 +56,7 @@ def predicted(record: SearchRecord, width: int, height: int) -> str:
 
 def mixtures(record: SearchRecord) -> Line:
     """The curve of layers in int8."""
-    return sorted((p.us / 1e3, p.loss) for p in record.curve if p.loss > _LEAST)
+    return sorted((p.us / 1e3, p.loss) for p in record.curve if _LEAST < p.loss < math.inf)
 
 
 def amounts(record: SearchRecord) -> Line:

@@ -206,10 +206,12 @@ class Uniform:
         self._trials.variants[WHOLE] = replace(variant, prepared=prepared)
 
     def _able(self, form: Format) -> list[str]:
-        """Names of the layers that can have a format."""
+        """Names of the layers that can have a format, without those that the probe found to break in it."""
         prepared = self._trials.variants[WHOLE].prepared
         assert prepared is not None
-        return [i.name for i in layers_for(prepared.model, form) if i.name in prepared.layers]
+        names = [i.name for i in layers_for(prepared.model, form) if i.name in prepared.layers]
+        broken = self._table.broken(form)
+        return [name for name in names if name not in broken] or names
 
     def _worth_trying(self, form: Format, plain: str, rest: Precision) -> bool:
         """Whether the layers that can have a format take a good part of a run, as far as that is known."""
