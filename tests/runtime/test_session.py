@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections import UserDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -122,6 +123,18 @@ def test_inputs_that_do_not_fit(session: Session, change: dict[str, object], mes
         session.run(inputs)
     assert "\n" not in str(caught.value)
     check(session, feeds(3))  # and it goes on
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_inputs_that_are_not_by_name(session: Session, warm: bool) -> None:
+    x = feeds(3)["x"]
+    for _ in range(2 * warm):
+        session.run(feeds(3))
+    for wrong, received in ((x, r"ndarray of shape \[3, 4\]"), ([x], "list"), (None, "NoneType"), (3, "int")):
+        with pytest.raises(InputError, match=f"by name and received a {received}: give {{'x': ..., 'ids'"):
+            session.run(wrong)  # type: ignore[arg-type]
+    result = session.run(UserDict(feeds(3)))
+    np.testing.assert_array_equal(result["y"], session.run(feeds(3))["y"])
 
 
 def test_runs_at_once_from_many_threads(session: Session) -> None:

@@ -38,6 +38,20 @@ def element(name: str) -> np.dtype[Any]:
         raise ArtifactError(f"the element type {name} is not known") from None
 
 
+def check_mapping(inputs: Sequence[TensorInfo], feeds: object) -> None:
+    """Raises InputError unless the feeds are arrays by name, whichever their names are."""
+    if isinstance(feeds, Mapping):
+        return
+    shape = getattr(feeds, "shape", None)
+    received = f"a {type(feeds).__name__}" + ("" if shape is None else f" of shape {list(shape)}")
+    expected = ", ".join(map(str, inputs)) or "none"
+    example = ", ".join(f"{info.name!r}: ..." for info in inputs)
+    raise InputError(
+        f"a run takes its inputs by name and received {received}: give {{{example}}}; "
+        f"the model takes {expected}"
+    )
+
+
 def check_names(inputs: Sequence[TensorInfo], feeds: Mapping[str, ArrayLike]) -> None:
     """Raises InputError unless the feeds are exactly the inputs."""
     missing = [info.name for info in inputs if info.name not in feeds]
@@ -52,19 +66,22 @@ def check_names(inputs: Sequence[TensorInfo], feeds: Mapping[str, ArrayLike]) ->
 def to_array(info: TensorInfo, value: ArrayLike) -> NDArray[Any]:
     """The value as an array of the input's element type, without loss.
 
-    Arrays may be promoted within their kind (int32 to int64, float16 to float32). Python numbers and lists
-    of them become what the input takes, if they are of such a kind and fit.
+    Arrays may be promoted within their kind (int32 to int64, float16 to float32). Python numbers, strings and
+    lists of them become what the input takes, if they are of such a kind and fit.
 
     Raises:
         InputError: That is not possible.
     """
     wanted = element(info.dtype)
-    if wanted.kind == "O" and isinstance(value, np.ndarray) and value.dtype.kind == "U":
-        return value.astype(object)  # strings
+    strings = wanted.kind == "O"
+    # NumPy's own strings would make text of numbers beside text, and drop zeros at its end.
+    listed = strings and isinstance(value, str | list | tuple)
     try:
-        array = np.asarray(value)
+        array = np.asarray(value, wanted if listed else None)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"input {info.name!r} cannot be made an array: {error}") from None
+    if strings:
+        return _to_strings(info, array, listed)
     if array.dtype == wanted:
         return array.astype(wanted, copy=False)  # foreign byte order, subclasses of dtypes
     if isinstance(value, _LITERALS):
@@ -75,6 +92,17 @@ def to_array(info: TensorInfo, value: ArrayLike) -> NDArray[Any]:
     raise InputError(
         f"input {info.name!r} takes {wanted} and received {array.dtype}: "
         f"convert it with .astype({str(wanted)!r}) if that is what you mean"
+    )
+
+
+def _to_strings(info: TensorInfo, array: NDArray[Any], listed: bool) -> NDArray[Any]:
+    """An array of Python's strings; elements are looked at only where they are from lists."""
+    odd = next((item for item in array.flat if not isinstance(item, str)), None) if listed else None
+    if odd is None and array.dtype.kind in "OUT":
+        return array.astype(object, copy=False)
+    received = array.dtype if odd is None else f"{odd!r} among them"
+    raise InputError(
+        f"input {info.name!r} takes strings and received {received}: give an array or a list of str"
     )
 
 
