@@ -147,6 +147,14 @@ def test_bench_of_an_artifact_alone(invoke: Invoke, artifact: Path) -> None:
     assert [r["engine"] for r in json.loads(result.stdout)["measurement"]["results"]] == ["hasten"]
 
 
+def test_bench_names_an_input_that_its_file_lacks(
+    refused: Callable[..., str], artifact: Path, inputs: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "x.npz", input_ids=inputs["input_ids"])
+    message = refused("bench", artifact, "--input", tmp_path / "x.npz", "--rounds", "1")
+    assert "missing attention_mask" in message
+
+
 def test_inspect_tells_what_became_of_the_model(invoke: Invoke, artifact: Path) -> None:
     summary = invoke("inspect", artifact).stdout
     for word in ("input_ids", "int64[batch, sequence]", "part 0", "weights.bin"):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hasten.errors import EngineError, ModelError, ToolchainError
 from hasten.frontends import huggingface
 from hasten.runtime.artifact import read_artifact
-from hasten.runtime.checks import bind_sizes
+from hasten.runtime.checks import bind_sizes, check_names
 from hasten.search.busy import busy_cores
 from hasten.search.engines import HASTEN, Engine
 from hasten.search.measure import Contestant, Measurement, Plan, Spread, measure
@@ -79,10 +79,12 @@ def measure_case(
 
     Raises:
         EngineError: the artifact does not run.
+        InputError: the arrays are not those that it takes.
         ModelError: the source cannot be read.
     """
     used = busy_cores()
     opened = read_artifact(artifact)
+    check_names(opened.manifest.inputs, feeds)
     sizes = bind_sizes(opened.manifest.inputs, [feeds[i.name].shape for i in opened.manifest.inputs])
     flops = count_flops(onnx.load_from_string(bytes(opened.members["graph.onnx"])).graph, sizes)
     opened.close()
