@@ -3,6 +3,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +62,52 @@ def test_building_can_be_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(TimeoutError):
         build(SOURCES, native(), find_compiler(native()), stop=lambda: True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_interrupts_and_full_disks_leave_nothing(
+    error: type[BaseException] | OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = find_compiler(native())
+    started = []
+
+    def failing(name: str, *_: object) -> str | None:
+        started.append(name)
+        time.sleep(0.05)
+        raise error
+
+    monkeypatch.setattr(toolchain.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(toolchain, "_compile", failing)
+    many = SOURCES | {f"{index}.c": "int a;\n" for index in range(20)}
+    with pytest.raises(error if isinstance(error, type) else type(error)):
+        build(many, native(), compiler, workers=1)
+    assert list(tmp_path.iterdir()) == []
+    assert len(started) < 10  # nobody waits for the others
+
+
+def test_a_disk_that_is_full_before_the_first_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    compiler = find_compiler(native())
+    monkeypatch.setattr(toolchain.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        build(SOURCES, native(), compiler)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_builds_where_neither_cache_nor_home_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.delenv("ZIG_GLOBAL_CACHE_DIR", raising=False)
+    for name in ("HOME", "XDG_CACHE_HOME", "HASTEN_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path / "file" / "folder"))
+    compiler = find_compiler(next(target for target in TARGETS if target.arch != native().arch))  # zig
+    library = build(SOURCES, native(), compiler, cache=default_cache())
+    assert library == build(SOURCES, native(), compiler, cache=tmp_path / "cache")
+    assert library == build(SOURCES, native(), compiler, cache=None)
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
@@ -170,7 +217,7 @@ def test_objects_of_other_arguments_are_others(tmp_path: Path) -> None:
     assert len(list((tmp_path / "objects").iterdir())) > before
 
 
-def test_the_cache_is_bounded_and_never_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_bounded(tmp_path: Path) -> None:
     store = toolchain._Store(tmp_path / "objects")
     for index in range(10):
         store.put(str(index), bytes(1000))
@@ -179,6 +226,20 @@ def test_the_cache_is_bounded_and_never_needed(tmp_path: Path, monkeypatch: pyte
     assert store.get("0") == bytes(1000)  # and is used now
     store.evict(3200)
     assert sorted(path.name for path in (tmp_path / "objects").iterdir()) == ["0", "8", "9"]
+
+
+def test_a_cache_is_read_where_it_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = toolchain._Store(tmp_path / "objects")
+    store.put("a", b"1")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(toolchain.os, "utime", refuse)
+    assert store.get("a") == b"1"
+
+
+def test_a_cache_that_cannot_be_made_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     blocked = toolchain._Store(tmp_path / "file" / "objects")
     blocked.put("a", b"1")

@@ -213,26 +213,38 @@ class _Job:
 def _compile_and_link(job: _Job, workers: int) -> bytes:
     """Works in a folder of its own, with relative names, so that no path gets into the result."""
     folder = Path(tempfile.mkdtemp(prefix="hasten-build-"))
-    for name, text in job.texts.items():
-        (folder / name).write_text(text, "utf-8")
     try:
-        with ThreadPoolExecutor(workers) as pool:
-            done = [pool.submit(_compile, name, job, folder) for name in job.keys]
-            failure = next((f for f in (future.result() for future in done) if f), None)
-    except TimeoutError:
+        for name, text in job.texts.items():
+            (folder / name).write_text(text, "utf-8")
+        failure = _compile_all(job, folder, workers) or _link(job, folder)
+        library = b"" if failure else (folder / "out.so").read_bytes()
+    except BaseException:  # an interrupt or a full disk too: nobody would look for the folder
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    objects = [_object_name(name) for name in job.keys]
-    if failure is None:
-        command = [*job.compiler.command, "-shared", *objects, "-o", "out.so"]
-        command += _link_flags(job.target, job.compiler)
-        # libc's stubs, which zig makes at its first link for a target, are worth keeping.
-        failure = _call(command, folder, job.zig_cache, f"linking with {shlex.join(job.compiler.command)}")
     if failure is not None:
         raise ToolchainError(f"{failure}\nThe sources were kept in {folder}")
-    library = (folder / "out.so").read_bytes()
     shutil.rmtree(folder, ignore_errors=True)
     return library
+
+
+def _compile_all(job: _Job, folder: Path, workers: int) -> str | None:
+    """Makes all object files; returns what failed first."""
+    pool = ThreadPoolExecutor(workers)
+    try:
+        done = [pool.submit(_compile, name, job, folder) for name in job.keys]
+        return next((f for f in (future.result() for future in done) if f), None)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after a failure or an interrupt nobody waits for the others
+
+
+def _link(job: _Job, folder: Path) -> str | None:
+    """Makes the library; returns what failed."""
+    command = [*job.compiler.command, "-shared", *map(_object_name, job.keys), "-o", "out.so"]
+    command += _link_flags(job.target, job.compiler)
+    # libc's stubs, which zig makes at its first link for a target, are worth keeping where that is possible.
+    kept = job.zig_cache
+    zig_cache = folder / "zig" if kept is None or not _writable(kept) else kept
+    return _call(command, folder, zig_cache, f"linking with {shlex.join(job.compiler.command)}")
 
 
 def _compile(name: str, job: _Job, folder: Path) -> str | None:
@@ -254,13 +266,10 @@ def _compile(name: str, job: _Job, folder: Path) -> str | None:
     return failure
 
 
-def _call(command: list[str], folder: Path, zig_cache: Path | None, doing: str) -> str | None:
-    environment = dict(os.environ)
-    if zig_cache is not None:
-        environment["ZIG_GLOBAL_CACHE_DIR"] = str(zig_cache.absolute())
+def _call(command: list[str], folder: Path, zig_cache: Path, doing: str) -> str | None:
     try:
         done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+            command, cwd=folder, env=_environment(zig_cache), capture_output=True, text=True, check=False
         )
     except OSError as error:
         return f"{doing} could not be started: {error}"
@@ -270,6 +279,21 @@ def _call(command: list[str], folder: Path, zig_cache: Path | None, doing: str) 
     first = next((i for i, line in enumerate(lines) if "error" in line), 0)
     shown = "\n".join(lines[first : first + _ERROR_LINES]) or "(it said nothing)"
     return f"{doing} failed with status {done.returncode}:\n{shown}"
+
+
+def _environment(zig_cache: Path) -> dict[str, str]:
+    """Of a compiler. zig does nothing without a folder that it can write, not even say its version."""
+    return {**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(zig_cache.absolute())}
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be made in a folder, which is made if it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def _compile_flags(target: Target, compiler: Compiler, level: int) -> tuple[str, ...]:
@@ -313,9 +337,15 @@ def _candidates() -> Iterator[tuple[str, ...]]:
 def _identify(command: tuple[str, ...]) -> Compiler | None:
     """What the command is, if it starts and is a compiler that we know."""
     try:
-        done = subprocess.run(
-            [*command, "--version"], capture_output=True, text=True, check=False, timeout=60
-        )
+        with tempfile.TemporaryDirectory(prefix="hasten-") as folder:
+            done = subprocess.run(
+                [*command, "--version"],
+                env=_environment(Path(folder)),
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=60,
+            )
     except (OSError, subprocess.TimeoutExpired):
         return None
     lines = done.stdout.strip().splitlines()
@@ -362,9 +392,10 @@ class _Store:
             return None
         try:
             data = (self.folder / key).read_bytes()
-            os.utime(self.folder / key)  # the time of last use, for `evict`
         except OSError:
             return None
+        with contextlib.suppress(OSError):  # others' files and disks that take no writes can be read
+            os.utime(self.folder / key)  # the time of last use, for `evict`
         # A file cut short by a full disk or a crash must not be used.
         body, digest = data[:-32], data[-32:]
         return body if hashlib.sha256(body).digest() == digest else None
