@@ -375,6 +375,88 @@ def test_texts_and_pairs_through_the_tokenizer(tmp_path: Path) -> None:
     assert fixed.feeds[0]["input_ids"].tolist() == [[2, 0, 0]]
 
 
+@pytest.mark.parametrize(
+    ("item", "ids", "unused"),
+    [
+        ({"question": "good", "sentence": "bad", "idx": 3}, [2, 3], "idx"),
+        ({"title": "x", "question": "good", "context": "film", "answers": {}}, [2, 4], "title, answers"),
+        ({"question": "good", "passage": "bad", "answer": True}, [2, 3], "answer"),
+        ({"question": "good", "answer": "film"}, [2, 4], None),
+        ({"question1": "good", "question2": "film"}, [2, 4], None),
+        ({"sentence2": "bad", "sentence1": "film"}, [4, 3], None),
+        ({"premise": "bad", "hypothesis": "film", "sentence": "good"}, [3, 4], "sentence"),
+        ({"text": "good", "text_pair": None}, [2], None),
+        ({"text": "good", "answer": "bad"}, [2], "answer"),
+    ],
+)
+def test_a_second_text_is_read_and_other_columns_are_said(
+    tmp_path: Path, item: dict[str, object], ids: list[int], unused: str | None
+) -> None:
+    samples = load_samples([{**item, "label": 1}], [IDS, MASK], folder=tokenizer(tmp_path))
+    assert samples.feeds[0]["input_ids"].tolist() == [ids]
+    said = () if unused is None else (f"not used, since the model has no such input: {unused}",)
+    assert samples.notes[1:] == said
+
+
+class Texts:
+    """What a data set of texts looks like: a mapping, or a pair, for each."""
+
+    texts = ("good film", "bad", "film", "bad film", "good")
+
+    def __init__(self, pairs: bool) -> None:
+        self._pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> object:
+        text, label = self.texts[index], index % 3
+        return (text, label) if self._pairs else {"text": text, "label": label}
+
+
+def loader(pairs: bool, size: int) -> object:
+    dataset: Any = Texts(pairs)
+    return torch.utils.data.DataLoader(dataset, batch_size=size)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"text": list(Texts.texts), "label": [0, 1, 2, 0, 1], "idx": list(range(5))},
+        {"text": np.array(Texts.texts), "labels": np.array([0, 1, 2, 0, 1])},
+        [({"text": Texts.texts[:3]}, np.arange(3)), ({"text": Texts.texts[3:]}, [0, 1])],
+        loader(False, 2),
+        loader(False, 5),
+        loader(True, 2),
+        loader(True, 3),
+    ],
+    ids=["slice", "arrays", "pairs", "DataLoader", "one batch", "batches of 2 pairs", "batches of 3 pairs"],
+)
+def test_columns_of_texts(tmp_path: Path, data: object) -> None:
+    samples = load_samples(data, [IDS, MASK], folder=tokenizer(tmp_path))
+    assert [f["input_ids"].tolist() for f in samples.feeds] == [[[2, 4]], [[3]], [[4]], [[3, 4]], [[2]]]
+    assert samples.labels is not None
+    assert samples.labels.tolist() == [0, 1, 2, 0, 1]
+
+
+def test_columns_of_pairs_of_texts_and_what_is_missing_in_them(tmp_path: Path) -> None:
+    folder = tokenizer(tmp_path)
+    pairs = {"premise": ["good", "bad"], "hypothesis": ["film", "good"]}
+    samples = load_samples({**pairs, "label": None}, [IDS, MASK], folder=folder)
+    assert [f["input_ids"].tolist() for f in samples.feeds] == [[[2, 4]], [[3, 2]]]
+    assert samples.labels is None
+    for data, said in (
+        ({**pairs, "label": torch.tensor([1])}, "different lengths: premise 2, hypothesis 2, label 1"),
+        ({**pairs, "hypothesis": "film"}, "different lengths: premise 2, hypothesis str"),
+        ({"text": ["good", None]}, "the text of sample 1 is missing"),
+        ([{"text": "good"}, {"text": None, "label": 1}], "the text of sample 1 is missing"),
+        ([("good", "bad"), {"text": "good", "text_pair": 3}], "the second text of sample 1 is of type int"),
+        ({"text": []}, "the data are empty"),
+    ):
+        with pytest.raises(DataError, match=said):
+            load_samples(data, [IDS, MASK], folder=folder)
+
+
 def test_pictures_through_the_image_processor(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
@@ -391,6 +473,21 @@ def test_pictures_through_the_image_processor(tmp_path: Path) -> None:
     dark, light = (f["pixels"] for f in samples.feeds)
     np.testing.assert_allclose(dark, -1, atol=1e-6)
     np.testing.assert_allclose(light, 1, atol=1e-6)
+    columns = {"image": [Image.new("L", (20, 10), 0)] * 2, "text": ["none", None], "label": [3, 4]}
+    captioned = load_samples(columns, [pixels], folder=model)
+    assert captioned.labels is not None
+    assert captioned.labels.tolist() == [3, 4]
+    assert captioned.notes[-1] == "not used, since the model has no such input: text"
+    np.testing.assert_array_equal(captioned.feeds[1]["pixels"], dark)
+    paths = [str(tmp_path / "pictures" / label / "a.png") for label in "07"]
+    batch = load_samples([(paths, torch.tensor([0, 7]))], [pixels], folder=model)
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [0, 7]
+    np.testing.assert_array_equal(batch.feeds[1]["pixels"], light)
+    named = TensorInfo("image", "float32", ("batch", 3, 8, 8))
+    (model / "config.json").write_text(json.dumps({"id2label": {"0": "cat", "1": "dog"}}))
+    arrays = load_samples([({"image": dark}, "dog")], [named], folder=model)
+    np.testing.assert_array_equal(arrays.feeds[0]["image"], dark)
 
 
 def test_labels_may_be_the_names_of_classes(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hasten.errors import DataError
 from hasten.runtime.manifest import TensorInfo
 from hasten.search.data_files import items_of
 from hasten.search.data_labels import Names, class_names, numbers_of
-from hasten.search.data_raw import Raw
+from hasten.search.data_raw import LABELS, Raw
 from hasten.search.samples import Feeds, Samples, apart, batches, in_batches, split
 
 __all__ = ["Feeds", "Samples", "apart", "batches", "load_runs", "load_samples", "split"]
@@ -25,7 +25,6 @@ MOST_BYTES = 2 << 30
 """Of arrays in memory. What is mapped from an uncompressed .npz does not count."""
 
 _ROWS = 256
-_LABELS = ("labels", "label")
 
 
 def load_samples(
@@ -44,8 +43,9 @@ def load_samples(
             - a Parquet file (needs pyarrow) or one with a JSON object on each line (`.jsonl`), a column for
               each input;
             - raw texts, pairs of texts, or pictures (paths or PIL images) in place of arrays, or in columns
-              "text" and "text_pair", or "image"; a folder of pictures, in folders named by their classes if
-              they have labels. They need `folder`.
+              "text" and "text_pair" (or what well-known sets call them), or "image", of a sample or of a
+              batch; a folder of pictures, in folders named by their classes if they have labels. They need
+              `folder`.
         inputs: what the model takes.
         folder: the model's Hugging Face folder with its tokenizer or image processor, for raw texts and
             pictures, and with the names of its classes, for labels that are texts.
@@ -114,6 +114,10 @@ class _Collector:
         Raises:
             DataError: it does not fit the model.
         """
+        for sample in self._raw.samples(item):
+            self._add_arrays(sample)
+
+    def _add_arrays(self, item: object) -> None:
         given, label = self._taken_apart(item)
         feeds, batched = self._rows(given)
         for feed in feeds:
@@ -140,16 +144,15 @@ class _Collector:
     def _taken_apart(self, item: Any) -> tuple[Mapping[str, object], object]:
         """An item as inputs by name, and its label or None."""
         names = [info.name for info in self._inputs]
+        where = f"sample {len(self._feeds)}"
         if isinstance(item, Mapping):
-            label = next((item[key] for key in _LABELS if key in item and key not in names), None)
-            if not any(name in item for name in names) and self._raw.knows(item):
-                return self._raw.arrays(item), label
-            return item, label
+            label = next((item[key] for key in LABELS if key in item and key not in names), None)
+            return self._raw.arrays(item, where) if self._raw.knows(item) else item, label
         pair = isinstance(item, tuple | list) and len(item) == 2
         if pair and isinstance(item[1], str) and item[1] in self._names and self._raw.knows(item[0]):
-            return self._raw.arrays(item[0]), item[1]
+            return self._raw.arrays(item[0], where), item[1]
         if self._raw.knows(item):
-            return self._raw.arrays(item), None
+            return self._raw.arrays(item, where), None
         if pair and (isinstance(item[0], Mapping) or self._raw.knows(item[0])):
             given, inner = self._taken_apart(item[0])
             return given, item[1] if inner is None else inner
@@ -164,7 +167,7 @@ class _Collector:
         if len(names) == 1 and _is_array(item):
             return {names[0]: item}, None
         raise DataError(
-            f"sample {len(self._feeds)} is {type(item).__name__}: give a mapping of {', '.join(names)} to "
+            f"{where} is {type(item).__name__}: give a mapping of {', '.join(names)} to "
             "arrays, or a pair of that and a label"
         )
 
@@ -178,7 +181,7 @@ class _Collector:
                 f"{', '.join(map(str, self._inputs))}"
             )
         known = {info.name for info in self._inputs}
-        extra = [str(name) for name in given if name not in known and name not in _LABELS]
+        extra = [str(name) for name in given if name not in known and name not in LABELS]
         if extra:
             self._notes[f"not used, since the model has no such input: {', '.join(extra)}"] = None
         arrays, batched = {}, False
