@@ -52,9 +52,10 @@ def test_mobilenetv2_is_the_papers() -> None:
 
 @pytest.mark.parametrize("name", ["resnet50", "efficientnet_lite0"])
 def test_networks_are_made_as_a_worker_makes_them(name: str) -> None:
-    module, by_name = torch_module(f"{networks.__file__}:{name}")
-    assert not by_name
+    module, arranged = torch_module(f"{networks.__file__}:{name}")
+    args, named = arranged({"pixels": torch.from_numpy(models.labelled_pictures()[0][:1])})
+    assert not named
     with torch.no_grad():
-        (logits,) = torch_outputs(module(torch.from_numpy(models.labelled_pictures()[0][:1]))).values()
+        (logits,) = torch_outputs(module(*args)).values()
     assert logits.shape[0] == 1
     assert logits.std() > 0

@@ -12,6 +12,9 @@ import torch
 import transformers
 
 import hasten
+from hasten.runtime.manifest import TensorInfo
+from hasten.search.engines import answers
+from hasten.search.original import Original, original_of
 from hasten.search.record import Outcome
 
 WORDS, LENGTH = 40, 6
@@ -68,10 +71,82 @@ def test_a_hugging_face_folder_and_labels_that_are_names(folder: Path, tmp_path:
     assert told.data.labelled
 
 
-def test_a_torch_module(tmp_path: Path) -> None:
+class Gated(torch.nn.Module):
+    """A user's own: its class is in a module that no other process can import."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.gate = torch.nn.Linear(8, 16), torch.nn.Linear(8, 16)
+        self.head = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(16, 3))
+
+    def forward(self, x: torch.Tensor, times: int = 1, *, shift: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = self.layer(x) * torch.sigmoid(self.gate(x)) * times
+        return {"scores": self.head(hidden) + shift, "hidden": hidden}
+
+
+# As of a script, or of a file beside it.
+Gated.__module__ = "__main__"
+
+
+def gated() -> Gated:
     torch.manual_seed(0)
-    module = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3)).eval()
+    return Gated().train()
+
+
+def test_a_torch_module_of_the_user(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
-    rows = rng.standard_normal((60, 1, 8)).astype(np.float32)
-    told = search(module, list(rows), tmp_path, example=(torch.zeros(2, 8),), dynamic={"input": {0: "batch"}})
-    check(told)
+    data = [
+        {name: rng.standard_normal((1, width), np.float32) for name, width in (("x", 8), ("shift", 3))}
+        for _ in range(60)
+    ]
+    example = {"x": torch.zeros(1, 8), "shift": torch.zeros(1, 3)}
+    module = gated()
+    dynamic = {name: {0: "batch"} for name in example}
+    check(search(module, data, tmp_path, example=example, dynamic=dynamic, output="scores"))
+    assert module.training
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_a_module_answers_by_name_for_any_size(rows: int, tmp_path: Path) -> None:
+    module, rng = gated(), np.random.default_rng(rows)
+    inputs = [TensorInfo("x", "float32", ("batch", 8)), TensorInfo("shift", "float32", ("batch", 3))]
+    example = {"x": torch.zeros(1, 8), "times": 2, "shift": torch.zeros(1, 3)}
+    found = original_of(module, tmp_path, example, inputs)
+    assert isinstance(found, Original), found
+    x, shift = (rng.standard_normal((rows, width), np.float32) for width in (8, 3))
+    got = answers(found.engine, found.model, {"shift": shift, "x": x}, 1)
+    with torch.no_grad():
+        wanted = module.eval()(torch.from_numpy(x), 2, shift=torch.from_numpy(shift))
+    assert got.keys() == wanted.keys()
+    for name, array in got.items():
+        np.testing.assert_allclose(array, wanted[name].numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_an_exported_program_answers_by_name(tmp_path: Path) -> None:
+    module, rng = gated().eval(), np.random.default_rng(0)
+    x, shift = (rng.standard_normal((2, width), np.float32) for width in (8, 3))
+    given = (torch.from_numpy(x),), {"shift": torch.from_numpy(shift)}
+    found = original_of(torch.export.export(module, *given), tmp_path, None, ())
+    assert isinstance(found, Original), found
+    got = answers(found.engine, found.model, {"shift": shift, "x": x}, 1)
+    with torch.no_grad():
+        wanted = module(*given[0], **given[1])
+    np.testing.assert_allclose(got["scores"], wanted["scores"].numpy(), rtol=1e-5, atol=1e-6)
+
+
+class Nested(torch.nn.Linear):
+    def forward(self, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return super().forward(pair[0] + pair[1])
+
+
+def test_a_module_that_cannot_be_traced_by_name_is_pickled_or_refused(tmp_path: Path) -> None:
+    inputs = [TensorInfo(f"pair_{i}", "float32", (2, 8)) for i in (0, 1)]
+    example = ((torch.zeros(2, 8), torch.zeros(2, 8)),)
+    found = original_of(Nested(8, 3), tmp_path, example, inputs)
+    assert isinstance(found, Original)
+    assert found.model.suffix == ".pt"
+    module = Nested(8, 3)
+    module.unpicklable = lambda: None  # type: ignore[assignment]
+    why = original_of(module, tmp_path, example, inputs)
+    assert isinstance(why, str)
+    assert "the inputs pair are not those of the graph" in why

@@ -187,7 +187,7 @@ def optimize(  # noqa: PLR0913 - choices, each with a default
         given = plain(source)
         found = read(given, example, dynamic, place)
         tell(watch, Status("reading the data", "reading", (), LOSSLESS, clock.elapsed, time_limit))
-        problem = pose(found, given, data, asked, place, __version__, raw=folder_of(source))
+        problem = pose(found, given, data, asked, place, __version__, raw=folder_of(source), example=example)
         report = {"passes": found.passes, "tuning": {}, "notes": ""}
         record, path = search(problem, clock, report, __version__, call, watch)
         return Optimized(read_artifact(path), record, asked.threads)

@@ -9,6 +9,7 @@ from then on. An exception ends the process; its text is the last line of stderr
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import gc
@@ -35,6 +36,9 @@ Bind = Callable[[Feeds], Step]
 """Gives what runs the model on some inputs."""
 Named = Callable[[Any], dict[str, Any]]
 Open = Callable[[Feeds], tuple[Bind, Named]]
+Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
+Arrange = Callable[[Feeds], Arguments]
+"""Gives the arguments of a module's call, by place and by name."""
 
 
 def hasten_engine(job: Job) -> Open:
@@ -98,7 +102,9 @@ def torch_engine(job: Job) -> Open:
     Its compiler may fold constants ("freezing"), as all the other engines do.
     """
     import torch
-    import transformers  # noqa: F401 - loading shall not pay for it
+
+    with contextlib.suppress(ImportError):
+        importlib.import_module("transformers")  # loading shall not pay for it
 
     if job["mode"] == "compile":
         importlib.import_module("torch._inductor.compile_fx")
@@ -109,7 +115,7 @@ def torch_engine(job: Job) -> Open:
         torch.set_num_threads(job["threads"])
         torch.set_num_interop_threads(1)
         torch.set_grad_enabled(False)
-        module, by_name = torch_module(job["model"])
+        module, arranged = torch_module(job["model"])
         converted = job["precision"] == "bf16" and job["mode"] != "autocast"
         if converted:
             module = module.to(torch.bfloat16)
@@ -122,10 +128,8 @@ def torch_engine(job: Job) -> Open:
                 tensors = {
                     k: t.to(torch.bfloat16) if t.is_floating_point() else t for k, t in tensors.items()
                 }
-            if by_name:
-                run = functools.partial(module, **tensors)
-            else:
-                run = functools.partial(module, *tensors.values())
+            args, named = arranged(tensors)
+            run = functools.partial(module, *args, **named)
             if job["mode"] != "autocast":
                 return run
 
@@ -140,21 +144,22 @@ def torch_engine(job: Job) -> Open:
     return start
 
 
-def torch_module(model: str) -> tuple[Any, bool]:
+def torch_module(model: str) -> tuple[Any, Arrange]:
     """The module that a Hugging Face folder, a saved module or "path/to/file.py:function" stands for.
 
     Returns:
-        The module in f32, and whether it takes its inputs by name.
+        The module, in f32 unless it was exported, and how it takes its inputs.
     """
     import torch
 
     place, _, function = model.rpartition(":")
     if place.endswith(".py"):
-        return runpy.run_path(place)[function]().float().eval(), False
+        return runpy.run_path(place)[function]().float().eval(), in_order
     if model.endswith(".pt2"):
-        return torch.export.load(model).module(), False
+        program = torch.export.load(model)
+        return program.module(), functools.partial(as_exported, program)
     if model.endswith(".pt"):
-        return torch.load(model, weights_only=False).float().eval(), True
+        return torch.load(model, weights_only=False).float().eval(), by_name
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(model, local_files_only=True)
@@ -162,7 +167,29 @@ def torch_module(model: str) -> tuple[Any, bool]:
     module = getattr(transformers, name).from_pretrained(model, local_files_only=True).float().eval()
     if hasattr(module.config, "use_cache"):
         module.config.use_cache = False
-    return module, True
+    return module, by_name
+
+
+def in_order(feeds: Feeds) -> Arguments:
+    """Inputs as positional arguments."""
+    return tuple(feeds.values()), {}
+
+
+def by_name(feeds: Feeds) -> Arguments:
+    """Inputs as arguments by name."""
+    return (), feeds
+
+
+def as_exported(program: Any, feeds: Feeds) -> Arguments:
+    """Inputs as a program was exported with them: of `original.py`, one mapping has them all."""
+    example: Arguments | None = program.example_inputs
+    args, named = example or ((), {})
+    if len(args) == 1 and isinstance(args[0], Mapping) and feeds.keys() <= args[0].keys():
+        return ({name: feeds.get(name, given) for name, given in args[0].items()},), {}
+    rest = {name: value for name, value in feeds.items() if name not in named}
+    names = [name for name in program.graph_signature.user_inputs if name in rest]
+    values = [rest[name] for name in names] if len(names) == len(rest) else rest.values()
+    return tuple(values), {name: feeds[name] for name in named}
 
 
 def torch_outputs(result: Any) -> dict[str, Any]:

@@ -96,6 +96,7 @@ def pose(
     version: str,
     *,
     raw: Path | None = None,
+    example: Example | None = None,
 ) -> Problem:
     """The problem that a search solves.
 
@@ -107,6 +108,7 @@ def pose(
         folder: for files while the search runs.
         version: of hasten.
         raw: the Hugging Face folder that reads raw texts and pictures, if there is one.
+        example: inputs that the source was traced with.
 
     Raises:
         DataError: the data cannot be read or do not fit the model.
@@ -137,7 +139,7 @@ def pose(
         metric = metric_named(metric.name, output=metric.output, lone=lone)
         if metric.classes_alone or metric.zero_one:
             held_out = held_out.noted(f"the only score of an answer is taken as a {lone}: {THRESHOLD[lone]}")
-    original = original_of(source, folder)
+    original = original_of(source, folder, example, inputs)
     looked_at = (asked.metric.output or outputs[0],) if asked.named else outputs
     return Problem(
         asked=replace(asked, metric=metric),
