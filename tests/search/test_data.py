@@ -117,6 +117,23 @@ def test_stored_arrays_are_mapped_and_do_not_count(tmp_path: Path) -> None:
         load_samples(compressed(tmp_path), [X], most_bytes=100)
 
 
+def test_what_is_made_of_mapped_arrays_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cast of a mapped array is in memory, and refused before it is made."""
+    size = ROWS.nbytes
+    np.savez(tmp_path / "wide.npz", x=ROWS.astype(np.float64), labels=LABELS)
+    check(load_samples(tmp_path / "wide.npz", [X], most_bytes=size))
+    np.save(tmp_path / "x.npy", ROWS)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    check(load_samples({"x": mapped, "labels": LABELS}, [X], most_bytes=1))
+    monkeypatch.setattr(np, "isnan", lambda _: pytest.fail("was cast, and looked at"))
+    for data in (tmp_path / "wide.npz", {"x": np.load(tmp_path / "x.npy", mmap_mode="r").astype(np.float64)}):
+        with pytest.raises(DataError, match="GB of memory"):
+            load_samples(data, [X], most_bytes=size - 1)
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="GB of memory"):
+        load_samples({"x": mapped + 0}, [X], most_bytes=size - 1)
+
+
 def test_an_endless_iterable_ends() -> None:
     def endless() -> Iterator[np.ndarray]:
         while True:

@@ -121,15 +121,18 @@ class _Collector:
         given, label = self._taken_apart(item)
         feeds, batched = self._rows(given)
         for feed in feeds:
-            self._bytes += sum(array.nbytes for array in feed.values() if not isinstance(array, np.memmap))
-        if self._bytes > self._most:
+            self._bytes += sum(array.nbytes for array in feed.values() if not _is_mapped(array))
+        self._refuse_beyond(0)
+        self._add_labels(label, len(feeds), batched)
+        self._feeds += feeds
+
+    def _refuse_beyond(self, more: int) -> None:
+        if self._bytes + more > self._most:
             raise DataError(
                 f"the data need more than {self._most / 1e9:.1f} GB of memory (after {len(self._feeds):,} "
                 "samples): give fewer, or an uncompressed .npz of the model's own types (numpy.savez), "
                 "which is mapped and not read"
             )
-        self._add_labels(label, len(feeds), batched)
-        self._feeds += feeds
 
     def samples(self) -> Samples:
         """What was gathered.
@@ -227,6 +230,9 @@ class _Collector:
         wanted = np.dtype(info.dtype)
         if array.dtype == wanted:
             return array
+        self._refuse_beyond(
+            array.size * wanted.itemsize
+        )  # before the copy: a mapped array may be of any size
         kinds = array.dtype.kind + wanted.kind
         if np.can_cast(array.dtype, wanted, "safe") and kinds in ("ii", "uu", "ui", "ff", "bb", "bi", "bu"):
             self._notes[f"input {info.name!r}: {array.dtype} widened to {wanted}"] = None
@@ -306,6 +312,11 @@ def _refuse_nan(array: Array, where: str) -> None:
         if found.any():
             first, *rest = np.argwhere(found)[0].tolist()
             raise DataError(f"{where} has NaN at {[start + first, *rest]}: remove or repair such samples")
+
+
+def _is_mapped(array: Array) -> bool:
+    """Whether an array lies in a file; what is computed of such an array is of its class, and in memory."""
+    return isinstance(array, np.memmap) and array.filename is not None
 
 
 def _is_array(value: object) -> bool:
