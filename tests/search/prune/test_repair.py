@@ -13,6 +13,7 @@ from onnx.reference import ReferenceEvaluator
 from tests.passes.conftest import build
 
 from hasten.passes.pipeline import optimize_graph
+from hasten.passes.prune.layers import find_layers, remove_layers
 from hasten.passes.prune.remove import kept_indices, remove_units
 from hasten.passes.prune.units import find_units
 from hasten.search.prune import repair
@@ -174,3 +175,47 @@ def test_an_output_that_is_constant_keeps_its_scale() -> None:
     spread = repair._Spread()
     spread.add(torch.from_numpy(np.random.default_rng(3).random((1, 200), np.float32)).repeat(301, 1))
     assert float(spread.variance.min()) >= 0
+
+
+def stream(width: int, count: int, norm: bool) -> ir.Model:
+    """Residual layers, each a product, a rectifier and a product with its bias."""
+    rng = np.random.default_rng(10)
+    weights: dict[str, np.ndarray] = {"g": np.ones(width), "z": np.zeros(width)} if norm else {}
+    body, source = [], "x"
+    for k in range(count):
+        end = "y" if k == count - 1 else f"x{k}"
+        weights |= {
+            f"a{k}": rng.standard_normal((width, 8 * width)) / 3,
+            f"b{k}": rng.standard_normal((8 * width, width)) / 8,
+            f"c{k}": rng.standard_normal(width),
+        }
+        body.append(f"p{k} = MatMul({source}, a{k}) h{k} = Relu(p{k}) q{k} = MatMul(h{k}, b{k})")
+        sum_ = f"s{k}" if norm else end
+        body.append(f"r{k} = Add(q{k}, c{k}) {sum_} = Add({source}, r{k})")
+        body += [f"{end} = LayerNormalization({sum_}, g, z)"] if norm else []
+        source = end
+    arrays = {name: w.astype(np.float32) for name, w in weights.items()}
+    signature = f"(float[n, {width}] x) => (float[n, {width}] y)"
+    model = ir.from_proto(build(signature, " ".join(body), arrays))
+    optimize_graph(model)
+    return model
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("gone", [(1,), (0, 1)])
+def test_what_a_layer_added_to_the_shortcut_is_made_up_for(gone: tuple[int, ...], norm: bool) -> None:
+    """The product at the end of the next layer adds what the layers that went had added past it."""
+    model = stream(8, 3, norm)
+    x = np.random.default_rng(11).standard_normal((900, 8)).astype(np.float32)
+    right = ReferenceEvaluator(ir.to_proto(model)).run(None, {"x": x[600:]})[0]
+    layers = find_layers(model)
+    assert len(layers) == 3
+    small = remove_layers(model, [layers[k] for k in gone])
+
+    def error() -> float:
+        found = ReferenceEvaluator(ir.to_proto(small)).run(None, {"x": x[600:]})[0]
+        return float(np.square(found - right).mean() / np.square(right).mean())
+
+    before = error()
+    repair.reconstruct(model, small, {}, [{"x": row[None]} for row in x[:600]])
+    assert error() < 0.1 * before

@@ -86,21 +86,26 @@ def run(model: ir.Model, data: Samples) -> np.ndarray:
     return np.asarray(session.run(None, {"x": np.concatenate([f["x"] for f in data.feeds])})[0])
 
 
-def weight(model: ir.Model, operator: str) -> np.ndarray:
+def weight(model: ir.Model, operator: str, position: int = 1) -> np.ndarray:
     node = next(node for node in model.graph if node.op_type == operator)
-    assert node.inputs[1] is not None and node.inputs[1].const_value is not None
-    return node.inputs[1].const_value.numpy()
+    value = node.inputs[position]
+    assert value is not None and value.const_value is not None
+    return value.const_value.numpy()
+
+
+def bias(model: ir.Model, operator: str) -> np.ndarray:
+    return weight(model, operator, 2)
 
 
 def test_what_stays_makes_up_for_what_went(convolutions: ir.Model) -> None:
-    """Each criterion and repair is nearer to the original on other pictures than the one before."""
+    """On other pictures a criterion is nearer to the original than chance, and repair is nearer still."""
     data, held = correlated(60, 0), correlated(40, 1)
     right = run(convolutions, held)
     errors = []
     for criterion, repair in (
         ("random", "none"),
         ("magnitude", "none"),
-        ("activation", "none"),
+        ("activation", "least-squares"),
         ("obs", "least-squares"),
     ):
         plan = Plan(("neurons",), criterion, None, repair, sparsity=Pattern.of("2:4"))
@@ -113,7 +118,17 @@ def test_what_stays_makes_up_for_what_went(convolutions: ir.Model) -> None:
         assert {a.reasons[0] for a in small.report.left_alone} == {"its weights are used several times"}
         assert any("makes nothing faster" in note for note in small.report.notes)
         errors.append(float(np.square(run(small.model, held) - right).mean()))
-    assert errors[0] > 1.5 * errors[1] and errors[1] > errors[2] and errors[2] > 1.1 * errors[3], errors
+    assert errors[0] > 1.5 * errors[1] and errors[1] > 2 * max(errors[2:]), errors
+
+
+@pytest.mark.parametrize("criterion", ["activation", "obs"])
+def test_without_repair_all_that_stays_is_as_it_was(criterion: str, convolutions: ir.Model) -> None:
+    plan = Plan(("neurons",), criterion, None, "none", sparsity=Pattern.of("2:4"))
+    small = prune_model(convolutions, plan, correlated(40, 0)).model
+    for operator in ("Conv", "Gemm"):
+        before, after = ((weight(m, operator), bias(m, operator)) for m in (convolutions, small))
+        np.testing.assert_array_equal(after[0], np.where(after[0] == 0, 0, before[0]))
+        np.testing.assert_array_equal(after[1], before[1])
 
 
 def test_training_leaves_zeros_alone_and_helps(convolutions: ir.Model) -> None:

@@ -104,7 +104,7 @@ def reconstruct(
                     name = node.name or node.outputs[0].name
                     changed.update(v.name or "" for v in node.outputs)
                     progress(f"repairing {name}")
-                    reason = repair(Site(pruned, after, place, runs.old, runs.new, kept, lost))
+                    reason = repair(Site(pruned, after, place, node, runs.old, runs.new, kept, lost))
                     if reason and (everywhere or (lost and _has_matrix(node))):
                         skipped.append(f"'{name}' {reason}")
             runs.leave(index)
@@ -215,6 +215,7 @@ class Site:
         model: the pruned graph.
         graph: what runs it.
         place: the index of the node.
+        before: the node of the original.
         old: values of the original for each run.
         new: values of the pruned graph.
         kept: what has stayed of values.
@@ -224,6 +225,7 @@ class Site:
     model: ir.Model
     graph: TorchGraph
     place: int
+    before: ir.Node
     old: Sequence[dict[str, Tensor]]
     new: Sequence[dict[str, Tensor]]
     kept: Kept
@@ -239,22 +241,22 @@ class Site:
         """Whether a constant is added to what the node gives."""
         return bias_of(self.node) is not None
 
-    def right(self, known: Mapping[str, Tensor], name: str) -> Tensor:
-        """What the original has for a value, as far as the pruned graph has it too."""
+    def right(self, known: Mapping[str, Tensor], name: str, like: str | None = None) -> Tensor:
+        """What the original has for a value, as far as the pruned graph has it too, or what is `like` it."""
         found = known[name]
-        for axis, stays in self.kept.get(name, {}).items():
+        for axis, stays in self.kept.get(like or name, {}).items():
             found = found.index_select(axis, torch.from_numpy(stays))
         return found
 
     def targets(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         """For each run the values of the pruned graph, and what the product, with its bias, should give."""
-        bias, added = bias_of(self.node), added_by(self.node)
-        shortcut = shortcut_of(self.node if bias is None else bias[0])
+        added = added_by(self.node)
+        had, shortcut = _shortcut_behind(self.before), _shortcut_behind(self.node)
         name = self.node.outputs[0].name or ""
         for then, now in zip(self.old, self.new, strict=True):
             target = self.right(then, name)
-            if shortcut is not None and shortcut in then and shortcut in now:
-                lost = self.right(then, shortcut)
+            if had in then and shortcut in now:
+                lost = self.right(then, had, like=shortcut)
                 if lost.shape == target.shape == now[shortcut].shape:
                     target = target + (lost - now[shortcut])
             if added is not None:
@@ -264,6 +266,15 @@ class Site:
     def put(self, node: ir.Node, position: int, array: NDArray[np.generic]) -> None:
         """Replaces a constant in the model and in what runs it."""
         _put(self.model, self.graph, node, position, array, self.new)
+
+
+def _shortcut_behind(node: ir.Node) -> str:
+    """The shortcut that is added to what a product gives, with its bias; empty if there is none.
+
+    Behind a layer that has gone, it is another value than in the original: what went into that layer.
+    """
+    bias = bias_of(node)
+    return shortcut_of(node if bias is None else bias[0]) or ""
 
 
 def _lost(before: ir.Node, after: ir.Node) -> bool:
@@ -320,9 +331,14 @@ def least_squares(at: Site) -> str:
     return ""
 
 
+def put_matrix(at: Site, product: Product, weights: Tensor) -> None:
+    """Gives a product new weights, [unknowns, outputs], and leaves its bias."""
+    at.put(at.node, 1, _as_before(at.node, 1, product.weights(weights)))
+
+
 def put_weights(at: Site, product: Product, equations: Equations, weights: Tensor) -> None:
     """Gives a product new weights, [unknowns, outputs], and the bias that goes with them."""
-    at.put(at.node, 1, _as_before(at.node, 1, product.weights(weights)))
+    put_matrix(at, product, weights)
     bias = bias_of(at.node)
     if bias is not None:
         shift = equations.bias(weights)

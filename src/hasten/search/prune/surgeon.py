@@ -19,7 +19,7 @@ from torch import Tensor
 from hasten.passes.prune.remove import Kept
 from hasten.search.prune.cost import Feeds
 from hasten.search.prune.equations import Equations
-from hasten.search.prune.repair import Site, linear, put_weights, reconstruct
+from hasten.search.prune.repair import Site, linear, put_matrix, put_weights, reconstruct
 from hasten.search.prune.sparsity import Mask, Pattern, Sparsity, rows_of, sparse_product, worth_of
 
 _RIDGE = 1e-2
@@ -60,7 +60,10 @@ def operate(
         order = torch.from_numpy(rows_of(product, len(matrix)))
         changed = torch.empty_like(matrix, dtype=torch.float64)
         changed[order] = _sparse(matrix, equations, order, sparsity, site, rng)
-        put_weights(site, product, equations, changed)
+        if sparsity.repair:
+            put_weights(site, product, equations, changed)
+        else:
+            put_matrix(site, product, changed)
         return ""
 
     return tuple(reconstruct(original, small, kept, samples, solve=at_site, everywhere=True, until=until))
