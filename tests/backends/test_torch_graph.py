@@ -19,7 +19,7 @@ from benchmarks import models
 from hasten import frontends
 from hasten.backends.torch_graph import TorchGraph
 from hasten.backends.torch_operators import OPERATORS
-from hasten.errors import HastenError, UnsupportedModelError
+from hasten.errors import DataError, HastenError, UnsupportedModelError
 from hasten.passes.pipeline import optimize_graph
 
 
@@ -172,6 +172,27 @@ def test_an_operator_without_a_gradient() -> None:
         assert found["y"].tolist() == [[0, 1, 0, 0]] and found["i"].tolist() == [1]
     with pytest.raises(UnsupportedModelError, match="Hardmax"):
         graph.run({"x": x.requires_grad_()})
+
+
+@pytest.mark.parametrize(
+    ("feeds", "said"),
+    [
+        ({"i": np.array([[1, 9]])}, r"Gather 'e' cannot take inputs of shapes \[5, 4\], \[1, 2\]"),
+        ({"i": np.zeros((1, 3), np.int64)}, r"Add 'y' cannot take inputs of shapes \[1, 3, 4\], \[2, 4\]"),
+    ],
+)
+def test_data_that_do_not_fit(feeds: dict[str, np.ndarray], said: str) -> None:
+    """An id outside the table, and more tokens than there are positions."""
+    text = """<ir_version: 10, opset_import: ["": 21]> g (int64[n, m] i) => (float[n, m, 4] y)
+        { e = Gather(t, i) y = Add(e, p) }"""
+    model = onnx.parser.parse_model(text)
+    for name, shape in (("t", (5, 4)), ("p", (2, 4))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, np.float32), name))
+    graph = TorchGraph(ir.from_proto(model))
+    with torch.no_grad():
+        assert graph.run({"i": np.array([[1, 4]])})["y"].shape == (1, 2, 4)
+        with pytest.raises(DataError, match=said):
+            graph.run(feeds)
 
 
 @pytest.mark.parametrize("chosen", [True, False])

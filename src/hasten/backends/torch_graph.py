@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hasten.backends.torch_operators import OPERATORS, to_array, to_tensor
-from hasten.errors import UnsupportedModelError
+from hasten.errors import DataError, UnsupportedModelError
 from hasten.graph.constants import constant_tensor
 from hasten.graph.describe import describe_node
 from hasten.graph.evaluate import captured_values, evaluate_node
@@ -82,6 +82,7 @@ class TorchGraph:
 
         Raises:
             UnsupportedModelError: nothing can run the node, or it would have to pass a gradient and cannot.
+            DataError: the node cannot take these inputs, such as an id outside a table.
         """
         node = self.nodes[index]
         inputs = [None if v is None or not v.name else known[v.name] for v in node.inputs]
@@ -96,6 +97,8 @@ class TorchGraph:
                 made = run(node, inputs)
             except NotImplementedError:
                 made = None
+            except (IndexError, RuntimeError) as error:
+                raise _not_fitting(node, inputs, error) from error
         around = {name: known[name] for name in self._captured.get(node, ())}
         if made is None:
             made = self._by_body(node, inputs, around)
@@ -174,6 +177,7 @@ class TorchGraph:
 
         Raises:
             UnsupportedModelError: nothing can run an operator, or a gradient cannot pass through one.
+            DataError: an operator cannot take what these feeds come to there.
         """
         wanted = {*self.outputs, *keep}
         known = {**(around or {}), **self.start(feeds)}
@@ -209,6 +213,18 @@ class TorchGraph:
     def _reads(self, node: ir.Node) -> list[str]:
         """What a node reads, once for each input, and what its bodies do."""
         return [v.name for v in node.inputs if v is not None and v.name] + list(self._captured.get(node, ()))
+
+
+def _not_fitting(node: ir.Node, inputs: Sequence[Tensor | None], error: Exception) -> DataError | MemoryError:
+    """What is to be said where PyTorch refuses the inputs of a node."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if "allocate memory" in reason:
+        return MemoryError(reason)
+    given = ", ".join("none" if t is None else f"{list(t.shape)}" for t in inputs)
+    return DataError(
+        f"the data do not fit the model: {describe_node(node)} cannot take inputs of shapes {given} "
+        f"({reason}): check the sizes of samples, such as the number of tokens, and that ids have rows"
+    )
 
 
 _DEFINED = "defined/"

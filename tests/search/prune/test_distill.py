@@ -14,6 +14,7 @@ from tests.search.prune.conftest import CLASSES
 
 from hasten.errors import OptionError
 from hasten.passes.pipeline import optimize_graph
+from hasten.passes.prune.layers import find_layers, remove_layers
 from hasten.passes.prune.remove import remove_units
 from hasten.passes.prune.units import find_units
 from hasten.search.prune import run
@@ -61,7 +62,7 @@ def test_what_training_cannot_mend_stays(network: ir.Model, samples: Samples) ->
 def test_a_checkpoint_is_taken_up(network: ir.Model, samples: Samples, tmp_path: Path) -> None:
     """Cut off after two epochs of four and taken up, it trains the other two."""
     path = tmp_path / "training.pt"
-    whole = dataclasses.replace(TRAINING, epochs=4, checkpoint=path)
+    whole = dataclasses.replace(TRAINING, epochs=4, checkpoint=str(path))
     told: list[str] = []
 
     class Cut(Exception):  # noqa: N818
@@ -105,7 +106,7 @@ def test_limits(network: ir.Model, samples: Samples, tmp_path: Path) -> None:
     nan, nowhere = float("nan"), tmp_path / "none" / "f.pt"
     for wrong in (
         *({"epochs": 0}, {"epochs": 1.5}, {"seconds": 0.0}, {"seconds": nan}, {"rate": nan}),
-        {"checkpoint": nowhere},
+        *({"checkpoint": nowhere}, {"checkpoint": str(nowhere)}, {"checkpoint": 3}),
     ):
         with pytest.raises(OptionError):
             Training(**wrong)  # type: ignore[arg-type]
@@ -154,6 +155,24 @@ def test_what_comes_before_all_that_changed_runs_once_and_stays(samples: Samples
     changed = {name for name, array in arrays(small).items() if not np.array_equal(array, before[name])}
     assert len(changed) == 2
     assert "a" not in changed
+
+
+def test_where_no_weights_follow_those_before_are_trained(samples: Samples) -> None:
+    """The last layer goes, and what is behind it has no weights."""
+    rng = np.random.default_rng(12)
+    weights = {name: rng.standard_normal((8, 8)).astype(np.float32) / 3 for name in "abcd"}
+    body = (
+        "p = MatMul(x, a) q = Relu(p) r = MatMul(q, b) s = Add(x, r) "
+        "t = MatMul(s, c) u = Relu(t) v = MatMul(u, d) w = Add(s, v) y = Tanh(w)"
+    )
+    network = ir.from_proto(build("(float[n, 8] x) => (float[n, 8] y)", body, weights))
+    optimize_graph(network)
+    small = remove_layers(network, find_layers(network)[1:])
+    assert {"p", "q", "r", "s"} <= set(unchanged(network, small))
+    before = arrays(small)
+    done = distill(network, small, samples.feeds[:80], TRAINING)
+    assert done.after < 0.9 * done.before
+    assert not np.array_equal(arrays(small)["b"], before["b"])
 
 
 def test_statistics_are_not_trained(samples: Samples) -> None:

@@ -154,7 +154,7 @@ def check_training(
         if value.const_value is not None:
             digest.update(name.encode() + value.const_value.tobytes())
     asked = digest.hexdigest()
-    path = training.checkpoint
+    path = training.file
     if path is not None and path.exists() and _loaded(path)["request"] != asked:
         raise _of_another(path)
     return asked
@@ -206,6 +206,11 @@ class _Pair:
         if {v.name for v in pruned.graph.outputs} <= set(shared):
             shared = ()  # nothing was pruned: all of it is trained
         self.teacher, self.student = TorchGraph(original), TorchGraph(pruned).without(shared)
+        if shared and not _trainable(
+            self.student
+        ):  # no weights behind what was pruned: those before it learn
+            shared = ()
+            self.student = TorchGraph(pruned)
         self._given = [name for name in self.student.inputs if name in shared]
         made = {v.name for node in self.student.nodes for v in node.outputs}
         answers = [value.name or "" for value in judged(original)]
@@ -365,7 +370,7 @@ class _State:
 
     def save(self) -> None:
         """Writes the checkpoint, if one is wanted; a run that is cut off leaves the one before."""
-        path = self._training.checkpoint
+        path = self._training.file
         if path is None:
             return
         data = {
@@ -389,7 +394,7 @@ class _State:
         Raises:
             OptionError: it is of something else.
         """
-        path = self._training.checkpoint
+        path = self._training.file
         if path is None or not path.exists():
             return False
         data = _loaded(path)

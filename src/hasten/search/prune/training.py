@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +21,15 @@ class Training:
         seconds: time limit; None for none.
         rate: the largest step of AdamW.
         batch: samples to a step.
-        checkpoint: a file written after each epoch, from which the same pruning goes on; None for none.
+        checkpoint: a file written after each epoch, by its path, from which the same pruning goes on; None
+            for none.
     """
 
     epochs: int = 3
     seconds: float | None = 300
     rate: float = 1e-4
     batch: int = 8
-    checkpoint: Path | None = None
+    checkpoint: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         given = (self.epochs, self.batch)
@@ -39,5 +41,12 @@ class Training:
             )
         if self.seconds is not None and not self.seconds > 0:
             raise OptionError(f"seconds={self.seconds}: give a time above zero, or None for no limit")
-        if self.checkpoint is not None and not self.checkpoint.parent.is_dir():
-            raise OptionError(f"checkpoint={self.checkpoint}: there is no folder {self.checkpoint.parent}")
+        if not isinstance(self.checkpoint, str | os.PathLike | None):
+            raise OptionError(f"checkpoint={self.checkpoint!r}: give the path of a file, or None for none")
+        if self.file is not None and not self.file.parent.is_dir():
+            raise OptionError(f"checkpoint={self.checkpoint}: there is no folder {self.file.parent}")
+
+    @property
+    def file(self) -> Path | None:
+        """The checkpoint's path."""
+        return None if self.checkpoint is None else Path(self.checkpoint)
