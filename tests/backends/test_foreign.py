@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 import hasten
@@ -17,6 +18,7 @@ from hasten import frontends
 from hasten.backends.foreign import foreign_payload
 from hasten.backends.graph_members import graph_members, whole_graph
 from hasten.backends.native import Options, compile_graph
+from hasten.cli.group import hasten as command
 from hasten.errors import ArtifactError, EngineError, InputError, MissingDependencyError
 from hasten.loops.dtypes import DType
 from hasten.passes.pipeline import optimize_graph
@@ -110,6 +112,21 @@ def test_the_graph_of_an_artifact_comes_back_with_its_weights(tmp_path: Path) ->
     x = np.random.default_rng(1).standard_normal((3, 64)).astype(np.float32)
     again = hasten.compile(proto, cache=tmp_path / "cache")
     np.testing.assert_array_equal(again.run({"x": x})["y"], hasten.open(path).run({"x": x})["y"])
+
+
+def test_the_graph_that_another_engine_runs_is_exported_and_shown(tmp_path: Path) -> None:
+    path = write(tmp_path / "foreign.hasten", "onnxruntime", "1.2.3", "bf16")
+    run = CliRunner().invoke
+    shown = run(command, ["inspect", str(path)])
+    assert shown.exit_code == 0, shown.output
+    assert "Steps\n  onnxruntime 1.2.3 runs all of it, bf16\n" in shown.output
+    exported = tmp_path / "again.onnx"
+    done = run(command, ["export", str(path), str(exported)])
+    assert done.exit_code == 0, done.output
+    proto = onnx.load(exported)
+    onnx.checker.check_model(proto)
+    weights = [numpy_helper.to_array(tensor) for tensor in proto.graph.initializer]
+    assert any(np.array_equal(WEIGHT, array) for array in weights)
 
 
 def test_a_graph_without_weights_and_a_damaged_one_are_told(tmp_path: Path) -> None:

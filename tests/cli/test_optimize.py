@@ -68,7 +68,7 @@ def test_optimize_and_export(invoke: Invoke, model: Path, data: Path, tmp_path: 
     again = tmp_path / "again.hasten"
     assert invoke("compile", exported, "-o", again, "--keep-graph").exit_code == 0
     assert invoke("verify", again, model).exit_code == 0
-    assert invoke("export", again, tmp_path / "third.onnx").exit_code == 0
+    assert invoke("export", again, exported, "--overwrite").exit_code == 0
 
 
 def test_bad_input(refused: Refused, model: Path, artifact: Path, data: Path, tmp_path: Path) -> None:
@@ -99,6 +99,7 @@ def test_bad_input(refused: Refused, model: Path, artifact: Path, data: Path, tm
     assert "exists" in refused("profile", artifact, "--trace", kept)
     assert "exists" in refused("bench", artifact, "--json", kept)
     assert "exists" in refused("tune", "export", kept)
+    assert "exists" in refused("export", artifact, kept)
     assert "reports are .html" in refused(
         "prune", model, "--flops", "50%", "-o", out, "--report", kept.with_suffix("")
     )

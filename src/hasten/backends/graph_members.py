@@ -20,6 +20,7 @@ from hasten.codegen.weights import ALIGNMENT
 from hasten.errors import ArtifactError
 from hasten.graph.constants import raw_bytes
 from hasten.runtime.artifact import GRAPH_WEIGHTS, WEIGHTS, Artifact, check_member
+from hasten.runtime.manifest import ForeignStep
 
 Members = dict[str, bytes | memoryview | list[memoryview]]
 
@@ -153,11 +154,14 @@ def _array_of(operand: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def whole_graph(artifact: Artifact) -> onnx.ModelProto:
-    """The graph of an artifact with its weights.
+    """The graph of an artifact with its weights: what was compiled, or what another engine runs.
 
     Raises:
         ArtifactError: the weights were not kept, or are damaged, or are too large for one ONNX file.
     """
+    for step in artifact.manifest.steps:
+        if isinstance(step, ForeignStep):
+            return onnx.load_from_string(bytes(check_member(artifact, step.member)))
     proto = onnx.load_from_string(bytes(artifact.members[GRAPH]))
     if GRAPH_WEIGHTS not in artifact.members:
         raise ArtifactError(

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from hasten.backends.graph_members import whole_graph
-from hasten.cli.console import check_apart, check_place, echo_json, size, write_file
-from hasten.cli.options import artifact_argument, json_option
+from hasten.cli.console import check_apart, check_new, echo_json, size, write_file
+from hasten.cli.options import artifact_argument, json_option, overwrite_option
 from hasten.runtime.artifact import read_artifact
 
 _EXAMPLES = """\b
@@ -21,16 +21,17 @@ Examples:
 @click.command(epilog=_EXAMPLES, short_help="Write the graph of an artifact as ONNX, for other engines.")
 @artifact_argument
 @click.argument("output", metavar="MODEL.onnx", type=click.Path(path_type=Path))
+@overwrite_option
 @json_option
-def export(artifact: Path, output: Path, as_json: bool) -> None:
+def export(artifact: Path, output: Path, overwrite: bool, as_json: bool) -> None:
     """Write the graph of OUT.hasten, with its weights, as an ONNX model.
 
-    It is the graph that was compiled: operators are fused as ONNX has them, and layers in int8 are between
-    QuantizeLinear and DequantizeLinear. Artifacts of `hasten optimize` have it, and those of
-    `hasten compile --keep-graph`.
+    It is the graph that was compiled, or that another engine runs: operators are fused as ONNX has them, and
+    layers in int8 are between QuantizeLinear and DequantizeLinear. Artifacts of `hasten optimize` have it,
+    and those of `hasten compile --keep-graph`.
     """
     check_apart({"MODEL.onnx": output}, (artifact,))
-    check_place(output)
+    check_new((output,), overwrite=overwrite)
     proto = whole_graph(read_artifact(artifact, verify="never"))
     content = proto.SerializeToString()
     write_file(output, content)

@@ -93,6 +93,8 @@ def _show_steps(steps: list[dict[str, Any]], margin: str) -> None:
         if step["kind"] == "host":
             reason = step.get("reason", "not compiled")
             click.echo(f"{margin}on the host: {', '.join(step['operators'])}: {reason}")
+        elif step["kind"] == "foreign":
+            click.echo(f"{margin}{step['engine']} {step['version']} runs all of it, {step['precision']}")
         elif "part" in step:
             functions = len(set(step.get("functions", step["kernels"])))
             click.echo(
