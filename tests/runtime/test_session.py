@@ -280,8 +280,11 @@ def test_no_code_for_this_machine(tmp_path: Path, manifest) -> None:
 
 
 def test_options_that_make_no_sense(write) -> None:
-    with pytest.raises(OptionError, match="threads=0"):
-        hasten.runtime.open(write(), threads=0)
+    for wrong in (0, 2.0, "2", True):
+        with pytest.raises(OptionError, match=f"threads={wrong!r}: give a whole number, 1 or more, or None"):
+            hasten.runtime.open(write(), threads=wrong)  # type: ignore[arg-type]
+    with hasten.runtime.open(write(), threads=np.int64(2)) as session:
+        assert type(session.threads) is int
     with pytest.raises(OptionError, match="verify='later'"):
         hasten.runtime.open(write(), verify="later")
 

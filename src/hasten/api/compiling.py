@@ -25,6 +25,7 @@ from hasten.loops.program import Program
 from hasten.passes.facts import is_quantized
 from hasten.passes.pipeline import optimize_graph
 from hasten.runtime.artifact import write_artifact
+from hasten.runtime.checks import whole_threads
 from hasten.runtime.session import Session, open_session
 from hasten.search.data import Feeds, load_runs
 from hasten.search.formats import WEIGHTS
@@ -62,10 +63,7 @@ class CompileOptions:
         for name, known in (("precision", PRECISIONS), ("padding", PADDING), ("storage", STORAGE)):
             if (given := getattr(self, name)) not in known:
                 raise OptionError(f"{name}={given!r}: give one of {', '.join(known)}")
-        if self.threads is not None and self.threads < 1:
-            raise OptionError(
-                f"threads={self.threads}: give 1 or more, or None for the cores of this machine"
-            )
+        object.__setattr__(self, "threads", whole_threads(self.threads))
         if not isinstance(self.tune, str | Tuning):
             raise OptionError(f"tune={self.tune!r}: give '0', 'stored', 'quick', 'full' or a hasten.Tuning")
         if not self.targets:

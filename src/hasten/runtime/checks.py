@@ -1,4 +1,4 @@
-"""Do arrays fit what a model or a step of it takes? One-line errors that say what was received."""
+"""Do arrays and numbers fit what a model, a step of it or an option takes? Errors say what was received."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hasten.errors import ArtifactError, InputError, MissingDependencyError
+from hasten.errors import ArtifactError, InputError, MissingDependencyError, OptionError
 from hasten.runtime.manifest import OBJECT, TensorInfo
 
 _LITERALS = (list, tuple, bool, int, float)
@@ -118,6 +118,32 @@ def _literal_fits(array: NDArray[Any], wanted: np.dtype[Any]) -> bool:
         return True
     limits = np.iinfo(wanted)
     return bool(array.min() >= limits.min and array.max() <= limits.max)
+
+
+def whole(name: str, value: object, least: int, otherwise: str = "") -> int:
+    """The value of an option as a whole number, Python's or NumPy's.
+
+    Args:
+        name: Of the option.
+        value: What was given.
+        least: The smallest that makes sense.
+        otherwise: What else can be given, for the message.
+
+    Raises:
+        OptionError: It is something else (2.0 and True are), or too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise OptionError(f"{name}={value!r}: give a whole number, {least} or more{otherwise}")
+    return int(value)
+
+
+def whole_threads(threads: object) -> int | None:
+    """Threads of a run, or None for the cores of the machine.
+
+    Raises:
+        OptionError: It is neither None nor a whole number from 1 on.
+    """
+    return None if threads is None else whole("threads", threads, 1, ", or None for all cores")
 
 
 def bind_sizes(inputs: Sequence[TensorInfo], shapes: Sequence[tuple[int, ...]]) -> dict[str, int]:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hasten.errors import ArtifactError, HastenError, OptionError
 from hasten.runtime.artifact import Artifact, Verify, read_artifact
-from hasten.runtime.checks import bind_sizes, check_mapping, check_names, element, to_array
+from hasten.runtime.checks import bind_sizes, check_mapping, check_names, element, to_array, whole_threads
 from hasten.runtime.foreign import ForeignRunner
 from hasten.runtime.host import HostRunner
 from hasten.runtime.library import Library, choose_code, shared_pool
@@ -203,8 +203,7 @@ def open_session(
         EngineError: The other engine cannot open it.
         OptionError: An argument makes no sense.
     """
-    if threads is not None and threads < 1:
-        raise OptionError(f"threads={threads}: give 1 or more, or None for the cores of this machine")
+    threads = whole_threads(threads)
     if verify not in ("background", "now", "never"):
         raise OptionError(f'verify={verify!r}: give "background", "now" or "never"')
     artifact = read_artifact(path, verify=verify)

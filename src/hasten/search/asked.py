@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from hasten.errors import OptionError
+from hasten.runtime.checks import whole
 from hasten.search.build import Build
 from hasten.search.data import Samples
 from hasten.search.metrics import Metric
@@ -66,14 +67,16 @@ class Asked:
         given: Mapping[str, object] = {
             "max_drop": self.max_drop,
             "confidence": self.confidence,
-            "threads": self.threads,
             "time_limit": self.seconds,
-            "seed": self.seed,
             "memory_limit": self.memory,
         }
         for name, value in given.items():
             if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
                 raise OptionError(f"{name}={value!r}: give a number")
+        for name, least in (("threads", 1), ("seed", 0)):
+            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        if isinstance(self.calibration, numbers.Number):
+            object.__setattr__(self, "calibration", whole("calibration", self.calibration, 1))
         if not (math.isfinite(self.max_drop) and self.max_drop >= 0):
             raise OptionError(
                 f"max_drop={self.max_drop}: give 0 or more, such as 0.01 for one point of accuracy"
@@ -86,12 +89,8 @@ class Asked:
             raise OptionError(f"precision={self.precision!r}: give one of {', '.join(PRECISIONS)}")
         if self.padding not in ("skip", "compute"):
             raise OptionError(f"padding={self.padding!r}: give one of skip, compute")
-        if self.threads < 1:
-            raise OptionError(f"threads={self.threads}: give 1 or more")
         if self.seconds is not None and not self.seconds >= 0:
             raise OptionError(f"time_limit={self.seconds}: give a number of seconds, 0 or more, or None")
-        if self.seed < 0:
-            raise OptionError(f"seed={self.seed}: give 0 or more")
         if self.memory is not None and self.memory <= 0:
             raise OptionError(f"memory_limit={self.memory}: give a number of bytes above 0")
         unknown = [unit for unit in self.prune if unit not in SEARCHED]
