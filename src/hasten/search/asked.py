@@ -73,6 +73,9 @@ class Asked:
         for name, value in given.items():
             if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
                 raise OptionError(f"{name}={value!r}: give a number")
+        for name in ("max_drop", "confidence", "seconds"):  # NumPy's numbers are not those of JSON
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, float(getattr(self, name)))
         for name, least in (("threads", 1), ("seed", 0)):
             object.__setattr__(self, name, whole(name, getattr(self, name), least))
         if isinstance(self.calibration, numbers.Number):
@@ -91,8 +94,10 @@ class Asked:
             raise OptionError(f"padding={self.padding!r}: give one of skip, compute")
         if self.seconds is not None and not self.seconds >= 0:
             raise OptionError(f"time_limit={self.seconds}: give a number of seconds, 0 or more, or None")
-        if self.memory is not None and self.memory <= 0:
-            raise OptionError(f"memory_limit={self.memory}: give a number of bytes above 0")
+        if self.memory is not None:
+            if not (math.isfinite(self.memory) and self.memory >= 1):
+                raise OptionError(f"memory_limit={self.memory}: give a number of bytes above 0, or None")
+            object.__setattr__(self, "memory", int(self.memory))
         unknown = [unit for unit in self.prune if unit not in SEARCHED]
         if unknown:
             raise OptionError(f"prune={', '.join(unknown)}: give True, or some of {', '.join(SEARCHED)}")
