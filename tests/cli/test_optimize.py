@@ -64,6 +64,7 @@ def test_optimize_and_export(invoke: Invoke, model: Path, data: Path, tmp_path: 
     done = invoke("export", out, exported, "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["quantized_values"] == 0
+    assert json.loads(done.stdout)["opset"] == 21
     onnx.checker.check_model(onnx.load(exported))
     again = tmp_path / "again.hasten"
     assert invoke("compile", exported, "-o", again, "--keep-graph").exit_code == 0

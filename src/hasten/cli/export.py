@@ -9,6 +9,7 @@ import click
 from hasten.backends.graph_members import whole_graph
 from hasten.cli.console import check_apart, check_new, echo_json, size, write_file
 from hasten.cli.options import artifact_argument, json_option, overwrite_option
+from hasten.graph.oldest import stamp_oldest
 from hasten.runtime.artifact import read_artifact
 
 _EXAMPLES = """\b
@@ -29,10 +30,14 @@ def export(artifact: Path, output: Path, overwrite: bool, as_json: bool) -> None
     It is the graph that was compiled, or that another engine runs: operators are fused as ONNX has them, and
     layers in int8 are between QuantizeLinear and DequantizeLinear. Artifacts of `hasten optimize` have it,
     and those of `hasten compile --keep-graph`.
+
+    The model is of the oldest opset, from 21 on, that has its operators, and the command says which: ONNX
+    Runtime 1.20 reads 21; Attention, RotaryEmbedding and RMSNormalization need 23 or more.
     """
     check_apart({"MODEL.onnx": output}, (artifact,))
     check_new((output,), overwrite=overwrite)
     proto = whole_graph(read_artifact(artifact, verify="never"))
+    stamp_oldest(proto)
     content = proto.SerializeToString()
     write_file(output, content)
     quantized = sum(node.op_type == "QuantizeLinear" for node in proto.graph.node)

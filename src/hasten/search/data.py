@@ -230,9 +230,8 @@ class _Collector:
         wanted = np.dtype(info.dtype)
         if array.dtype == wanted:
             return array
-        self._refuse_beyond(
-            array.size * wanted.itemsize
-        )  # before the copy: a mapped array may be of any size
+        # Before the copy is made: a mapped array may be of any size.
+        self._refuse_beyond(array.size * wanted.itemsize)
         kinds = array.dtype.kind + wanted.kind
         if np.can_cast(array.dtype, wanted, "safe") and kinds in ("ii", "uu", "ui", "ff", "bb", "bi", "bu"):
             self._notes[f"input {info.name!r}: {array.dtype} widened to {wanted}"] = None

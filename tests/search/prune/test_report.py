@@ -30,6 +30,7 @@ def test_large_weights_go_beside_the_model(
     path, beside = tmp_path / "small.onnx", tmp_path / "small.onnx.data"
     assert small.save(path) == path.stat().st_size
     assert list(tmp_path.iterdir()) == [path]
+    assert onnx.load(path).opset_import[0].version == 21
     monkeypatch.setattr(report, "_LARGEST", 1000)
     beside.write_text("another's")
     path.unlink()
@@ -37,6 +38,7 @@ def test_large_weights_go_beside_the_model(
         small.save(path)
     assert small.save(path, overwrite=True) == path.stat().st_size + beside.stat().st_size
     assert sorted(tmp_path.iterdir()) == [path, beside]
+    assert onnx.load(path).opset_import[0].version == 21
     onnx.checker.check_model(path)
     x = np.concatenate([feeds["x"] for feeds in samples.feeds])
     (found,) = onnxruntime.InferenceSession(path).run(None, {"x": x})

@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from hasten.errors import OptionError
+from hasten.graph.oldest import with_oldest_opset
 from hasten.passes.prune.units import LeftAlone
 
 _LARGEST = 2**31 - 2**26  # bytes of weights in one file: a message of protobuf holds 2 GB, the graph included
@@ -110,6 +111,8 @@ class Pruned:
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> int:
         """Writes the model as an ONNX file; weights of more than 2 GB go beside it, into `NAME.onnx.data`.
 
+        The file says the oldest opset, from 21 on, in which its operators mean the same.
+
         Args:
             path: where to.
             overwrite: whether files that are there may be replaced.
@@ -122,7 +125,8 @@ class Pruned:
         """
         target = Path(path)
         beside = target.with_name(f"{target.name}.data")
-        weights = [v.const_value for v in self.model.graph.initializers.values()]
+        model = with_oldest_opset(self.model)
+        weights = [v.const_value for v in model.graph.initializers.values()]
         apart = sum(t.nbytes for t in weights if t is not None) > _LARGEST
         for place in (target, beside) if apart else (target,):
             if place.exists() and not overwrite:
@@ -131,10 +135,10 @@ class Pruned:
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
                 made = Path(folder) / target.name
                 if apart:
-                    ir.save(self.model.clone(), made, external_data=beside.name)
+                    ir.save(model.clone(), made, external_data=beside.name)
                     made.with_name(beside.name).replace(beside)
                 else:
-                    made.write_bytes(ir.to_proto(self.model).SerializeToString())
+                    made.write_bytes(ir.to_proto(model).SerializeToString())
                 made.replace(target)
         except OSError as error:
             raise OptionError(
