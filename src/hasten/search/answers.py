@@ -15,6 +15,7 @@ from hasten.search.blocks import Rows, blocks
 from hasten.search.data import Samples, batches
 from hasten.search.engines import Worker
 from hasten.search.engines_worker import save_npz
+from hasten.search.hidden import Shown
 
 Array = NDArray[Any]
 Outputs = Mapping[str, Array]
@@ -46,7 +47,7 @@ class Part:
 
 
 def write_part(samples: Samples, size: int, folder: Path) -> Part:
-    """Writes samples to files of at most `size` each in a new folder."""
+    """Writes samples to files of at most `size` each in a new folder, which stay."""
     folder.mkdir()
     written = []
     for number, (feeds, place) in enumerate(batches(samples, size)):
@@ -57,7 +58,11 @@ def write_part(samples: Samples, size: int, folder: Path) -> Part:
 
 
 def answers_to(
-    worker: Worker, part: Part, wanted: Collection[str], order: Sequence[str] = ()
+    worker: Worker,
+    part: Part,
+    wanted: Collection[str],
+    order: Sequence[str] = (),
+    shown: Shown | None = None,
 ) -> dict[str, Array]:
     """What a worker's model answers to all samples.
 
@@ -67,6 +72,7 @@ def answers_to(
         wanted: names of the outputs to keep.
         order: names of all outputs of the graph. A torch module that does not name its results gives them in
             this order.
+        shown: tells what does not count of them, which is blotted out; None for nothing.
 
     Raises:
         EngineError: it failed, or an output has no axis that counts samples.
@@ -90,6 +96,8 @@ def answers_to(
                         f"for {count} samples: its first axis must count samples"
                     )
                 array = array[None]
+            if shown is not None:
+                array = shown.answer(part.samples.feeds[batch.place], name, array)
             rows[name].add(array)
     return {name: found.joined() for name, found in rows.items()}
 

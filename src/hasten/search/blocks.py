@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,7 @@ class Rows:
         """One array of all; an array of arrays where their shapes differ. The rows are gone then."""
         alike = len(set(self._shapes)) <= 1
         if self._file is None:
-            return np.stack(self._rows) if alike else _of_objects(self._rows)
+            return together(self._rows)
         assert self._dtype is not None
         with self._file as file:
             file.flush()
@@ -74,7 +74,12 @@ class Rows:
         return _of_objects([part.reshape(shape) for part, shape in zip(parts, self._shapes, strict=True)])
 
 
-def _of_objects(rows: list[Array]) -> Array:
+def together(rows: Sequence[Array]) -> Array:
+    """One array of all rows; an array of arrays where their shapes differ."""
+    return np.stack(rows) if len({np.shape(row) for row in rows}) <= 1 else _of_objects(rows)
+
+
+def _of_objects(rows: Sequence[Array]) -> Array:
     result = np.empty(len(rows), object)
     for index, row in enumerate(rows):
         result[index] = row

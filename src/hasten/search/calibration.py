@@ -26,6 +26,7 @@ from hasten.loops.dtypes import DType
 from hasten.passes.quantize import Range, Scheme, observed_values
 from hasten.runtime.artifact import write_artifact
 from hasten.runtime.session import open_session
+from hasten.search.hidden import Hidden, hidden_in
 from hasten.search.histogram import Histogram, Method
 from hasten.target import native
 
@@ -181,7 +182,7 @@ def run_values(
             found = {**given, **session.run(given)}
             kept = {name: found[name] for name in values}
             _check_finite(kept, "the value", number)
-            hidden = _hidden(padding, given)
+            hidden = hidden_in(padding, given)
             yield {
                 name: _shown(array, hidden.get(name), -1 if values[name] is None else values[name])
                 for name, array in kept.items()
@@ -216,24 +217,13 @@ def _check_finite(arrays: Mapping[str, Array], kind: str, number: int) -> None:
         )
 
 
-def _hidden(padding: Iterable[Mapping[str, Any]], feeds: Feeds) -> dict[str, tuple[Array, tuple[int, int]]]:
-    """For outputs that are not computed at hidden positions: which those are, and along which axes."""
-    result = {}
-    for skipped in padding:
-        if skipped["hidden"] is None:
-            continue
-        mask = np.asarray(feeds[skipped["masks"][0]]) == skipped["hidden"]
-        result.update({name: (mask, tuple(axes)) for name, axes in skipped["outputs"].items()})
-    return result
-
-
-def _shown(array: Array, hidden: tuple[Array, tuple[int, int]] | None, axis: int | None) -> Array:
+def _shown(array: Array, hidden: Hidden | None, axis: int | None) -> Array:
     """The elements at positions that are not hidden, with the axis of channels as the last one."""
     place = -1 if axis is None else axis
     if not array.ndim:
         return array.reshape(1)
     if hidden is not None:
-        mask, axes = hidden
+        mask, axes = hidden.positions, hidden.axes
         first = np.moveaxis(array, axes, (0, 1))
         places = [a for a in range(array.ndim) if a not in axes]
         if first.shape[:2] == mask.shape and place % array.ndim in places:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hasten.errors import EngineError, MissingDependencyError
 from hasten.frontends import huggingface
 from hasten.search.engines import ONNXRUNTIME, REFERENCE, TORCH, Engine, answers
+from hasten.search.hidden import hidden_in
 
 Array = NDArray[Any]
 
@@ -87,18 +88,8 @@ def without_padding(
         feeds: the inputs.
         found: what any engine answered.
     """
-    result = dict(found)
-    for skipped in padding:
-        if skipped["hidden"] is None:
-            continue
-        hidden = feeds[skipped["masks"][0]] == skipped["hidden"]
-        for name, axes in skipped["outputs"].items():
-            array = np.moveaxis(found[name], axes, (0, 1))
-            if array.shape[:2] == hidden.shape:
-                cleared = array.copy()
-                cleared[hidden] = 0
-                result[name] = np.moveaxis(cleared, (0, 1), axes)
-    return result
+    hidden = hidden_in(padding, feeds)
+    return {name: hidden[name].filled(array) if name in hidden else array for name, array in found.items()}
 
 
 def difference(name: str, wanted: Array, got: Array) -> Difference:

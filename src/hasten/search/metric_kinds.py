@@ -144,8 +144,7 @@ def _mse(scores: Array, labels: Array | None, before: Array) -> Array:
     if scores.ndim == right.ndim + 1 and scores.shape[-1] == 1:
         scores = scores[..., 0]
     _check_shape(scores, right)
-    result: Array = ((scores.astype(np.float64) - right) ** 2).reshape(len(scores), -1).mean(axis=1)
-    return result
+    return _mean_of_samples((scores.astype(np.float64) - right) ** 2, ~np.isnan(right), 0.0)
 
 
 def _kl(scores: Array, labels: Array | None, before: Array) -> Array:
@@ -155,12 +154,12 @@ def _kl(scores: Array, labels: Array | None, before: Array) -> Array:
             "name another output"
         )
     # What the original gives says what the candidate means: its own rows may have lost their sum of 1.
-    given = _are_probabilities(before)
+    counted = _counted(labels, scores[..., 0])
+    given = _are_probabilities(before[counted])
     p, q = (_log_probabilities(x, given=given) for x in (before, scores))
     never = np.isneginf(p)  # 0 * log(0 / q) is 0 by convention
     terms = np.exp(p) * (np.where(never, 0.0, p) - np.where(never, 0.0, q))
-    result: Array = np.maximum(terms.sum(axis=-1), 0).reshape(len(scores), -1).mean(axis=1)
-    return result
+    return _mean_of_samples(np.maximum(terms.sum(axis=-1), 0), counted, 0.0)
 
 
 def _are_probabilities(scores: Array) -> bool:
@@ -251,11 +250,13 @@ def _ranks(values: Array) -> Array:
     return (last - (counts - 1) / 2)[which]
 
 
-def _mean_of_samples(right: Array, counted: Array) -> Array:
-    """The share that is right of what counts in each sample; 1 where nothing counts."""
-    rows, weights = (x.reshape(len(right), -1) for x in (right & counted, counted))
+def _mean_of_samples(values: Array, counted: Array, empty: float = 1.0) -> Array:
+    """The mean of what counts in each sample; `empty` where nothing does."""
+    rows, weights = (x.reshape(len(values), -1) for x in (np.where(counted, values, 0), counted))
     total = weights.sum(axis=1)
-    result: Array = np.divide(rows.sum(axis=1), total, out=np.ones(len(right)), where=total > 0)
+    result: Array = np.divide(
+        rows.sum(axis=1), total, out=np.full(len(values), empty), where=total > 0, dtype=np.float64
+    )
     return result
 
 

@@ -46,6 +46,7 @@ class Metric:
         output: the output that it looks at; None for the first.
         classes_alone: only the class of the highest score matters, and a number from 0 to 1 comes of it.
         of_classes: its labels are classes.
+        over_classes: it compares scores of classes.
         any_output: a function of all outputs.
     """
 
@@ -59,6 +60,7 @@ class Metric:
     output: str | None = None
     classes_alone: bool = False
     of_classes: bool = False
+    over_classes: bool = False
     any_output: bool = False
 
 
@@ -84,9 +86,10 @@ def metric_named(
     | kl | mean Kullback-Leibler divergence of the classes' probabilities from the original's |
 
     Outputs of class metrics hold scores `[samples, classes]`, or integer classes `[samples]`. Of answers at
-    several positions, `[samples, ..., classes]` (`[samples, classes, height, width]` for pictures), accuracy
-    and agreement take the mean over the positions of a sample, and f1 and mcc all positions together;
-    positions with a negative label do not count. Samples of a single answer need a label that is a class.
+    several positions, `[samples, ..., classes]` (`[samples, classes, height, width]` for pictures), accuracy,
+    agreement and kl take the mean over the positions of a sample, and f1 and mcc all positions together;
+    positions with a negative label do not count, nor for mse those whose label is NaN. Samples of a single
+    answer need a label that is a class.
     A model of two classes may have a single score, `[samples]` or `[samples, 1]`; `lone` says what it is.
 
     Args:
@@ -286,6 +289,7 @@ def _of_kind(name: str, kind: Kind, output: str | None, lone: Lone | None) -> Me
         output,
         classes_alone=kind.of_classes and kind.whole is not None,
         of_classes=kind.of_classes,
+        over_classes=kind.of_classes or kind.spread,
     )
 
 

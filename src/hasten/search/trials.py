@@ -24,6 +24,7 @@ from hasten.search.clock import Clock
 from hasten.search.data import Feeds, Samples
 from hasten.search.engines import Limits, Worker
 from hasten.search.formats import NEAREST
+from hasten.search.hidden import Shown, padding_of, untold
 from hasten.search.identity import graph_identity, identity
 from hasten.search.isolated import isolated
 from hasten.search.measure import Contestant, Measurement, Plan, Spread, measure
@@ -187,6 +188,11 @@ class Trials:
             always = candidate.name == LOSSLESS
             limits = Limits(None, self.problem.asked.memory) if always else self.limits(None)
             build(graph, path, self.problem.build, candidate.precision, limits, {}, recipe)
+            if always and untold(padding_of(path), self.problem.outputs):
+                # What is 0 in a compiled model's answers could not be told from what counts.
+                self.problem = replace(self.problem, build=replace(self.problem.build, padding="compute"))
+                self.notes.append("padding is computed: its positions cannot be told from the inputs alone")
+                build(graph, path, self.problem.build, candidate.precision, limits, {}, recipe)
             self._graphs[self._graph_key(candidate)] = graph
             self._models[candidate.name] = path
         return self._models[candidate.name]
@@ -247,14 +253,19 @@ class Trials:
         begin = self.clock.elapsed
         with self.worker(candidate) as worker:
             names = [value.name or "" for value in self.problem.graph.graph.outputs]
-            found = answers_to(worker, part, self.problem.outputs, names)
+            found = answers_to(worker, part, self.problem.outputs, names, shown := self.shown())
         self.answering[candidate.name] = (self.clock.elapsed - begin) / max(
             1, len(getattr(self.problem, kind))
         )
         if keep:
             self._answers[candidate.name, kind] = found
-            self.notes += [said for said in said_of_size(found, len(part)) if said not in self.notes]
+            told = (*said_of_size(found, len(part)), *shown.said(found))
+            self.notes += [said for said in told if said not in self.notes]
         return found
+
+    def shown(self) -> Shown:
+        """What of answers counts: not what a mask hides."""
+        return Shown(self.problem.asked.metric, padding_of(self.model(self.candidates[LOSSLESS])))
 
     @property
     def answered_held_out(self) -> bool:
@@ -286,8 +297,8 @@ class Trials:
         if known is None:
             found = self.answers(candidate, "calibration")
             base = self.answers(self.candidates[LOSSLESS], "calibration")
-            labels = self.problem.calibration.labels
             reference = self.reference_answers("calibration")
+            labels = self.shown().labels(self.problem.calibration, reference)
             about["reference"] = self.reference
             lost = drop(asked.metric, reference, found, labels)
             seconds = self.answering.get(candidate.name)
@@ -379,7 +390,7 @@ class Trials:
                 problem.asked.metric,
                 reference,
                 found,
-                problem.held_out.labels,
+                self.shown().labels(problem.held_out, reference),
                 confidence=problem.asked.confidence,
                 share=share,
                 seed=problem.asked.seed,
@@ -400,7 +411,7 @@ class Trials:
             known = self.memory.get("value", **about) if self.problem.asked.named else None
             return None if known is None else float(known)
         try:
-            value = evaluate(metric, found, self.problem.held_out.labels, found)
+            value = evaluate(metric, found, self.shown().labels(self.problem.held_out, found), found)
         except MetricError:
             return None
         if self.problem.asked.named:
