@@ -45,6 +45,22 @@ def text_model(scale: float = 1.0) -> onnx.ModelProto:
     return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
 
 
+def classifier_of_texts(*classes: str) -> onnx.ModelProto:
+    """What scikit-learn's classifiers become: a column of texts, classes by name, a map of probabilities."""
+    names = ", ".join(f'"{name}"' for name in classes)
+    return onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["": 21, "ai.onnx.ml": 3]>
+        g (string[n, 1] city, float[n, 2] x)
+            => (string[n] label, seq(map(string, float)) p, float[n, 2] scores) {{
+            code = ai.onnx.ml.LabelEncoder
+                <keys_strings = ["oslo", "rome"], values_floats = [1.0, 2.0], default_float = nan>(city)
+            both = Concat<axis = 1>(code, x)
+            label, scores = ai.onnx.ml.LinearClassifier<
+                classlabels_strings = [{names}], post_transform = "SOFTMAX",
+                coefficients = [0.5, -0.2, 0.3, -0.5, 0.2, -0.3], intercepts = [-0.7, 0.7]>(both)
+            p = ai.onnx.ml.ZipMap<classlabels_strings = [{names}]>(scores)
+        }}""")
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The cache folder of all commands of this session."""

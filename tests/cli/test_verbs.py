@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 from click.testing import Result
-from tests.cli.conftest import text_model
+from tests.cli.conftest import classifier_of_texts, text_model
 
 import hasten
 from hasten.cli.inspect import cut_function
@@ -335,6 +335,40 @@ def test_maps_are_shown_and_not_written(invoke: Invoke, tmp_path: Path) -> None:
     assert "object" in shown.stdout
     written = invoke(*run, "-o", tmp_path / "y.npz")
     assert written.exit_code == 2 and "leave -o out" in written.stderr
+
+
+def test_texts_are_verified_and_timed_and_maps_are_left_out(invoke: Invoke, tmp_path: Path) -> None:
+    for name, classes in (("model", ("no", "yes")), ("other", ("no", "never"))):
+        onnx.save(classifier_of_texts(*classes), tmp_path / f"{name}.onnx")
+    model, artifact = tmp_path / "model.onnx", tmp_path / "model.hasten"
+    assert invoke("compile", model, "-o", artifact).exit_code == 0
+    cities = np.array([["oslo"], ["rome"], ["rome"]])
+    np.savez(tmp_path / "x.npz", city=cities, x=np.array([[0, 1], [1, 2], [3, 0]], np.float32))
+    for inputs in ((), ("--input", tmp_path / "x.npz")):
+        passed = invoke("verify", artifact, model, *inputs)
+        assert passed.exit_code == 0, passed.output
+        assert "Not compared: p (maps or sequences)" in passed.stdout
+        assert "onnxruntime" in passed.stdout
+    found = json.loads(invoke("verify", artifact, model, "--json").stdout)
+    assert [output["output"] for output in found["outputs"]] == ["label", "scores"]
+    assert found["not_compared"] == ["p"]
+    other = invoke("verify", artifact, tmp_path / "other.onnx", "--input", tmp_path / "x.npz", "--json")
+    assert other.exit_code == 1, other.output
+    assert json.loads(other.stdout)["outputs"][0]["absolute"] is None  # infinity
+    timed = invoke("bench", model, "--rounds", "1", "--threads", "1", "--json", "-")
+    assert timed.exit_code == 0, timed.output
+    results = json.loads(timed.stdout)["measurement"]["results"]
+    assert [result["engine"] for result in results] == ["hasten", "onnxruntime"]
+
+
+def test_maps_alone_cannot_be_verified(invoke: Invoke, tmp_path: Path) -> None:
+    model = classifier_of_texts("no", "yes")
+    del model.graph.output[2], model.graph.output[0]
+    onnx.save(model, tmp_path / "maps.onnx")
+    assert invoke("compile", tmp_path / "maps.onnx", "-o", tmp_path / "maps.hasten").exit_code == 0
+    refused = invoke("verify", tmp_path / "maps.hasten", tmp_path / "maps.onnx")
+    assert refused.exit_code == 2
+    assert "only outputs that are maps or sequences (p)" in refused.stderr
 
 
 def test_json_has_no_infinity(invoke: Invoke, artifact: Path, tmp_path: Path) -> None:

@@ -64,3 +64,15 @@ def test_shapes_that_do_not_fit() -> None:
         make_inputs(TEXT, {"ids": (1, 2)})
     with pytest.raises(InputError, match="'sequence'"):
         make_inputs(TEXT, {"input_ids": (1, 2), "attention_mask": (1, 3)})
+
+
+def test_texts_are_among_those_that_the_model_knows() -> None:
+    nodes = [helper.make_node("LabelEncoder", ["city"], ["code"], keys_strings=["oslo", "rome"])]
+    graph = helper.make_graph(nodes, "g", [], [])
+    inputs = [TensorInfo("city", "object", ("n", 1)), TensorInfo("title", "object", ("n",))]
+    made = make_inputs(inputs, {"city": (40, 1)}, graph=graph)
+    assert set(made["city"].flat) == {"oslo", "rome"}
+    assert made["city"].shape == (40, 1)
+    assert made["title"].shape == (40,)
+    assert all(isinstance(text, str) for array in made.values() for text in array.flat)
+    assert all(array.dtype == object for array in made.values())

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tests.cli.conftest import classifier_of_texts
 
 import hasten
+from hasten.errors import OptionError
 from hasten.runtime.manifest import TensorInfo
 from hasten.search.engines import answers
 from hasten.search.original import Original, original_of
@@ -53,10 +55,10 @@ def search(source: object, data: object, tmp_path: Path, **more: Any) -> Any:
         return found.report.record
 
 
-def check(told: Any) -> None:
-    assert told.original == "torch"
+def check(told: Any, engine: str = "torch") -> None:
+    assert told.original == engine
     original, lossless = told.candidates[:2]
-    assert (original.name, original.engine, original.outcome) == ("original", "torch", Outcome.BASELINE)
+    assert (original.name, original.engine, original.outcome) == ("original", engine, Outcome.BASELINE)
     assert original.drop == lossless.drop == 0
     assert original.latency_ms.median > 0
     assert lossless.to_original is not None
@@ -69,6 +71,18 @@ def test_a_hugging_face_folder_and_labels_that_are_names(folder: Path, tmp_path:
     told = search(folder, data, tmp_path, metric="accuracy")
     check(told)
     assert told.data.labelled
+
+
+def test_a_classifier_with_texts_and_maps(tmp_path: Path) -> None:
+    model, rng = classifier_of_texts("no", "yes").SerializeToString(), np.random.default_rng(2)
+    words = np.array(["oslo", "rome"], object)
+    data = [
+        ({"city": rng.choice(words, (1, 1)), "x": rng.standard_normal((1, 2), np.float32)}, i % 2)
+        for i in range(60)
+    ]
+    check(search(model, data, tmp_path, metric="accuracy", output="scores"), "onnxruntime")
+    with pytest.raises(OptionError, match=r"'p' is a sequence or a map.*another output \(label, scores\)"):
+        search(model, data, tmp_path, metric="accuracy", output="p")
 
 
 class Gated(torch.nn.Module):

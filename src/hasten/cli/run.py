@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -51,7 +52,8 @@ def run(
     results = {name: _as_array(value) for name, value in found.items()}
     if output is not None:
         content = io.BytesIO()
-        save_npz(content, {name: _storable(name, array) for name, array in results.items()})
+        _check_storable(results)
+        save_npz(content, results)
         write_file(output, content.getvalue())
     if as_json:
         outputs = {name: {"dtype": str(array.dtype), "shape": array.shape} for name, array in results.items()}
@@ -74,17 +76,11 @@ def _as_array(value: object) -> Array:
     return single
 
 
-def _storable(name: str, array: Array) -> Array:
-    """An output as .npz can hold it: texts as such.
-
-    Raises:
-        OptionError: it is a sequence or a map.
-    """
-    if array.dtype != object:
-        return array
-    if all(isinstance(text, str) for text in array.flat):
-        return array.astype(str)
-    raise OptionError(f"-o: the output {name!r} is no array, which .npz cannot hold: leave -o out")
+def _check_storable(results: Mapping[str, Array]) -> None:
+    """Raises OptionError for a sequence or a map."""
+    for name, array in results.items():
+        if array.dtype == object and not all(isinstance(text, str) for text in array.flat):
+            raise OptionError(f"-o: the output {name!r} is no array, which .npz cannot hold: leave -o out")
 
 
 def _figures(array: Array) -> tuple[str, str, str]:

@@ -228,8 +228,8 @@ class _Collector:
 
     def _cast(self, info: TensorInfo, array: Array, where: str) -> Array:
         wanted = np.dtype(info.dtype)
-        if array.dtype == wanted:
-            return array
+        if array.dtype == wanted or (wanted.kind == "O" and array.dtype.kind == "U"):
+            return array  # texts stay such: objects have no bytes to tell them apart by
         # Before the copy is made: a mapped array may be of any size.
         self._refuse_beyond(array.size * wanted.itemsize)
         kinds = array.dtype.kind + wanted.kind
@@ -298,8 +298,12 @@ def as_array(value: object, where: str) -> Array:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{where} cannot be made an array: {error}") from None
+    if array.dtype == object and array.size and all(isinstance(text, str) for text in array.flat):
+        return array.astype(str)
     if array.dtype.kind not in "biufSU":
-        raise DataError(f"{where} is {type(value).__name__} of {array.dtype}: give an array of numbers")
+        raise DataError(
+            f"{where} is {type(value).__name__} of {array.dtype}: give an array of numbers or texts"
+        )
     return value if isinstance(value, np.memmap) else array
 
 

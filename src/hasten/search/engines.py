@@ -198,7 +198,7 @@ class Worker:
         return [float(seconds) for seconds in self._ask({"runs": runs})["seconds"]]
 
     def outputs(self, feeds: Path | None = None) -> dict[str, Array]:
-        """Runs the model once; returns what came out, by name.
+        """Runs the model once; returns the arrays that came out, by name: maps and sequences are left out.
 
         Args:
             feeds: a file of other inputs, which are the worker's from now on.

@@ -3,8 +3,8 @@
 This file is started as a script and imports nothing but what the engine needs, so that the memory of
 its process is the engine's. Protocol: after opening and one run it says what that took (`Opened` in
 `engines.py`); then `{"runs": n}` is answered with `{"seconds": [...]}`, and `{"save": path}` with `{}`
-when the outputs are in that .npz file. With `"feeds": path` beside it the inputs of that file are taken
-from then on. An exception ends the process; its text is the last line of stderr.
+when the outputs that are arrays are in that .npz file. With `"feeds": path` beside it the inputs of that
+file are taken from then on. An exception ends the process; its text is the last line of stderr.
 """
 
 from __future__ import annotations
@@ -240,17 +240,29 @@ ENGINES: Mapping[str, Callable[[Job], Open]] = {
 
 
 def read_feeds(path: str) -> dict[str, Any]:
-    """The arrays of an .npz file."""
+    """The arrays of an .npz file; texts are objects, as engines take them."""
     with np.load(path) as loaded:
-        return dict(loaded)
+        return {name: a.astype(object) if a.dtype.kind == "U" else a for name, a in loaded.items()}
 
 
 def save_npz(path: str | IO[bytes], arrays: Mapping[str, Any]) -> None:
-    """`numpy.savez` for any names: its own has arguments that some inputs are called like."""
+    """`numpy.savez` for any names: its own has arguments that some inputs are called like.
+
+    Raises:
+        ValueError: there are Python objects that are no texts.
+    """
     with zipfile.ZipFile(path, "w") as archive:
-        for name, array in arrays.items():
+        for name, given in arrays.items():
+            array = np.asanyarray(given)
+            if array.dtype == object and all(isinstance(text, str) for text in array.flat):
+                array = array.astype(str)
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
+                np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+def without_maps(outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What can be written and compared: arrays, but no maps, sequences and missing values."""
+    return {name: array for name, array in outputs.items() if isinstance(array, np.ndarray | np.generic)}
 
 
 def timed(step: Step, runs: int) -> list[float]:
@@ -315,7 +327,7 @@ def main() -> None:
         if "runs" in request:
             answer["seconds"] = timed(step, request["runs"])
         else:
-            save_npz(request["save"], named(step()))
+            save_npz(request["save"], without_maps(named(step())))
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -1,7 +1,8 @@
 """Inputs made up from an artifact's description, for timing and for a first comparison.
 
 Names and shapes tell what an input is: token ids, a mask, positions, a picture. Ids stay below the number
-of rows of the table that they index, which the artifact's graph shows.
+of rows of the table that they index, and texts are among those that an encoder knows, which the artifact's
+graph shows.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ _TOKENS = 128
 _PICTURE = 224
 _SMALL_VOCABULARY = 100
 _LARGE_VOCABULARY = 20_000
+_TEXTS, _TEXT = "object", "text"
+_KNOWN_TEXTS = ("keys_strings", "cats_strings", "pool_strings")
+"""Attributes of operators that look their texts up in a list."""
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -56,7 +60,8 @@ def make_inputs(
         inputs: what the model takes.
         shapes: shapes of some inputs; sizes that these do not bind are chosen by name and place.
         batch: the batch size where nothing else says it. If above 1, the last row of a mask ends early.
-        graph: the artifact's graph, to see how many rows the tables have that ids index.
+        graph: the artifact's graph, to see how many rows the tables have that ids index, and which texts
+            it knows.
         seed: of the generator.
 
     Returns:
@@ -69,11 +74,16 @@ def make_inputs(
     check_names(shapes, [info.name for info in inputs])
     sizes = likely_sizes(inputs, shapes, batch=batch)
     rows = {} if graph is None else table_rows(graph)
+    texts = {} if graph is None else known_texts(graph)
     rng = np.random.default_rng(seed)
     made: dict[str, Array] = {}
     for info in inputs:
         shape = tuple(dim if isinstance(dim, int) else sizes[dim] for dim in info.shape)
-        made[info.name] = _fill(info, shape, rows.get(info.name), inputs, made, rng)
+        if info.dtype == _TEXTS:
+            known = np.array(texts.get(info.name, (_TEXT,)), object)
+            made[info.name] = known[rng.integers(len(known), size=shape)]
+        else:
+            made[info.name] = _fill(info, shape, rows.get(info.name), inputs, made, rng)
     return made
 
 
@@ -116,6 +126,16 @@ def table_rows(graph: onnx.GraphProto) -> dict[str, int]:
         axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
         if axis < len(dims) and dims[axis].dim_value > 0:
             found[indices] = min(found.get(indices, dims[axis].dim_value), dims[axis].dim_value)
+    return found
+
+
+def known_texts(graph: onnx.GraphProto) -> dict[str, tuple[str, ...]]:
+    """For inputs that are looked up in a list of texts: that list."""
+    found: dict[str, tuple[str, ...]] = {}
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.name in _KNOWN_TEXTS and attribute.strings:
+                found[node.input[0]] = tuple(text.decode("utf-8", "replace") for text in attribute.strings)
     return found
 
 

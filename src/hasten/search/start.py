@@ -27,7 +27,7 @@ from hasten.graph.pages import give_back
 from hasten.passes.facts import is_quantized
 from hasten.passes.pipeline import optimize_graph
 from hasten.runtime.artifact import WEIGHTS, read_artifact, write_artifact
-from hasten.runtime.manifest import TensorInfo
+from hasten.runtime.manifest import OBJECT, TensorInfo
 from hasten.search.asked import Asked, Problem
 from hasten.search.build import Build
 from hasten.search.candidates import Candidate
@@ -116,8 +116,15 @@ def pose(
     model = found.graph
     inputs = [_info(v) for v in model.graph.inputs]
     outputs = tuple(v.name or "" for v in model.graph.outputs)
+    arrays = tuple(v.name or "" for v in model.graph.outputs if _info(v).dtype != OBJECT)
     if asked.metric.output is not None and asked.metric.output not in outputs:
         raise OptionError(f"output={asked.metric.output!r}: the model has {', '.join(outputs)}")
+    named = asked.metric.output or outputs[0]
+    if named not in arrays and (asked.named or not arrays):
+        raise OptionError(
+            f"the output {named!r} is a sequence or a map, and metrics look at arrays: "
+            + (f"name another output ({', '.join(arrays)})" if arrays else "export the model to give some")
+        )
     samples = load_samples(data, inputs, folder=raw)
     if asked.metric.needs_labels and samples.labels is None:
         raise DataError(
@@ -140,7 +147,7 @@ def pose(
         if metric.classes_alone or metric.zero_one:
             held_out = held_out.noted(f"the only score of an answer is taken as a {lone}: {THRESHOLD[lone]}")
     original = original_of(source, folder, example, inputs)
-    looked_at = (asked.metric.output or outputs[0],) if asked.named else outputs
+    looked_at = (named,) if asked.named else arrays
     return Problem(
         asked=replace(asked, metric=metric),
         name=_name(source),
@@ -243,10 +250,23 @@ def pack(
         manifest = json.loads(archive.read("manifest.json"))
     del manifest["members"]
     manifest["report"] = {**manifest["report"], **noted}
+    _texts_to_nodes(model)
     kept = read_artifact(built, verify="now").members
     image = np.frombuffer(kept[WEIGHTS], np.uint8)
     members = {**kept, **graph_members(model, weights=True, image=image)}
     write_artifact(path, manifest, members)
+
+
+def _texts_to_nodes(model: ir.Model) -> None:
+    """Makes constants in the graph of weights that are texts: an artifact keeps weights as bytes."""
+    for value in list(model.graph.initializers.values()):
+        if value.dtype is not ir.DataType.STRING or value.const_value is None:
+            continue
+        made = ir.Value(name=value.name, type=value.type, shape=value.shape)
+        node = ir.Node("", "Constant", [], [ir.AttrTensor("value", value.const_value)], outputs=[made])
+        value.replace_all_uses_with(made, replace_graph_outputs=True)
+        del model.graph.initializers[value.name or ""]
+        model.graph.insert_before(model.graph[0], node)
 
 
 def _info(value: ir.Value) -> TensorInfo:
