@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping
 
@@ -253,7 +254,7 @@ def test_what_may_be_stated_of_a_sequence() -> None:
     assert sequence_bound(accepted, 0.01, failed=True) == 0.01
 
 
-def test_shares_of_an_order_add_up_and_pass_on() -> None:
+def test_shares_fall_with_failures_alone_and_add_up() -> None:
     levels, own = Levels(), []
     for _ in range(60):
         own.append(levels.share)
@@ -261,13 +262,30 @@ def test_shares_of_an_order_add_up_and_pass_on() -> None:
     assert own[:4] == pytest.approx([0.9, 0.05, 0.025, 0.0125])
     assert sum(own) == pytest.approx(1)
     levels = Levels().after(accepted=True)
-    assert levels.share == pytest.approx(0.95)
-    levels = levels.after(accepted=True).after(accepted=False)
-    assert levels.share == pytest.approx(0.0125)
-    assert levels.after(accepted=True).share == pytest.approx(0.01875)
+    assert levels.share == Levels().share
+    late = functools.reduce(lambda before, _: before.after(accepted=True), range(9), levels)
+    assert late.after(accepted=False).share == own[1]  # however many were accepted before
+    assert late.after(accepted=False).after(accepted=True).share == own[1]
     fixed = Levels(kept=0.0)
     assert fixed.share == fixed.after(accepted=True).share == 1.0
     assert fixed.after(accepted=False).share == 0.0
+
+
+@pytest.mark.parametrize("kept", [KEPT, 0.0, 0.5])
+def test_whatever_is_beyond_the_budget_and_whatever_passes_chances_of_error_add_up(kept: float) -> None:
+    """Every set of places that must not be accepted, every outcome of the others: the union bound."""
+    places = range(7)
+    most = 0.0
+    for beyond in itertools.product([False, True], repeat=len(places)):
+        shares = dict.fromkeys([n for n in places if beyond[n]], 0.0)
+        for passes in itertools.product([False, True], repeat=len(places)):
+            levels = Levels(kept)
+            for n in places:
+                if beyond[n]:
+                    shares[n] = max(shares[n], levels.share)
+                levels = levels.after(accepted=passes[n] and not beyond[n])
+        most = max(most, sum(shares.values()))
+    assert 0.9 < most <= 1 + 1e-12
 
 
 def test_something_is_kept_where_the_first_test_can_do_without() -> None:
@@ -331,6 +349,13 @@ def test_a_failure_leaves_those_after_it_a_chance() -> None:
     assert run_order(np.array([9, 0, 2]), samples, budget)[0] == [1]
     assert run_order(np.array([0, 1, 2]), samples, budget)[0] == [0, 1, 2]
     assert run_order(np.array([9, 9, 9, 0]), samples, budget)[0] == []  # little is left by then
+    assert run_order(np.array([0, 0, 0, 0, 9, 0]), samples, budget)[0] == [
+        0,
+        1,
+        2,
+        3,
+        5,
+    ]  # nothing was used before
 
 
 def test_a_slow_metric_gets_fewer_draws_but_never_too_few() -> None:

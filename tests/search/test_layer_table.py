@@ -19,6 +19,7 @@ from hasten.search.formats import Careful
 from hasten.search.layer_table import LayerTable
 from hasten.search.pace import Pace
 from hasten.search.quantization import Quantization
+from hasten.search.samples import Samples
 from hasten.search.sensitivity import Sensitivity
 from hasten.search.trials import Trials
 from hasten.search.uniform import Uniform
@@ -54,9 +55,8 @@ def test_multiplications_are_those_of_a_sample() -> None:
     sample = {"x": np.zeros((1, 3, 224, 224), np.float32), "t": np.zeros((1, 50, 8), np.float32)}
     graph = two_towers()
     trials = SimpleNamespace(
-        problem=SimpleNamespace(graph=graph),
+        problem=SimpleNamespace(graph=graph, calibration=Samples((sample,))),
         variants={WHOLE: Variant(graph)},
-        typical_sample=lambda: sample,
         candidates={LOSSLESS: lossless()},
     )
     table = LayerTable(cast(Trials, trials), cast(Pace, None), [])
@@ -68,11 +68,11 @@ def test_multiplications_are_those_of_a_sample() -> None:
 def test_what_breaks_in_a_format_is_left_out_of_it_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = two_towers()
     names = ("stem", "head")
+    sample = {"x": np.zeros((1, 3, 224, 224)), "t": np.zeros((1, 50, 8))}
     prepared = SimpleNamespace(model=graph, layers=names, careful=Careful(), how=Quantization(names))
     trials = SimpleNamespace(
-        problem=SimpleNamespace(graph=graph),
+        problem=SimpleNamespace(graph=graph, calibration=Samples((sample,))),
         variants={WHOLE: SimpleNamespace(graph=graph, prepared=prepared, ranges={"minmax": {}})},
-        typical_sample=lambda: {"x": np.zeros((1, 3, 224, 224)), "t": np.zeros((1, 50, 8))},
         say=lambda _: None,
     )
     pace, notes = SimpleNamespace(has_time=lambda _: True), list[str]()

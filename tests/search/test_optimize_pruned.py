@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from benchmarks.hostile import CLASSES, WIDTH, network, samples
 from onnx import TensorProto, helper, numpy_helper
@@ -14,7 +15,11 @@ from tests.search.searches import LAYERS, Search, record
 import hasten
 from hasten.backends.graph_members import whole_graph
 from hasten.runtime.artifact import read_artifact
-from hasten.search import pruning
+from hasten.search import certificates, pruning
+from hasten.search.candidates import LOSSLESS, pruned
+from hasten.search.record import Outcome
+from hasten.search.transfer import mapped
+from hasten.search.variants import Variant
 
 
 def test_what_is_worth_nothing_is_removed_together_with_int8(
@@ -43,6 +48,50 @@ def test_what_is_worth_nothing_is_removed_together_with_int8(
     again = record(search(model, prune=True))
     assert clockwork[count:] == []
     assert again.candidate(again.chosen) == chosen
+
+
+def test_what_a_pruned_one_set_aside_comes_back_if_that_fails(
+    search: Search, clockwork: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fastest of three promises more than the second, and is blind to an input that is held out alone."""
+    monkeypatch.setattr(certificates, "_SMALLEST_SHARE", 0.03)  # as if more had passed than one
+
+    def family(self: pruning.Pruning) -> None:
+        trials, rng = self._trials, np.random.default_rng(3)
+        for share, noise, blind in ((0.8, 1e-4, False), (0.6, 3e-3, False), (0.4, 1e-3, True)):
+            model = network()
+            for tensor in model.graph.initializer:
+                weight = numpy_helper.to_array(tensor) + noise * rng.standard_normal(tensor.dims)
+                weight[-1] *= not (blind and tensor.name == "w0")
+                tensor.CopyFrom(numpy_helper.from_array(weight.astype(np.float32), tensor.name))
+            name = f"without {1 - share:.0%}"
+            graph = mapped(ir.from_proto(model), trials.problem.folder / f"{name}.onnx")
+            trials.variants[name] = Variant(graph)
+            candidate = pruned(trials.candidates[LOSSLESS], name, share)
+            trials.add(candidate)
+            trials.note(candidate.name, flops=share)
+
+    monkeypatch.setattr(pruning.Pruning, "try_amounts", family)
+    usual, data = samples(200, seed=5), samples(600)
+    for sample in usual:
+        sample["x"][:, -1] = 0.0
+    options = {"data": data, "calibration": usual, "prune": True, "precision": "f32"}
+    told = record(search(**options))
+    slow, middle, fast = (told.candidate(f"{share}% of FLOPs") for share in (80, 60, 40))
+    assert slow.loss < fast.loss < middle.loss < 1e-2
+    assert all(c.drop < 0.05 for c in (slow, middle, fast))
+    assert [c.outcome for c in (slow, middle, fast)] == [
+        Outcome.CERTIFIED,
+        Outcome.CHOSEN,
+        Outcome.NOT_CERTIFIED,
+    ]
+    assert fast.bound.measured > 0.05
+    assert [c.bound.share for c in (slow, fast, middle)] == pytest.approx([0.9, 0.9, 0.05])
+    assert told.stated == 0.05
+    count = len(clockwork)
+    again = record(search(**options))
+    assert clockwork[count:] == []
+    assert again.candidate(again.chosen) == told.candidate(told.chosen)
 
 
 def residual() -> onnx.ModelProto:

@@ -4,17 +4,21 @@ The order follows from the calibration part and from times, never from what was 
 
 1. by rising loss, each faster than all before it, those that the held-out part would certify if it showed
    what the calibration part did (`Certificates.hopeful`);
-2. the others in the same way, each faster than all of those too;
-3. where some of these failed: what they were preferred to, in the same way again.
+2. the others in the same way, each faster than all of those too.
 
-A place in the order has a share of what may go wrong (`certify.Levels`), whether it is used or not, so that
-one failure does not end the search (docs/decisions/0015-guarantee.md).
+Everything else is set aside, by the first of these that is as fast, and comes after them:
+
+3. what the last one set aside, in the same order among itself, then what the one before it did, and so on.
+
+All of 3 ends at the first that was accepted: what it set aside is no faster, nor is anything that follows. So
+what was set aside has its turn where what was preferred to it failed, and nowhere else. Each failure leaves
+less of what may go wrong to those after it (`certify.Levels`; docs/decisions/0015-guarantee.md).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from hasten.search.bounds import binomial_upper
 from hasten.search.candidates import LOSSLESS, ORIGINAL
@@ -32,6 +36,7 @@ class Certificates:
 
     Attributes:
         levels: which share of what may go wrong the next candidate has.
+        placed: names of all that had a turn, in order, behind the lossless compilation's.
         ended: no further candidate could be certified.
         samples_needed: how many held-out samples would do, where there are too few.
     """
@@ -43,8 +48,7 @@ class Certificates:
         self.ended = False
         self.samples_needed: int | None = None
         self._failed = False
-        self._last = LOSSLESS
-        self._placed: set[str] = set()
+        self.placed = [LOSSLESS]
         self._trials, self._pace, self._notes = trials, pace, notes
 
     def check_samples(self) -> None:
@@ -82,49 +86,40 @@ class Certificates:
     def front(self, baselines: Sequence[str] = (LOSSLESS, ORIGINAL)) -> list[str]:
         """Names of the candidates to certify next, in order, each faster than all before it.
 
-        Those that a baseline beats, or one that is before them, are noted so.
+        Those that a baseline beats, or that are set aside, are noted so.
 
         Args:
             baselines: that each must beat.
         """
-        trials, chosen, last = self._trials, list[str](), self._last
-        timed = [n for n in self._open() if in_the_running(trials, n)]
-        for name in sorted(timed, key=lambda n: (not self.hopeful(n), self._loss(n))):
-            if not all(faster(trials, name, other) for other in baselines):
+        trials, able = self._trials, list[str]()
+        for name in [n for n in self._open() if in_the_running(trials, n)]:
+            if all(faster(trials, name, other) for other in baselines):
+                able.append(name)
+            else:
                 reason = why_not_faster(trials, name, baselines)
                 trials.note(name, outcome=Outcome.NOT_FASTER, reason=reason)
-            elif latency(trials, name) >= latency(trials, last):
-                less = "changes less" if self._loss(last) <= self._loss(name) else "promises more"
-                trials.note(name, outcome=Outcome.NOT_FASTER, reason=f"{last} {less} and is as fast")
-            else:
-                chosen.append(name)
-                last = name
+        times = self._times()
+        chosen = self._each_faster(able, times, times[self.placed[-1]])
+        self._set_aside([*self.placed, *chosen], able, times)
         return chosen
 
     def test(self, names: Iterable[str]) -> bool:
         """Tests candidates in this order, as long as one can pass and there is time; whether that goes on."""
-        trials = self._trials
         for name in names:
             if self.ended or not self._pace.held_out_fits(name):
                 return False
-            self._placed.add(name)
-            self._last = name
-            accepted = latency(trials, name) < latency(trials, trials.best) and self._accepts(name)
-            self.levels = self.levels.after(accepted=accepted)
+            self.placed.append(name)
+            self.levels = self.levels.after(accepted=self._beats_best(name) and self._accepts(name))
             self.ended = not self._can_pass()
         return not self.ended
 
     def test_all(self) -> None:
-        """Tests what is worth it; where some fail, what they were preferred to as well."""
-        goes_on = self.test(self.front())
-        while goes_on and self._failed:
-            trials, names = self._trials, self._second_choices()
-            better = [n for n in names if latency(trials, n) < latency(trials, trials.best)]
-            if not better:
-                return
-            trials.say("timing what failed candidates were preferred to")
-            trials.time(better)
-            goes_on = self.test(names)
+        """Tests what is worth it; where some fail, what they had set aside as well."""
+        trials, front = self._trials, self.front()
+        left = [n for n in self._open() if n not in front and within_budget(trials, n) and self._may_win(n)]
+        times = self._times()  # as they are before any test: the order must not depend on outcomes
+        if self.test(front):
+            self._take_up([*self.placed], left, times)
 
     def conclude(self) -> None:
         """Finds how many samples would certify the candidate that came nearest, if none was certified."""
@@ -147,26 +142,85 @@ class Certificates:
     def _open(self) -> list[str]:
         """Names of the candidates that have no place in the order yet, and times."""
         records = self._trials.records
-        return [n for n in records if n not in self._placed and records[n].latency_ms is not None]
+        return [n for n in records if n not in self.placed and records[n].latency_ms is not None]
 
     def _loss(self, name: str) -> float:
         return self._trials.records[name].loss or 0.0
 
-    def _second_choices(self) -> list[str]:
-        """What is left, by rising loss, each faster than all before it."""
-        trials, chosen, last = self._trials, list[str](), LOSSLESS
-        left = [n for n in self._open() if within_budget(trials, n) and faster(trials, n, LOSSLESS)]
-        for name in sorted(left, key=self._loss):
-            if latency(trials, name) < latency(trials, last):
+    def _times(self) -> dict[str, float]:
+        """Milliseconds of all candidates, by name; infinite where they are not known."""
+        return {name: latency(self._trials, name) for name in self._trials.records}
+
+    def _may_win(self, name: str) -> bool:
+        """Whether a candidate beats the baselines, as far as it was timed with them."""
+        trials = self._trials
+        by_original = trials.records[name].to_original is None or faster(trials, name, ORIGINAL)
+        return by_original and faster(trials, name, LOSSLESS) and math.isfinite(latency(trials, name))
+
+    def _each_faster(
+        self, names: Iterable[str], times: Mapping[str, float], last: float = math.inf
+    ) -> list[str]:
+        """Those names that are each faster than all before, by rising loss; the unlikely come last."""
+        chosen = list[str]()
+        for name in sorted(names, key=lambda n: (not self.hopeful(n), self._loss(n))):
+            if times[name] < last:
                 chosen.append(name)
-                last = name
+                last = times[name]
         return chosen
+
+    def _set_aside(
+        self, chosen: Sequence[str], names: Iterable[str], times: Mapping[str, float]
+    ) -> dict[str, list[str]]:
+        """What is not chosen, by the first chosen that is as fast, which is noted; else by the last one."""
+        aside: dict[str, list[str]] = {name: [] for name in chosen}
+        for name in names:
+            if name in aside:
+                continue
+            rival = next((c for c in chosen if times[c] <= times[name]), chosen[-1])
+            aside[rival].append(name)
+            less = "changes less" if self._loss(rival) <= self._loss(name) else "promises more"
+            reason = f"{rival} {less} and is as fast"
+            self._trials.note(name, outcome=Outcome.NOT_FASTER, reason=reason)
+        return aside
+
+    def _take_up(self, tested: Sequence[str], left: Collection[str], times: Mapping[str, float]) -> bool:
+        """Tests what is left and was set aside by candidates that failed; whether that goes on.
+
+        It ends with the first that was accepted: what it set aside is no faster, nor are those after it.
+
+        Args:
+            tested: candidates, in order.
+            left: of the others.
+            times: of all, in milliseconds.
+        """
+        trials, aside = self._trials, self._set_aside(tested, left, times)
+        for rival in reversed(tested):
+            if trials.records[rival].outcome in (Outcome.CERTIFIED, Outcome.BASELINE):
+                return False
+            for name in aside[rival]:
+                reason = f"{rival} was preferred to it, and failed; the search ended before its turn"
+                trials.note(name, outcome=Outcome.NOT_TRIED, reason=reason)
+            names = self._each_faster(aside[rival], times)
+            if not self.test(names) or not self._take_up(names, aside[rival], times):
+                return False
+        return True
+
+    def _beats_best(self, name: str) -> bool:
+        """Whether a candidate is faster than the best and the baselines, if need be by a second look."""
+        trials = self._trials
+        if latency(trials, name) < latency(trials, trials.best):
+            trials.time([name])
+        if not trials.works(name):
+            return False
+        slower = latency(trials, name) >= latency(trials, trials.best)
+        reason = f"{trials.best} is as fast" if slower else why_not_faster(trials, name)
+        if reason:
+            trials.note(name, outcome=Outcome.NOT_FASTER, reason=reason)
+        return not reason
 
     def _accepts(self, name: str) -> bool:
         """Whether a candidate is certain to keep the budget; notes what was found."""
         trials = self._trials
-        if not all(faster(trials, name, other) for other in (LOSSLESS, ORIGINAL)):
-            return False  # a second choice that turned out slower
         try:
             passed = trials.certify(name, self.levels.share)
         except Exception as error:  # noqa: BLE001 - whatever went wrong loses this candidate, not the search

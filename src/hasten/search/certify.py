@@ -81,30 +81,28 @@ class Bound:
 class Levels:
     """Which share of what may go wrong the next candidate of a fixed order is tested with.
 
-    The fallback procedure (Wiens 2003; Wiens and Dmitrienko 2005): each place of the order has a share of its
-    own, and a candidate that is accepted leaves the whole share it was tested with to the next. The first has
-    `1 - kept`, and each after it half of what is left: 0.05, 0.025, ... for a tenth. With nothing kept it is
-    the fixed sequence, which the first failure ends.
+    A fixed sequence that failures do not end (Qiu, Guo and Lynch 2015): the share follows from how many
+    candidates before were not accepted. Those after none have `1 - kept`, those after one half of `kept`,
+    after two a quarter: 0.9, 0.05, 0.025, ... for a tenth. Of the candidates beyond the budget, before the
+    first is accepted all that come before it failed: the n-th of them has at most the n-th of these shares,
+    which add up to 1. With nothing kept it is the sequence that the first failure ends.
 
     Attributes:
-        kept: of the first, for later ones.
-        tested: how many candidates there were, whatever became of them.
-        inherited: from those that were accepted since the last that was not.
+        kept: of the first, for those after a failure.
+        failed: how many candidates were not accepted, for whatever reason.
     """
 
     kept: float = KEPT
-    tested: int = 0
-    inherited: float = 0.0
+    failed: int = 0
 
     @property
     def share(self) -> float:
         """Of `1 - confidence`, for the next candidate."""
-        own = 1 - self.kept if self.tested == 0 else self.kept / 2.0**self.tested
-        return min(1.0, own + self.inherited)
+        return self.kept / 2.0**self.failed if self.failed else 1 - self.kept
 
     def after(self, *, accepted: bool) -> Levels:
         """What is left once the next candidate was accepted; or failed, or was passed over."""
-        return replace(self, tested=self.tested + 1, inherited=self.share if accepted else 0.0)
+        return self if accepted else replace(self, failed=self.failed + 1)
 
 
 def levels_for(metric: Metric, samples: int, budget: float, confidence: float) -> Levels:

@@ -36,7 +36,8 @@ class LayerTable:
         """Nothing is known yet; what goes wrong will be said in the notes."""
         graph = trials.problem.graph
         self.layers: tuple[Layer, ...] = tuple(products(graph))
-        flops = flops_by_node(graph, typical_sizes(graph, [trials.typical_sample()])) if self.layers else {}
+        typical = [trials.problem.calibration.typical()]
+        flops = flops_by_node(graph, typical_sizes(graph, typical)) if self.layers else {}
         self.macs = {layer.name: flops[layer.name] // 2 for layer in self.layers if layer.name in flops}
         self.sensitivity: dict[Format, Sensitivity] = {}
         self.times: dict[str, dict[str, float]] = {}
@@ -132,7 +133,7 @@ def measured_times(trials: Trials, candidate: Candidate, work: Mapping[Layer, fl
     problem = trials.problem
     found: dict[str, float] = trials.apart(
         layer_times,
-        *(trials.model(candidate), work, trials.typical_sample(), problem.asked.threads),
+        *(trials.model(candidate), work, trials.problem.calibration.typical(), problem.asked.threads),
         Path(problem.build.cache),
         doing="timing layers",
         limits=trials.limits(),

@@ -18,7 +18,7 @@ Phases:
 6. Other engines on the same graphs, those that a first look does not find slower than our code of them.
 7. All that is within the budget on the calibration part is timed in turns with the original and the lossless.
 8. Certificates, in an order that follows from the calibration part and times alone (`certificates.py`). One
-   that fails does not end it: something was kept for those after it.
+   that fails does not end it: something was kept for those after it, and what it had set aside comes back.
 """
 
 from __future__ import annotations

@@ -311,7 +311,7 @@ def measured(trials: Trials, artifact: Path, model: ir.Model, sizes: Mapping[str
     problem = trials.problem
     found: dict[str, Point] = trials.apart(
         node_times,
-        *(artifact, model, sizes, trials.typical_sample(), problem.asked.threads),
+        *(artifact, model, sizes, trials.problem.calibration.typical(), problem.asked.threads),
         Path(problem.build.cache),
         doing="timing kernels",
         limits=trials.limits(),

@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hasten.errors import HastenError, MetricError, TuningError
 from hasten.search.answers import Outputs, Part, answers_to, relative_change, write_part
 from hasten.search.asked import Problem
@@ -21,7 +19,7 @@ from hasten.search.build import Recipe, build, write_quantized
 from hasten.search.candidates import LOSSLESS, ORIGINAL, Candidate
 from hasten.search.certify import Bound, certify
 from hasten.search.clock import Clock
-from hasten.search.data import Feeds, Samples
+from hasten.search.data import Samples
 from hasten.search.engines import Limits, Worker
 from hasten.search.formats import NEAREST
 from hasten.search.hidden import Shown, padding_of, untold
@@ -358,7 +356,7 @@ class Trials:
         limits = Limits(max(1.0, min(_PATIENCE, self.clock.left)), self.problem.asked.memory)
         ends = time.monotonic() + seconds
         plan = Plan(self.problem.asked.threads, rounds, _TURN, 1, limits=limits, ends=ends)
-        found = measure(contestants, self.typical_sample(), plan, progress=self.say)
+        found = measure(contestants, self.problem.calibration.typical(), plan, progress=self.say)
         for name, reason in found.failures.items():
             self.note(name, outcome=Outcome.FAILED, reason=reason)
         return found
@@ -417,17 +415,6 @@ class Trials:
         if self.problem.asked.named:
             self.remember("value", value, **about)
         return value
-
-    def typical_sample(self) -> Feeds:
-        """The sample of median size: of all its arrays' elements, then of those that are not zero."""
-        feeds = self.problem.calibration.feeds
-
-        def size(given: Feeds) -> tuple[int, int]:
-            arrays = [np.asarray(a) for a in given.values()]
-            shown = [int(np.count_nonzero(a)) for a in arrays if a.dtype.kind in "iub"]
-            return sum(a.size for a in arrays), sum(shown)
-
-        return sorted(feeds, key=size)[len(feeds) // 2]
 
     def _note_times(self, found: Measurement, names: Sequence[str]) -> None:
         """Notes times, and ratios to those baselines that took part."""
