@@ -12,6 +12,9 @@ import pytest
 
 from hasten.graph.oldest import oldest_opset, stamp_oldest, with_oldest_opset
 
+QKV = "float[1, 2, 3, 4] x"
+MASK = "m = Constant<value = bool[3, 3] {1, 1, 0, 0, 1, 1, 1, 0, 1}>()"
+
 
 def parsed(
     body: str, opset: int = 25, inputs: str = "float[2, 4] x", outputs: str = "float[2, 4] y"
@@ -23,12 +26,13 @@ def parsed(
 @pytest.mark.parametrize(
     ("body", "oldest", "more"),
     [
+        (f"{MASK} y = Attention(x, x, x, m)", 24, {"inputs": QKV, "outputs": "float[1, 2, 3, 4] y"}),
         ("s = Constant<value = int64[2] {4, 2}>() r = Reshape(x, s) y = Transpose(r)", 21, {}),
         ("y = Gelu(x)", 21, {}),
         ("y = Round(x)", 21, {}),
         ("y = Round(x)", 22, {"inputs": "bfloat16[2, 4] x", "outputs": "bfloat16[2, 4] y"}),
         ("y = Swish(x)", 24, {}),
-        ("y = Attention(x, x, x)", 23, {"inputs": "float[1, 2, 3, 4] x", "outputs": "float[1, 2, 3, 4] y"}),
+        ("y = Attention(x, x, x)", 23, {"inputs": QKV, "outputs": "float[1, 2, 3, 4] y"}),
         ("h = Cast<to = 1>(x) y = Relu(h)", 21, {}),
         ('y = Cast<to = 1, round_mode = "down">(x)', 24, {}),
         ("s = Constant<value = float {0.1}>() z = Constant<value = int8 {3}>() "
@@ -59,21 +63,26 @@ def test_oldest_opset(body: str, oldest: int, more: dict[str, str]) -> None:
         onnx.checker.check_model(made, full_check=True)
 
 
-def test_the_answers_are_the_same() -> None:
-    body = """s = Constant<value = float {0.1}>() z = Constant<value = int8 {3}>()
-    n = Constant<value = int64[2] {4, 2}>() q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)
-    g = Gelu(d) e = Elu(g) r = Reshape(e, n) y = Transpose(r)"""
-    proto = parsed(body)
-    x = np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)
-
+def check_answers(proto: onnx.ModelProto, x: np.ndarray, oldest: int) -> None:
     def answer() -> np.ndarray:
         session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
         return np.asarray(session.run(None, {"x": x})[0])
 
     before = answer()
     stamp_oldest(proto)
-    assert proto.opset_import[0].version == 21
-    np.testing.assert_array_equal(answer(), before)
+    assert proto.opset_import[0].version == oldest
+    np.testing.assert_allclose(answer(), before, rtol=1e-5, atol=1e-6)
+
+
+def test_the_answers_are_the_same() -> None:
+    rng = np.random.default_rng(0)
+    body = """s = Constant<value = float {0.1}>() z = Constant<value = int8 {3}>()
+    n = Constant<value = int64[2] {4, 2}>() q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)
+    g = Gelu(d) e = Elu(g) r = Reshape(e, n) y = Transpose(r)"""
+    check_answers(parsed(body), rng.standard_normal((2, 4)).astype(np.float32), 21)
+    for attention, oldest in (("y = Attention(x, x, x)", 23), (f"{MASK} y = Attention(x, x, x, m)", 24)):
+        proto = parsed(attention, inputs=QKV, outputs="float[1, 2, 3, 4] y")
+        check_answers(proto, rng.standard_normal((1, 2, 3, 4)).astype(np.float32), oldest)
 
 
 def test_types_that_are_not_known_keep_the_opset() -> None:

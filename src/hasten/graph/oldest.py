@@ -12,10 +12,7 @@ from hasten.graph.opset import IR_VERSION, opset_of
 
 OLDEST_WRITTEN = 21  # what the oldest ONNX Runtime knows that this package works with, 1.20
 
-_POOLS = (
-    "AveragePool",
-    "MaxPool",
-)  # 22 says which windows of a rounded-up count there are; 21 leaves it open
+_POOLS = ("AveragePool", "MaxPool")
 
 
 def oldest_opset(model: ir.Model) -> int | None:
@@ -67,7 +64,7 @@ def _means_the_same(node: ir.Node, version: int, own: int) -> bool:
     older = onnx.defs.get_schema(node.op_type, version, "")
     if newer.since_version == older.since_version:
         return True
-    if node.op_type in _POOLS and "ceil_mode" in node.attributes:
+    if _was_reworded(node, version):
         return False
     defaults = all(
         str(attribute.default_value) == str(newer.attributes[name].default_value)
@@ -75,6 +72,14 @@ def _means_the_same(node: ir.Node, version: int, own: int) -> bool:
         if name in newer.attributes
     )
     return defaults and set(node.attributes) <= set(older.attributes) and _types_fit(node, older)
+
+
+def _was_reworded(node: ir.Node, version: int) -> bool:
+    """Whether the text of an older schema, and nothing else of it, says less of what a node does."""
+    if node.op_type in _POOLS:  # which windows there are of a count that is rounded up
+        return version < 22 and "ceil_mode" in node.attributes
+    masked = len(node.inputs) > 3 and node.inputs[3] is not None
+    return node.op_type == "Attention" and masked and version < 24  # a mask may be shorter than the keys
 
 
 def _types_fit(node: ir.Node, schema: onnx.defs.OpSchema) -> bool:
