@@ -1,6 +1,7 @@
 import os
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx.parser
@@ -9,8 +10,14 @@ import pytest
 
 from hasten.errors import ModelError, OptionError
 from hasten.frontends import onnx as frontend
+from hasten.graph.inference import check
+from hasten.graph.pages import give_back
 
 WEIGHTS = np.random.default_rng(0).standard_normal((40, 40), np.float32)
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/dev/fd").iterdir())
 
 
 @pytest.fixture
@@ -87,6 +94,60 @@ def test_external_weights_outside_the_folder(proto: onnx.ModelProto, tmp_path: P
     (tmp_path / "inside" / "model.data").symlink_to(tmp_path / "elsewhere.data")
     with pytest.raises(ModelError, match="outside the model's own folder"):
         frontend.load(path)
+
+
+def _in_a_cache(path: Path, cache: Path) -> Path:
+    """The model as the Hugging Face Hub caches it: files are links to others that are named by their hash."""
+    blobs, shown = cache / "blobs", cache / "snapshots" / "0a1b" / "onnx"
+    blobs.mkdir(parents=True)
+    shown.mkdir(parents=True)
+    for number, file in enumerate(sorted(path.parent.iterdir())):
+        (blobs / f"{number}c3d").write_bytes(file.read_bytes())
+        (shown / file.name).symlink_to(Path("../../../blobs") / f"{number}c3d")
+    return shown / path.name
+
+
+def test_external_weights_of_files_that_are_links(proto: onnx.ModelProto, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    path = _external(proto, tmp_path / "model")
+    cached = _in_a_cache(path, tmp_path / "cache")
+    (tmp_path / "link.onnx").symlink_to(path)  # its weights are beside what it stands for
+    for source in (cached, tmp_path / "link.onnx"):
+        weights = _weights(frontend.load(source))
+        np.testing.assert_array_equal(weights.numpy(), WEIGHTS)
+        assert weights.tobytes() == WEIGHTS.tobytes()
+    data = cached.with_name("model.data")
+    data.unlink()
+    (tmp_path / "elsewhere.data").write_bytes(WEIGHTS.tobytes())
+    data.symlink_to(tmp_path / "elsewhere.data")
+    with pytest.raises(ModelError, match="outside the model's own folder"):
+        frontend.load(cached)
+
+
+def test_a_file_of_many_weights_is_opened_once(tmp_path: Path) -> None:
+    rng, count = np.random.default_rng(0), 40
+    arrays = {f"w{i}": rng.standard_normal((1 + i % 3, 7), np.float32) for i in range(count)}
+    arrays |= {"narrow": rng.standard_normal(5).astype(ml_dtypes.bfloat16)}
+    arrays |= {f"four{i}": rng.integers(-8, 8, (3, 3 + i)).astype(ml_dtypes.int4) for i in range(count)}
+    values = [ir.Value(name=name, const_value=ir.tensor(array, name=name)) for name, array in arrays.items()]
+    graph = ir.Graph([], [], nodes=[], initializers=values, opset_imports={"": 21}, name="g")
+    path, outside = tmp_path / "m.onnx", {"external_data": "m.data", "size_threshold_bytes": 0}
+    ir.save(ir.Model(graph, ir_version=10), path, **outside)
+    model = frontend.load(path)
+    before = open_files()
+    for name, array in arrays.items():
+        tensor = model.graph.initializers[name].const_value
+        assert isinstance(tensor, ir.ExternalTensor)
+        np.testing.assert_array_equal(tensor.numpy(), array)
+        np.testing.assert_array_equal(np.asarray(tensor), array)
+        assert tensor.tobytes() == ir.tensor(array).tobytes()
+    assert open_files() <= before + 1
+    give_back(model)
+    check(model)
+    ir.save(model, path, **outside)  # over the file that is mapped
+    again = frontend.load(path).graph.initializers
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(again[name].const_value.numpy(), array)
 
 
 def test_external_weights_with_hard_links(proto: onnx.ModelProto, tmp_path: Path) -> None:

@@ -30,6 +30,10 @@ ROWS = np.arange(COUNT * 3, dtype=np.float32).reshape(COUNT, 3)
 LABELS = np.arange(COUNT) % 3
 
 
+def open_files() -> int:
+    return sum(1 for _ in Path("/dev/fd").iterdir())
+
+
 def check(samples: Samples, labelled: bool = True) -> None:
     assert len(samples) == COUNT
     for row, feeds in zip(ROWS, samples.feeds, strict=True):
@@ -109,12 +113,35 @@ def test_files(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     check(load_samples(str(write(tmp_path)), [X]))
 
 
-def test_stored_arrays_are_mapped_and_do_not_count(tmp_path: Path) -> None:
+def test_stored_arrays_are_mapped_and_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_files, "_LEAST_MAPPED", 1)
     samples = load_samples(npz(tmp_path), [X], most_bytes=1)
     check(samples)
     assert isinstance(samples.feeds[3]["x"], np.memmap)
     with pytest.raises(DataError, match="mapped and not read"):
         load_samples(compressed(tmp_path), [X], most_bytes=100)
+
+
+@pytest.mark.parametrize(("least", "descriptors"), [(1 << 20, 0), (1, 1)])
+def test_many_arrays_in_files_take_few_descriptors(
+    least: int, descriptors: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_files, "_LEAST_MAPPED", least)
+    rng = np.random.default_rng(0)
+    wanted = {
+        "x": np.asfortranarray(rng.standard_normal((5, 4))), "y": rng.integers(0, 9, (3, 2)),
+        "none": np.empty((0, 3)), "one": np.array(2.5), "words": np.array(["a", "bcd"]),
+    }  # fmt: skip
+    for number in range(20):
+        np.savez(tmp_path / f"{number}.npz", **wanted)
+    before = open_files()
+    files = list(data_files.items_of(tmp_path))
+    assert open_files() <= before + descriptors * len(files)
+    for found in files:
+        assert isinstance(found, dict)
+        for name, array in wanted.items():
+            np.testing.assert_array_equal(found[name], array, strict=True)
+            assert isinstance(found[name], np.memmap) == bool(descriptors and array.size)
 
 
 def test_what_is_made_of_mapped_arrays_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

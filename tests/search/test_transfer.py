@@ -19,6 +19,10 @@ from hasten.search.quantization import Quantization
 from hasten.search.transfer import file_of, mapped, read_value, write_value
 
 
+def open_files() -> int:
+    return sum(1 for _ in Path("/dev/fd").iterdir())
+
+
 def graph() -> ir.Model:
     value = ir.Value(name="w", shape=ir.Shape([3]), type=ir.TensorType(ir.DataType.FLOAT))
     value.const_value = ir.tensor(np.arange(3, dtype=np.float32), name="w")
@@ -42,6 +46,18 @@ def test_arrays_and_graphs_come_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(new.graph.initializers["w"].const_value.numpy(), np.arange(3))
     write_value(found, tmp_path / "again", tmp_path)  # from pages that are given back afterwards
     np.testing.assert_array_equal(read_value(tmp_path / "again")["a"][0], large)
+
+
+def test_a_graph_in_a_file_is_opened_once(tmp_path: Path) -> None:
+    weights = [np.full((8, i), i, np.float32) for i in range(40, 100)]
+    values = [ir.Value(name=f"w{w.shape[1]}", const_value=ir.tensor(w)) for w in weights]
+    inside = ir.Graph([], [], nodes=[], initializers=values, opset_imports={"": 21}, name="g")
+    stored = mapped(ir.Model(inside, ir_version=10), tmp_path / "stored.onnx")
+    before = open_files()
+    for weight, value in zip(weights, stored.graph.initializers.values(), strict=True):
+        assert isinstance(value.const_value, ir.ExternalTensor)
+        np.testing.assert_array_equal(value.const_value.numpy(), weight)
+    assert open_files() <= before + 1
 
 
 def test_a_function_gives_its_result_or_its_error(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hasten.frontends.protocol import Dynamic, Example
 from hasten.frontends.quiet import quiet
 from hasten.graph.describe import describe_node
 from hasten.graph.inference import one_line
+from hasten.graph.mapped import MappedFile, MappedTensor
 from hasten.graph.maps import hide_maps
 
 _LARGEST_PROTOBUF = 2**31 - 1
@@ -43,8 +44,8 @@ def accepts(source: object) -> bool:
 def load(source: object, *, example: Example | None = None, dynamic: Dynamic | None = None) -> ir.Model:
     """Read an ONNX model, of any opset, with its functions as they are.
 
-    Weights in external files are mapped when they are first used; the files are checked for
-    presence and size here.
+    Weights in external files are mapped when they are first used, each file once; the files are
+    checked for presence and size here.
 
     Args:
         source: A path; the content of a file; a `ModelProto`; or an `onnx_ir.Model`, which is
@@ -65,6 +66,7 @@ def load(source: object, *, example: Example | None = None, dynamic: Dynamic | N
             "`dynamic` cannot be used with an ONNX model, which says itself which sizes are "
             f"symbolic: got {dict(dynamic)}. Leave it out, or set it when exporting."
         )
+    beside = None
     match source:
         case ir.Model():
             _check_defined(source)
@@ -78,10 +80,12 @@ def load(source: object, *, example: Example | None = None, dynamic: Dynamic | N
             path = Path(source)
             proto = _parse(_read(path), f"'{path}'")
             model = _from_proto(proto, f"'{path}'")
-            set_base_dir(model.graph, path.resolve().parent)
+            set_base_dir(model.graph, path.absolute().parent)
+            # A file may be a link, and its weights beside the link or beside what that stands for.
+            beside = path.resolve().parent
         case _:
             raise ModelError(f"Expected an ONNX model, got {type(source).__name__}.")
-    _check_tensors(model)
+    _check_tensors(model, beside)
     return model
 
 
@@ -173,20 +177,37 @@ def _sort(model: ir.Model) -> None:
             ) from error
 
 
-def _check_tensors(model: ir.Model) -> None:
-    """Refuse tensors whose data are missing or of the wrong length, without reading them."""
-    sizes: dict[str, int] = {}
+def _check_tensors(model: ir.Model, beside: Path | None) -> None:
+    """Refuse tensors whose data are missing or of the wrong length, without reading them.
+
+    External ones are then known by their real files, which they share.
+
+    Args:
+        model: The model.
+        beside: A second folder that may have the weights, beside the one that the tensors name.
+    """
+    files: dict[Path, tuple[MappedFile, int]] = {}
     for graph in model.graphs():
-        tensors = [value.const_value for value in graph.initializers.values()]
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.const_value = _checked(value.const_value, files, beside)
         for node in graph:
-            for attribute in node.attributes.values():
+            for name, attribute in list(node.attributes.items()):
                 if not attribute.is_ref() and attribute.type == ir.AttributeType.TENSOR:
-                    tensors.append(attribute.as_tensor())
-        for tensor in tensors:
-            if isinstance(tensor, ir.ExternalTensor):
-                _check_external(tensor, sizes)
-            elif isinstance(tensor, ir.TensorProtoTensor):
-                _check_raw(tensor)
+                    tensor = attribute.as_tensor()
+                    checked = _checked(tensor, files, beside)
+                    if checked is not tensor:
+                        node.attributes[name] = ir.AttrTensor(name, checked)
+
+
+def _checked(
+    tensor: ir.TensorProtocol, files: dict[Path, tuple[MappedFile, int]], beside: Path | None
+) -> ir.TensorProtocol:
+    if isinstance(tensor, ir.ExternalTensor):
+        return _check_external(tensor, files, beside)
+    if isinstance(tensor, ir.TensorProtoTensor):
+        _check_raw(tensor)
+    return tensor
 
 
 def _check_raw(tensor: ir.TensorProtoTensor) -> None:
@@ -199,7 +220,9 @@ def _check_raw(tensor: ir.TensorProtoTensor) -> None:
         )
 
 
-def _check_external(tensor: ir.ExternalTensor, sizes: dict[str, int]) -> None:
+def _check_external(
+    tensor: ir.ExternalTensor, files: dict[Path, tuple[MappedFile, int]], beside: Path | None
+) -> MappedTensor:
     path = Path(tensor.path)
     base = Path(tensor.base_dir or ".").resolve()
     if "\0" in str(path):
@@ -207,14 +230,21 @@ def _check_external(tensor: ir.ExternalTensor, sizes: dict[str, int]) -> None:
             f"The weights '{tensor.name}' are said to be in {str(path)!r}, which is no name of a file: "
             "the model is damaged. Export it again."
         )
-    if not path.resolve().is_relative_to(base):
+    folders = [base]
+    if beside is not None:
+        folders.append(beside)
+        second = beside / tensor.location
+        there = [p for p in (path, second) if os.path.exists(p)]  # noqa: PTH110 - takes names of any length
+        path = there[0] if there else path
+    real = path.resolve()
+    if not any(real.is_relative_to(folder) for folder in folders):
         raise ModelError(
             f"The weights '{tensor.name}' are said to be in '{path}', outside the model's own "
             f"folder '{base}', which is not allowed. Put the file into that folder."
         )
-    if str(path) not in sizes:
+    if real not in files:
         try:
-            status = path.stat()
+            status = real.stat()
         except OSError as error:
             raise ModelError(
                 f"The model's weights '{tensor.name}' are in the file '{path}', which cannot be "
@@ -225,11 +255,13 @@ def _check_external(tensor: ir.ExternalTensor, sizes: dict[str, int]) -> None:
                 f"The weights file '{path}' has {status.st_nlink} hard links, which onnx_ir "
                 "refuses to read because anything could be linked there. Make a real copy of it."
             )
-        sizes[str(path)] = status.st_size
+        files[real] = MappedFile(real), status.st_size
+    file, size = files[real]
     end = (tensor.offset or 0) + tensor.nbytes
-    if end > sizes[str(path)] or (tensor.length is not None and tensor.length != tensor.nbytes):
+    if end > size or (tensor.length is not None and tensor.length != tensor.nbytes):
         raise ModelError(
             f"The weights '{tensor.name}' {list(tensor.shape)} take the bytes up to {end} of "
-            f"'{path}', which has {sizes[str(path)]}: the file is truncated, or belongs to "
+            f"'{path}', which has {size}: the file is truncated, or belongs to "
             "another model. Copy it again."
         )
+    return MappedTensor(tensor, file)

@@ -18,11 +18,11 @@ def give_back(*models: ir.Model) -> None:
         models: whose weights may be in mapped files.
     """
     if hasattr(mmap, "MADV_DONTNEED"):
-        for model in models:
-            for value in model.graph.initializers.values():
-                tensor = value.const_value
-                if isinstance(tensor, ir.ExternalTensor) and isinstance(tensor.raw, mmap.mmap):
-                    tensor.raw.madvise(mmap.MADV_DONTNEED)
+        tensors = [value.const_value for model in models for value in model.graph.initializers.values()]
+        maps = {id(t.raw): t.raw for t in tensors if isinstance(t, ir.ExternalTensor)}
+        for found in maps.values():
+            if isinstance(found, mmap.mmap):
+                found.madvise(mmap.MADV_DONTNEED)
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

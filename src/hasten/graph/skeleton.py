@@ -53,6 +53,8 @@ def skeleton(model: ir.Model) -> Skeleton:
                 del graph.initializers[name]
                 value.const_value = None
                 copy.graph.inputs.append(value)
+            elif isinstance(tensor, ir.ExternalTensor):  # ONNX would look for its file in the current folder
+                value.const_value = ir.tensor(tensor.numpy(), tensor.dtype, name=name)
     return Skeleton(ir.to_proto(copy), weights, inputs)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import math
 import os
 import struct
 import zipfile
@@ -26,6 +27,7 @@ DAMAGED = (
 )  # fmt: skip
 """What reading a member of a damaged zip file raises."""
 
+_LEAST_MAPPED = 1 << 20  # bytes of an array; smaller ones are read
 _FORMS = "an .npz file, a folder of .npz files or pictures, a .parquet file or a .jsonl file"
 
 
@@ -90,7 +92,7 @@ def _of_folder(folder: Path, names: Container[str]) -> Iterator[object]:
 
 
 def load_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz file; those stored without compression are mapped, not read.
+    """The arrays of an .npz file; large ones stored without compression are mapped at once, not read.
 
     Raises:
         DataError: it is no such file, is damaged, or has arrays of Python objects.
@@ -98,10 +100,13 @@ def load_npz(path: Path) -> dict[str, NDArray[Any]]:
     arrays = {}
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+            stored = [m for m in archive.infolist() if m.compress_type == zipfile.ZIP_STORED]
+            large = any(member.file_size >= _LEAST_MAPPED for member in stored)
+            whole = np.memmap(file, np.uint8, "r") if large else None  # one: each takes a file descriptor
             for member in archive.infolist():
                 name = member.filename.removesuffix(".npy")
-                if member.compress_type == zipfile.ZIP_STORED:
-                    arrays[name] = _mapped(path, file, member)
+                if whole is not None and member in stored and member.file_size >= _LEAST_MAPPED:
+                    arrays[name] = _mapped(whole, file, member)
                 else:
                     with archive.open(member) as stream:
                         arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
@@ -110,7 +115,7 @@ def load_npz(path: Path) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _mapped(path: Path, file: Any, member: zipfile.ZipInfo) -> NDArray[Any]:
+def _mapped(whole: NDArray[np.uint8], file: Any, member: zipfile.ZipInfo) -> NDArray[Any]:
     # The lengths of name and extra field in the local header may differ from the directory's.
     file.seek(member.header_offset + 26)
     lengths = file.read(4)
@@ -121,11 +126,8 @@ def _mapped(path: Path, file: Any, member: zipfile.ZipInfo) -> NDArray[Any]:
     shape, fortran, dtype = read(file)
     if dtype.hasobject:
         raise ValueError(f"{member.filename} has Python objects")
-    if 0 in shape or not shape:
-        count = int(np.prod(shape))
-        flat = np.frombuffer(file.read(count * dtype.itemsize), dtype)
-        return flat.reshape(shape, order="F" if fortran else "C")
-    return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
+    begin, size = file.tell(), math.prod(shape) * dtype.itemsize
+    return whole[begin : begin + size].view(dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def _of_parquet(path: Path) -> Iterator[object]:

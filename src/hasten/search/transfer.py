@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from hasten.graph.mapped import share_maps
 from hasten.graph.pages import give_back
 
 _PLACE = "hasten.file"
@@ -37,6 +38,7 @@ def save_graph(model: ir.Model, path: Path) -> None:
 def load_graph(path: Path) -> ir.Model:
     """A graph from its file, with its weights mapped where they are used."""
     model = ir.load(path)
+    share_maps(model)
     model.meta[_PLACE] = (id(model), path)  # a copy, which may be changed, has another id
     return model
 
