@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
+import onnx_ir as ir
+import pytest
+
 from hasten.errors import TuningError
+from hasten.search import trials as trials_module
 from hasten.search.asked import Problem
+from hasten.search.candidates import lossless
 from hasten.search.clock import Clock
+from hasten.search.hidden import Shown
 from hasten.search.memory import Memory
+from hasten.search.metrics import metric_named
+from hasten.search.samples import Samples
 from hasten.search.status import Status, Watch, nobody
 from hasten.search.trials import Trials, reason_of
 
@@ -53,3 +63,41 @@ def test_measurements_that_cannot_be_kept_are_said_and_lose_nothing() -> None:
 def test_a_reason_names_the_kind_of_what_nobody_expected() -> None:
     assert reason_of(TuningError("no space")) == "no space"
     assert reason_of(OSError(28, "No space left on device")) == "OSError: [Errno 28] No space left on device"
+
+
+class Echo:
+    """A worker that answers what it is asked, and counts the files that are there meanwhile."""
+
+    def __init__(self) -> None:
+        self.files: list[int] = []
+
+    def outputs(self, path: Path) -> dict[str, np.ndarray]:
+        self.files.append(len(list(path.parent.iterdir())))
+        with np.load(path) as loaded:
+            return {"y": loaded["x"]}
+
+    def __enter__(self) -> Echo:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def test_large_parts_are_written_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data of a certificate may be a mapped file that is larger than the disk that is left."""
+    rows = np.arange(100, dtype=np.float32)[:, None, None] * np.ones((1, 1, 5), np.float32)
+    samples = Samples(tuple({"x": row} for row in rows))
+    graph = SimpleNamespace(graph=SimpleNamespace(inputs=[ir.val("x", shape=["n", 5])], outputs=[]))
+    problem = SimpleNamespace(graph=graph, held_out=samples, folder=tmp_path, outputs=("y",))
+    known = Trials(cast(Problem, problem), Clock(None), cast(Memory, Full()))
+    monkeypatch.setattr(known, "shown", lambda: Shown(metric_named("agreement")))
+    for most, there in ((rows.nbytes, [4, 4, 4, 4]), (rows.nbytes - 1, [1, 1, 1, 1])):
+        echo = Echo()
+        monkeypatch.setattr(known, "worker", lambda _, echo=echo: echo)
+        monkeypatch.setattr(trials_module, "_KEPT", most)
+        problem.folder = tmp_path / str(most)
+        problem.folder.mkdir()
+        known._answers.clear()
+        found = known.answers(lossless(), "held_out")
+        np.testing.assert_array_equal(found["y"], rows[:, 0])
+        assert echo.files == there
+    assert not list((problem.folder / "held_out").iterdir())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Part:
-    """Samples in files that workers read.
+    """Samples in files that workers read more than once.
 
     Attributes:
         samples: what is in them.
@@ -49,17 +49,33 @@ class Part:
 def write_part(samples: Samples, size: int, folder: Path) -> Part:
     """Writes samples to files of at most `size` each in a new folder, which stay."""
     folder.mkdir()
-    written = []
+    return Part(samples, tuple(_written(samples, size, folder)))
+
+
+def passing(samples: Samples, size: int, folder: Path) -> Iterator[Batch]:
+    """The same files one after the other: each is there until the next one is asked for.
+
+    For samples that may be more than the folder takes, or the memory that it is in: those of a mapped file.
+    """
+    folder.mkdir(exist_ok=True)
+    for batch in _written(samples, size, folder):
+        try:
+            yield batch
+        finally:
+            batch.path.unlink()
+
+
+def _written(samples: Samples, size: int, folder: Path) -> Iterator[Batch]:
     for number, (feeds, place) in enumerate(batches(samples, size)):
         path = folder / f"{number}.npz"
         save_npz(str(path), feeds)
-        written.append(Batch(path, place))
-    return Part(samples, tuple(written))
+        yield Batch(path, place)
 
 
 def answers_to(
     worker: Worker,
-    part: Part,
+    samples: Samples,
+    files: Iterable[Batch],
     wanted: Collection[str],
     order: Sequence[str] = (),
     shown: Shown | None = None,
@@ -68,7 +84,8 @@ def answers_to(
 
     Args:
         worker: with the model open.
-        part: the samples.
+        samples: what it is asked.
+        files: the same in files, in order.
         wanted: names of the outputs to keep.
         order: names of all outputs of the graph. A torch module that does not name its results gives them in
             this order.
@@ -78,7 +95,7 @@ def answers_to(
         EngineError: it failed, or an output has no axis that counts samples.
     """
     rows = {name: Rows() for name in wanted}
-    for batch in part.batches:
+    for batch in files:
         outputs = worker.outputs(batch.path)
         if len(outputs) == len(order) and not set(wanted) <= set(outputs):
             outputs = dict(zip(order, outputs.values(), strict=True))
@@ -97,7 +114,7 @@ def answers_to(
                     )
                 array = array[None]
             if shown is not None:
-                array = shown.answer(part.samples.feeds[batch.place], name, array)
+                array = shown.answer(samples.feeds[batch.place], name, array)
             rows[name].add(array)
     return {name: found.joined() for name, found in rows.items()}
 

@@ -69,7 +69,7 @@ class Switchboard:
                 path = Path(folder) / f"{number}.npz"
                 save_npz(str(path), {**read_feeds(str(batch.path)), SETTINGS: settings})
                 batches.append(type(batch)(path, batch.place))
-            return answers_to(self._worker, Part(self._part.samples, tuple(batches)), self._outputs)
+            return answers_to(self._worker, self._part.samples, batches, self._outputs)
 
 
 def alone(

@@ -6,13 +6,13 @@ Whatever goes wrong with a candidate is noted in its record, and ends that candi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hasten.errors import HastenError, MetricError, TuningError
-from hasten.search.answers import Outputs, Part, answers_to, relative_change, write_part
+from hasten.search.answers import Batch, Outputs, Part, answers_to, passing, relative_change, write_part
 from hasten.search.asked import Problem
 from hasten.search.blocks import said_of_size
 from hasten.search.build import Recipe, build, write_quantized
@@ -36,6 +36,7 @@ from hasten.search.variants import WHOLE, Variant
 
 _PATIENCE = 120.0  # seconds until an answer of any worker
 _BATCH = 32
+_KEPT = 256e6  # bytes of a part that is in files as a whole
 _ROUNDS, _FEWEST_ROUNDS, _TURN = 11, 3, 0.15
 
 
@@ -219,22 +220,29 @@ class Trials:
         """
         name = kind if last is None else f"{kind}-last-{last}"
         if name not in self._parts:
-            dims = [
-                v.shape[0] for v in self.problem.graph.graph.inputs if v.shape is not None and len(v.shape)
-            ]
-            fixed = [dim for dim in dims if isinstance(dim, int)]
             whole: Samples = getattr(self.problem, kind)
             samples = whole
             if last is not None:
                 labels = None if whole.labels is None else whole.labels[-last:]
                 samples = Samples(whole.feeds[-last:], labels)
-            size = 1 if fixed else min(_BATCH, len(samples))
-            self._parts[name] = write_part(samples, size, self.problem.folder / name)
+            self._parts[name] = write_part(samples, self._batch(), self.problem.folder / name)
         return self._parts[name]
+
+    def _fed(self, kind: str) -> Iterable[Batch]:
+        """The samples of a part in files, which stay where they are small; else one after the other."""
+        whole: Samples = getattr(self.problem, kind)
+        if sum(array.nbytes for feeds in whole.feeds for array in feeds.values()) <= _KEPT:
+            return self.part(kind).batches
+        return passing(whole, self._batch(), self.problem.folder / kind)
+
+    def _batch(self) -> int:
+        """Samples in a file, at most."""
+        shapes = [v.shape for v in self.problem.graph.graph.inputs if v.shape is not None]
+        return 1 if any(isinstance(shape[0], int) for shape in shapes if len(shape)) else _BATCH
 
     def worker(self, candidate: Candidate) -> Worker:
         """A process with the candidate's model open."""
-        first = self.part("calibration").batches[0].path
+        first = self.part("calibration", _BATCH).batches[0].path
         limits = self.limits()
         return Worker(candidate.engine, self.model(candidate), first, self.problem.asked.threads, limits)
 
@@ -244,20 +252,19 @@ class Trials:
         Raises:
             EngineError: it fails.
         """
-        part = self.part(kind)
+        samples: Samples = getattr(self.problem, kind)
         keep = candidate.name in (ORIGINAL, LOSSLESS)
         if (candidate.name, kind) in self._answers:
             return self._answers[candidate.name, kind]
         begin = self.clock.elapsed
         with self.worker(candidate) as worker:
             names = [value.name or "" for value in self.problem.graph.graph.outputs]
-            found = answers_to(worker, part, self.problem.outputs, names, shown := self.shown())
-        self.answering[candidate.name] = (self.clock.elapsed - begin) / max(
-            1, len(getattr(self.problem, kind))
-        )
+            shown, files = self.shown(), self._fed(kind)
+            found = answers_to(worker, samples, files, self.problem.outputs, names, shown)
+        self.answering[candidate.name] = (self.clock.elapsed - begin) / max(1, len(samples))
         if keep:
             self._answers[candidate.name, kind] = found
-            told = (*said_of_size(found, len(part)), *shown.said(found))
+            told = (*said_of_size(found, len(samples)), *shown.said(found))
             self.notes += [said for said in told if said not in self.notes]
         return found
 
