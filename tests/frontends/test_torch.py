@@ -99,6 +99,28 @@ def test_dims_by_name_and_an_example_by_name() -> None:
     }
 
 
+class Scaled(torch.nn.Module):
+    def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        if scale.ndim > 0:
+            raise AssertionError
+        return x * scale
+
+
+def test_arrays_keep_their_axes_and_come_in_any_byte_order() -> None:
+    x = np.ones((2, 3), ">f4")
+    for scale in (np.float32(2), np.array(2, ">f4")):
+        model = load(Scaled(), example={"x": x, "scale": scale})
+        assert _shapes(model)["scale"] == "[]"
+    assert model.graph.inputs[0].dtype == ir.DataType.FLOAT
+    np.testing.assert_array_equal(_run(model, x.astype(np.float32), np.array(3, np.float32))[0], 3 * x)
+
+
+def test_what_forward_raises_is_the_cause() -> None:
+    with pytest.raises(ModelError, match=r"Scaled fails on .*'scale': \[1\]}: AssertionError\.") as caught:
+        load(Scaled(), example={"x": np.ones(2), "scale": np.ones(1)})
+    assert isinstance(caught.value.__cause__, AssertionError)
+
+
 def test_a_module_with_fixed_sizes_falls_back_and_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -131,6 +153,7 @@ def test_an_exported_program() -> None:
     [
         ({}, OptionError, "A Fixed can only be traced with example inputs"),
         ({"example": (torch.zeros(5),)}, ModelError, r"fails on the example inputs {'x': \[5\]}"),
+        ({"example": np.array([["a"]])}, OptionError, r"no tensors of <U1, .* shape \[1, 1\]"),
         ({"example": (torch.zeros(3, 4),), "dynamic": {"y": {0: "n"}}}, OptionError, "no input 'y'"),
         (
             {"example": (torch.zeros(3, 4),), "dynamic": {"x": {2: "n"}}},

@@ -81,7 +81,11 @@ def load(source: object, *, example: Example | None = None, dynamic: Dynamic | N
 
 
 def as_arguments(example: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return an example as positional and keyword arguments, with arrays turned into tensors."""
+    """Return an example as positional and keyword arguments, with arrays turned into tensors.
+
+    Raises:
+        OptionError: An array holds what no tensor can.
+    """
     if isinstance(example, Mapping):
         return (), {name: _as_tensor(value) for name, value in example.items()}
     if isinstance(example, tuple | list):
@@ -100,13 +104,14 @@ def run(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     try:
         with torch.no_grad(), quiet():
             return module(*args, **kwargs)
-    except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
+    except Exception as error:  # a user's forward may raise anything
         given = {
             name: list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
             for name, value in named_inputs(module, args, kwargs).items()
         }
         raise ModelError(
-            f"{type(module).__name__} fails on the example inputs {given}: {one_line(error)}. "
+            f"{type(module).__name__} fails on the example inputs {given}: "
+            f"{one_line(error) or type(error).__name__}. "
             "Give example= as forward expects it."
         ) from error
 
@@ -305,7 +310,14 @@ def _as_tensor(value: Any) -> Any:
     import torch
 
     if isinstance(value, np.ndarray | np.generic):
-        return torch.from_numpy(np.ascontiguousarray(value))
+        array = np.asarray(value)
+        try:
+            return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), "C"))  # 0-d stays so
+        except TypeError as error:
+            raise OptionError(
+                f"example: PyTorch has no tensors of {array.dtype}, received as an array of shape "
+                f"{list(array.shape)}. Give numbers, such as float32 or int64."
+            ) from error
     if isinstance(value, tuple | list):
         return type(value)(_as_tensor(part) for part in value)
     return value

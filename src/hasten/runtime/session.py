@@ -76,7 +76,7 @@ class Session:
             InputError: Names, element types, shapes or values do not fit the model.
             ArtifactError: The session is closed, or the weights in its file are damaged.
         """
-        if type(feeds) is not dict:  # asked first: it costs a hundredth of asking for a Mapping
+        if type(feeds) is not dict:  # whether it is a Mapping costs more to ask
             check_mapping(self.inputs, feeds)
         quick = self._quick
         if quick is not None:
