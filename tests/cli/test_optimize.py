@@ -87,6 +87,7 @@ def test_bad_input(refused: Refused, model: Path, artifact: Path, data: Path, tm
     assert "--memory-limit 'much'" in optimize("--memory-limit", "much")
     assert "beauty" in optimize("--metric", "beauty")
     assert "needs a label for each sample" in optimize("--metric", "accuracy")
+    assert "download that first" in refused("optimize", "bert-base-uncased", "--data", data, "-o", out)
     assert "absent.npz" in optimize(given=tmp_path / "absent.npz")
     other = tmp_path / "other.npz"
     np.savez(other, pixels=np.zeros((24, 3), np.float32))

@@ -148,6 +148,38 @@ def test_a_damaged_folder(damage: Any, message: str, saved: Path, tmp_path: Path
         load(folder)
 
 
+def test_packages_that_a_model_needs_are_named(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*_: Any, **__: Any) -> None:
+        raise ImportError("Loading an AWQ quantized model requires the gptqmodel library")
+
+    monkeypatch.setattr(transformers.BertModel, "from_pretrained", lacking)
+    with pytest.raises(MissingDependencyError, match=r"in '.*bert.*' needs more packages: Loading an AWQ"):
+        load(saved)
+
+
+def test_a_folder_that_cannot_be_looked_into_and_a_path_too_long(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ModelError, match="cannot be read: File name too long"):
+        load(300 * "a" + ".onnx")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(ModelError, match=r"config\.json' cannot be read: Permission denied"):
+        load(saved)
+
+
+@pytest.mark.parametrize("name", ["bert-base-uncased", "meta-llama/Llama-3.1-8B"])
+def test_a_name_on_the_hub_is_to_be_downloaded_first(name: str) -> None:
+    with pytest.raises(ModelError, match=f"no file '{name}'.*Hugging Face Hub, download that first"):
+        load(name)
+    with pytest.raises(ModelError, match=f"no file '{name}.onnx'. Check the path.$"):
+        load(f"{name}.onnx")
+
+
 def test_a_model_of_unknown_inputs_asks_for_an_example(tmp_path: Path) -> None:
     config = transformers.T5Config(d_model=8, num_layers=1, num_heads=2, d_kv=4, vocab_size=9)
     _save(transformers.T5Model, config, tmp_path)

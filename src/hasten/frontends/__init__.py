@@ -7,10 +7,11 @@ import onnx_ir as ir
 
 from hasten.errors import ModelError
 from hasten.frontends import huggingface, onnx, sklearn, torch
+from hasten.frontends.huggingface import check_downloaded
 from hasten.frontends.prepare import prepare
 from hasten.frontends.protocol import Dynamic, Example, Frontend
 
-__all__ = ["Dynamic", "Example", "Frontend", "load", "prepare"]
+__all__ = ["Dynamic", "Example", "Frontend", "check_downloaded", "load", "prepare"]
 
 # In order: a Hugging Face folder is also a path.
 _FRONTENDS: tuple[ModuleType, ...] = (huggingface, torch, sklearn, onnx)
@@ -36,6 +37,7 @@ def load(source: object, *, example: Example | None = None, dynamic: Dynamic | N
         MissingDependencyError: The framework of the source is not installed.
         OptionError: `example` or `dynamic` does not fit the source.
     """
+    check_downloaded(source)
     for module in _FRONTENDS:
         frontend = cast(Frontend, module)
         if frontend.accepts(source):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from hasten.frontends.torch import (
 )
 from hasten.graph.inference import one_line
 
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -35,8 +38,37 @@ _BATCH, _SEQUENCE = 2, 16
 
 
 def accepts(source: object) -> bool:
-    """Return whether `source` is the path of a folder with a config.json."""
-    return isinstance(source, str | os.PathLike) and (Path(source) / "config.json").is_file()
+    """Return whether `source` is the path of a folder with a config.json.
+
+    So is a folder that cannot be looked into: `load` says that then.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return False
+    try:
+        return (Path(source) / "config.json").is_file()
+    except OSError:
+        with contextlib.suppress(OSError):
+            return Path(source).is_dir()
+        return False
+
+
+def check_downloaded(source: object) -> None:
+    """Refuse what looks like a name on the Hub, such as bert-base-uncased, and is no path.
+
+    Raises:
+        ModelError: It is one: nothing is downloaded here.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return
+    path = Path(source)
+    missing = False
+    with contextlib.suppress(OSError):
+        missing = not path.exists()
+    if missing and path.suffix != ".onnx" and _NAME.fullmatch(str(path)):
+        raise ModelError(
+            f"There is no file '{path}'. Check the path; if it is the name of a model on the Hugging Face "
+            "Hub, download that first (huggingface_hub.snapshot_download) and give its folder."
+        )
 
 
 def load(source: object, *, example: Example | None = None, dynamic: Dynamic | None = None) -> ir.Model:
@@ -58,7 +90,7 @@ def load(source: object, *, example: Example | None = None, dynamic: Dynamic | N
     Raises:
         ModelError: The folder is incomplete or damaged, the architecture is unknown, weights are
             missing in the files, or the model cannot be exported.
-        MissingDependencyError: `torch` or `transformers` is not installed.
+        MissingDependencyError: `torch` or `transformers` is not installed, or what the model needs beside.
         OptionError: `dynamic` does not fit the inputs.
     """
     if not isinstance(source, str | os.PathLike):
@@ -92,7 +124,11 @@ def _architecture(folder: Path) -> str | None:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(f"There is no '{path}'. Give a Hugging Face model folder.") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ModelError(
+            f"'{path}' cannot be read: {error.strerror}. Give yourself access, or copy the folder."
+        ) from error
+    except ValueError as error:
         raise ModelError(f"'{path}' cannot be read as JSON: {one_line(error)}.") from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise ModelError(
@@ -111,7 +147,10 @@ def _load_model(folder: Path, architecture: str | None) -> Any:
         raise MissingDependencyError(
             f"Reading a Hugging Face folder needs the package {error.name}: pip install 'hasten[huggingface]'"
         ) from error
-    kind = getattr(transformers, architecture or "AutoModel", None)
+    try:
+        kind = getattr(transformers, architecture or "AutoModel", None)
+    except ImportError as error:
+        raise _lacking(folder, error) from error
     if kind is None:
         raise ModelError(
             f"'{folder / 'config.json'}' names the architecture '{architecture}', which "
@@ -142,12 +181,20 @@ def _from_pretrained(kind: Any, folder: Path, **options: Any) -> tuple[Any, set[
             model, info = kind.from_pretrained(
                 folder, local_files_only=True, output_loading_info=True, **options
             )
+    except ImportError as error:  # of quantized weights, and of code that comes with a model
+        raise _lacking(folder, error) from error
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, EOFError) as error:
         raise ModelError(
             f"The Hugging Face model in '{folder}' cannot be loaded: {one_line(error)[:400]}. "
             "Copy or save it again."
         ) from error
     return model, set(info["missing_keys"])
+
+
+def _lacking(folder: Path, error: ImportError) -> MissingDependencyError:
+    return MissingDependencyError(
+        f"The Hugging Face model in '{folder}' needs more packages: {one_line(error)[:400]}. Install them."
+    )
 
 
 def _example(model: Any, folder: Path) -> dict[str, Any]:

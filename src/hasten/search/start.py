@@ -73,6 +73,7 @@ def read(source: object, example: Example | None, dynamic: Dynamic | None, folde
     """
     if not isinstance(source, str | os.PathLike):
         return _read(source, example, dynamic, folder)
+    frontends.check_downloaded(source)
     place = Path(source).absolute()
     found: Read = isolated(_read, place, example, dynamic, folder, doing="reading the model", folder=folder)
     return found
