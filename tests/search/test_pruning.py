@@ -1,10 +1,13 @@
-"""Graphs of which only the time matters."""
+"""Graphs of which only the time matters, and samples whose labels are classes or not."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pytest
 from tests.search.test_calibration import graph
 
 import hasten
@@ -13,8 +16,10 @@ from hasten.runtime.artifact import read_artifact
 from hasten.runtime.manifest import NativeStep
 from hasten.search.build import Build
 from hasten.search.candidates import own_engine, quantized
-from hasten.search.pruning import build_thinned
+from hasten.search.metrics import metric_named
+from hasten.search.pruning import build_thinned, samples_for
 from hasten.search.quantization import Quantization
+from hasten.search.samples import Samples
 from hasten.target import native
 
 
@@ -37,3 +42,22 @@ def test_a_thinned_graph_is_quantized_whatever_its_activations_are_called(tmp_pa
     (step,) = read_artifact(artifact).manifest.steps
     assert isinstance(step, NativeStep)
     assert any("QuantizeLinear" in kernel for kernel in step.kernels)
+
+
+@pytest.mark.parametrize(
+    ("metric", "output", "there"),
+    [("accuracy", None, True), ("f1", "y", True), ("accuracy", "z", False), ("cosine", None, False)],
+)
+def test_labels_are_looked_at_where_the_metric_takes_them_for_classes(
+    metric: str, output: str | None, there: bool
+) -> None:
+    text = "(float[n, 4] x) => (float[n, 4] y, float[n, 4] z) { y = Relu(x) z = Exp(x) }"
+    calibration = Samples(({"x": np.ones((1, 4), np.float32)},), np.array([1]))
+    problem: Any = SimpleNamespace(
+        asked=SimpleNamespace(metric=metric_named(metric, output=output)),
+        graph=graph(text),
+        calibration=calibration,
+    )
+    found = samples_for(problem)
+    assert found.feeds == calibration.feeds
+    assert (found.labels is not None) == there

@@ -28,6 +28,7 @@ from hasten.passes.prune.layers import Layer
 from hasten.passes.prune.units import find_units
 from hasten.passes.quantize import Range, products
 from hasten.search import candidates as made
+from hasten.search.asked import Problem
 from hasten.search.build import Build, compile_model
 from hasten.search.candidates import LOSSLESS, Candidate
 from hasten.search.comparison import in_the_running, latency, within_budget
@@ -110,7 +111,7 @@ class Pruning:
         begin = clock.elapsed
         until = time.monotonic() + _RANKED * (clock.left - clock.reserve)
         self._worth = self._apart(worth_of, plan, doing="ranking", until=until, progress=trials.say)
-        ranking = rank(trials.problem.graph, plan, trials.problem.calibration, known=self._worth)
+        ranking = rank(trials.problem.graph, plan, samples_for(trials.problem), known=self._worth)
         self._notes += ranking.notes
         self.left_alone = [f"{u.count} {u.unit} of {u.name}: {u.reasons[0]}" for u in ranking.left]
         return ranking, clock.elapsed - begin
@@ -190,7 +191,7 @@ class Pruning:
         """Calls a function of the graph and the samples in a process of its own."""
         problem = self._trials.problem
         plan, *rest = args
-        given = (problem.graph, plan, problem.calibration, *rest)
+        given = (problem.graph, plan, samples_for(problem), *rest)
         return self._trials.apart(function, *given, doing=doing, **named)
 
     def _predict(self, ranking: Ranking, fastest: Candidate) -> None:
@@ -238,6 +239,16 @@ class Pruning:
         trials.add(candidate)
         trials.note(candidate.name, flops=pruned.report.flops, cuts=pruned.report.cuts)
         return candidate.name
+
+
+def samples_for(problem: Problem) -> Samples:
+    """What ranking and repair look at: with labels where the metric takes them for classes of the model.
+
+    Those of another metric may only look like classes, such as the topics of texts with embeddings.
+    """
+    metric, first = problem.asked.metric, problem.graph.graph.outputs[0].name
+    classes = metric.of_classes and metric.output in (None, first)
+    return problem.calibration if classes else replace(problem.calibration, labels=None)
 
 
 def pruned_model(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,12 +23,13 @@ from hasten.passes.prune.units import find_units
 from hasten.search.prune import obs
 from hasten.search.prune.amounts import choose_amounts, tile_of
 from hasten.search.prune.cost import Cost
-from hasten.search.prune.criteria import score_units
+from hasten.search.prune.criteria import Scores, score_units
 from hasten.search.prune.joined import join
 from hasten.search.prune.loss import Loss
 from hasten.search.prune.plan import Plan, check_plan
+from hasten.search.prune.ranking import Ranking, rank
 from hasten.search.prune.rearrange import rearranged
-from hasten.search.prune.run import prune_model
+from hasten.search.prune.run import prune_model, prune_ranked
 from hasten.search.prune.sparsity import Pattern
 from hasten.search.samples import Samples
 
@@ -161,11 +163,27 @@ def test_a_time_limit(inputs: Samples) -> None:
     assert answers(small.model, inputs).shape == (200, WIDTH)
 
 
+def test_units_change_places_within_the_time(inputs: Samples) -> None:
+    plan = Plan(("neurons",), "fisher", 0.6, "none", looked_at=20)
+    ranking = rank(deep(), plan, inputs)
+    by_rank = dataclasses.replace(ranking, scores=Scores(ranking.scores.values))
+
+    def weights(of: Ranking, seconds: float | None) -> list[float]:
+        late = time.monotonic() - 100
+        small = prune_ranked(of, dataclasses.replace(plan, seconds=seconds), start=late)
+        constants = [v.const_value for v in small.model.graph.initializers.values()]
+        return [float(np.abs(c.numpy()).sum()) for c in constants if c is not None]
+
+    assert weights(ranking, None) != weights(by_rank, None)
+    assert weights(ranking, 1.0) == weights(by_rank, None)
+
+
 def test_samples_of_equal_shapes_run_together() -> None:
     feeds = [{"x": np.full((1, WIDTH + k % 2), k, np.float32)} for k in range(7)]
     found = join(deep(), feeds, 2)
+    feeds[0]["x"][:] = 0.5  # joined when it is asked for, not before
     assert [batch.members.tolist() for batch in found] == [[0, 2], [1, 3], [4, 6], [5]]
-    assert found[0].feeds["x"][:, 0].tolist() == [0, 2]
+    assert found[0].feeds["x"][:, 0].tolist() == [0.5, 2]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from onnx.reference import ReferenceEvaluator
 from tests.passes.conftest import build
 from tests.search.prune.conftest import CLASSES
@@ -86,6 +87,28 @@ def test_a_checkpoint_is_taken_up(network: ir.Model, samples: Samples, tmp_path:
     assert done.epochs == 4
 
 
+def test_what_an_epoch_that_was_cut_off_did_is_done_again(
+    network: ir.Model, samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Time is up in the second epoch, of 9 steps each: the rate falls by those of the first alone."""
+    path = tmp_path / "training.pt"
+    asked: list[float] = []
+
+    def over(_: object, start: float) -> bool:
+        asked.append(start)
+        return len(asked) > 1 + 9 + 1 + 4
+
+    with monkeypatch.context() as patched:
+        patched.setattr("hasten.search.prune.distill._State.over", over)
+        whole = dataclasses.replace(TRAINING, epochs=4, checkpoint=path)
+        assert distill(network, halved(network), samples.feeds[:80], whole).epochs == 2
+    kept = torch.load(path, weights_only=True)
+    assert (kept["epoch"], kept["steps"]) == (1, 9)
+    distill(network, halved(network), samples.feeds[:80], whole)
+    kept = torch.load(path, weights_only=True)
+    assert (kept["epoch"], kept["steps"]) == (4, 36)
+
+
 def test_a_checkpoint_of_something_else(network: ir.Model, samples: Samples, tmp_path: Path) -> None:
     path = tmp_path / "training.pt"
     path.write_text("no checkpoint")
@@ -94,7 +117,7 @@ def test_a_checkpoint_of_something_else(network: ir.Model, samples: Samples, tmp
         distill(network, halved(network), samples.feeds[:80], training)
     path.unlink()
     distill(network, halved(network), samples.feeds[:80], dataclasses.replace(training, epochs=1))
-    with pytest.raises(OptionError, match="of another pruning"):
+    with pytest.raises(OptionError, match=r"of another pruning .* a time limit"):
         distill(network, network.clone(), samples.feeds[:80], training)
 
 

@@ -10,8 +10,10 @@ from tests.search.prune.conftest import CLASSES, USELESS, WIDTH
 
 from hasten.errors import OptionError
 from hasten.passes.pipeline import optimize_graph
+from hasten.passes.prune.remove import remove_units
 from hasten.passes.prune.units import find_units
 from hasten.search.prune.criteria import score_units
+from hasten.search.prune.distill import distill
 from hasten.search.prune.loss import judged
 from hasten.search.prune.plan import Plan
 from hasten.search.prune.ranking import rank
@@ -33,6 +35,7 @@ def ending_in(network: ir.Model, end: str, output: str) -> ir.Model:
     return model
 
 
+TRAINING = Training(epochs=1, seconds=None)
 ENDS = {
     "ArgMax": ("y = ArgMax<axis=1, keepdims=0>(z)", "int64[n]"),
     "Cast": ("i = ArgMax<axis=1>(z) j = Cast<to=1>(i) y = Flatten(j)", "float[n, 1]"),
@@ -50,6 +53,35 @@ def test_a_choice_is_judged_by_what_it_is_made_from(
     scores = score_units(criterion, model, [group], samples.feeds[:64]).values[group]
     assert set(np.argsort(scores)[:USELESS].tolist()) == set(range(USELESS, 2 * USELESS))
     assert rank(model, Plan(("neurons",), criterion, 0.6, "none"), samples).labels is not None
+
+
+PROBABILITIES = {
+    "Softmax": ("y = Softmax(z)", f"float[n, {CLASSES}]"),
+    "Identity": ("u = Softmax<axis=1>(z) y = Identity(u)", f"float[n, {CLASSES}]"),
+}
+
+
+@pytest.mark.parametrize("end", list(PROBABILITIES))
+def test_labels_are_judged_by_scores_behind_probabilities(
+    end: str, network: ir.Model, samples: Samples
+) -> None:
+    """The cross-entropy of a model with a Softmax at its end is that of the model without."""
+    assert samples.labels is not None
+    labels = samples.labels.tolist()
+    model = ending_in(network, *PROBABILITIES[end])
+    scores, losses = [], []
+    for each in (network, model):
+        analysis = find_units(each)
+        (group,) = analysis.groups
+        scores.append(score_units("fisher", each, [group], samples.feeds, labels=labels).values[group])
+        small = remove_units(each, analysis, {group: range(0, 64, 2)})
+        before = [
+            distill(each, small.clone(), samples.feeds[:80], TRAINING, labels=known).before
+            for known in (None, labels[:80])
+        ]
+        losses.append(before[1] - before[0])
+    np.testing.assert_allclose(scores[1], scores[0], rtol=1e-4)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_training_towards_scores_behind_a_choice(network: ir.Model, samples: Samples) -> None:

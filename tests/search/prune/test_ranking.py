@@ -13,6 +13,7 @@ from onnx.reference import ReferenceEvaluator
 from tests.passes.conftest import build
 
 from hasten.backends.torch_graph import TorchGraph
+from hasten.errors import OptionError
 from hasten.passes.pipeline import optimize_graph
 from hasten.passes.prune.layers import find_branches, find_layers
 from hasten.passes.prune.units import find_units
@@ -190,6 +191,27 @@ def test_data_sorted_by_class_do_not_prune_by_the_first(labelled: bool, repair: 
     assert np.square(got - right).sum() < 0.02 * np.square(right).sum()
 
 
+@pytest.mark.parametrize(("criterion", "repair"), [("fisher", "none"), ("magnitude", "distill")])
+def test_labels_that_are_no_classes_are_told_by_what_the_model_says(criterion: str, repair: str) -> None:
+    """Topics of texts beside an embedding; and classes, of which the data have few."""
+    rng = np.random.default_rng(12)
+    model = model_of(
+        "(float[n, 8] x) => (float[n, 100] y)",
+        "h = MatMul(x, a) r = Relu(h) y = MatMul(r, b)",
+        {"a": rng.standard_normal((8, 64)), "b": rng.standard_normal((64, 100))},
+    )
+    x = rng.standard_normal((200, 8)).astype(np.float32)
+    data, said = tuple({"x": row[None]} for row in x), run(model, x).argmax(1)
+    plan = Plan(("neurons",), criterion, 0.6, repair)
+    topics = rank(model, plan, Samples(data, rng.integers(0, 8, 200)))
+    assert topics.labels is None
+    assert "the labels are not taken for classes of 'y': they name 8 of its 100 values" in topics.notes[0]
+    few = np.isin(said, np.unique(said)[:40])
+    feeds, named = tuple(f for f, there in zip(data, few, strict=True) if there), said[few]
+    classes = rank(model, plan, Samples(feeds, named))
+    assert classes.labels == named.tolist() and classes.notes == ()
+
+
 def test_sizes_that_nobody_knows_are_said() -> None:
     """With one position attention costs nothing; with many, much."""
     rng = np.random.default_rng(7)
@@ -204,8 +226,30 @@ def test_sizes_that_nobody_knows_are_said() -> None:
     plan = Plan(("neurons",), "magnitude", 0.8, "none")
     (note,) = prune_model(model, plan).report.notes
     assert "there are no data to tell sizes from" in note
+    assert "are left where n=1, s=128, and" in note and "where n=1, s=512" in note
     data = Samples(tuple({"x": rng.standard_normal((1, 9, 16), np.float32)} for _ in range(4)))
     assert prune_model(model, plan, data).report.notes == ()
+
+
+def filters(side: int) -> ir.Model:
+    rng = np.random.default_rng(13)
+    weights = {"a": rng.standard_normal((32, 1, side, 3)), "b": rng.standard_normal((2, 32, 1, 1))}
+    return model_of(
+        "(float[n, 1, h, w] x) => (float[n, 2, u, v] y)", "p = Conv(x, a) q = Relu(p) y = Conv(q, b)", weights
+    )
+
+
+def test_pictures_of_any_size_are_pruned_without_data() -> None:
+    report = prune_model(filters(3), Plan(("channels",), "magnitude", 0.6, "none")).report
+    assert report.sizes == {"n": 1, "h": 224, "w": 224}
+    assert report.flops_before == 2 * 222 * 222 * (32 * 9 + 32 * 2)
+    assert report.reached and report.flops == 0.5
+
+
+def test_a_model_whose_arithmetic_cannot_be_counted() -> None:
+    """No picture of the size that is assumed is large enough."""
+    with pytest.raises(OptionError, match=r"is counted in this model where n=1, h=224, w=224: give data"):
+        prune_model(filters(300), Plan(("channels",), "magnitude", 0.6, "none"))
 
 
 @pytest.mark.parametrize("criterion", ["gradient", "fisher", "obs"])

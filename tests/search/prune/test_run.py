@@ -10,13 +10,15 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
+from tests.passes.conftest import build
 from tests.search.prune.conftest import HIDDEN, USELESS
 
 from benchmarks import models
 from hasten import frontends
-from hasten.errors import MissingDependencyError, OptionError
+from hasten.errors import HastenError, MissingDependencyError, OptionError
 from hasten.passes.pipeline import optimize_graph
 from hasten.passes.prune.units import find_units
+from hasten.search.prune import run
 from hasten.search.prune.cost import Cost, graph_flops
 from hasten.search.prune.criteria import CRITERIA, score_units
 from hasten.search.prune.plan import Plan, check_plan
@@ -173,6 +175,31 @@ def test_gradients_without_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingDependencyError, match=r"pip install 'hasten\[torch\]'"):
         check_plan(Plan(NEURONS, "fisher", 0.5, "none"), with_data=True)
     check_plan(Plan(NEURONS, "magnitude", 0.5, "none"), with_data=True)
+
+
+@pytest.mark.parametrize(
+    ("worst", "unseen", "kind", "said"),
+    [
+        (5, 999_999, np.float32, "unseen=999999: no table has such a row"),
+        (100, None, np.float32, "id 100 of input 'i' is outside the 100 rows"),
+        (5, None, np.float16, "elements are FLOAT16"),
+    ],
+)
+def test_rows_that_cannot_go_are_said_before_the_work(
+    worst: int, unseen: int | None, kind: type, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "rank", None)
+    rng = np.random.default_rng(1)
+    shapes = {"t": (100, 8), "a": (8, 64), "b": (64, 2)}
+    weights = {name: rng.standard_normal(shape).astype(kind) for name, shape in shapes.items()}
+    body = "e = Gather(t, i) p = MatMul(e, a) h = Relu(p) y = MatMul(h, b)"
+    name = {np.float32: "float", np.float16: "float16"}[kind]
+    model = ir.from_proto(build(f"(int64[n, m] i) => ({name}[n, m, 2] y)", body, weights))
+    optimize_graph(model)
+    data = Samples(tuple({"i": np.array([[k, worst]])} for k in range(3)))
+    plan = Plan(("neurons", "rows"), "magnitude", 0.6, "none", unseen=unseen)
+    with pytest.raises(HastenError, match=said):
+        prune_model(model, plan, data)
 
 
 def test_a_model_without_such_units(network: ir.Model) -> None:

@@ -18,8 +18,15 @@ from hasten.search.measure_flops import node_flops
 Feeds = Mapping[str, NDArray[np.generic]]
 
 
+_LENGTH, _SIDE = 128, 224
+
+
 def typical_sizes(model: ir.Model, samples: Iterable[Feeds]) -> dict[str, int]:
-    """The median of each symbolic size over some samples; 1 for one that no sample binds."""
+    """The median of each symbolic size over some samples.
+
+    One that no sample binds is 1 where it is that of a first axis, which counts samples; else 224 where it is
+    the side of a picture, of four axes, and 128 where not.
+    """
     found: dict[str, list[int]] = {name: [] for name in input_dims(model)}
     for feeds in samples:
         for value in model.graph.inputs:
@@ -29,7 +36,22 @@ def typical_sizes(model: ir.Model, samples: Iterable[Feeds]) -> dict[str, int]:
             for dim, size in zip(value.shape, array.shape, strict=False):
                 if isinstance(dim, ir.SymbolicDim) and dim.value in found:
                     found[dim.value].append(size)
-    return {name: int(statistics.median(sizes)) if sizes else 1 for name, sizes in found.items()}
+    return {
+        name: int(statistics.median(sizes)) if sizes else _size_without_data(model, name)
+        for name, sizes in found.items()
+    }
+
+
+def _size_without_data(model: ir.Model, name: str) -> int:
+    places = [
+        (axis, len(value.shape))
+        for value in model.graph.inputs
+        for axis, dim in enumerate(value.shape or ())
+        if value.shape is not None and isinstance(dim, ir.SymbolicDim) and dim.value == name
+    ]
+    if any(axis == 0 for axis, _ in places):
+        return 1
+    return _SIDE if any(axes == 4 for _, axes in places) else _LENGTH
 
 
 def graph_flops(model: ir.Model, sizes: Mapping[str, int]) -> int:
@@ -73,6 +95,8 @@ def _shapes_at(model: ir.Model, sizes: Mapping[str, int]) -> dict[str, tuple[int
 
 
 def _flops(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    if any(size < 1 for name in (*node.input, *node.output) for size in shapes.get(name, ())):
+        return 0  # at sizes that are too small for the model, or where nothing comes out
     try:
         return node_flops(node, shapes)
     except KeyError:

@@ -153,6 +153,20 @@ def score_units(
     return Scores({group: np.square(each).mean(0) for group, each in gradients.items()}, gradients)
 
 
+def answers_of(model: ir.Model, name: str, samples: Sequence[Feeds]) -> Values:
+    """The class of the highest score of each sample, by a value [samples, classes] of a graph."""
+    import torch
+
+    from hasten.backends.torch_graph import TorchGraph
+
+    graph, found = TorchGraph(model), np.zeros(len(samples))
+    with torch.no_grad():
+        for batch in join(model, samples, _TOGETHER):
+            scores = wide(graph.run(batch.feeds, keep=[name])[name])
+            found[batch.members] = scores.reshape(len(batch), -1).argmax(1).numpy()
+    return found
+
+
 def score_layers(
     criterion: str,
     model: ir.Model,
@@ -237,7 +251,7 @@ def _read(nodes: Sequence[ir.Node], group: Group) -> list[tuple[int, Slot]]:
     return found
 
 
-def _batches(model: ir.Model, groups: Sequence[Group], samples: Sequence[Feeds]) -> list[Batch]:
+def _batches(model: ir.Model, groups: Sequence[Group], samples: Sequence[Feeds]) -> Sequence[Batch]:
     """Samples that run together, if all that is read has a batch axis, so that each has masks of its own."""
     name, facts = batch_dim(model), Facts(model.graph)
     nodes = list(model.graph)

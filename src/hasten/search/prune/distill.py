@@ -32,7 +32,7 @@ from hasten.errors import OptionError
 from hasten.passes.prune.layers import find_layers
 from hasten.search.prune.cost import Feeds
 from hasten.search.prune.joined import Batch, join
-from hasten.search.prune.loss import judged, wide
+from hasten.search.prune.loss import cross_entropy, judged, scores_of, wide
 from hasten.search.prune.training import Training
 
 _HELD = 10  # one sample in so many is not trained on, but says whether training helped
@@ -108,7 +108,7 @@ def distill(  # noqa: PLR0913 - choices, each with a default
     while state.epoch < training.epochs and not state.over(start):
         epoch = state.epoch + 1
         if _epoch(pair, rest, training.batch, state, start, np.random.default_rng([seed, epoch])):
-            state.epoch = epoch
+            state.complete(epoch)
         found = pair.mean(held)
         progress(f"epoch {epoch} of {training.epochs}: loss {found:.4g}, {state.before:.4g} at first")
         if found < state.after:
@@ -221,7 +221,10 @@ class _Pair:
                 "there is nothing to learn from: the outputs are whole numbers; repair by "
                 "least-squares instead"
             )
-        self._first = answers[:1]
+        scores = scores_of(pruned)
+        self._scores = "" if scores is None else scores.name or ""
+        self._others = [name for name in (*self._given, self._scores) if name not in made]
+        self._own = [name for name in (*self._names, self._scores) if name in made]
         self._copies: dict[str, tuple[Tensor, torch.dtype]] = {}
 
     def trained(self, names: Sequence[str]) -> list[Tensor]:
@@ -238,11 +241,11 @@ class _Pair:
     def losses(self, part: Batch, labels: Tensor | None) -> Tensor:
         """The loss of each of some samples."""
         with torch.no_grad():
-            right = self.teacher.run(part.feeds, keep=(*self._names, *self._given, *self._first))
+            right = self.teacher.run(part.feeds, keep=(*self._names, *self._others))
         for name, (weight, dtype) in self._copies.items():
             self.student.weights[name] = weight.to(dtype)
         given = {name: right[name] for name in self._given}
-        found = right | self.student.run({**part.feeds, **given}, keep=self._names)
+        found = right | self.student.run({**part.feeds, **given}, keep=self._own)
         count = len(part)
         total = torch.zeros(count)
         for name in self._names:
@@ -253,9 +256,8 @@ class _Pair:
                 distance = (got - goal).reshape(rows).square().sum(1)
                 total = total + distance / goal.reshape(rows).square().sum(1).clamp_min(1e-12)
         if labels is not None:
-            said = wide(found[self._first[0]])
-            guess = math.log(max(2, said.shape[-1]))
-            total = total + torch.nn.functional.cross_entropy(said, labels, reduction="none") / guess
+            said = found[self._scores]
+            total = total + cross_entropy(said, labels) / math.log(max(2, said.numel() // count))
         return total
 
     def mean(self, data: _Known) -> float:
@@ -328,7 +330,7 @@ class _State:
     def __init__(self, names: Sequence[str], weights: list[Tensor], training: Training, steps: int) -> None:
         self._names, self._weights, self._training, self._steps = names, weights, training, steps
         self._optimizer = torch.optim.AdamW(weights, lr=training.rate, weight_decay=0.0)
-        self._done = 0
+        self._done = self._whole = 0
         self.epoch = 0
         self.request = self.digest = ""
         self.before = self.after = math.inf
@@ -342,6 +344,10 @@ class _State:
     def keep(self, loss: float) -> None:
         """Remembers the weights as the best so far, with their loss on samples held out."""
         self.after, self.best = loss, [w.detach().clone() for w in self._weights]
+
+    def complete(self, epoch: int) -> None:
+        """Remembers that an epoch came to its end, and after how many steps."""
+        self.epoch, self._whole = epoch, self._done
 
     def over(self, start: float) -> bool:
         """Whether the time is up."""
@@ -376,7 +382,7 @@ class _State:
         data = {
             "weights": dict(zip(self._names, [w.detach() for w in self._weights], strict=True)),
             "optimizer": self._optimizer.state_dict(),
-            "steps": self._done,
+            "steps": self._whole,  # what an epoch that was cut off did is done again
             "epoch": self.epoch,
             "request": self.request,
             "digest": self.digest,
@@ -404,7 +410,8 @@ class _State:
             for name, weight in zip(self._names, self._weights, strict=True):
                 weight.copy_(data["weights"][name])
         self._optimizer.load_state_dict(data["optimizer"])
-        self._done, self.epoch = int(data["steps"]), int(data["epoch"])
+        self._done = self._whole = int(data["steps"])
+        self.epoch = int(data["epoch"])
         self.before, self.after = float(data["before"]), float(data["after"])
         self.best = [data["best"][name] for name in self._names]
         self._find_zeros()
@@ -413,8 +420,8 @@ class _State:
 
 def _of_another(path: Path) -> OptionError:
     return OptionError(
-        f"{path} is the checkpoint of another pruning (of other units, data, labels, seed or model): give "
-        "another name, or delete it"
+        f"{path} is the checkpoint of another pruning (of other units, data, labels, seed or model; a time "
+        "limit that ends the ranking early may choose other units too): give another name, or delete it"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import onnx_ir as ir
@@ -40,9 +41,28 @@ def batch_dim(model: ir.Model) -> str | None:
     return names.pop() if len(names) == 1 else None
 
 
+class _Batches(Sequence[Batch]):
+    """Batches that are put together when it is their turn, so that samples in mapped files stay there."""
+
+    def __init__(self, samples: Sequence[Feeds], groups: Sequence[Sequence[int]]) -> None:
+        self._samples, self._groups = samples, groups
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    @overload
+    def __getitem__(self, place: int) -> Batch: ...
+    @overload
+    def __getitem__(self, place: slice) -> _Batches: ...
+    def __getitem__(self, place: int | slice) -> Batch | _Batches:
+        if isinstance(place, slice):
+            return _Batches(self._samples, self._groups[place])
+        return _batch(self._samples, self._groups[place])
+
+
 def join(
     model: ir.Model, samples: Sequence[Feeds], size: int, order: Sequence[int] | None = None
-) -> list[Batch]:
+) -> Sequence[Batch]:
     """Puts samples of equal shapes together.
 
     Args:
@@ -52,7 +72,7 @@ def join(
         order: samples in the order in which they are taken; by default as they come.
 
     Returns:
-        Batches that have all the samples, each once.
+        Batches that have all the samples, each once; the arrays of a batch are made when it is asked for.
     """
     most = size if batch_dim(model) is not None else 1
     open_: dict[tuple[tuple[int, ...], ...], list[int]] = {}
@@ -65,7 +85,7 @@ def join(
         group.append(int(number))
         if len(group) == most:
             del open_[shapes]
-    return [_batch(samples, group) for group in groups]
+    return _Batches(samples, groups)
 
 
 def _batch(samples: Sequence[Feeds], members: Sequence[int]) -> Batch:

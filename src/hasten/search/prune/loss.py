@@ -50,13 +50,44 @@ def _chosen_from(value: ir.Value) -> ir.Value | None:
     return node.inputs[0] if node is not None and node.op_type in _CHOICES and node.domain == "" else None
 
 
+def scores_of(model: ir.Model) -> ir.Value | None:
+    """The scores of classes by which labels are judged: the first of what answers are judged by.
+
+    Where that is probabilities, what `Softmax` makes them from; None where nothing is judged.
+    """
+    found = judged(model)
+    if not found:
+        return None
+    node = found[0].producer()
+    while node is not None and node.op_type in _SAME and node.domain == "" and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    if node is None or (node.domain, node.op_type) != ("", "Softmax"):
+        return found[0]
+    scores = node.inputs[0]
+    shape = None if scores is None else scores.shape
+    if scores is None or shape is None or len(shape) < 2:
+        return found[0]
+    axis = node.attributes.get_int("axis", -1) % len(shape)
+    others = [size for place, size in enumerate(shape) if place not in (0, axis)]
+    return scores if axis and all(size == 1 for size in others) else found[0]
+
+
+def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
+    """Of each sample the cross-entropy of its label, by scores of classes, [samples, classes]."""
+    import torch
+
+    rows = wide(scores).reshape(len(labels), -1)
+    return torch.nn.functional.cross_entropy(rows, labels, reduction="none")
+
+
 @dataclass(frozen=True)
 class Loss:
     """What is differentiated, added up over some samples.
 
     Attributes:
         names: of the values that it reads.
-        labels: the class of each sample by the first of them; None for the distance to the model's own.
+        labels: the class of each sample by the first of them, scores; None for the distance to the model's
+            own.
         rng: of the random numbers that stand for the distance.
     """
 
@@ -77,6 +108,9 @@ class Loss:
                 "all outputs of the model are whole numbers that no choice (ArgMax) ends in, so there is no "
                 "gradient: choose criterion='magnitude' or 'activation'"
             )
+        scores = scores_of(model)
+        if labels is not None and scores is not None:
+            names = (scores.name or "",)
         return Loss(names, labels, rng)
 
     def __call__(self, values: Mapping[str, Tensor], batch: Batch) -> Tensor:
@@ -102,8 +136,7 @@ class Loss:
 
         if self.labels is not None:
             right = torch.tensor([self.labels[k] for k in batch.members])
-            first = wide(values[self.names[0]]).reshape(len(batch), -1)
-            return torch.nn.functional.cross_entropy(first, right, reduction="sum")
+            return cross_entropy(values[self.names[0]], right).sum()
         total = torch.zeros(())
         for name in self.names:
             if values[name].is_floating_point():

@@ -16,7 +16,14 @@ from hasten.passes.prune.layers import LAYERS, Layer, find_branches, remove_laye
 from hasten.passes.prune.units import Analysis, Group, LeftAlone, find_units
 from hasten.search.prune.amounts import choose_amounts
 from hasten.search.prune.cost import Cost, Feeds, Price, graph_flops, operations, typical_sizes
-from hasten.search.prune.criteria import OF_THE_LOSS, Scores, relative, score_layers, score_units
+from hasten.search.prune.criteria import (
+    OF_THE_LOSS,
+    Scores,
+    answers_of,
+    relative,
+    score_layers,
+    score_units,
+)
 from hasten.search.prune.loss import judged
 from hasten.search.prune.plan import Plan, Progress, criterion_of_layers
 from hasten.search.prune.products import readings
@@ -140,7 +147,7 @@ def rank(
     """
     chosen = some(data or Samples(()), plan.looked_at, plan.seed)
     samples = chosen.feeds
-    every, notes = classes_of(model, data)
+    every, notes = classes_of(model, data) if known is not None else labels_of(model, plan, data)
     labels = None if every is None else [int(label) for label in np.asarray(chosen.labels)]
     if plan.flops is None:
         return replace(_unranked(model, plan, data, samples), labels=every)
@@ -215,15 +222,30 @@ def _unranked(model: ir.Model, plan: Plan, data: Samples | None, examined: Seque
     return Ranking(model, plan, feeds, examined, sizes, nothing, (), (), Scores({}), (), np.zeros(0), ())
 
 
-def decide(ranking: Ranking, share: float | None) -> Decision:
+def decide(ranking: Ranking, share: float | None, until: float = math.inf) -> Decision:
     """What goes so that no more than a share of the cost is left, if that can be; nothing for None.
 
     Layers go by what they are worth for the arithmetic that they are. If other units may go too, so many
     layers go that the sum of what all that goes is worth is the least.
+
+    Args:
+        ranking: what can go.
+        share: of the cost.
+        until: a time by `time.monotonic` after which units are no longer chosen for what they are worth
+            together.
+
+    Raises:
+        OptionError: nothing in the graph costs anything.
     """
     if share is None:
         return Decision(ranking.model, ranking.analysis, (), {})
     whole = ranking.cost(ranking.model, ranking.analysis).total
+    if not whole:
+        sizes = ", ".join(f"{name}={size}" for name, size in ranking.sizes.items())
+        raise OptionError(
+            "flops: no arithmetic of products, convolutions or attention is counted in this model"
+            + (f" where {sizes}: give data, which tell the sizes" if sizes else "")
+        )
     order = order_of_layers(ranking)
     if not ranking.groups:
         gone: list[Layer] = []
@@ -242,7 +264,7 @@ def decide(ranking: Ranking, share: float | None) -> Decision:
         if best is not None and count and lost[1] == 0:
             break  # layers alone are enough
     assert best is not None
-    return _rearranged(ranking, best[1])
+    return _rearranged(ranking, best[1], until)
 
 
 def decide_without(ranking: Ranking, layers: tuple[Layer, ...], share: float | None) -> Decision:
@@ -266,18 +288,19 @@ def _with_layers(
     }
     uniform = ranking.plan.amounts == "uniform"
     choice = choose_amounts(values, ranking.cost(model, analysis), target, uniform=uniform)
-    left = choice.cost / ranking.cost(ranking.model, ranking.analysis).total
+    total = ranking.cost(ranking.model, ranking.analysis).total
+    left = choice.cost / total if total else 1.0
     found = Decision(model, analysis, layers, choice.removed, choice.loss, left)
     return (not choice.reached, choice.loss), found
 
 
-def _rearranged(ranking: Ranking, decision: Decision) -> Decision:
+def _rearranged(ranking: Ranking, decision: Decision, until: float = math.inf) -> Decision:
     """The same amounts, with each group's units chosen for what they are worth together."""
     if ranking.plan.criterion != "fisher" or ranking.scores.gradients is None:
         return decision
     known = {key_of(g): g for g in ranking.groups}
     removed = {
-        group: rearranged(ranking.scores.gradients[known[key_of(group)]], units)
+        group: rearranged(ranking.scores.gradients[known[key_of(group)]], units, until)
         for group, units in decision.removed.items()
     }
     return replace(decision, removed=removed)
@@ -305,6 +328,36 @@ def classes_of(model: ir.Model, data: Samples | None) -> tuple[Sequence[int] | N
     return None, (
         "the labels are no classes of the first output, so the loss is the distance to the outputs",
     )
+
+
+def labels_of(
+    model: ir.Model, plan: Plan, data: Samples | None
+) -> tuple[Sequence[int] | None, tuple[str, ...]]:
+    """The same, but for labels that only look like classes, such as topics beside an embedding of 384 values.
+
+    They are told by what the model itself says: where labels name less than half of the classes, and the
+    highest value is that of the label half as often as for one and the same class, or less.
+    """
+    labels, notes = classes_of(model, data)
+    if labels is None or data is None or not (plan.criterion in OF_THE_LOSS or plan.repair == "distill"):
+        return labels, notes
+    answer, named = judged(model)[0], len(set(labels))
+    classes = 0 if answer.shape is None else answer.shape[-1]
+    if not isinstance(classes, int) or 2 * named >= classes:
+        return labels, notes
+    part = some(data, _ASKED, plan.seed)
+    found, right = answers_of(model, answer.name or "", part.feeds), np.asarray(part.labels)
+    share = float((found == right).mean())
+    if share > np.unique(right, return_counts=True)[1].max() / len(right) / 2:
+        return labels, notes
+    return None, (
+        f"the labels are not taken for classes of '{answer.name}': they name {named} of its {classes} "
+        f"values, and the highest is that of the label in {share:.1%} of {len(right)} samples; so the loss "
+        "is the distance to the outputs",
+    )
+
+
+_ASKED = 128  # samples whose answers are compared with their labels, at most
 
 
 def _not_by_obs(model: ir.Model, groups: Sequence[Group]) -> tuple[str, ...]:

@@ -9,6 +9,9 @@ Kwon et al. 2022, "A Fast Post-Training Pruning Framework for Transformers", whi
 
 from __future__ import annotations
 
+import math
+import time
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,16 +19,21 @@ _DAMPING = 1.0
 """Weight of the diagonal beside F: samples are fewer than units, so some sets cancel by chance."""
 
 
-def rearranged(gradients: NDArray[np.float64], removed: NDArray[np.int64]) -> NDArray[np.int64]:
+def rearranged(
+    gradients: NDArray[np.float64], removed: NDArray[np.int64], until: float = math.inf
+) -> NDArray[np.int64]:
     """A set of as many units that matters no more, by the whole of the Fisher information.
 
     Args:
         gradients: derivatives of the loss by masks, [samples, units].
         removed: units to begin with.
+        until: a time by `time.monotonic` after which no more units change places.
 
     Returns:
         The units in rising order.
     """
+    if time.monotonic() >= until:
+        return removed
     count = gradients.shape[1]
     fisher = gradients.T @ gradients / max(1, len(gradients))
     fisher[np.diag_indices(count)] *= 1 + _DAMPING
@@ -35,7 +43,7 @@ def rearranged(gradients: NDArray[np.float64], removed: NDArray[np.int64]) -> ND
     diagonal = fisher.diagonal()
     for _ in range(2 * len(removed)):
         out, stay = np.flatnonzero(gone), np.flatnonzero(~gone)
-        if not len(out) or not len(stay):
+        if not len(out) or not len(stay) or time.monotonic() >= until:
             break
         back = diagonal[out] - 2 * pull[out]
         forth = diagonal[stay] + 2 * pull[stay]

@@ -131,7 +131,7 @@ class _SideBySide:
         self._places = [places.get(node.outputs[0].name) for node in self.before.nodes]
         self._behind = _new_nodes(len(self.after.nodes), {p for p in self._places if p is not None})
         order = np.random.default_rng(0).permutation(len(samples)).tolist()  # what comes first stands for all
-        self._parts = [part.feeds for part in join(pruned, samples, _TOGETHER, order)]
+        self._parts = join(pruned, samples, _TOGETHER, order)
         self.old: list[dict[str, Tensor]] = []
         self.new: list[dict[str, Tensor]] = []
         self._left: list[tuple[Counter[str], Counter[str]]] = []
@@ -139,8 +139,8 @@ class _SideBySide:
 
     def arrive(self, index: int) -> int | None:
         """Runs a node of the original on all batches there is memory for; its place in the pruned graph."""
-        for feeds in self._parts[len(self.old) : self._most[index]]:
-            self._start(feeds)
+        for part in self._parts[len(self.old) : self._most[index]]:
+            self._start(part.feeds)
             for passed in range(index):
                 self.before.step(passed, self.old[-1])
                 self._leave(passed, len(self.old) - 1)
@@ -177,7 +177,8 @@ class _SideBySide:
 
     def _capacities(self) -> list[int]:
         """How many batches there is memory for at a node and all that follow."""
-        self._start(max(self._parts, key=lambda feeds: sum(np.asarray(a).nbytes for a in feeds.values())))
+        largest = max(self._parts, key=lambda part: sum(np.asarray(a).nbytes for a in part.feeds.values()))
+        self._start(largest.feeds)
         weights = {w.data_ptr() for graph in (self.before, self.after) for w in graph.weights.values()}
         sizes = []
         with torch.no_grad():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from hasten.errors import DataError, OptionError
 from hasten.passes.prune.rows import ROWS, Table, find_tables, remove_rows, used_rows
@@ -45,22 +46,9 @@ def drop_rows(model: ir.Model, samples: Sequence[Feeds], unseen: int | None = No
         DataError: a sample has an id that a table does not.
         OptionError: no table has the row `unseen`, or there is no table.
     """
-    tables, left = find_tables(model)
-    if not tables:
-        why = f" ({left[0].name}: {left[0].reasons[0]})" if left else ""
-        raise OptionError(f"nothing to prune: the model has no {ROWS} that can be removed{why}")
-    if unseen is not None and not any(0 <= unseen < table.rows for table in tables):
-        raise OptionError(f"unseen={unseen}: no table has such a row; give an id below {tables[0].rows}")
+    counted, left = count_rows(model, samples, unseen)
     cuts, alone, notes = [], list(left), []
-    ids = {
-        name: np.concatenate([np.asarray(feeds[name]).reshape(-1).astype(np.int64) for feeds in samples])
-        for name in dict.fromkeys(name for table in tables for name in table.inputs)
-    }
-    for table in tables:
-        try:
-            counts = used_rows(table, ids)
-        except IndexError as error:
-            raise DataError(str(error)) from None
+    for table, counts in counted:
         stays, row = counts > 0, unseen if unseen is not None and unseen < table.rows else None
         if row is not None:
             stays[row] = True
@@ -74,6 +62,29 @@ def drop_rows(model: ir.Model, samples: Sequence[Feeds], unseen: int | None = No
         cuts.append(Cut(table.name, ROWS, table.rows, table.rows - gone + (row is None)))
         notes.append(_risk(table, counts, gone, row))
     return Rows(tuple(cuts), tuple(alone), tuple(notes))
+
+
+def count_rows(
+    model: ir.Model, samples: Sequence[Feeds], unseen: int | None = None
+) -> tuple[list[tuple[Table, NDArray[np.int64]]], tuple[LeftAlone, ...]]:
+    """How often samples ask for each row of tables, and the tables that keep their rows, with reasons.
+
+    What `drop_rows` refuses is refused here, so that it can be said before other work.
+    """
+    tables, left = find_tables(model)
+    if not tables:
+        why = f" ({left[0].name}: {left[0].reasons[0]})" if left else ""
+        raise OptionError(f"nothing to prune: the model has no {ROWS} that can be removed{why}")
+    if unseen is not None and not any(0 <= unseen < table.rows for table in tables):
+        raise OptionError(f"unseen={unseen}: no table has such a row; give an id below {tables[0].rows}")
+    ids = {
+        name: np.concatenate([np.asarray(feeds[name]).reshape(-1).astype(np.int64) for feeds in samples])
+        for name in dict.fromkeys(name for table in tables for name in table.inputs)
+    }
+    try:
+        return [(table, used_rows(table, ids)) for table in tables], left
+    except IndexError as error:
+        raise DataError(str(error)) from None
 
 
 def _risk(table: Table, counts: np.ndarray, gone: int, row: int | None) -> str:

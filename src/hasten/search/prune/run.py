@@ -15,15 +15,15 @@ from hasten.passes.prune.rows import ROWS
 from hasten.passes.prune.units import LeftAlone
 from hasten.search.prune.cost import graph_flops
 from hasten.search.prune.plan import Plan, Progress, check_plan
-from hasten.search.prune.ranking import Decision, Ranking, classes_of, decide, key_of, rank
+from hasten.search.prune.ranking import Decision, Ranking, decide, key_of, labels_of, rank
 from hasten.search.prune.report import Cut, Pruned, PruneReport
-from hasten.search.prune.rows import Rows, drop_rows
+from hasten.search.prune.rows import Rows, count_rows, drop_rows
 from hasten.search.prune.sparsity import Sparsity, Zeros, sparsify
 from hasten.search.prune.training import Training
 from hasten.search.samples import Samples
 
-_RANKED, _REPAIRED = 0.4, 0.7
-"""Shares of the time limit by which ranking, and repair before training, are over."""
+_RANKED, _DECIDED, _REPAIRED = 0.4, 0.5, 0.7
+"""Shares of the time limit by which ranking, the choice of units, and repair before training, are over."""
 
 
 def prune_model(
@@ -46,16 +46,19 @@ def prune_model(
 
     Raises:
         OptionError: the plan makes no sense, or there is nothing to prune.
+        DataError: the data do not fit the model.
         MissingDependencyError: PyTorch is needed and not installed.
         UnsupportedModelError: gradients are needed and cannot pass through an operator.
     """
     check_plan(plan, with_data=data is not None)
     begin = time.monotonic() if start is None else start
     limit = math.inf if plan.seconds is None else plan.seconds
+    if ROWS in plan.units and data is not None:
+        count_rows(model, data.feeds, plan.unseen)  # what cannot be is said before all the work
     if plan.repair == "distill" and data is not None:
         from hasten.search.prune.distill import check_training
 
-        labels, _ = classes_of(model, data)
+        labels, _ = labels_of(model, plan, data)
         check_training(model, data.feeds, plan.training, labels=labels, request=_request(plan))
     ranking = rank(model, plan, data, until=begin + _RANKED * limit, progress=progress)
     return prune_ranked(ranking, plan, start=begin, progress=progress)
@@ -72,7 +75,9 @@ def prune_ranked(
         start: when the time limit began, by `time.monotonic`; None for now.
         progress: is told what begins.
     """
-    return carry_out(ranking, decide(ranking, plan.flops), plan, start=start, progress=progress)
+    begin = time.monotonic() if start is None else start
+    until = math.inf if plan.seconds is None else begin + _DECIDED * plan.seconds
+    return carry_out(ranking, decide(ranking, plan.flops, until), plan, start=begin, progress=progress)
 
 
 def carry_out(
@@ -212,24 +217,26 @@ def _report(
     )
 
 
-_OTHER_SIZE = 128  # of what is symbolic, to see whether the share that is left depends on it
+_OTHER = 4  # times as large is what is symbolic, to see whether the share that is left depends on it
 
 
 def _sizes_note(ranking: Ranking, small: ir.Model, plan: Plan) -> list[str]:
     """What is to be said of sizes that nobody knows."""
     if plan.flops is None or ranking.samples or not ranking.sizes:
         return []
-    larger = dict.fromkeys(ranking.sizes, _OTHER_SIZE)
+    larger = {name: size * _OTHER if size > 1 else size for name, size in ranking.sizes.items()}
     shares = [
         graph_flops(small, sizes) / max(1, graph_flops(ranking.model, sizes))
         for sizes in (ranking.sizes, larger)
     ]
     if abs(shares[0] - shares[1]) < 0.005:
         return []
-    names = ", ".join(ranking.sizes)
+    taken, other = (
+        ", ".join(f"{name}={size}" for name, size in sizes.items()) for sizes in (ranking.sizes, larger)
+    )
     return [
-        f"there are no data to tell sizes from: {shares[0]:.1%} of the arithmetic are left where "
-        f"{names} are 1, and {shares[1]:.1%} where they are {_OTHER_SIZE}"
+        f"there are no data to tell sizes from: {shares[0]:.1%} of the arithmetic are left where {taken}, "
+        f"and {shares[1]:.1%} where {other}"
     ]
 
 
