@@ -116,6 +116,26 @@ def test_what_a_first_look_finds_slower_and_worse_is_not_looked_at_again() -> No
     assert order.front() == ["c"]
 
 
+def test_the_last_times_decide_among_what_is_certified() -> None:
+    tried = Tried({"early": One(0.1, 1.5), "late": One(0.2, 2.0)}, 700)
+    order = certificates(tried)
+    order.test_all()
+    assert tried.best == "late"
+    slowed = {"to_lossless": Spread.of([1.2]), "to_original": Spread.of([1.5])}
+    tried.note("late", **slowed)
+    order.conclude()
+    assert tried.best == "early"  # both may be relied on
+    tried.note("early", to_lossless=Spread.of([0.97]), to_original=Spread.of([1.2]))
+    order.conclude()
+    assert tried.best == "late"
+    assert tried.records["early"].outcome is Outcome.NOT_FASTER
+    assert "0.97 x [0.97, 0.97] the speed of the lossless" in tried.records["early"].reason
+    tried.note("late", to_lossless=Spread(0.99, 1.01, 1.02))
+    order.conclude()
+    assert tried.best == LOSSLESS
+    assert order.stated() is None
+
+
 def test_a_failure_does_not_end_the_search() -> None:
     tried = Tried({"bf16": One(1e-5, 1.5, 0.0, 5), "mixed": One(0.01, 2.0), "int8": One(0.1, 3.0)}, 700)
     order = certificates(tried)

@@ -122,7 +122,11 @@ class Certificates:
             self._take_up([*self.placed], left, times)
 
     def conclude(self) -> None:
-        """Finds how many samples would certify the candidate that came nearest, if none was certified."""
+        """Settles which certified candidate is the best, by the last times: all may be relied on together.
+
+        If none beats the baselines, it finds how many samples would certify the one that came nearest.
+        """
+        self._settle()
         asked, records = self._trials.problem.asked, self._trials.records.values()
         failed = [r.bound for r in records if r.bound is not None and r.outcome is Outcome.NOT_CERTIFIED]
         if self._trials.best == LOSSLESS and self.samples_needed is None and failed:
@@ -138,6 +142,17 @@ class Certificates:
         return sequence_bound(accepted, budget, failed=self._failed)
 
     # Parts
+
+    def _settle(self) -> None:
+        """What was certified early may have been timed again since, with others."""
+        trials, good = self._trials, list[str]()
+        for name in [n for n, found in trials.records.items() if found.outcome is Outcome.CERTIFIED]:
+            reason = why_not_faster(trials, name)
+            if reason:
+                trials.note(name, outcome=Outcome.NOT_FASTER, reason=f"{reason}, when it was timed again")
+            else:
+                good.append(name)
+        trials.best = min(good, key=lambda n: latency(trials, n), default=LOSSLESS)
 
     def _open(self) -> list[str]:
         """Names of the candidates that have no place in the order yet, and times."""
