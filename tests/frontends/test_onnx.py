@@ -87,6 +87,14 @@ def test_truncated_external_weights(proto: onnx.ModelProto, tmp_path: Path) -> N
         frontend.load(path)
 
 
+def test_external_weights_that_link_to_themselves(proto: onnx.ModelProto, tmp_path: Path) -> None:
+    path, beside = _external(proto, tmp_path), tmp_path / "model.data"
+    beside.unlink()
+    beside.symlink_to(beside.name)
+    with pytest.raises(ModelError, match=r"model\.data.*cannot be read"):
+        frontend.load(path)
+
+
 def test_external_weights_outside_the_folder(proto: onnx.ModelProto, tmp_path: Path) -> None:
     (tmp_path / "inside").mkdir()
     path = _external(proto, tmp_path / "inside")

@@ -43,6 +43,8 @@ def parsed(
          {"inputs": "float[1, 2, 4] x", "outputs": "float[1, 2, 3] y"}),
         ("y = MaxPool<kernel_shape = [2], strides = [2], ceil_mode = 1>(x)", 22,
          {"inputs": "float[1, 2, 5] x", "outputs": "float[1, 2, 3] y"}),
+        ("y = LpPool<kernel_shape = [2], strides = [2], ceil_mode = 1>(x)", 22,
+         {"inputs": "float[1, 2, 5] x", "outputs": "float[1, 2, 3] y"}),
         ("c = Constant<value = bool {1}>() "
          "y = If(c) <then_branch = a () => (float[2, 4] t) { t = Swish(x) },"
          " else_branch = b () => (float[2, 4] e) { e = Identity(x) }>", 24, {}),

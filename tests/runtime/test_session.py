@@ -23,7 +23,7 @@ from hasten.errors import (
     OptionError,
 )
 from hasten.runtime import Session, TensorInfo
-from hasten.runtime.artifact import read_artifact, write_artifact
+from hasten.runtime.artifact import Artifact, read_artifact, write_artifact
 from hasten.runtime.native import KEPT_SHAPES
 from hasten.runtime.session import start
 from hasten.target import TARGETS, native, runs_here
@@ -228,6 +228,14 @@ def test_closing_during_runs_is_safe(write) -> None:
         for thread in threads:
             thread.join()
         assert closed == [True] * 3
+
+
+def test_what_is_closed_during_its_first_run_stays_closed(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = hasten.runtime.open(write())
+    monkeypatch.setattr(Artifact, "check_weights", lambda _: session.close())
+    check(session, feeds(3))
+    with pytest.raises(ArtifactError, match="the session is closed"):
+        session.run(feeds(3))
 
 
 def test_damaged_weights_never_give_results(write) -> None:

@@ -136,6 +136,27 @@ def test_the_last_times_decide_among_what_is_certified() -> None:
     assert order.stated() is None
 
 
+def test_what_passed_and_became_slow_is_not_said_to_lack_samples() -> None:
+    tried = Tried({"a": One(0.1, 1.5), "b": One(0.2, 2.0, flips=5)}, 700)
+    order = certificates(tried)
+    order.test_all()
+    assert [tried.records[name].outcome for name in "ab"] == [Outcome.CERTIFIED, Outcome.NOT_CERTIFIED]
+    tried.note("a", to_lossless=Spread.of([0.9]))
+    order.conclude()
+    assert tried.best == LOSSLESS
+    assert order.samples_needed is None
+
+
+def test_an_interrupt_leaves_out_how_many_samples_would_do() -> None:
+    tried = Tried({"b": One(0.2, 2.0, flips=5)}, 700)
+    order = certificates(tried)
+    order.test_all()
+    order.conclude(interrupted=True)
+    assert order.samples_needed is None
+    order.conclude()
+    assert order.samples_needed is not None
+
+
 def test_a_failure_does_not_end_the_search() -> None:
     tried = Tried({"bf16": One(1e-5, 1.5, 0.0, 5), "mixed": One(0.01, 2.0), "int8": One(0.1, 3.0)}, 700)
     order = certificates(tried)

@@ -83,6 +83,8 @@ def test_a_classifier_with_texts_and_maps(tmp_path: Path) -> None:
     check(search(model, data, tmp_path, metric="accuracy", output="scores"), "onnxruntime")
     with pytest.raises(OptionError, match=r"'p' is a sequence or a map.*another output \(label, scores\)"):
         search(model, data, tmp_path, metric="accuracy", output="p")
+    with pytest.raises(OptionError, match=r"'label' is texts.*name another output \(scores\)"):
+        search(model, data, tmp_path)
 
 
 class Gated(torch.nn.Module):

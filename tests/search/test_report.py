@@ -79,6 +79,14 @@ def test_figures_of_layers_are_written_out() -> None:
     assert "e+0" not in said
 
 
+def test_a_layer_that_breaks_has_a_whole_bar_and_leaves_others_theirs() -> None:
+    layers = [dataclasses.replace(found().layers[0], sensitivity={"int8": v}) for v in (1e-4, 1e-2, math.inf)]
+    html = to_html(dataclasses.replace(found(), layers=tuple(layers)))
+    assert "nan" not in html
+    widths = [float(w) for w in re.findall(r"width:([0-9.]+)%", html.split("<h2>Layers</h2>")[1])]
+    assert 0 < widths[0] < widths[1] <= widths[2] == 100
+
+
 def test_layers_of_other_precisions_keep_their_columns() -> None:
     first, second, *_ = found().layers
     some = (first, dataclasses.replace(second, sensitivity={"int8": 0.1}, us={"f32": 3.0}))

@@ -236,7 +236,7 @@ def _check_external(
         second = beside / tensor.location
         there = [p for p in (path, second) if os.path.exists(p)]  # noqa: PTH110 - takes names of any length
         path = there[0] if there else path
-    real = path.resolve()
+    real = Path(os.path.realpath(path))  # as `resolve`, but for loops of links: `stat` refuses those
     if not any(real.is_relative_to(folder) for folder in folders):
         raise ModelError(
             f"The weights '{tensor.name}' are said to be in '{path}', outside the model's own "

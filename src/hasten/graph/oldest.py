@@ -12,7 +12,8 @@ from hasten.graph.opset import IR_VERSION, opset_of
 
 OLDEST_WRITTEN = 21  # what the oldest ONNX Runtime knows that this package works with, 1.20
 
-_POOLS = ("AveragePool", "MaxPool")
+# 22 says which windows of a rounded-up count there are; 21 leaves it open.
+_POOLS = ("AveragePool", "LpPool", "MaxPool")
 
 
 def oldest_opset(model: ir.Model) -> int | None:

@@ -104,6 +104,8 @@ class Session:
             opened.artifact.check_weights()
             self._verified = True
             self._quick = None if whole is None else whole.run_again
+            if self._opened is None:  # closed by another thread since
+                self._quick = None
         return dict(zip(self._output_names, results, strict=True))
 
     def __call__(self, **feeds: ArrayLike) -> dict[str, Array]:

@@ -121,16 +121,22 @@ class Certificates:
         if self.test(front):
             self._take_up([*self.placed], left, times)
 
-    def conclude(self) -> None:
+    def conclude(self, *, interrupted: bool = False) -> None:
         """Settles which certified candidate is the best, by the last times: all may be relied on together.
 
-        If none beats the baselines, it finds how many samples would certify the one that came nearest.
+        If none was certified, it finds how many samples would certify the one that came nearest.
+
+        Args:
+            interrupted: then that is left out, which may take a while.
         """
         self._settle()
-        asked, records = self._trials.problem.asked, self._trials.records.values()
+        budget, records = self._trials.problem.asked.max_drop, self._trials.records.values()
+        bounds = [r.bound for r in records if r.bound is not None]
         failed = [r.bound for r in records if r.bound is not None and r.outcome is Outcome.NOT_CERTIFIED]
-        if self._trials.best == LOSSLESS and self.samples_needed is None and failed:
-            self.samples_needed = samples_needed(min(failed, key=lambda b: b.measured), asked.max_drop)
+        if interrupted or self.samples_needed is not None or any(b.upper <= budget for b in bounds):
+            return
+        if failed:
+            self.samples_needed = samples_needed(min(failed, key=lambda b: b.measured), budget)
 
     def stated(self) -> float | None:
         """The drop that is certain not to be exceeded by the best; None for the lossless compilation."""

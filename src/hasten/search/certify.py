@@ -41,6 +41,7 @@ _GROUPS = 200  # of samples that are left out in turn
 _FEWEST = 20  # samples, below which the bootstrap says nothing; groups too
 _PART = 0.7  # of the time left that resamples are planned for: calls are not all equally fast
 _MOST_SAMPLES = 10**9
+_MOST_PAIRS = 10_000  # answers that differ, up to which samples that would be needed are found exactly
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,8 @@ def samples_needed(bound: Bound, budget: float, *, largest: int = _MOST_SAMPLES)
 
     With a measured drop of zero and answers that never differ it is the least that can certify anything.
     Exact for answers that are right or wrong: the share of samples that differ stays as measured. Otherwise
-    from the law that the width of a bound falls with the square root of the number, which is an estimate.
+    from the law that the width of a bound falls with the square root of the number, which is an estimate;
+    and where more than 10,000 answers would differ, of which exact bounds take minutes.
     The share of the test stays, but for what is kept from the first one as soon as there are enough samples.
 
     Args:
@@ -220,10 +222,13 @@ def samples_needed(bound: Bound, budget: float, *, largest: int = _MOST_SAMPLES)
         return None
     if bound.upper <= budget:
         return bound.samples
-    if bound.losses is None or bound.gains is None:
-        width = (bound.upper - bound.measured) / (budget - bound.measured)
-        needed = math.ceil(bound.samples * (width if bound.method == _UNCHANGED else width**2))
-        return needed if needed <= largest else None
+    width = (bound.upper - bound.measured) / (budget - bound.measured)
+    estimate = math.ceil(bound.samples * (width if bound.method == _UNCHANGED else width**2))
+    changed = None if bound.losses is None or bound.gains is None else bound.losses + bound.gains
+    if changed is None or changed * estimate > _MOST_PAIRS * bound.samples:
+        return estimate if estimate <= largest else None
+    assert bound.losses is not None
+    assert bound.gains is not None
     loss, gain = Fraction(bound.losses, bound.samples), Fraction(bound.gains, bound.samples)
     alpha = (1 - bound.confidence) * min(bound.share, 1 - KEPT)
 

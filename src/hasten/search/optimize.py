@@ -98,7 +98,7 @@ class Search:
                 pressed.wait()
                 self._ended = True
                 self.notes.append("the search was interrupted: what follows was left out")
-            self.certificates.conclude()
+                self.certificates.conclude(interrupted=True)
             self.trials.clock.phase(None)
 
     def _phases(self) -> None:
@@ -128,6 +128,7 @@ class Search:
                 do()
             except Exception as error:  # noqa: BLE001 - what is certified outlives whatever goes wrong
                 self.notes.append(f"the phase {phase!r} failed: {reason_of(error)}")
+        self.certificates.conclude()
 
     # Phases
 

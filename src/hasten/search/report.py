@@ -257,7 +257,7 @@ def _layers(record: SearchRecord) -> str:
     known = (*FORMATS, "bf16", "f32")
     judged = [p for p in known if any(p in layer.sensitivity for layer in record.layers)]
     timed = [p for p in known if any(p in layer.us for layer in record.layers)]
-    losses = [v for x in record.layers for v in x.sensitivity.values() if v > 0]
+    losses = [v for x in record.layers for v in x.sensitivity.values() if 0 < v < math.inf]
     rows = [(_layer(layer, judged, timed, losses), "") for layer in record.layers]
     table = f'<div class="scroll">{_table(rows, "dense")}</div>'
     if len(rows) > _MANY:
@@ -301,6 +301,8 @@ def _log_share(value: float, values: Sequence[float]) -> float:
     """Percent of the way from the least to the greatest of some values, on a logarithmic scale."""
     if value <= 0 or not values:
         return 0.0
+    if value > max(values):  # infinite
+        return 100.0
     low, high = math.log(min(values)) - 0.5, math.log(max(values))
     return 100 * (math.log(value) - low) / (high - low)
 

@@ -126,6 +126,13 @@ def pose(
             f"the output {named!r} is a sequence or a map, and metrics look at arrays: "
             + (f"name another output ({', '.join(arrays)})" if arrays else "export the model to give some")
         )
+    texts = [v.name or "" for v in model.graph.outputs if _info(v).dtype == "object"]
+    if asked.named and named in texts:
+        others = ", ".join(name for name in arrays if name not in texts)
+        raise OptionError(
+            f"the output {named!r} is texts, and metrics look at numbers: "
+            + (f"name another output ({others})" if others else "give a function as metric")
+        )
     samples = load_samples(data, inputs, folder=raw)
     if asked.metric.needs_labels and samples.labels is None:
         raise DataError(

@@ -129,6 +129,9 @@ def _why_lossless(search: Search) -> str:
             f"{amount(asked.max_drop, asked.metric)} with {asked.confidence:.0%} confidence; about "
             f"{needed:,} would be needed"
         )
+    slower = [r for r in records if r.outcome is Outcome.NOT_FASTER and r.bound is not None]
+    if any(r.bound is not None and r.bound.upper <= asked.max_drop for r in slower):
+        return f"no candidate that keeps the budget is faster ({slower[-1].name}: {slower[-1].reason})"
     failed = [r for r in records if r.outcome is Outcome.NOT_CERTIFIED]
     if failed:
         return f"no other candidate is certain to keep the budget ({failed[0].name}: {failed[0].reason})"

@@ -198,6 +198,21 @@ def test_where_no_weights_follow_those_before_are_trained(samples: Samples) -> N
     assert not np.array_equal(arrays(small)["b"], before["b"])
 
 
+def test_answers_without_scores_leave_the_values_between_to_learn_from(samples: Samples) -> None:
+    rng = np.random.default_rng(13)
+    weights = {name: rng.standard_normal((8, 8)).astype(np.float32) / 3 for name in "abcd"}
+    body = (
+        "p = MatMul(x, a) q = Relu(p) r = MatMul(q, b) s = Add(x, r) "
+        "t = MatMul(s, c) u = Relu(t) v = MatMul(u, d) w = Add(s, v) y = Greater(w, x)"
+    )
+    network = ir.from_proto(build("(float[n, 8] x) => (bool[n, 8] y)", body, weights))
+    optimize_graph(network)
+    analysis = find_units(network)
+    small = remove_units(network, analysis, {analysis.groups[0]: range(0, 8, 2)})
+    done = distill(network, small, samples.feeds[:80], TRAINING)
+    assert done.after < done.before
+
+
 def test_statistics_are_not_trained(samples: Samples) -> None:
     """Of a normalization that no product takes up, behind a concatenation."""
     rng = np.random.default_rng(0)

@@ -13,6 +13,7 @@ import pytest
 from tests.search.prune.conftest import WIDTH
 from tests.search.prune.test_run import answers
 
+from hasten import frontends
 from hasten.errors import OptionError
 from hasten.passes.prune.units import LeftAlone
 from hasten.search.prune import report
@@ -46,6 +47,29 @@ def test_large_weights_go_beside_the_model(
     assert x.shape[1] == WIDTH
     with pytest.raises(OptionError, match="cannot write"):
         small.save(tmp_path / "none" / "small.onnx")
+
+
+def test_weights_that_lie_beside_the_original_come_along(
+    network: ir.Model, samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("original", "elsewhere"):
+        (tmp_path / name).mkdir()
+    source, moved = tmp_path / "original" / "big.onnx", tmp_path / "elsewhere" / "small.onnx"
+    ir.save(network.clone(), source, external_data="big.onnx.data", size_threshold_bytes=0)
+    small = prune_model(frontends.load(source), Plan(("neurons",), "magnitude", 0.6, "none"))
+    assert any(isinstance(v.const_value, ir.ExternalTensor) for v in small.model.graph.initializers.values())
+    monkeypatch.setattr(report, "_LARGEST", 1000)
+    with pytest.raises(OptionError, match=r"big\.onnx\.data holds weights that this model still reads"):
+        small.save(source, overwrite=True)
+    monkeypatch.undo()
+    small.save(moved)
+    for left in source.parent.iterdir():
+        left.unlink()
+    assert list(moved.parent.iterdir()) == [moved]
+    x = np.concatenate([feeds["x"] for feeds in samples.feeds])
+    (found,) = onnxruntime.InferenceSession(moved).run(None, {"x": x})
+    right = answers(prune_model(network, Plan(("neurons",), "magnitude", 0.6, "none")).model, samples)
+    np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-5)
 
 
 def test_a_page_with_a_bar_for_each_layer() -> None:

@@ -125,6 +125,13 @@ class ReferenceOrt:
         return np.asarray(self.session.run(None, {"pixels": pictures})[0])
 
 
+def test_an_attention_whose_past_is_empty_costs_something() -> None:
+    body = "y, a, b = Attention(x, x, x, , past, past)"
+    head = "(float[1, 2, 3, 4] x, float[1, 2, p, 4] past) => (float[1, 2, 3, 4] y)"
+    model = ir.from_proto(build(head, body, {}))
+    assert graph_flops(model, {"p": 0}) == 2 * 2 * (2 * 3 * 3 * 4)
+
+
 def test_the_cost_is_what_the_pruned_graph_costs() -> None:
     """Also of groups that share axes, such as parts of a concatenation."""
     model = frontends.load(models.ppocr_rec())

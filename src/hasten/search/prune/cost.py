@@ -95,8 +95,10 @@ def _shapes_at(model: ir.Model, sizes: Mapping[str, int]) -> dict[str, tuple[int
 
 
 def _flops(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    if any(size < 1 for name in (*node.input, *node.output) for size in shapes.get(name, ())):
-        return 0  # at sizes that are too small for the model, or where nothing comes out
+    # Sizes that are too small for the model, or nothing comes out. Behind the first three inputs something
+    # may be empty, as the past of an attention is at first.
+    if any(size < 1 for name in (*node.input[:3], *node.output[:1]) for size in shapes.get(name, ())):
+        return 0
     try:
         return node_flops(node, shapes)
     except KeyError:

@@ -186,9 +186,10 @@ def _epoch(
     for place in rng.permutation(len(parts)):
         if state.over(start):
             return False
-        loss = pair.losses(parts[place], data.labels(parts[place])).sum() / batch
+        part = parts[place]
+        loss = pair.losses(part, data.labels(part)).sum() / batch
         loss.backward()  # type: ignore[no-untyped-call]
-        gathered += len(parts[place])
+        gathered += len(part)
         if gathered >= batch:
             state.step(start)
             gathered = 0
@@ -206,10 +207,8 @@ class _Pair:
         if {v.name for v in pruned.graph.outputs} <= set(shared):
             shared = ()  # nothing was pruned: all of it is trained
         self.teacher, self.student = TorchGraph(original), TorchGraph(pruned).without(shared)
-        if shared and not _trainable(
-            self.student
-        ):  # no weights behind what was pruned: those before it learn
-            shared = ()
+        if shared and not _trainable(self.student):
+            shared = ()  # no weights behind what was pruned: those before it learn
             self.student = TorchGraph(pruned)
         self._given = [name for name in self.student.inputs if name in shared]
         made = {v.name for node in self.student.nodes for v in node.outputs}
@@ -223,8 +222,8 @@ class _Pair:
             )
         scores = scores_of(pruned)
         self._scores = "" if scores is None else scores.name or ""
-        self._others = [name for name in (*self._given, self._scores) if name not in made]
-        self._own = [name for name in (*self._names, self._scores) if name in made]
+        self._others = [name for name in (*self._given, self._scores) if name and name not in made]
+        self._own = [name for name in (*self._names, self._scores) if name and name in made]
         self._copies: dict[str, tuple[Tensor, torch.dtype]] = {}
 
     def trained(self, names: Sequence[str]) -> list[Tensor]:

@@ -121,7 +121,7 @@ class Pruned:
             How many bytes were written.
 
         Raises:
-            OptionError: there is a file already, or it cannot be written.
+            OptionError: there is a file already, or it cannot be written, or the model reads weights from it.
         """
         target = Path(path)
         beside = target.with_name(f"{target.name}.data")
@@ -131,6 +131,9 @@ class Pruned:
         for place in (target, beside) if apart else (target,):
             if place.exists() and not overwrite:
                 raise OptionError(f"{place} exists: give another name, or overwrite=True")
+        read = {Path(t.path).resolve() for t in weights if isinstance(t, ir.ExternalTensor)}
+        if apart and beside.resolve() in read:
+            raise OptionError(f"{beside} holds weights that this model still reads: give another name")
         try:
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
                 made = Path(folder) / target.name
@@ -138,7 +141,8 @@ class Pruned:
                     ir.save(model.clone(), made, external_data=beside.name)
                     made.with_name(beside.name).replace(beside)
                 else:
-                    made.write_bytes(ir.to_proto(model).SerializeToString())
+                    alone = ir.external_data.load_to_model(model.clone())
+                    made.write_bytes(ir.to_proto(alone).SerializeToString())
                 made.replace(target)
         except OSError as error:
             raise OptionError(
