@@ -9,16 +9,21 @@ from typing import cast
 import numpy as np
 import onnx_ir as ir
 import pytest
+from benchmarks.hostile import network, samples
 from onnx import TensorProto, helper, numpy_helper
 
+from hasten.errors import MetricError
 from hasten.passes.pipeline import optimize_graph
 from hasten.search import layer_table
-from hasten.search.candidates import LOSSLESS, lossless
+from hasten.search.asked import Problem
+from hasten.search.candidates import LOSSLESS, Candidate, lossless
+from hasten.search.clock import Clock
 from hasten.search.engines import HASTEN
 from hasten.search.formats import Careful
 from hasten.search.layer_table import LayerTable
+from hasten.search.memory import Memory
 from hasten.search.pace import Pace
-from hasten.search.quantization import Quantization
+from hasten.search.quantization import Prepared, Quantization
 from hasten.search.samples import Samples
 from hasten.search.sensitivity import Sensitivity
 from hasten.search.trials import Trials
@@ -86,4 +91,50 @@ def test_what_breaks_in_a_format_is_left_out_of_it_and_said(monkeypatch: pytest.
         monkeypatch.setattr(layer_table, "probe_layers", lambda *_, found=losses: Sensitivity({}, found))
         table.probe("int8")
         assert uniform.all_in("int8", HASTEN).quantized == left
-    assert notes[0] == "in int8 outputs are no numbers with stem: left as they are"
+    assert notes == [
+        "in int8 outputs are no numbers with stem: left as they are",
+        "in int8 outputs are no numbers with any layer",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("breaking", "tried"),
+    [
+        (("hostile",), ["int8-weights", "int8-weights 2/3"]),
+        (("first", "hostile", "last"), ["int8-weights"]),
+        ((), ["int8-weights"]),
+    ],
+)
+def test_a_layer_that_breaks_in_another_format_does_not_lose_the_format(
+    monkeypatch: pytest.MonkeyPatch, breaking: tuple[str, ...], tried: list[str]
+) -> None:
+    graph = ir.from_proto(network())
+    optimize_graph(graph)
+    names = ("first", "hostile", "last")
+    prepared = SimpleNamespace(model=graph, layers=names, careful=Careful(), how=Quantization(names))
+    asked = SimpleNamespace(precisions=lambda: {"int8"})
+    problem = SimpleNamespace(graph=graph, calibration=Samples(tuple(samples(1))), asked=asked)
+    known = Trials(cast(Problem, problem), Clock(None), cast(Memory, None))
+    known.variants[WHOLE] = Variant(graph, cast(Prepared, prepared), {"minmax": {}})
+    built: list[str] = []
+
+    def build(candidate: Candidate) -> bool:
+        known.register(candidate)
+        built.append(candidate.name)
+        return True
+
+    def judge(candidate: Candidate) -> None:
+        if set(candidate.quantized) & set(breaking):
+            raise MetricError("output 'scores' has NaN")
+
+    monkeypatch.setattr(known, "build", build)
+    monkeypatch.setattr(known, "judge", judge)
+    monkeypatch.setattr(known, "time", lambda names, rounds: None)
+    losses = {name: math.inf if name in breaking else 0.1 for name in names}
+    monkeypatch.setattr(layer_table, "probe_layers", lambda *_: Sensitivity({}, losses))
+    pace = cast(Pace, SimpleNamespace(has_time=lambda _: True))
+    table = LayerTable(known, pace, [])
+    table.times["f32"] = {}
+    Uniform(known, pace, table, []).others()
+    assert [name for name in built if name.startswith("int8-weights")] == tried
+    assert known.works(tried[-1]) is (len(breaking) < len(names))

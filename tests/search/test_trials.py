@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,14 +14,19 @@ import pytest
 from hasten.errors import TuningError
 from hasten.search import trials as trials_module
 from hasten.search.asked import Problem
-from hasten.search.candidates import lossless
+from hasten.search.candidates import LOSSLESS, ORIGINAL, Candidate, lossless
 from hasten.search.clock import Clock
+from hasten.search.engines import HASTEN
 from hasten.search.hidden import Shown
+from hasten.search.measure import Contestant, Measurement, Plan, Result, Spread
 from hasten.search.memory import Memory
 from hasten.search.metrics import metric_named
+from hasten.search.record import CandidateRecord
+from hasten.search.results import Results
 from hasten.search.samples import Samples
 from hasten.search.status import Status, Watch, nobody
 from hasten.search.trials import Trials, reason_of
+from hasten.search.variants import Variant
 
 
 class Full:
@@ -63,6 +69,63 @@ def test_measurements_that_cannot_be_kept_are_said_and_lose_nothing() -> None:
 def test_a_reason_names_the_kind_of_what_nobody_expected() -> None:
     assert reason_of(TuningError("no space")) == "no space"
     assert reason_of(OSError(28, "No space left on device")) == "OSError: [Errno 28] No space left on device"
+
+
+def timed_in_phases(memory: Memory, folder: Path) -> list[list[CandidateRecord]]:
+    """What is known after each timing of a search: one early, first looks, and all again, each in a phase."""
+    asked = SimpleNamespace(threads=1, memory=None)
+    typical = SimpleNamespace(typical=lambda: {"x": np.zeros(1)})
+    original = SimpleNamespace(model=folder)
+    problem = SimpleNamespace(asked=asked, calibration=typical, graph=None, folder=folder, original=original)
+    known = Trials(cast(Problem, problem), Clock(None), memory)
+    for name in (LOSSLESS, ORIGINAL, "early", "a", "b"):
+        known.variants[name] = Variant(cast(ir.Model, None))
+        known.register(Candidate(name, "", HASTEN, variant=name))
+        known._models[name] = folder
+    found = []
+    for phase, rounds, names in (
+        ("bf16", 11, ["early"]),
+        ("mixed precision", 5, ["a"]),
+        ("certificates", 5, ["a", "b"]),
+        ("certificates", 11, ["a", "early"]),
+        ("certificates", 11, ["b"]),
+        ("timing", 11, ["a", "b", "early"]),
+    ):
+        if known.clock.current != phase:
+            known.clock.phase(phase)
+        known.time(names, rounds)
+        found.append(list(known.records.values()))
+    return found
+
+
+def test_a_repeated_search_knows_the_same_times_after_each_timing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each measurement differs; a first look is taken for no more than that, and followed by a full one."""
+    rng, rounds_of = np.random.default_rng(0), dict[str, list[int]]()
+
+    def measure(contestants: Sequence[Contestant], feeds: object, plan: Plan, **_: Any) -> Measurement:
+        results = []
+        for name in [c.name for c in contestants]:
+            rounds_of.setdefault(name, []).append(plan.rounds)
+            run = {number: rng.uniform(9.0, 11.0) for number in range(3)}
+            results.append(
+                Result(
+                    engine=name, version="1", precision="f32", run_ms=Spread.of(list(run.values())),
+                    ratio=None, rounds_ms=run, runs=3, load_ms=1.0, first_ms=1.0, load_ratio=None,
+                    loads_ms=(1.0,), peak_mb=1.0, base_mb=None, file_mb=1.0,
+                )
+            )  # fmt: skip
+        return Measurement(plan.threads, 3, tuple(results), {})
+
+    monkeypatch.setattr(trials_module, "measure", measure)
+    memory = Memory(Results(tmp_path / "results.sqlite"), {}, "1")
+    first = timed_in_phases(memory, tmp_path)
+    assert rounds_of["a"][-2:] == rounds_of["b"][-2:] == [11, 11]
+    rounds_of.clear()
+    again = timed_in_phases(memory, tmp_path)
+    assert rounds_of == {}
+    assert again == first
 
 
 class Echo:

@@ -9,7 +9,7 @@ from pathlib import Path
 from hasten.errors import HastenError
 from hasten.passes.quantize import Layer, products
 from hasten.search.candidates import Candidate
-from hasten.search.formats import Format
+from hasten.search.formats import Format, layers_for
 from hasten.search.layer_times import layer_times
 from hasten.search.pace import Pace
 from hasten.search.prune.cost import flops_by_node, name_of, typical_sizes
@@ -72,13 +72,24 @@ class LayerTable:
         except HastenError as error:
             self._notes.append(f"how much layers matter in {form} was not measured: {error}")
             return
-        broken = self.broken(form)
+        broken = self._broken(form)
         if broken:
-            self._notes.append(
-                f"in {form} outputs are no numbers with {', '.join(sorted(broken))}: left as they are"
-            )
+            kept = broken.isdisjoint(self.able(form))
+            which = f"{', '.join(sorted(broken))}: left as they are" if kept else "any layer"
+            self._notes.append(f"in {form} outputs are no numbers with {which}")
 
-    def broken(self, form: Format) -> set[str]:
+    def able(self, form: Format) -> list[str]:
+        """Names of the layers that can have a format, in the order of the graph.
+
+        Those that the probe found to break in it are left out, unless all do.
+        """
+        prepared = self._trials.variants[WHOLE].prepared
+        assert prepared is not None
+        names = [layer.name for layer in layers_for(prepared.model, form) if layer.name in prepared.layers]
+        broken = self._broken(form)
+        return [name for name in names if name not in broken] or names
+
+    def _broken(self, form: Format) -> set[str]:
         """Names of the layers that make outputs infinite or no numbers in a format, as far as is known."""
         found = self.sensitivity.get(form)
         return set() if found is None else {n for n, loss in found.layers.items() if not math.isfinite(loss)}

@@ -6,6 +6,7 @@ Whatever goes wrong with a candidate is noted in its record, and ends that candi
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -75,6 +76,7 @@ class Trials:
         self.notes: list[str] = []
         self._first_looks: set[str] = set()
         self._timed_now: set[str] = set()
+        self._timings: Counter[str | None] = Counter()
         self._models: dict[str, Path] = {}
         self._graphs: dict[str, Path] = {}
         self._files: dict[Path, list[Path]] = {}
@@ -326,10 +328,14 @@ class Trials:
                 alone, and are taken again later.
         """
         first_look = rounds < _ROUNDS
+        self._timings[self.clock.current] += 1
         asked = [n for n in dict.fromkeys([LOSSLESS, ORIGINAL, *names]) if self.works(n)]
         names = [n for n in asked if self.records[n].latency_ms is None or n in self._first_looks]
         unknown = [name for name in names if not self._recall_time(name, first_look)]
         if not unknown:
+            if names and not first_look:
+                for name in [n for n in asked if n not in names and self._known_now(n)]:
+                    self._recall_time(name, first_look)  # the earlier search timed it again as well
             return
         if not first_look:
             unknown = asked  # compared with each other: within the same minutes
@@ -446,15 +452,14 @@ class Trials:
         kept: dict[str, Any] = {k: None if spread is None else asdict(spread) for k, spread in times.items()}
         self._timed_now.add(name)
         about, kept["memory"] = self.identity(self.candidates[name]), found.memory
-        self.remember("timed in", kept, phase=self.clock.current, **about)
+        self.remember("timed in", kept, **self._moment(), **about)
         if not first_look:
             self.remember("timed", kept, **about)
 
     def _recall_time(self, name: str, first_look: bool) -> bool:
-        """Takes times of an earlier search: those of the same phase if it can, so that the same follows."""
-        about = self.identity(self.candidates[name])
-        same = self.memory.get("timed in", phase=self.clock.current, **about)
-        known = self.memory.get("timed", **about) if same is None else same
+        """Takes times of an earlier search: those of the same moment if it can, so that the same follows."""
+        same = self._known_now(name)
+        known = self.memory.get("timed", **self.identity(self.candidates[name])) if same is None else same
         if known is None:
             return False
         spreads = {k: None if known[k] is None else Spread(**known[k]) for k in known if k != "memory"}
@@ -463,6 +468,14 @@ class Trials:
         self._first_looks = self._first_looks - {name} | looked
         self.reused += name not in self._timed_now
         return True
+
+    def _known_now(self, name: str) -> Any:
+        """A candidate's times that an earlier search took at the same moment; None if there are none."""
+        return self.memory.get("timed in", **self._moment(), **self.identity(self.candidates[name]))
+
+    def _moment(self) -> dict[str, Any]:
+        """The phase, and how many times it has timed something so far."""
+        return {"phase": self.clock.current, "timing": self._timings[self.clock.current]}
 
     def identity(self, candidate: Candidate) -> dict[str, Any]:
         """What tells a candidate from all others of any search with the same `Memory.about`."""

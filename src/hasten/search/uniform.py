@@ -12,7 +12,7 @@ from hasten.search import candidates as made
 from hasten.search.candidates import BF16, LOSSLESS, Candidate
 from hasten.search.comparison import latency, over_budget
 from hasten.search.engines import Engine, Limits, Precision
-from hasten.search.formats import FORMATS, Careful, Format, layers_for
+from hasten.search.formats import FORMATS, Careful, Format
 from hasten.search.layer_table import LayerTable
 from hasten.search.pace import Pace
 from hasten.search.quantization import RANGES, Prepared, Quantization, Ranges, prepare
@@ -154,14 +154,14 @@ class Uniform:
                 continue
             if not self._pace.has_time(2 * BUILDS):
                 return
-            if trials.add(self.all_in(form, made.own_engine(rest))):
-                self._table.probe(form)
+            self._try(form, plain, rest)
 
     # What other phases ask
 
     def all_in(self, form: Format, engine: Engine, *, ranges: Ranges | None = None) -> Candidate:
         """All layers that can have a format in it; ranges by the best method unless another is given."""
-        return self.candidate(dict.fromkeys(self._able(form), form), engine, ranges or self._table.methods[0])
+        formats = dict.fromkeys(self._table.able(form), form)
+        return self.candidate(formats, engine, ranges or self._table.methods[0])
 
     def candidate(self, formats: Mapping[str, Format], engine: Engine, ranges: Ranges) -> Candidate:
         """Layers in formats; their weights are rounded with care where that was done."""
@@ -181,6 +181,19 @@ class Uniform:
 
     def _within(self, share: float) -> Limits:
         return self._trials.limits(None, _FORCED * share)
+
+    def _try(self, form: Format, plain: str, rest: Precision) -> None:
+        """Tries all layers in a format; where their answers fail, those that do not break by themselves."""
+        trials, candidate = self._trials, self.all_in(form, made.own_engine(rest))
+        if not trials.build(candidate):
+            return
+        works = trials.attempt(candidate.name, trials.judge)
+        self._table.probe(form)
+        fewer = self.all_in(form, candidate.engine)
+        if works or fewer.formats == candidate.formats or not self._worth_trying(form, plain, rest):
+            return
+        if self._pace.has_time(BUILDS):
+            trials.add(fewer)
 
     def _try_rounded(self, careful: Careful) -> None:
         """All layers in int8 with careful weights. Times are equal: the worse rounding is set aside."""
@@ -205,17 +218,9 @@ class Uniform:
         prepared = replace(variant.prepared, careful=replace(careful, channels={}))
         self._trials.variants[WHOLE] = replace(variant, prepared=prepared)
 
-    def _able(self, form: Format) -> list[str]:
-        """Names of the layers that can have a format, without those that the probe found to break in it."""
-        prepared = self._trials.variants[WHOLE].prepared
-        assert prepared is not None
-        names = [i.name for i in layers_for(prepared.model, form) if i.name in prepared.layers]
-        broken = self._table.broken(form)
-        return [name for name in names if name not in broken] or names
-
     def _worth_trying(self, form: Format, plain: str, rest: Precision) -> bool:
         """Whether the layers that can have a format take a good part of a run, as far as that is known."""
-        names, known = self._able(form), self._table.times.get(rest, {})
+        names, known = self._table.able(form), self._table.times.get(rest, {})
         if not names or not known:
             return bool(names)
         return sum(known.get(name, 0.0) for name in names) > _LEAST_SHARE * latency(self._trials, plain) * 1e3
