@@ -18,7 +18,9 @@ from transformers import PreTrainedTokenizerFast
 from hasten.errors import DataError, OptionError
 from hasten.runtime.manifest import TensorInfo
 from hasten.search import data_files
-from hasten.search.data import Samples, apart, batches, load_runs, load_samples, split
+from hasten.search.blocks import together
+from hasten.search.data import Samples, batches, load_runs, load_samples, split
+from hasten.search.metrics import evaluate, metric_named
 from hasten.search.samples import shuffled, some
 
 X = TensorInfo("x", "float32", ("batch", 3))
@@ -215,6 +217,9 @@ NAN[7, 1] = np.nan
         ([{"x": np.array(["a", "b", "c"])}], "the model takes"),
         ([{"x": [[1.0, 2.0, 3.0], [1.0]]}], "cannot be made an array"),
         ({"x": NAN}, r"NaN at \[7, 1\]"),
+        ({"x": ROWS, "labels": NAN[:, 1]}, "the label of sample 7 is NaN"),
+        ({"x": ROWS, "labels": NAN[:, 1:2]}, "the label of sample 7 is NaN"),
+        ([(ROWS[0], [1.0, 2.0]), (ROWS[1], [np.nan])], "the label of sample 1 is NaN"),
         ([({"x": ROWS[0]}, 1), {"x": ROWS[1]}], "sample 1 has no label, and 1 others have"),
         ([({"x": ROWS[0]}, "positive")], "give the class's number"),
         ({"x": ROWS, "labels": LABELS[:5]}, r"12 samples from 0 on have labels of shape \[5\]"),
@@ -534,6 +539,44 @@ def test_pictures_through_the_image_processor(tmp_path: Path) -> None:
     np.testing.assert_array_equal(arrays.feeds[0]["image"], dark)
 
 
+@pytest.mark.parametrize(
+    ("shapes", "data", "rows", "labels"),
+    [
+        ([("n", 2)], [["oslo", "red"], ["bergen", "blue"]], [[["oslo", "red"]], [["bergen", "blue"]]], None),
+        ([("n", 2)], [(["oslo", "red"], 1)], [[["oslo", "red"]]], [1]),
+        ([("n",)], ["oslo", "cat.png"], [["oslo"], ["cat.png"]], None),
+        ([("n",)], [("oslo", 1), ("bergen", 0)], [["oslo"], ["bergen"]], [1, 0]),
+        ([("n",)], [[("oslo", "bergen"), torch.tensor([1, 0])]], [["oslo"], ["bergen"]], [1, 0]),
+        ([("n",), ("n",)], [(["oslo"], ["red"])], [["oslo"]], None),
+        ([("n",), ("n",)], [("oslo", "red")], [["oslo"]], None),
+    ],
+)
+def test_texts_that_the_model_takes_itself(
+    tmp_path: Path, shapes: list[Any], data: object, rows: list[object], labels: list[int] | None
+) -> None:
+    """They are arrays, whatever else the model's folder can read."""
+    inputs = [TensorInfo(name, "object", shape) for name, shape in zip("ab", shapes, strict=False)]
+    for folder in (None, tokenizer(tmp_path)):
+        samples = load_samples(data, inputs, folder=folder)
+        assert [feeds["a"].tolist() for feeds in samples.feeds] == rows
+        assert [feeds["b"].tolist() for feeds in samples.feeds if "b" in feeds] == [["red"]] * (
+            len(rows) * (len(shapes) - 1)
+        )
+        assert (None if samples.labels is None else samples.labels.tolist()) == labels
+
+
+def test_of_several_positions_some_labels_may_be_nan() -> None:
+    """For mse those do not count, whether all samples have as many or not."""
+    free = TensorInfo("x", "float32", ("batch", "positions"))
+    labels: list[list[float]] = [[1, np.nan, 3], [np.nan, 1, 1]]
+    for second in (3, 2):
+        data = [(ROWS[0], labels[0]), (ROWS[1, :second], labels[1][:second])]
+        samples = load_samples(data, [free])
+        assert samples.labels is not None
+        answers = together([np.zeros(3, np.float32), np.zeros(second, np.float32)])
+        assert evaluate(metric_named("mse"), {"y": answers}, samples.labels, {"y": answers}) == 3
+
+
 def test_labels_may_be_the_names_of_classes(tmp_path: Path) -> None:
     folder = tokenizer(tmp_path)
     (folder / "config.json").write_text(json.dumps({"id2label": {"0": "bad", "1": "good"}}))
@@ -547,18 +590,3 @@ def test_labels_may_be_the_names_of_classes(tmp_path: Path) -> None:
         load_samples([({"text": "film"}, "fine")], [IDS, MASK], folder=folder)
     with pytest.raises(DataError, match=r"whose config\.json names its classes"):
         load_samples([({"x": np.zeros((1, 3), np.float32)}, "good")], [X])
-
-
-def test_no_choice_looks_at_what_is_held_out() -> None:
-    rows = [{"x": np.full((1, 3), i, np.float32)} for i in range(6)]
-    calibration, held_out = apart(
-        Samples(tuple(rows[:4]), np.arange(4)), Samples((*rows[2:], rows[5]), np.arange(2, 7))
-    )
-    assert [float(f["x"][0, 0]) for f in calibration.feeds] == [0, 1]
-    assert calibration.labels is not None
-    assert calibration.labels.tolist() == [0, 1]
-    assert len(held_out) == 5
-    assert held_out.notes[0].startswith("2 samples to calibrate with were left out")
-    assert held_out.notes[1].startswith("1 held-out samples repeat others")
-    with pytest.raises(DataError, match="all 2 samples to calibrate with are held out too"):
-        apart(Samples(tuple(rows[:2])), Samples(tuple(rows)))

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from hasten.errors import DataError
 from hasten.runtime.manifest import TensorInfo
+from hasten.search.blocks import together
 from hasten.search.data_files import items_of
 from hasten.search.data_labels import Names, class_names, numbers_of
-from hasten.search.data_raw import LABELS, Raw
+from hasten.search.data_raw import LABELS, Raw, are_texts
 from hasten.search.samples import Feeds, Samples, apart, batches, in_batches, split
 
 __all__ = ["Feeds", "Samples", "apart", "batches", "load_runs", "load_samples", "split"]
@@ -159,7 +160,7 @@ class _Collector:
         if pair and (isinstance(item[0], Mapping) or self._raw.knows(item[0])):
             given, inner = self._taken_apart(item[0])
             return given, item[1] if inner is None else inner
-        if isinstance(item, tuple) or (isinstance(item, list) and item and _is_array(item[0])):
+        if isinstance(item, tuple) or (isinstance(item, list) and item and _is_part(item[0])):
             if len(item) in (len(names), len(names) + 1):
                 label = item[len(names)] if len(item) > len(names) else None
                 return dict(zip(names, item, strict=False)), label
@@ -167,7 +168,7 @@ class _Collector:
                 f"a sample has {len(item)} parts, and the model takes {len(names)} inputs "
                 f"({', '.join(names)}) and a label maybe: give mappings by name"
             )
-        if len(names) == 1 and _is_array(item):
+        if len(names) == 1 and (_is_array(item) or isinstance(item, str)):
             return {names[0]: item}, None
         raise DataError(
             f"{where} is {type(item).__name__}: give a mapping of {', '.join(names)} to "
@@ -274,15 +275,11 @@ class _Collector:
                 "all or none"
             )
         arrays = [np.asarray(label) for label in self._labels]
-        if len({a.shape for a in arrays}) == 1:
-            joined = np.stack(arrays)
-        else:
-            joined = np.empty(len(arrays), object)
-            for index, array in enumerate(arrays):
-                joined[index] = array
-            return joined
-        if joined.dtype.kind == "f" and bool(np.isnan(joined).any()):
-            raise DataError(f"the label of sample {int(np.argwhere(np.isnan(joined))[0][0])} is NaN")
+        for index, array in enumerate(arrays):
+            # Of several positions some may be NaN, which do not count; of a single one nothing would be left.
+            if array.dtype.kind == "f" and array.size and bool(np.isnan(array).all()):
+                raise DataError(f"the label of sample {index} is NaN: remove or repair such samples")
+        joined = together(arrays)
         return joined.astype(np.int64) if joined.dtype.kind in "bu" else joined
 
 
@@ -320,6 +317,11 @@ def _refuse_nan(array: Array, where: str) -> None:
 def _is_mapped(array: Array) -> bool:
     """Whether an array lies in a file; what is computed of such an array is of its class, and in memory."""
     return isinstance(array, np.memmap) and array.filename is not None
+
+
+def _is_part(value: object) -> bool:
+    """Whether it is the values of one input in a list of those of all, such as a `DataLoader` gives."""
+    return _is_array(value) or are_texts(value)
 
 
 def _is_array(value: object) -> bool:

@@ -47,7 +47,12 @@ class Raw:
         self.notes: list[str] = []
 
     def knows(self, item: object) -> bool:
-        """Whether an item is a text, a pair of texts, a picture, or a mapping of them."""
+        """Whether an item is a text, a pair of texts, a picture, or a mapping of them.
+
+        Nothing is for a model that takes texts themselves: there they are the arrays.
+        """
+        if any(info.dtype == "object" for info in self._inputs):
+            return False
         if isinstance(item, Mapping):
             known = any(info.name in item for info in self._inputs)
             return not known and bool(self._columns(item))
@@ -69,7 +74,7 @@ class Raw:
             first, second = item
             if isinstance(first, Mapping):
                 batch = {"label": second, **first}
-            elif _are_texts(first) and _is_column(second) and len(first) == len(second):
+            elif are_texts(first) and _is_column(second) and len(first) == len(second):
                 batch = {"text" if self._is_text(first[0]) else "image": first, "label": second}
         if not isinstance(batch, Mapping) or not self.knows(batch):
             yield item
@@ -190,7 +195,8 @@ class Raw:
         return 512 if positions is None else max(1, int(positions) - 2)
 
 
-def _are_texts(value: object) -> bool:
+def are_texts(value: object) -> bool:
+    """Whether it is a list or tuple of strings, one at least."""
     return isinstance(value, tuple | list) and bool(value) and all(isinstance(text, str) for text in value)
 
 

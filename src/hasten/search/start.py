@@ -42,7 +42,7 @@ from hasten.search.optimize import Search
 from hasten.search.original import original_of
 from hasten.search.record import SearchRecord
 from hasten.search.results import Results
-from hasten.search.samples import shuffled
+from hasten.search.samples import shuffled, told_apart
 from hasten.search.status import Watch
 from hasten.search.summary import summarize
 from hasten.search.transfer import mapped
@@ -307,7 +307,7 @@ def data_hash(*parts: Samples) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(b"part")
-        for array in _arrays(part):
+        for array in map(told_apart, _arrays(part)):
             digest.update(f"{array.dtype.str}{array.shape}".encode())
             digest.update(raw_bytes(array).data)
     return digest.hexdigest()
