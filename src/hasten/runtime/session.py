@@ -76,13 +76,16 @@ class Session:
             InputError: Names, element types, shapes or values do not fit the model.
             ArtifactError: The session is closed, or the weights in its file are damaged.
         """
-        if type(feeds) is not dict:  # whether it is a Mapping costs more to ask
-            check_mapping(self.inputs, feeds)
         quick = self._quick
         if quick is not None:
-            made = quick(feeds)
+            try:
+                made = quick(feeds)
+            except (AttributeError, TypeError):  # what is asked below would cost more than all else here
+                check_mapping(self.inputs, feeds)
+                raise
             if made is not None:
                 return made
+        check_mapping(self.inputs, feeds)
         opened = self._opened
         if opened is None:
             raise _closed()
