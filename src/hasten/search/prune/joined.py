@@ -41,7 +41,7 @@ def batch_dim(model: ir.Model) -> str | None:
     return names.pop() if len(names) == 1 else None
 
 
-class _Batches(Sequence[Batch]):
+class Batches(Sequence[Batch]):
     """Batches that are put together when it is their turn, so that samples in mapped files stay there."""
 
     def __init__(self, samples: Sequence[Feeds], groups: Sequence[Sequence[int]]) -> None:
@@ -53,16 +53,23 @@ class _Batches(Sequence[Batch]):
     @overload
     def __getitem__(self, place: int) -> Batch: ...
     @overload
-    def __getitem__(self, place: slice) -> _Batches: ...
-    def __getitem__(self, place: int | slice) -> Batch | _Batches:
+    def __getitem__(self, place: slice) -> Batches: ...
+    def __getitem__(self, place: int | slice) -> Batch | Batches:
         if isinstance(place, slice):
-            return _Batches(self._samples, self._groups[place])
+            return Batches(self._samples, self._groups[place])
         return _batch(self._samples, self._groups[place])
 
+    def largest(self) -> Batch:
+        """The first of those with the most bytes; the others are not made for that."""
 
-def join(
-    model: ir.Model, samples: Sequence[Feeds], size: int, order: Sequence[int] | None = None
-) -> Sequence[Batch]:
+        def size(members: Sequence[int]) -> int:
+            arrays = self._samples[members[0]].values()
+            return len(members) * sum(np.asarray(array).nbytes for array in arrays)
+
+        return _batch(self._samples, max(self._groups, key=size))
+
+
+def join(model: ir.Model, samples: Sequence[Feeds], size: int, order: Sequence[int] | None = None) -> Batches:
     """Puts samples of equal shapes together.
 
     Args:
@@ -85,7 +92,7 @@ def join(
         group.append(int(number))
         if len(group) == most:
             del open_[shapes]
-    return _Batches(samples, groups)
+    return Batches(samples, groups)
 
 
 def _batch(samples: Sequence[Feeds], members: Sequence[int]) -> Batch:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from hasten.errors import OptionError
 from hasten.passes.prune.layers import LAYERS
 from hasten.passes.prune.rows import ROWS
 from hasten.passes.prune.units import UNITS
+from hasten.runtime.checks import whole
 from hasten.search.prune import sparsity
 from hasten.search.prune.criteria import check_criterion, need_torch
 from hasten.search.prune.sparsity import Pattern
@@ -139,8 +138,7 @@ def check_plan(plan: Plan, *, with_data: bool) -> None:
             f"amounts={plan.amounts!r} is about how many units of each group go, and none do: leave it out, "
             f"or give flops and units other than {LAYERS}"
         )
-    if not isinstance(plan.seed, int | np.integer) or plan.seed < 0:
-        raise OptionError(f"seed={plan.seed}: give a whole number, 0 or more")
+    whole("seed", plan.seed, 0)
     if plan.seconds is not None and not plan.seconds > 0:
         raise OptionError(f"seconds={plan.seconds}: give a time above zero, or None for no limit")
     check_criterion(plan.criterion, with_data=with_data)

@@ -177,8 +177,7 @@ class _SideBySide:
 
     def _capacities(self) -> list[int]:
         """How many batches there is memory for at a node and all that follow."""
-        largest = max(self._parts, key=lambda part: sum(np.asarray(a).nbytes for a in part.feeds.values()))
-        self._start(largest.feeds)
+        self._start(self._parts.largest().feeds)
         weights = {w.data_ptr() for graph in (self.before, self.after) for w in graph.weights.values()}
         sizes = []
         with torch.no_grad():
