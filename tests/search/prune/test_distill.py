@@ -180,16 +180,22 @@ def test_what_comes_before_all_that_changed_runs_once_and_stays(samples: Samples
     assert "a" not in changed
 
 
-def test_where_no_weights_follow_those_before_are_trained(samples: Samples) -> None:
-    """The last layer goes, and what is behind it has no weights."""
-    rng = np.random.default_rng(12)
+def two_layers(answer: str, dtype: str, *, seed: int) -> ir.Model:
+    """Two residual layers, and an answer that is made of what leaves them, `w`, without weights."""
+    rng = np.random.default_rng(seed)
     weights = {name: rng.standard_normal((8, 8)).astype(np.float32) / 3 for name in "abcd"}
     body = (
         "p = MatMul(x, a) q = Relu(p) r = MatMul(q, b) s = Add(x, r) "
-        "t = MatMul(s, c) u = Relu(t) v = MatMul(u, d) w = Add(s, v) y = Tanh(w)"
+        f"t = MatMul(s, c) u = Relu(t) v = MatMul(u, d) w = Add(s, v) y = {answer}"
     )
-    network = ir.from_proto(build("(float[n, 8] x) => (float[n, 8] y)", body, weights))
+    network = ir.from_proto(build(f"(float[n, 8] x) => ({dtype}[n, 8] y)", body, weights))
     optimize_graph(network)
+    return network
+
+
+def test_where_no_weights_follow_those_before_are_trained(samples: Samples) -> None:
+    """The last layer goes, and what is behind it has no weights."""
+    network = two_layers("Tanh(w)", "float", seed=12)
     small = remove_layers(network, find_layers(network)[1:])
     assert {"p", "q", "r", "s"} <= set(unchanged(network, small))
     before = arrays(small)
@@ -199,14 +205,7 @@ def test_where_no_weights_follow_those_before_are_trained(samples: Samples) -> N
 
 
 def test_answers_without_scores_leave_the_values_between_to_learn_from(samples: Samples) -> None:
-    rng = np.random.default_rng(13)
-    weights = {name: rng.standard_normal((8, 8)).astype(np.float32) / 3 for name in "abcd"}
-    body = (
-        "p = MatMul(x, a) q = Relu(p) r = MatMul(q, b) s = Add(x, r) "
-        "t = MatMul(s, c) u = Relu(t) v = MatMul(u, d) w = Add(s, v) y = Greater(w, x)"
-    )
-    network = ir.from_proto(build("(float[n, 8] x) => (bool[n, 8] y)", body, weights))
-    optimize_graph(network)
+    network = two_layers("Greater(w, x)", "bool", seed=13)
     analysis = find_units(network)
     small = remove_units(network, analysis, {analysis.groups[0]: range(0, 8, 2)})
     done = distill(network, small, samples.feeds[:80], TRAINING)
