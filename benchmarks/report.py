@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.cases import Figure, Goal
@@ -137,7 +137,7 @@ def summary(cases: Sequence[CaseReport]) -> str:
     """A line for each case and precision: hasten, its best peer, and what was asked."""
     header = (
         "case", "precision", "hasten ms", "best peer", "its ms", "ratio [quartiles]", "asked", "outcome",
-        "GFLOP/s", "of peak", "load ms", "first answer ms", "peak MB", "file MB", "compile s",
+        "GFLOP/s", "of peak", "peer of peak", "load ms", "first answer ms", "peak MB", "file MB", "compile s",
         "where the rest goes, of a run",
     )  # fmt: skip
     return _markdown(header, [_summary_cells(case, v) for case in cases for v in case.verdicts], text=4)
@@ -149,7 +149,7 @@ def _summary_cells(case: CaseReport, verdict: Verdict) -> list[str]:
     goal = f"{verdict.goal.ratio:g}" + (f", {verdict.goal.share:.0%} of peak" if verdict.goal.share else "")
     start = [case.name, verdict.precision]
     if verdict.problem is not None:
-        return [*start, f"not measured: {verdict.problem}", "", "", "", goal, *[""] * 9]
+        return [*start, f"not measured: {verdict.problem}", "", "", "", goal, *[""] * 10]
     own, lost = results[name], case.losses.get(verdict.precision)
     peer = None if verdict.peer is None else results[verdict.peer]
     return [
@@ -162,39 +162,60 @@ def _summary_cells(case: CaseReport, verdict: Verdict) -> list[str]:
         outcome(verdict),
         "" if verdict.gflops is None else f"{verdict.gflops:.3g}",
         "" if verdict.share is None else f"{verdict.share:.1%}",
+        "" if (rest := peer and _share(case, peer, verdict.precision)) is None else f"{rest:.1%}",
         *_costs(own),
         "" if name not in case.compile_seconds else f"{case.compile_seconds[name]:.1f}",
         "" if lost is None else told(lost, own.run_ms.median),
     ]
 
 
-def details(cases: Sequence[CaseReport]) -> str:
-    """A line for each case and engine; ratios are to hasten in the engine's own precision."""
-    header = (
-        "case", "engine", "run ms", "time / hasten's [quartiles]", "GFLOP/s", "of peak", "load ms",
-        "first answer ms", "peak MB", "file MB",
-    )  # fmt: skip
+def engines(cases: Sequence[CaseReport]) -> str:
+    """Two tables with a line for each case and a column for each engine, and why figures are missing.
+
+    The first has an engine's time divided by hasten's in the engine's own precision, and its share of the
+    peak; the second the milliseconds from opening to the first answer, and the memory of such a process.
+    """
+    versions = {r.engine: r.version for case in cases for r in case.measurement.results}
+    tables = [_by_engine(cases, versions, cell) for cell in (_speed, _first_answer)]
+    reasons = [
+        f"- {case.name}, {name}: {reason}"
+        for case in cases
+        for name, reason in case.measurement.failures.items()
+    ]
+    return "\n\n".join([*tables, *(["Not measured:\n\n" + "\n".join(reasons)] if reasons else [])])
+
+
+def _by_engine(
+    cases: Sequence[CaseReport], versions: Mapping[str, str], cell: Callable[[CaseReport, Result], str]
+) -> str:
     lines = []
     for case in cases:
-        lines += [_detail_cells(case, result) for result in case.measurement.results]
-        for name, reason in case.measurement.failures.items():
-            lines.append([case.name, name, f"not measured: {reason}", *[""] * (len(header) - 3)])
-    return _markdown(header, lines, text=2)
+        results = {result.engine: result for result in case.measurement.results}
+        lines.append([case.name, *(cell(case, results[n]) if n in results else "" for n in versions)])
+    return _markdown(["case", *(f"{n} {v}" for n, v in versions.items())], lines, text=1)
 
 
-def _detail_cells(case: CaseReport, result: Result) -> list[str]:
+def _speed(case: CaseReport, result: Result) -> str:
     own = next((r for r in case.measurement.results if r.engine == OWN[result.precision]), None)
-    gflops = None if case.gflop is None else case.gflop / result.run_ms.median * 1e3
-    peak = case.peaks.get(result.precision)
-    return [
-        case.name,
-        f"{result.engine} {result.version}",
-        f"{result.run_ms.median:.4g}",
-        "" if own is None or own is result else with_quartiles(_ratio(result, own, case.figure)),
-        "" if gflops is None else f"{gflops:.3g}",
-        "" if gflops is None or peak is None else f"{gflops / peak.median:.1%}",
-        *_costs(result),
-    ]
+    if own is None or own is result:
+        time = f"{_ms(result, case.figure):.4g} ms"
+    else:
+        time = f"{_ratio(result, own, case.figure).median:.2f}"
+    share = _share(case, result, result.precision)
+    return time if share is None else f"{time}, {share:.0%}"
+
+
+def _share(case: CaseReport, result: Result, precision: Precision) -> float | None:
+    """What an engine reaches of the peak in a precision: no ratio to it can be above the reciprocal."""
+    peak = case.peaks.get(precision)
+    if case.gflop is None or peak is None:
+        return None
+    return case.gflop / result.run_ms.median * 1e3 / peak.median
+
+
+def _first_answer(_case: CaseReport, result: Result) -> str:
+    time = f"{result.load_ms + result.first_ms:.3g} ms"
+    return time if result.peak_mb is None else f"{time}, {result.peak_mb:.0f} MB"
 
 
 def _costs(result: Result) -> list[str]:

@@ -193,13 +193,13 @@ def gflop_of(model: Path, shapes: Mapping[str, tuple[int, ...]]) -> float | None
 
 
 def markdown(cases: Sequence[report.CaseReport], plan: Plan) -> str:
-    """Both tables, with the machine above."""
+    """All tables, with the machine above."""
     counts = sorted({case.measurement.rounds for case in cases if case.figure == "run"})
     rounds = " to ".join(str(count) for count in dict.fromkeys([*counts[:1], *counts[-1:]])) or "1"
     busy = [case.name for case in cases if case.busy_cores > 0.5 * cores()]
     note = f"\n\nThe machine was busy before: {', '.join(busy)}. Those figures mean little." if busy else ""
     head = f"{describe_machine()}; threads: {plan.threads}, rounds: {rounds}{note}"
-    return f"{head}\n\n{report.summary(cases)}\n\n{report.details(cases)}\n"
+    return f"{head}\n\n{report.summary(cases)}\n\n{report.engines(cases)}\n"
 
 
 def main() -> None:

@@ -79,16 +79,30 @@ def test_what_was_asked_is_reached_or_missed() -> None:
     assert report.outcome(case(RESULTS[:1]).verdicts[0]) == ""  # no peer ran
 
 
-def test_tables_have_a_line_for_each_engine_and_reasons_of_failures() -> None:
-    cases = [case(), case(RESULTS[:3:2], {"hasten-bf16": "give one of f32", "torch": "out of memory"})]
-    summary, details = report.summary(cases).splitlines(), report.details(cases).splitlines()
+def test_the_summary_has_a_line_for_each_precision() -> None:
+    cases = [case(), case(RESULTS[:3:2], {"hasten-bf16": "give one of f32"})]
+    summary = report.summary(cases).splitlines()
     assert len(summary) == 2 + 4
-    assert len(details) == 2 + 6 + 4
-    for table in (summary, details):
-        assert len({line.count("|") for line in table}) == 1
+    assert len({line.count("|") for line in summary}) == 1
     assert "A / B | f32 | 10 | onnxruntime | 12 | 1.20 [1.20, 1.20] | 1.2, 92% of peak |" in summary[2]
+    assert "| 90 | 90.0% | 75.0% |" in summary[2]
+    assert "| 56.2% |" in summary[3]
     assert "not measured: give one of f32" in summary[-1]
-    assert "| torch | not measured: out of memory |" in details[-1]
+
+
+def test_engines_have_a_column_each_and_failures_their_reasons() -> None:
+    cases = [case(), case(RESULTS[:3:2], {"torch": "no memory"})]
+    speed, first, missing = report.engines(cases).split("\n\n", 2)
+    head = "| case | hasten 1 | hasten-bf16 1 | onnxruntime 1 | openvino 1 | openvino-bf16 1 | torch-bf16 1 |"
+    assert speed.splitlines()[0] == first.splitlines()[0] == head
+    assert speed.splitlines()[2:] == [
+        "| A / B | 10 ms, 90% | 5 ms, 90% | 1.20, 75% | 1.50, 60% | 1.60, 56% | 4.00, 22% |",
+        "| A / B | 10 ms, 90% |  | 1.20, 75% |  |  |  |",
+    ]
+    assert "| 3 ms, 50 MB | 101 ms, 50 MB | 31 ms, 50 MB |" in first
+    assert missing == "Not measured:\n\n- A | B, torch: no memory"
+    opening = report.engines([case(figure="load")]).split("\n\n")[0]
+    assert "| A / B | 2 ms, 90% | 100 ms, 90% | 15.00, 75% | 10.00, 60% |" in opening
 
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
