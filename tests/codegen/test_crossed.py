@@ -37,3 +37,32 @@ def test_arithmetic_on_top(tmp_path):
         feeds = {k: RNG.standard_normal(s).astype(np.float32) for k, s in shapes.items()}
         found, expected = session.run(feeds)["y"], reference.run(None, feeds)[0]
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_read_under_a_condition_is_not_read_elsewhere(tmp_path):
+    """A border whose value is computed: pages before and behind the input may not be touched."""
+    import ctypes
+    import mmap
+
+    import onnx.parser
+
+    import hasten
+
+    proto = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 21]>
+      g (float[1,32,56,56] x, float value, float[1] k) => (float[1,58,58,32] z)
+      <int64[8] pads = {0, 0, 1, 1, 0, 0, 1, 1}> {
+        y = Pad(x, pads, value)  t = Transpose<perm=[0,2,3,1]>(y)  z = Mul(t, k) }""")
+    session = hasten.compile(proto, cache=tmp_path)
+    page, size = mmap.PAGESIZE, 32 * 56 * 56 * 4
+    between = -(-size // page)
+    place = mmap.mmap(-1, (between + 2) * page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(place))
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    for fence in (start, start + (between + 1) * page):
+        assert protect(ctypes.c_void_p(fence), ctypes.c_size_t(page), 0) == 0
+    for offset in (page, (between + 1) * page - size):
+        x = np.frombuffer(place, np.float32, size // 4, offset).reshape(1, 32, 56, 56)
+        x[...] = RNG.standard_normal(x.shape)
+        found = session.run({"x": x, "value": np.float32(3), "k": np.ones(1, np.float32)})
+        expected = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=3)
+        np.testing.assert_array_equal(found["z"], expected.transpose(0, 2, 3, 1))

@@ -133,3 +133,16 @@ def test_a_condition_that_is_no_border_stays_in_a_convolution_of_few_channels():
     p = program(text, {"w": rng.standard_normal((4, 3, 3, 3)).astype(np.float32)})
     for engine in compile_programs([p], native()):
         agree(engine, {"x": rng.standard_normal((2, 3, 9, 9)).astype(np.float32)}, (1, 2))
+
+
+@pytest.mark.parametrize("value", ["", ", nought"])
+def test_a_border_of_zeros_is_taken_in_whether_its_value_is_written_or_not(value):
+    text = "(float[n, 8, h, w] x) => (float[n, 4, oh, ow] y) { p = Pad(x, pads@) y = Conv(p, k) }".replace(
+        "@", value
+    )
+    constants = {
+        "pads": np.array([0, 0, 0, 0, 0, 0, 1, 1]),
+        "nought": np.float32(0),
+        "k": np.ones((4, 8, 3, 3), np.float32),
+    }
+    assert [s.name for s in stages(text, constants)] == ["y"]

@@ -131,3 +131,30 @@ def test_nests_as_interpreted(name):
         closely(Interpreted.of(p, target, DType.BF16), inputs_of(p, m=7, b=1, h=6, w0=5), (1, 3))
     for p in (attentions()[2], chain()):
         loosely(Interpreted.of(p, target, DType.BF16), feeds_of(p, b=1, s=7, t=5), (2,))
+
+
+def test_sums_of_groups_of_channels_stay_wide():
+    """A group is reduced over a part of the axis of channels, which is no window."""
+    text = """(float[n, 32, 8, 8] x) => (float[n, 32, 8, 8] y)
+        { y = GroupNormalization<num_groups = 4>(x, one, nought) }"""
+    p = program(text, {"one": np.ones(32, np.float32), "nought": np.zeros(32, np.float32)})
+    lowered = lower_program(p, native(), precision=DType.BF16)
+    assert DType.BF16 not in {layout.dtype for layout in lowered.layouts.values()}
+
+
+def test_what_windows_slide_over_is_narrow():
+    for window in (
+        "AveragePool<kernel_shape = [2, 2], strides = [2, 2]>(s)",
+        "MaxPool<kernel_shape = [1, 3], pads = [0, 1, 0, 1]>(s)",
+    ):
+        text = f"(float[n, 8, h, w] x) => (float[n, 8, oh, ow] y) {{ s = Conv(x, k) y = {window} }}"
+        lowered = lower_program(program(text, {"k": normal(8, 8, 1, 1)}), native(), precision=DType.BF16)
+        assert lowered.layouts["s"].dtype is DType.BF16, window
+
+
+def test_large_weights_of_a_window_keep_its_kernel():
+    text = """(float[n, 8, h, w] x) => (float[n, 1536, h, w] y)
+        { c = Conv(x, wide) y = Conv<group = 1536, pads = [3, 3, 3, 3]>(c, k) }"""
+    weights = {"wide": normal(1536, 8, 1, 1), "k": normal(1536, 1, 7, 7)}
+    lowered = lower_program(program(text, weights), native(), precision=DType.BF16)
+    assert any(k.function.name.startswith("window_") for k in lowered.kernels)

@@ -112,3 +112,17 @@ def test_infinities_and_nan_in_a_picture():
     x[0, 1, 4, 7] = np.nan
     x[0, 2, 3, 9] = np.inf
     agree(engine, {"x": x})
+
+
+def test_pictures_without_elements():
+    programs = [
+        pool("MaxPool", (3, 3), size=(5, 0)),
+        pool("AveragePool", (1, 3), pads=(0, 1, 0, 1), size=(0, 5)),
+    ]
+    text = """(float[n, 8, 0, 300] x) => (float[n, 64, 0, 300] y)
+        { a = Conv(x, wide) y = Conv<group = 64, pads = [1, 1, 1, 1]>(a, k) }"""
+    programs.append(program(text, {"wide": normal(64, 8, 1, 1), "k": normal(64, 1, 3, 3)}))
+    for engine in compile_programs(programs, native()):
+        (name, info), *_ = engine.program.inputs.items()
+        shape = (2, *(constant_int(n) for n in info.shape[1:]))
+        agree(engine, {name: np.zeros(shape, np.float32)})

@@ -9,6 +9,7 @@ import onnx
 import onnx.parser
 import pytest
 
+import hasten
 from hasten.errors import HastenError, InputError
 from hasten.onnx_backend import HastenRep, prepare_all
 
@@ -253,3 +254,24 @@ def test_parts_that_an_axis_is_too_short_for():
             rep.session.run({"x": np.ones(n, np.float32)})
     for n, last in ((3, 0), (7, 1), (8, 2)):
         assert rep.session.run({"x": np.ones(n, np.float32)})["s"].shape == (last,)
+
+
+SLIDING = {
+    "Conv": "y = Conv(x, k)",
+    "MaxPool": "y = MaxPool<kernel_shape = [5, 5]>(x)",
+    "AveragePool": "y = AveragePool<kernel_shape = [5, 5], ceil_mode = 1>(x)",
+}
+
+
+@pytest.mark.parametrize("name", SLIDING)
+def test_a_picture_that_no_window_fits_in_is_refused(name, tmp_path):
+    """Though what follows has a shape that does not tell."""
+    proto = onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["": 21]>
+      g (float[n,2,h,w] x) => (float[n,2,1,1] z) {{ {SLIDING[name]} z = GlobalMaxPool(y) }}""")
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((2, 2, 5, 5), np.float32), "k"))
+    session = hasten.compile(proto, cache=tmp_path)
+    for shape in ((5, 6), (7, 5)):
+        assert session.run({"x": np.ones((1, 2, *shape), np.float32)})["z"].shape == (1, 2, 1, 1)
+    for shape in ((3, 9), (9, 3), (0, 9)):
+        with pytest.raises(InputError, match="4 or more elements along a spatial axis"):
+            session.run({"x": np.ones((1, 2, *shape), np.float32)})

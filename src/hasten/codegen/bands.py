@@ -220,9 +220,8 @@ def _cut(
     taps, channels = constant_int(tap.extent), constant_int(slide.channel.extent)
     inside, outside = constant_int(source.shape[source.order[2]]), constant_int(slide.position.extent)
     heights = constant_int(source.shape[axis]), constant_int(line.extent)
-    if None in (taps, channels, inside, outside, *heights):
-        return None
-    assert taps and channels and inside and outside and heights[0] and heights[1]
+    if not (taps and channels and inside and outside and heights[0] and heights[1]):
+        return None  # not known, or nothing to compute
     wide = inside * channels * dtype.bytes if expand else 0
     narrow = outside * channels * dtype.bytes if project else 0
     if max(wide * heights[0], narrow * heights[1]) < WORTH_BYTES:

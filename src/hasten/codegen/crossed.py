@@ -63,7 +63,10 @@ class Crossed:
 
 
 def find_crossed(d: Domain, lanes: int) -> Crossed | None:
-    """What a map reads across, or None if it reads nothing so, or more than one thing."""
+    """What a map reads across, or None if it reads nothing so, or more than one thing.
+
+    Nor what is read under a condition: blocks are read whole, also where that would be outside the tensor.
+    """
     if len(d.vars) < 2 or lanes & (lanes - 1) or any(isinstance(n, Reduce) for n in walk(d.value)):
         return None
     *outer, along = d.vars
@@ -72,6 +75,9 @@ def find_crossed(d: Domain, lanes: int) -> Crossed | None:
     if len(strided) != 1:
         return None
     (load,) = strided
+    arms = [arm for n in walk(d.value) if isinstance(n, Op) and n.op == "select" for arm in n.args[1:]]
+    if any(n == load for arm in arms for n in walk(arm)):
+        return None
     if load.dtype is not DType.F32 or load.lanes > 1 or coefficient(load.index[0], along) is None:
         return None
     across = [v for v in outer if constant_int(coefficient(load.index[0], v) or const(0)) == 1]

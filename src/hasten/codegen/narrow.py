@@ -17,6 +17,7 @@ import numpy as np
 from hasten.codegen.fuse import operand_load
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.tiles import group
+from hasten.codegen.vectorize import coefficient
 from hasten.loops.descriptions import (
     Attention,
     Contraction,
@@ -91,20 +92,26 @@ def narrow_storage(
 def narrow_tables(
     stages: Sequence[Stage], constants: Mapping[str, np.ndarray]
 ) -> tuple[list[Stage], dict[str, np.ndarray]]:
-    """The stages with large tables that they look up in bf16, and those tables by their new names."""
+    """The stages with large tables that they look up in bf16, and those tables by their new names.
+
+    Weights of a window are no tables: its kernels take them in f32.
+    """
     tables: dict[str, np.ndarray] = {}
 
     def visit(node: Expr) -> Expr | None:
         if not isinstance(node, Load) or node.buffer not in constants or node.dtype is not WIDE:
             return None
         array = constants[node.buffer]
-        if array.size < LARGE_TABLE:
+        looked_up = any(isinstance(n, Load) for i in node.index for n in walk(i))
+        if array.size < LARGE_TABLE or (node in reduced and not looked_up):
             return None
         name = f"{node.buffer}_{NARROW}"
         if name not in tables:
             tables[name] = array.astype(NARROW.numpy)
         return cast(Load(NARROW, name, tuple(transform(i, visit) for i in node.index)), WIDE)
 
+    sums = [n for s in stages if isinstance(s.body, Expr) for n in walk(s.body) if isinstance(n, Reduce)]
+    reduced = {n for r in sums for n in walk(r.body) if isinstance(n, Load)}
     found = [replace(s, body=transform(s.body, visit)) if isinstance(s.body, Expr) else s for s in stages]
     return found, tables
 
@@ -148,14 +155,41 @@ def _reads(c: Contraction) -> list[str]:
 
 
 def _windows(e: Expr, variables: Sequence[Var]) -> list[str]:
-    """Tensors of f32 over which the reductions of an expression slide a window."""
+    """Tensors of f32 over which the reductions of an expression slide a window.
+
+    An axis that is divided in parts, each of them reduced, looks like a window as wide as its step: groups of
+    channels, whose sums shall stay f32. So one axis alone must have windows that overlap.
+    """
     found = []
     for r in (n for n in walk(e) if isinstance(n, Reduce)):
         for load in (n for n in walk(r.body) if isinstance(n, Load) and n.dtype is WIDE):
-            used = [free_vars(i) for i in load.index]
-            if any(u & set(r.vars) and u & set(variables) for u in used):
+            slid = [i for i in load.index if _slides(i, r.vars, variables)]
+            if len(slid) > 1 or any(_overlaps(i, r.vars, variables) for i in slid):
                 found.append(load.buffer)
     return found
+
+
+def _slides(index: Expr, taps: Sequence[Var], variables: Sequence[Var]) -> bool:
+    used = free_vars(index)
+    return bool(used & set(taps) and used & set(variables))
+
+
+def _overlaps(index: Expr, taps: Sequence[Var], variables: Sequence[Var]) -> bool:
+    """Whether windows along an axis are known to share elements."""
+    steps = [_constant_factor(index, v) for v in variables if v in free_vars(index)]
+    reach = 1
+    for tap in (t for t in taps if t in free_vars(index)):
+        extent, factor = constant_int(tap.extent), _constant_factor(index, tap)
+        if extent is None or factor is None:
+            return False
+        reach += (extent - 1) * factor
+    return all(step is not None and step < reach for step in steps)
+
+
+def _constant_factor(index: Expr, v: Var) -> int | None:
+    factor = coefficient(index, v)
+    value = None if factor is None else constant_int(factor)
+    return None if value is None else abs(value)
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,8 @@ def find_plane(stage: Stage, layouts: Layouts) -> Plane | None:
     """The window that a stage reduces, or None if it is anything else."""
     if not isinstance(stage.body, Expr) or not stage.vars or stage.dtype is not DType.F32:
         return None
+    if any(constant_int(v.extent) == 0 for v in stage.vars):
+        return None
     found = [n for n in walk(stage.body) if isinstance(n, Reduce)]
     if len(found) != 1 or found[0].op not in ("sum", "max", "min") or found[0].dtype is not DType.F32:
         return None

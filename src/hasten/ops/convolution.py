@@ -89,7 +89,7 @@ def _side_by_side(w: np.ndarray, groups: int, joint: int) -> np.ndarray:
 def lower_conv(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     """Sum over window and input channels."""
     x, w, bias, kernel, groups = _operands(node, inputs)
-    return [convolved(ctx, x, w, bias, windows(node, x.shape[2:], kernel), groups)]
+    return [convolved(ctx, x, w, bias, windows(ctx, node, x.shape[2:], kernel), groups)]
 
 
 def convolved(

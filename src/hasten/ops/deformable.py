@@ -179,7 +179,7 @@ def lower_deform_conv(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tens
     groups = attribute_int(node, "offset_group", 1)
     if groups < 1 or channels % groups:
         raise Declined(f"{channels} channels do not divide into {groups} groups of offsets")
-    sliding = windows(node, x.shape[2:], kernel)
+    sliding = windows(ctx, node, x.shape[2:], kernel)
     taps, own = kernel[0] * kernel[1], channels // groups
     ctx.require_equal(offset.shape[1], const(groups * taps * 2))
     spatial = [ctx.same_size(ctx.dim(s.out), offset.shape[2 + d]) for d, s in enumerate(sliding)]

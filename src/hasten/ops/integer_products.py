@@ -54,7 +54,7 @@ def lower_conv_integer(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Ten
     sizes = [n for n in kernel if n is not None]
     if len(sizes) != w.rank or x.rank != w.rank or x.rank < 3:
         raise Declined("ConvInteger whose weight has no constant shape, or another rank than the input")
-    sliding = windows(node, x.shape[2:], sizes[2:])
+    sliding = windows(ctx, node, x.shape[2:], sizes[2:])
     return [convolved(ctx, x, w, None, sliding, attribute_int(node, "group", 1))]
 
 

@@ -65,6 +65,14 @@ def _constant_border(
     pads: dict[int, tuple[Expr, Expr]],
     value: Tensor | None,
 ) -> Tensor:
+    known = ctx.constant_of(value)
+    # Most exporters write the 0 as well; as a literal the reader can take the border in.
+    outside: Expr = const(0, x.dtype)
+    if known is not None and known.size == 1:
+        outside = const(known.item(), x.dtype)
+    elif value is not None:
+        outside = scalar(value)
+
     def body(*index: Expr) -> Expr:
         inside: Expr = const(True, DType.BOOL)
         at = list(index)
@@ -74,7 +82,6 @@ def _constant_border(
                 inside = binary("and", inside, binary("le", before, index[d]))
             if constant_int(after) != 0:
                 inside = binary("and", inside, binary("lt", at[d], x.shape[d]))
-        outside = const(0, x.dtype) if value is None else scalar(value)
         return select(inside, x.at(*at), outside)
 
     return ctx.define(shape, body, x.dtype)

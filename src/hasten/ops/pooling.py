@@ -34,11 +34,11 @@ CANDIDATES = 1024
 Epilogue = Callable[[Expr, Sequence[Expr]], Expr]
 
 
-def _sliding(node: ir.Node, x: Tensor) -> list[Window]:
+def _sliding(ctx: Lowering, node: ir.Node, x: Tensor) -> list[Window]:
     if x.rank < 3:
         raise Declined(f"{node.op_type} of rank {x.rank} has no spatial axis")
     kernel = attribute_ints(node, "kernel_shape", ())
-    return windows(node, x.shape[2:], kernel, attribute_int(node, "ceil_mode", 0) != 0)
+    return windows(ctx, node, x.shape[2:], kernel, attribute_int(node, "ceil_mode", 0) != 0)
 
 
 def _pool(
@@ -72,7 +72,7 @@ def _unchanged(e: Expr) -> Expr:
 def lower_max_pool(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     """The largest element of each window; padding never wins."""
     x = required(inputs, 0)
-    sliding = _sliding(node, x)
+    sliding = _sliding(ctx, node, x)
     largest = _pool(ctx, x, sliding, "max", _unchanged, lowest(x.dtype), lambda y, o: y)
     if len(node.outputs) == 1 or not node.outputs[1].name:
         return [largest]
@@ -154,7 +154,7 @@ def lower_max_unpool(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tenso
 def lower_average_pool(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     """The mean of each window over its elements in the input, or also over the padding."""
     x = required(inputs, 0)
-    sliding = _sliding(node, x)
+    sliding = _sliding(ctx, node, x)
     with_padding = attribute_int(node, "count_include_pad", 0) != 0
 
     def mean(total: Expr, o: Sequence[Expr]) -> Expr:
@@ -182,7 +182,7 @@ def _root(e: Expr, p: int) -> Expr:
 def lower_lp_pool(ctx: Lowering, node: ir.Node, inputs: Inputs) -> list[Tensor]:
     """The p-norm of each window."""
     x = required(inputs, 0)
-    sliding = _sliding(node, x)
+    sliding = _sliding(ctx, node, x)
     p = attribute_int(node, "p", 2)
     zero = const(0, x.dtype)
     return [_pool(ctx, x, sliding, "sum", lambda e: _power(e, p), zero, lambda y, o: _root(y, p))]

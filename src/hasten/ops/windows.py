@@ -10,7 +10,7 @@ import onnx_ir as ir
 from hasten.loops.dtypes import DType
 from hasten.loops.expr import Expr, binary, const, constant_int, select
 from hasten.ops.attributes import attribute_ints, attribute_str
-from hasten.ops.base import Declined, Tensor
+from hasten.ops.base import Declined, Lowering, Tensor
 
 SPATIAL_NAMES = ("od", "oh", "ow")
 TAP_NAMES = ("kd", "kh", "kw")
@@ -98,12 +98,14 @@ def ceil_div(a: Expr, b: int) -> Expr:
 
 
 def windows(
-    node: ir.Node, extents: Sequence[Expr], kernel: Sequence[int], ceil: bool = False
+    ctx: Lowering, node: ir.Node, extents: Sequence[Expr], kernel: Sequence[int], ceil: bool = False
 ) -> list[Window]:
     """The windows of a node for each spatial axis, from strides, dilations, pads and auto_pad.
 
+    That a picture is large enough for them is checked at each call where its size is not known now.
+
     Raises:
-        Declined: the attributes do not fit the number of axes.
+        Declined: the attributes do not fit the number of axes, or a picture is too small.
     """
     rank = len(extents)
     strides = attribute_ints(node, "strides", [1] * rank)
@@ -124,6 +126,10 @@ def windows(
             less = total // 2
             pair = (less, total - less) if auto == "SAME_UPPER" else (total - less, less)
             w = Window(extent, kernel[d], strides[d], dilations[d], *pair)
+        else:
+            least = w.reach - w.stride - pads[d] - pads[rank + d]  # none fits, and there are fewer than none
+            if least > 0:
+                ctx.require(binary("le", least, extent), f"{least} or more elements along a spatial axis")
         result.append(w)
     return result
 
