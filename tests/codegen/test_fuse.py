@@ -146,3 +146,22 @@ def test_a_border_of_zeros_is_taken_in_whether_its_value_is_written_or_not(value
         "k": np.ones((4, 8, 3, 3), np.float32),
     }
     assert [s.name for s in stages(text, constants)] == ["y"]
+
+
+def test_what_several_elements_share_is_computed_once():
+    grown = 'Resize<mode = "nearest", coordinate_transformation_mode = "asymmetric", nearest_mode = "floor">'
+    text = f"(float[1, 8, 9, 9] x) => (float[1, 8, 18, 18] y) {{ @ y = {grown}(t, , scales) }}"
+    constants = {"k": np.ones((8, 1, 3, 3), np.float32), "scales": np.array([1, 1, 2, 2], np.float32)}
+    sums = stages(text.replace("@", "t = Conv<group = 8, pads = [1, 1, 1, 1]>(x, k)"), constants)
+    assert [s.name for s in sums] == ["t", "y"]
+    costly = stages(
+        text.replace("@", "c = Conv<group = 8, pads = [1, 1, 1, 1]>(x, k) t = Gelu(c)"), constants
+    )
+    assert [s.name for s in costly] == ["t", "y"]
+    assert [s.name for s in stages(text.replace("@", "t = Neg(x)"), constants)] == [
+        "y"
+    ]  # costs nothing to do twice
+    parts = stages(
+        "(float[n, 8] x) => (float[n, 4, 2] y) { e = Exp(x) y = Reshape(e, s) }", {"s": np.array([0, 4, 2])}
+    )
+    assert [s.name for s in parts] == ["y"]

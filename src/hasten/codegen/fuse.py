@@ -7,6 +7,7 @@ follows a contraction element by element becomes its epilogue.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -68,7 +69,7 @@ def fuse(program: Program) -> list[Stage]:
     program = _literal_bounds(program)
     live = _live(program)
     inlined: dict[str, Definition] = {}
-    uses = _uses(program, live)
+    uses, shared = _uses(program, live), _shared(program, live)
     kept = {*program.outputs, *(m.tensor for m in program.measured.values())}
     stages: list[Stage] = []
     origins: dict[str, tuple[str, ...]] = {}
@@ -89,7 +90,7 @@ def fuse(program: Program) -> list[Stage]:
             not stored
             and isinstance(body, Expr)
             and not is_table(body, d.vars)
-            and _disappears(body, uses[d.name], stages)
+            and _disappears(body, uses[d.name], d.name in shared, stages)
         ):
             inlined[d.name] = replace(d, body=body)
         else:
@@ -221,6 +222,38 @@ def _count_loads(e: Expr, domain: set[Var], count: Counter[str]) -> None:
             count[node.buffer] += 2 if repeated or node in inside else 1
 
 
+def _shared(program: Program, live: list[Definition]) -> set[str]:
+    """Tensors of which several elements of a reader may read the same one.
+
+    A quotient stands without its remainder (a picture that grows), or places are looked up, in a tensor not
+    known to have as many elements as its reader.
+    """
+    found: set[str] = set()
+    for d in live:
+        if isinstance(d.body, Expr):
+            readers = _count(d.vars)
+            for load in (n for n in walk(d.body) if isinstance(n, Load) and n.buffer in program.definitions):
+                read = _count(program.definitions[load.buffer].vars)
+                grows = readers is None or read is None or readers > read
+                if _has_lone_quotient(load.index) or (grows and is_indirect(load)):
+                    found.add(load.buffer)
+    return found
+
+
+def _has_lone_quotient(index: Sequence[Expr]) -> bool:
+    parts: dict[tuple[Expr, ...], set[str]] = {}
+    for node in (n for i in index for n in walk(i)):
+        if isinstance(node, Op) and node.op in ("floordiv", "mod"):
+            parts.setdefault(node.args, set()).add(node.op)
+    return any(len(ops) == 1 for ops in parts.values())
+
+
+def _count(variables: Sequence[Var]) -> int | None:
+    """How many elements there are; None where that is not known."""
+    extents = [None if v.extent is None else constant_int(v.extent) for v in variables]
+    return None if None in extents else math.prod(n for n in extents if n is not None)
+
+
 def _guarded(nodes: Sequence[Expr]) -> set[str]:
     """Tensors that are read where a condition on the index says so, as of what is joined or padded.
 
@@ -288,14 +321,15 @@ def _reads(e: Expr) -> bool:
     return any(isinstance(n, Load) for n in walk(e))
 
 
-def _disappears(body: Expr, uses: int, stages: list[Stage]) -> bool:
+def _disappears(body: Expr, uses: int, shared: bool, stages: list[Stage]) -> bool:
     if height(body) > HIGHEST:
         return False
     if is_movement(body):
         return uses <= 1 or not any(_is_lookup(n) for n in walk(body))
-    if uses <= 1:
+    sums = any(isinstance(n, Reduce) for n in walk(body))
+    if uses <= 1 and not (shared and (sums or cost(body) > CHEAP)):
         return True
-    if any(isinstance(n, Reduce) for n in walk(body)):
+    if sums:
         return False
     if _reads_product(body, stages):
         return False  # better its producer's epilogue than computed in each reader
