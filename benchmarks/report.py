@@ -200,7 +200,7 @@ def _speed(case: CaseReport, result: Result) -> str:
     if own is None or own is result:
         time = f"{_ms(result, case.figure):.4g} ms"
     else:
-        time = f"{_ratio(result, own, case.figure).median:.2f}"
+        time = _ratio_text(_ratio(result, own, case.figure).median)
     share = _share(case, result, result.precision)
     return time if share is None else f"{time}, {share:.0%}"
 
@@ -214,7 +214,7 @@ def _share(case: CaseReport, result: Result, precision: Precision) -> float | No
 
 
 def _first_answer(_case: CaseReport, result: Result) -> str:
-    time = f"{result.load_ms + result.first_ms:.3g} ms"
+    time = f"{result.load_ms + result.first_ms:.4g} ms"
     return time if result.peak_mb is None else f"{time}, {result.peak_mb:.0f} MB"
 
 
@@ -229,8 +229,13 @@ def _costs(result: Result) -> list[str]:
 
 def with_quartiles(spread: Spread) -> str:
     """The median and the quartiles, three digits at least."""
-    digits = 2 if spread.median < 100 else 0
-    return f"{spread.median:.{digits}f} [{spread.low:.{digits}f}, {spread.high:.{digits}f}]"
+    middle, low, high = (_ratio_text(n, spread.median) for n in (spread.median, spread.low, spread.high))
+    return f"{middle} [{low}, {high}]"
+
+
+def _ratio_text(ratio: float, beside: float = 0.0) -> str:
+    """Two digits behind the point, or none where it, or what stands beside it, is 100 or more."""
+    return f"{ratio:.{2 if max(ratio, beside) < 100 else 0}f}"
 
 
 def _markdown(header: Sequence[str], lines: Iterable[Sequence[str]], *, text: int) -> str:
