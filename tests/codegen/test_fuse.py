@@ -7,7 +7,7 @@ from hasten.codegen.fuse import cost, fuse, is_movement
 from hasten.codegen.layout import assign_layouts, contiguous
 from hasten.loops.descriptions import Attention, Gemm
 from hasten.loops.dtypes import DType
-from hasten.loops.expr import Op, binary, const, load, reduce, select, unary, var
+from hasten.loops.expr import Op, binary, const, load, reduce, select, unary, var, walk
 from hasten.target import Target, native
 
 F32 = DType.F32
@@ -165,3 +165,33 @@ def test_what_several_elements_share_is_computed_once():
         "(float[n, 8] x) => (float[n, 4, 2] y) { e = Exp(x) y = Reshape(e, s) }", {"s": np.array([0, 4, 2])}
     )
     assert [s.name for s in parts] == ["y"]
+
+
+GROUPS = "(float[n, 32, h, w] x, float[n, 64, h, w] r) => (float[n, 6, h, w] y) { @ }"
+GROUPED = {
+    "k": np.random.default_rng(0).standard_normal((64, 16, 3, 3)).astype(np.float32),
+    "b": np.arange(64, dtype=np.float32),
+    "w1": np.random.default_rng(1).standard_normal((6, 64, 1, 1)).astype(np.float32),
+    "w2": np.random.default_rng(2).standard_normal((6, 32, 3, 3)).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "taken"),
+    [
+        ("s = Add(g, r) a = Relu(s) y = Conv(a, w1)", 3),
+        ("t = Sigmoid(g) a = Mul(g, t) y = Conv<group = 2, pads = [1, 1, 1, 1]>(a, w2)", 1),
+        ("m = MaxPool<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(g) y = Conv(m, w1)", 0),
+    ],
+)
+def test_what_follows_groups_of_channels_is_their_epilogue(nodes, taken):
+    """Unless it is read twice, or windows slide over it: they are for what is written."""
+    head = "g = Conv<group = 2, pads = [1, 1, 1, 1]>(x, k, b) "
+    p = program(GROUPS.replace("@", head + nodes), GROUPED)
+    product, *_ = fuse(p)
+    found = [] if product.epilogue is None else [n for n in walk(product.epilogue) if isinstance(n, Op)]
+    assert sum(n.dtype is F32 for n in found) == taken  # bias, sum and activation
+    (engine,) = compile_programs([p], native())
+    shapes, rng = {"x": (2, 32, 7, 9), "r": (2, 64, 7, 9)}, np.random.default_rng(3)
+    feeds = {n: rng.standard_normal(shapes[n]).astype(np.float32) for n in p.inputs}
+    agree(engine, feeds, (1, 2), tolerance=2e-5)

@@ -7,7 +7,6 @@ follows a contraction element by element becomes its epilogue.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ import numpy as np
 
 from hasten.codegen.stage import ACCUMULATOR, Stage
 from hasten.codegen.tables import is_table
+from hasten.codegen.uses import is_indirect, is_wide, plainly_read, shared_of, uses_of
 from hasten.codegen.vectorize import coefficient
 from hasten.loops.descriptions import (
     Attention,
@@ -69,7 +69,7 @@ def fuse(program: Program) -> list[Stage]:
     program = _literal_bounds(program)
     live = _live(program)
     inlined: dict[str, Definition] = {}
-    uses, shared = _uses(program, live), _shared(program, live)
+    uses, repeated, plain = uses_of(program, live), shared_of(program, live), plainly_read(live)
     kept = {*program.outputs, *(m.tensor for m in program.measured.values())}
     stages: list[Stage] = []
     origins: dict[str, tuple[str, ...]] = {}
@@ -83,47 +83,60 @@ def fuse(program: Program) -> list[Stage]:
         stored = d.name in kept or (
             d.dtype in BYTES and isinstance(body, Expr) and _reads_product(body, stages)
         )
-        view = None if d.name in kept else _taken_in(replace(d, body=body), stages, inlined, uses)
+        given = replace(d, body=body)
+        view = None if d.name in kept else _taken_in(given, stages, inlined, uses, d.name in plain)
         if view is not None:
             inlined[d.name] = view
         elif (
             not stored
             and isinstance(body, Expr)
             and not is_table(body, d.vars)
-            and _disappears(body, uses[d.name], d.name in shared, stages)
+            and _disappears(body, uses[d.name], d.name in repeated, stages)
         ):
-            inlined[d.name] = replace(d, body=body)
+            inlined[d.name] = given
         else:
             stages.append(Stage(d.name, d.dtype, d.vars, body, None, origins[d.name]))
     return _absorb_epilogues(_drop_unread(stages, kept), kept)
 
 
 def _taken_in(
-    d: Definition, stages: list[Stage], inlined: Mapping[str, Definition], uses: Mapping[str, int]
+    d: Definition,
+    stages: list[Stage],
+    inlined: Mapping[str, Definition],
+    uses: Mapping[str, int],
+    plain: bool,
 ) -> Definition | None:
-    """What becomes bytes of an attention, as a view of its result, whose stage then writes bytes; or None.
+    """What follows a contraction in another shape, as a view of its result; or None.
 
-    It is the only reader, perhaps of heads side by side. (What becomes floats is not its epilogue:
-    it is taken into its readers, as anything is that is not the epilogue of a product.)
+    Its stage then computes it in its epilogue. It is the only reader: what becomes bytes of an attention,
+    perhaps of heads side by side (what becomes floats is not its epilogue: it is taken into its readers, as
+    anything is that is not the epilogue of a product), or what follows a product by groups.
     """
-    if (
-        d.dtype not in BYTES
-        or not isinstance(d.body, Expr)
-        or any(isinstance(n, Reduce) for n in walk(d.body))
-    ):
+    if not isinstance(d.body, Expr) or any(isinstance(n, Reduce) for n in walk(d.body)):
         return None
     read = list(dict.fromkeys(n for n in walk(d.body) if isinstance(n, Load)))
     for at, s in enumerate(stages):
         loads = [n for n in read if n.buffer == s.name]
-        if not isinstance(s.body, Attention) or s.epilogue is not None or len(loads) != 1:
+        if len(loads) != 1 or not _takes_in(s, d, plain):
             continue
         between = [n for n, m in inlined.items() if s.name in m.reads()]
+        inner = s.epilogue if s.epilogue is not None else Load(s.dtype, ACCUMULATOR, ())
         epilogue = substitute(d.body, {loads[0]: Load(s.dtype, ACCUMULATOR, ())})
         epilogue = substitute(epilogue, _positions(loads[0].index, s.vars))
-        if all(uses[n] == 1 for n in (s.name, *between)) and free_vars(epilogue) <= set(s.vars):
-            stages[at] = replace(s, dtype=d.dtype, epilogue=epilogue, origins=(*s.origins, d.origin))
+        epilogue = substitute(epilogue, {Load(s.dtype, ACCUMULATOR, ()): inner})
+        fits = free_vars(epilogue) <= set(s.vars) and height(epilogue) <= HIGHEST
+        if fits and all(uses[n] == 1 for n in (s.name, *between)):
+            origins = tuple(dict.fromkeys([*s.origins, d.origin]))
+            stages[at] = replace(s, dtype=d.dtype, epilogue=epilogue, origins=origins)
             return replace(d, body=Load(d.dtype, s.name, loads[0].index))
     return None
+
+
+def _takes_in(s: Stage, d: Definition, plain: bool) -> bool:
+    if isinstance(s.body, Attention):
+        return s.epilogue is None and d.dtype in BYTES
+    # Of the same shape it is merged later. Windows and what moves it read no view of it.
+    return isinstance(s.body, Gemm) and len(s.vars) != len(d.vars) and plain
 
 
 def _positions(index: Sequence[Expr], variables: Sequence[Var]) -> dict[Expr, Expr]:
@@ -136,9 +149,16 @@ def _positions(index: Sequence[Expr], variables: Sequence[Var]) -> dict[Expr, Ex
         elif isinstance(e, Op) and e.op in ("floordiv", "mod"):
             parts.setdefault((e.args[0], e.args[1]), {})[e.op] = v
     for (whole, size), by in parts.items():
-        if len(by) == 2 and by["mod"].extent == size:
+        if len(by) == 2 and by["mod"].extent == size and _is_whole(whole, by["floordiv"], size):
             found[whole] = by["floordiv"] * size + by["mod"]
     return found
+
+
+def _is_whole(whole: Expr, quotient: Var, size: Expr) -> bool:
+    """Whether quotients and remainders count no more than there is."""
+    if not isinstance(whole, Var) or whole.extent is None or quotient.extent is None:
+        return False
+    return constant_int(quotient.extent * size - whole.extent) == 0
 
 
 def _literal_bounds(program: Program) -> Program:
@@ -194,82 +214,6 @@ def _live(program: Program) -> list[Definition]:
             result.append(d)
             needed |= d.reads()
     return result[::-1]
-
-
-def _uses(program: Program, live: list[Definition]) -> Counter[str]:
-    """How often the elements of each tensor are read: distinct loads, those in a reduction twice."""
-    count: Counter[str] = Counter(program.outputs)
-    summed: set[str] = set()
-    for d in live:
-        if isinstance(d.body, Expr):
-            nodes = list(walk(d.body))
-            if any(isinstance(n, Reduce) or (isinstance(n, Load) and n.buffer in summed) for n in nodes):
-                summed.add(d.name)
-            _count_loads(d.body, set(d.vars), count)
-            count.update(dict.fromkeys(_guarded(nodes) & summed, 2))
-        else:
-            for e in operands(d.body).values():
-                count.update({n.buffer: 2 for n in walk(e) if isinstance(n, Load)})
-    return count
-
-
-def _count_loads(e: Expr, domain: set[Var], count: Counter[str]) -> None:
-    inside = {n for r in walk(e) if isinstance(r, Reduce) for n in walk(r.body) if isinstance(n, Load)}
-    for node in walk(e):
-        if isinstance(node, Load):
-            variables = {v for i in node.index for v in free_vars(i)}
-            repeated = bool(variables - domain) or not variables >= {v for v in domain if _wide(v)}
-            count[node.buffer] += 2 if repeated or node in inside else 1
-
-
-def _shared(program: Program, live: list[Definition]) -> set[str]:
-    """Tensors of which several elements of a reader may read the same one.
-
-    A quotient stands without its remainder (a picture that grows), or places are looked up, in a tensor not
-    known to have as many elements as its reader.
-    """
-    found: set[str] = set()
-    for d in live:
-        if isinstance(d.body, Expr):
-            readers = _count(d.vars)
-            for load in (n for n in walk(d.body) if isinstance(n, Load) and n.buffer in program.definitions):
-                read = _count(program.definitions[load.buffer].vars)
-                grows = readers is None or read is None or readers > read
-                if _has_lone_quotient(load.index) or (grows and is_indirect(load)):
-                    found.add(load.buffer)
-    return found
-
-
-def _has_lone_quotient(index: Sequence[Expr]) -> bool:
-    parts: dict[tuple[Expr, ...], set[str]] = {}
-    for node in (n for i in index for n in walk(i)):
-        if isinstance(node, Op) and node.op in ("floordiv", "mod"):
-            parts.setdefault(node.args, set()).add(node.op)
-    return any(len(ops) == 1 for ops in parts.values())
-
-
-def _count(variables: Sequence[Var]) -> int | None:
-    """How many elements there are; None where that is not known."""
-    extents = [None if v.extent is None else constant_int(v.extent) for v in variables]
-    return None if None in extents else math.prod(n for n in extents if n is not None)
-
-
-def _guarded(nodes: Sequence[Expr]) -> set[str]:
-    """Tensors that are read where a condition on the index says so, as of what is joined or padded.
-
-    Sums in them would run before their condition is known, over what may lie outside.
-    """
-    found: set[str] = set()
-    for node in nodes:
-        if isinstance(node, Op) and node.op == "select":
-            condition, *arms = node.args
-            if not any(isinstance(n, Load) for n in walk(condition)):
-                found |= {n.buffer for arm in arms for n in walk(arm) if isinstance(n, Load)}
-    return found
-
-
-def _wide(v: Var) -> bool:
-    return v.extent is None or constant_int(v.extent) != 1
 
 
 def cost(e: Expr) -> int:
@@ -344,11 +288,6 @@ def _reads_product(e: Expr, stages: list[Stage]) -> bool:
 
 def _is_lookup(e: Expr) -> bool:
     return isinstance(e, Bounded) or (isinstance(e, Load) and is_indirect(e))
-
-
-def is_indirect(e: Load) -> bool:
-    """Whether the index itself is read from memory: vectors must then be gathered."""
-    return any(_reads(i) for i in e.index)
 
 
 def _inline(e: Expr, inlined: dict[str, Definition]) -> Expr:
@@ -489,7 +428,7 @@ def _merge(c: Stage, s: Stage) -> Stage | None:
         return None
     loads = [n for n in walk(s.body) if isinstance(n, Load) and n.buffer == c.name]
     # Along an axis of one element a reader may say 0 instead of the variable.
-    if any(n.index[d] != v for n in loads for d, v in enumerate(s.vars) if _wide(v)):
+    if any(n.index[d] != v for n in loads for d, v in enumerate(s.vars) if is_wide(v)):
         return None
     back: dict[Expr, Expr] = dict(zip(s.vars, c.vars, strict=True))
     inner = c.epilogue if c.epilogue is not None else Load(c.dtype, ACCUMULATOR, ())
