@@ -147,6 +147,35 @@ def test_bench_of_an_artifact_alone(invoke: Invoke, artifact: Path) -> None:
     assert [r["engine"] for r in json.loads(result.stdout)["measurement"]["results"]] == ["hasten"]
 
 
+def test_bench_compares_with_the_peak_of_what_the_artifact_multiplies(
+    invoke: Invoke, model: Path, tmp_path: Path
+) -> None:
+    artifact, figures = tmp_path / "narrow.hasten", tmp_path / "figures.json"
+    assert invoke("compile", model, "-o", artifact, "--precision", "bf16").exit_code == 0
+    result = invoke("bench", artifact, "--rounds", "1", "--threads", "1", "--json", figures)
+    assert result.exit_code == 0, result.stderr
+    case = json.loads(figures.read_text())
+    (ours,) = case["measurement"]["results"]
+    assert ours["precision"] == "bf16"
+    measured = case["measurement"]["beside"][0]
+    assert case["peak_precision"] == ("bf16" if "bf16" in measured else "f32")
+    assert case["peak_gflops"]["median"] == measured[case["peak_precision"]]
+    assert f"of the peak in {case['peak_precision']}" in result.stdout
+
+
+def test_bench_of_a_model_without_products_prints_no_rate(invoke: Invoke, tmp_path: Path) -> None:
+    onnx.save(
+        onnx.parser.parse_model(
+            '<ir_version: 10, opset_import: ["": 21]> g (float[n] x) => (float[n] y) { y = Relu(x) }'
+        ),
+        tmp_path / "relu.onnx",
+    )
+    result = invoke("bench", tmp_path / "relu.onnx", "--rounds", "1", "--threads", "1")
+    assert result.exit_code == 0, result.stderr
+    assert "peak of the machine" in result.stdout
+    assert "of the peak" not in result.stdout
+
+
 def test_bench_names_an_input_that_its_file_lacks(
     refused: Callable[..., str], artifact: Path, inputs: dict[str, np.ndarray], tmp_path: Path
 ) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 import onnx
 import pytest
 
+from hasten.api import CompileOptions, compile_payload
+from hasten.runtime.artifact import write_artifact
 from hasten.search.engines import ONNXRUNTIME, TORCH
-from hasten.search.measure_case import files_of, model_for
+from hasten.search.measure_case import files_of, model_for, precision_of
 
 
 @pytest.fixture
@@ -34,3 +36,14 @@ def test_the_files_of_a_model(mlp: Path, folder: Path, tmp_path: Path) -> None:
     split = tmp_path / "split.onnx"
     onnx.save(onnx.load(mlp), split, save_as_external_data=True, location="weights.bin", size_threshold=0)
     assert files_of(split) == [split, tmp_path / "weights.bin"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "multiplied"), [("f32", "f32"), ("bf16", "bf16"), ("int8", "int8"), ("int8-weights", "f32")]
+)
+def test_the_precision_of_an_artifact_is_that_of_its_products(
+    asked: str, multiplied: str, mlp: Path, tmp_path: Path
+) -> None:
+    payload = compile_payload(mlp, CompileOptions(precision=asked, cache=tmp_path))
+    write_artifact(tmp_path / "model.hasten", payload.manifest, payload.members)
+    assert precision_of(tmp_path / "model.hasten") == multiplied

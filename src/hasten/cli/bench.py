@@ -130,10 +130,12 @@ def show(case: Case) -> None:
     for name, reason in found.failures.items():
         click.echo(f"{name}: not measured: {reason}")
     if case.gflops is not None:
-        share = f", {case.share_of_peak:.0%} of the peak" if case.share_of_peak is not None else ""
+        known = case.share_of_peak is not None
+        share = f", {case.share_of_peak:.0%} of the peak in {case.peak_precision}" if known else ""
         click.echo(f"hasten: {case.gflops:.1f} GFLOP/s{share}")
     if case.peak_gflops is not None:
-        click.echo(f"peak of the machine, in the same rounds: {case.peak_gflops.median:.0f} GFLOP/s")
+        peak = f"{case.peak_gflops.median:.0f} GFLOP/s in {case.peak_precision}"
+        click.echo(f"peak of the machine, in the same rounds: {peak}")
 
 
 def _with_quartiles(spread: Spread) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from hasten.errors import EngineError, ModelError, ToolchainError
 from hasten.frontends import huggingface
 from hasten.runtime.artifact import read_artifact
 from hasten.runtime.checks import bind_sizes, check_names
+from hasten.runtime.manifest import all_steps
 from hasten.search.busy import busy_cores
-from hasten.search.engines import HASTEN, Engine
+from hasten.search.engines import HASTEN, Engine, Precision
 from hasten.search.measure import Contestant, Measurement, Plan, Spread, measure
 from hasten.search.measure_flops import count_flops
 from hasten.search.peak import Peak
@@ -35,7 +38,9 @@ class Case:
         shapes: shapes of the inputs.
         measurement: the engines' figures, hasten's first.
         gflop: 10**9 operations of a run; None if they could not be counted.
-        gflops: 10**9 operations per second that hasten achieved.
+        gflops: 10**9 operations per second that hasten achieved; None if there are none to count.
+        peak_precision: that the peak is of: what the artifact multiplies in (`precision_of`), or "f32" where
+            the processor has no instructions for that.
         peak_gflops: the machine's peak with as many threads, in the same rounds; None without a compiler.
         share_of_peak: `gflops` by `peak_gflops`.
         busy_cores: cores that other programs used just before; figures of a machine whose cores
@@ -48,6 +53,7 @@ class Case:
     measurement: Measurement
     gflop: float | None
     gflops: float | None
+    peak_precision: Precision
     peak_gflops: Spread | None
     share_of_peak: float | None
     busy_cores: float
@@ -88,6 +94,7 @@ def measure_case(
     sizes = bind_sizes(opened.manifest.inputs, [feeds[i.name].shape for i in opened.manifest.inputs])
     flops = count_flops(onnx.load_from_string(bytes(opened.members["graph.onnx"])).graph, sizes)
     opened.close()
+    precision = precision_of(artifact)
     failures: dict[str, str] = {}
     peak = None
     try:
@@ -95,7 +102,7 @@ def measure_case(
     except ToolchainError as error:
         failures["peak of the machine"] = str(error)
     with tempfile.TemporaryDirectory(prefix="hasten-") as folder:
-        contestants = [Contestant(HASTEN, artifact, [artifact])]
+        contestants = [Contestant(replace(HASTEN, precision=precision), artifact, [artifact])]
         for engine in against:
             progress(f"preparing the model for {engine.name}")
             model = model_for(engine, sources, Path(folder))
@@ -111,19 +118,43 @@ def measure_case(
     found = Measurement(
         found.threads, found.rounds, found.results, {**failures, **found.failures}, found.beside
     )
-    peaks = found.beside_named("f32")
-    achieved = None if flops is None else flops / found.results[0].run_ms.median / 1e6
+    compared: Precision = precision if found.beside_named(precision) is not None else "f32"
+    peaks = found.beside_named(compared)
+    achieved = flops / found.results[0].run_ms.median / 1e6 if flops else None
     return Case(
         name=name,
         shapes={key: array.shape for key, array in feeds.items()},
         measurement=found,
         gflop=None if flops is None else flops / 1e9,
         gflops=achieved,
+        peak_precision=compared,
         peak_gflops=peaks,
         share_of_peak=None if achieved is None or peaks is None else achieved / peaks.median,
         busy_cores=used,
         compile_seconds=compile_seconds,
     )
+
+
+def precision_of(artifact: Path) -> Precision:
+    """The narrowest precision in which an artifact's products and convolutions multiply; "f32" without any.
+
+    A model may have several. By the peak of the narrowest, which is the highest, no share is too large.
+    """
+    with zipfile.ZipFile(artifact) as archive:
+        steps = list(all_steps(json.loads(archive.read("manifest.json"))["steps"]))
+        graph = onnx.load_from_string(archive.read("graph.onnx")).graph
+    native = [products for step in steps for products in step.get("products", {}).values()]
+    # The element type stands first in the text of a product's shape (`codegen.schedule.ProductShape`).
+    found = {product["shape"].partition(":")[0] for products in native for product in products}
+    foreign = {step["precision"] for step in steps if step["kind"] == "foreign"}
+    if foreign and any(node.op_type in _QUANTIZES for node in graph.node):
+        foreign.add("u8")
+    found |= foreign
+    return "int8" if found & {"u8", "i8"} else "bf16" if "bf16" in found else "f32"
+
+
+_QUANTIZES = ("QuantizeLinear", "DynamicQuantizeLinear")
+"""Operators that make the bytes which integer products multiply."""
 
 
 def model_for(engine: Engine, sources: Sequence[Path], folder: Path) -> Path | str:
