@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from hasten.api import CompileOptions, compile_payload
+from hasten.errors import ModelError
 from hasten.runtime.artifact import write_artifact
 from hasten.search.engines import ONNXRUNTIME, TORCH
 from hasten.search.measure_case import files_of, model_for, precision_of
@@ -36,6 +37,18 @@ def test_the_files_of_a_model(mlp: Path, folder: Path, tmp_path: Path) -> None:
     split = tmp_path / "split.onnx"
     onnx.save(onnx.load(mlp), split, save_as_external_data=True, location="weights.bin", size_threshold=0)
     assert files_of(split) == [split, tmp_path / "weights.bin"]
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(ModelError, match=r"no file .*weights\.bin"):
+        files_of(split)
+
+
+def test_what_is_no_model_has_no_files(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("Dear reader, this is no model.")
+    with pytest.raises(ModelError, match=r"notes\.txt cannot be read as ONNX"):
+        files_of(tmp_path / "notes.txt")
+    for name in ("absent.onnx", "absent.pt"):
+        with pytest.raises(ModelError, match=name.replace(".", r"\.")):
+            files_of(tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hasten.cli.sources import artifact_inputs, as_artifact, is_artifact
 from hasten.errors import OptionError
 from hasten.search.engines import ONNXRUNTIME, PEERS, Engine, peers_named
 from hasten.search.measure import Plan, Spread
-from hasten.search.measure_case import Case, measure_case
+from hasten.search.measure_case import Case, files_of, measure_case
 
 _EXAMPLES = """\b
 Examples:
@@ -66,6 +66,8 @@ def bench(  # noqa: PLR0913, PLR0917 - one for each option
         if source is not None:
             raise OptionError(f"--source is for artifacts, and {model} is none: leave it out")
         source = model
+    elif source is not None:
+        _check_source(source)
     engines = _engines(against, source, model)
     plan = Plan(threads or target.cores(), rounds=rounds)
     with as_artifact(model, threads=threads) as (artifact, seconds):
@@ -85,6 +87,18 @@ def bench(  # noqa: PLR0913, PLR0917 - one for each option
         write_json(json_file, dataclasses.asdict(case))
     if json_file != "-":
         show(case)
+
+
+def _check_source(source: Path) -> None:
+    """Refuses what no engine could read, before inputs are made.
+
+    Raises:
+        ModelError: it is no model.
+        OptionError: it is an artifact.
+    """
+    if is_artifact(source):
+        raise OptionError(f"--source {source} is an artifact: give the ONNX file or folder that it came from")
+    files_of(source)
 
 
 def _engines(against: str | None, source: Path | None, model: Path) -> tuple[Engine, ...]:

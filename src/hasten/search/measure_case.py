@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from hasten.errors import EngineError, ModelError, ToolchainError
@@ -185,19 +186,29 @@ def files_of(model: Path) -> list[Path]:
     """All files that a model consists of.
 
     Raises:
-        ModelError: it cannot be read.
+        ModelError: it cannot be read, is neither a folder nor an ONNX file, or lacks one of its files.
     """
     if model.is_dir():
         return sorted(path for path in model.rglob("*") if path.is_file())
     if model.suffix in _WHOLE:
-        return [model]
+        return [_existing(model)]
     try:
-        proto = onnx.load(str(model), load_external_data=False)
+        proto = onnx.load(str(model), format="protobuf", load_external_data=False)
     except OSError as error:
-        raise ModelError(f"cannot read {model}: {error.strerror}") from None
+        raise ModelError(f"cannot read {model}: {error.strerror}; check the path") from None
+    except (DecodeError, ValueError) as error:
+        raise ModelError(
+            f"{model} cannot be read as ONNX ({error}): give an ONNX file or a Hugging Face folder"
+        ) from None
     found = {model: None}
     for tensor in proto.graph.initializer:
         for entry in tensor.external_data:
             if entry.key == "location":
-                found[model.parent / entry.value] = None
+                found[_existing(model.parent / entry.value)] = None
     return list(found)
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise ModelError(f"there is no file {path}, which the model needs: check the path")
+    return path
