@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -182,6 +183,20 @@ def test_bench_names_an_input_that_its_file_lacks(
     np.savez(tmp_path / "x.npz", input_ids=inputs["input_ids"])
     message = refused("bench", artifact, "--input", tmp_path / "x.npz", "--rounds", "1")
     assert "missing attention_mask" in message
+
+
+def test_bfloat16_is_benched_and_read_from_files(invoke: Invoke, tmp_path: Path) -> None:
+    model = tmp_path / "double.onnx"
+    text = "g (bfloat16[n] x) => (bfloat16[n] y) { y = Add(x, x) }"
+    onnx.save(onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 21]> {text}'), model)
+    timed = invoke("bench", model, "--rounds", "1", "--threads", "1", "--json", "-")
+    assert timed.exit_code == 0, timed.output
+    assert json.loads(timed.stdout)["measurement"]["results"][0]["engine"] == "hasten"
+    np.savez(tmp_path / "x.npz", x=np.array([1, -2, 3]).astype(ml_dtypes.bfloat16))
+    ran = invoke("run", model, "--input", tmp_path / "x.npz", "-o", tmp_path / "y.npz")
+    assert ran.exit_code == 0, ran.output
+    with np.load(tmp_path / "y.npz") as found:
+        assert found["y"].view(ml_dtypes.bfloat16).astype(float).tolist() == [2, -4, 6]
 
 
 def test_inspect_tells_what_became_of_the_model(invoke: Invoke, artifact: Path) -> None:

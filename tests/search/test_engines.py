@@ -7,12 +7,15 @@ import sys
 import time
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from hasten.api import CompileOptions, compile_payload
 from hasten.errors import OptionError
+from hasten.runtime.artifact import write_artifact
 from hasten.search.engines import (
     HASTEN,
     ONNXRUNTIME,
@@ -87,6 +90,22 @@ def test_inputs_may_have_any_name(tmp_path: Path) -> None:
     )
     feeds = {name: np.array([2.0**index], np.float32) for index, name in enumerate(names)}
     assert answers(REFERENCE, tmp_path / "sum.onnx", feeds, 1)["arr_0"] == [7.0]
+
+
+@pytest.mark.parametrize("scalar", [ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.int4])
+def test_types_that_numpy_has_no_name_for_reach_an_engine_and_come_back(scalar: type, tmp_path: Path) -> None:
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(scalar))
+    values = [helper.make_tensor_value_info(v, kind, ["n"]) for v in "xy"]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "same", values[:1], values[1:])
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+    onnx.save(model, tmp_path / "same.onnx")
+    payload = compile_payload(model, CompileOptions(cache=tmp_path))
+    write_artifact(tmp_path / "same.hasten", payload.manifest, payload.members)
+    x = np.array([1, -2, 3]).astype(scalar)
+    for engine, path in ((HASTEN, tmp_path / "same.hasten"), (REFERENCE, tmp_path / "same.onnx")):
+        found = answers(engine, path, {"x": x}, 1)["y"]
+        assert found.dtype == x.dtype
+        np.testing.assert_array_equal(found, x)
 
 
 def test_peers_are_named() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -41,6 +42,8 @@ def test_kinds_and_integers() -> None:
     assert difference("y", ints, ints).absolute == 0
     assert difference("y", ints, ints + 1).relative == 0.25
     assert difference("y", ints, ints.astype(np.float32)).absolute == INF
+    narrow = np.array([1, 2, 5]).astype(ml_dtypes.bfloat16)
+    assert difference("y", narrow, narrow + narrow[:1]).relative == 0.25
     words = np.array(["a", "b"])
     assert difference("y", words, words).absolute == 0
     assert difference("y", words, words[::-1]).absolute == INF

@@ -59,6 +59,14 @@ def test_pictures_and_lengths() -> None:
     assert make_inputs(tokens, {"token_ids": (1, 9)})["length"].tolist() == [9]
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn", "int4", "uint4", "int8"])
+def test_narrow_types_are_filled_with_different_numbers(dtype: str) -> None:
+    made = make_inputs([TensorInfo("x", dtype, (50,))], {})["x"]
+    assert made.dtype == np.dtype(dtype)
+    assert len(np.unique(made.astype(np.float32))) > 4
+    assert (made.astype(np.float32) < 0).any() == ("float" in dtype)
+
+
 def test_shapes_that_do_not_fit() -> None:
     with pytest.raises(OptionError, match="no input 'ids'"):
         make_inputs(TEXT, {"ids": (1, 2)})

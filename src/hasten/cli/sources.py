@@ -19,7 +19,8 @@ from hasten.api import CompileOptions, compile_payload
 from hasten.cli.console import Steps, stderr
 from hasten.errors import OptionError
 from hasten.runtime.artifact import GRAPH_WEIGHTS, WEIGHTS, read_artifact, write_artifact
-from hasten.runtime.manifest import Manifest, parse_manifest
+from hasten.runtime.checks import element
+from hasten.runtime.manifest import OBJECT, Manifest, TensorInfo, parse_manifest
 from hasten.runtime.sparse import SPARSE
 from hasten.search.data_files import DAMAGED
 from hasten.search.measure_inputs import make_inputs, parse_shapes
@@ -137,7 +138,17 @@ def artifact_inputs(
     if input_file is not None:
         if shapes:
             raise OptionError("--shape is for made-up inputs: leave it out, or leave out --input")
-        return read_inputs(input_file)
+        given = read_inputs(input_file)
+        inputs = read_artifact(path, verify="never").manifest.inputs
+        return given | {i.name: _named(i, given[i.name]) for i in inputs if i.name in given}
     artifact = read_artifact(path, verify="never")
     graph = onnx.load_from_string(bytes(artifact.members["graph.onnx"])).graph
     return make_inputs(artifact.manifest.inputs, parse_shapes(shapes), batch=batch, graph=graph)
+
+
+def _named(info: TensorInfo, array: Array) -> Array:
+    """An array of bytes as the element type of its input: .npz files have no name for bfloat16 and such."""
+    if array.dtype.kind != "V" or info.dtype == OBJECT:
+        return array
+    wanted = element(info.dtype)
+    return array.view(wanted) if wanted.kind == "V" and wanted.itemsize == array.dtype.itemsize else array

@@ -21,13 +21,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from hasten.errors import EngineError, MissingDependencyError, OptionError
 from hasten.graph.pages import give_back
 from hasten.runtime.manifest import Manifest
-from hasten.search.engines_worker import save_npz
+from hasten.search.engines_worker import read_npz, save_npz
 
 Array = NDArray[Any]
 Form = Literal["artifact", "onnx", "module"]
@@ -207,8 +206,7 @@ class Worker:
             path = Path(folder) / "outputs.npz"
             inputs = {} if feeds is None else {"feeds": str(feeds)}
             self._ask({**inputs, "save": str(path)})
-            with np.load(path) as loaded:
-                return dict(loaded)
+            return read_npz(str(path))
 
     def stop(self) -> None:
         """Takes the processor away from it: engines let threads spin for a while after a run."""

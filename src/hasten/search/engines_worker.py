@@ -28,6 +28,8 @@ from typing import IO, Any
 
 import numpy as np
 
+_OF_ANOTHER_PACKAGE = 2  # what `numpy.dtype.isbuiltin` says of such types
+
 Feeds = Mapping[str, Any]
 Job = Mapping[str, Any]
 """package, precision, mode, model, threads: `Engine` in `engines.py` says what they mean."""
@@ -241,12 +243,22 @@ ENGINES: Mapping[str, Callable[[Job], Open]] = {
 
 def read_feeds(path: str) -> dict[str, Any]:
     """The arrays of an .npz file; texts are objects, as engines take them."""
+    return {name: a.astype(object) if a.dtype.kind == "U" else a for name, a in read_npz(path).items()}
+
+
+def read_npz(path: str) -> dict[str, Any]:
+    """What `save_npz` wrote, with the element types that NumPy itself knows no name for."""
     with np.load(path) as loaded:
-        return {name: a.astype(object) if a.dtype.kind == "U" else a for name, a in loaded.items()}
+        kinds = {name: loaded.zip.getinfo(f"{name}.npy").comment.decode() for name in loaded.files}
+        if any(kinds.values()):
+            importlib.import_module("ml_dtypes")
+        return {name: a.view(np.dtype(kinds[name])) if kinds[name] else a for name, a in loaded.items()}
 
 
 def save_npz(path: str | IO[bytes], arrays: Mapping[str, Any]) -> None:
     """`numpy.savez` for any names: its own has arguments that some inputs are called like.
+
+    An element type of another package, bfloat16 for one, is bytes to NumPy: a comment beside them names it.
 
     Raises:
         ValueError: there are Python objects that are no texts.
@@ -256,7 +268,10 @@ def save_npz(path: str | IO[bytes], arrays: Mapping[str, Any]) -> None:
             array = np.asanyarray(given)
             if array.dtype == object and all(isinstance(text, str) for text in array.flat):
                 array = array.astype(str)
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+            member = zipfile.ZipInfo(f"{name}.npy")
+            if array.dtype.isbuiltin == _OF_ANOTHER_PACKAGE:
+                member.comment = array.dtype.name.encode()
+            with archive.open(member, "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
 
 

@@ -94,7 +94,8 @@ def without_padding(
 
 def difference(name: str, wanted: Array, got: Array) -> Difference:
     """How far one array is from another."""
-    if wanted.dtype.kind not in "biuf":
+    of_another_package = wanted.dtype.isbuiltin == 2  # numbers too: bfloat16 and such of ml_dtypes
+    if wanted.dtype.kind not in "biuf" and not of_another_package:
         apart = float("inf") if wanted.shape != got.shape or (wanted != got).any() else 0.0
         return Difference(name, apart, 0.0, apart)
     right, found = wanted.astype(np.float64), got.astype(np.float64)

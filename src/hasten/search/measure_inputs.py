@@ -11,12 +11,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from hasten.errors import OptionError
-from hasten.runtime.checks import bind_sizes
+from hasten.runtime.checks import bind_sizes, element
 from hasten.runtime.manifest import OBJECT, TensorInfo
 
 Array = NDArray[Any]
@@ -162,17 +163,18 @@ def _fill(
 ) -> Array:
     if info.dtype == OBJECT:
         raise OptionError(f"the input {info.name!r} is a sequence or a map, which cannot be made up: give it")
-    name, dtype = info.name.lower(), np.dtype(info.dtype)
+    name, dtype = info.name.lower(), element(info.dtype)
+    kind = dtype.kind if dtype.kind != "V" else "f" if "float" in dtype.name else "i"  # of ml_dtypes
     if "mask" in name:
         mask = np.ones(shape, dtype)
         if len(shape) == 2 and shape[0] > 1:
             mask[-1, max(1, shape[1] // 2) :] = 0
         return mask
-    if dtype.kind == "f":
+    if kind == "f":
         return rng.standard_normal(shape).astype(dtype)
-    if dtype.kind == "b":
+    if kind == "b":
         return rng.integers(0, 2, shape).astype(dtype)
-    if dtype.kind not in "iu":
+    if kind not in "iu":
         return np.zeros(shape, dtype)
     if "length" in name and len(shape) == 1:
         # How long each row of the tokens is.
@@ -182,5 +184,6 @@ def _fill(
         return np.broadcast_to(np.arange(shape[-1], dtype=dtype) % (rows or shape[-1] or 1), shape).copy()
     if "type" in name or "segment" in name:
         return np.zeros(shape, dtype)
-    most = min(rows or _SMALL_VOCABULARY, _LARGE_VOCABULARY, np.iinfo(dtype).max)
+    largest: int = ml_dtypes.iinfo(dtype).max  # type: ignore[no-untyped-call]
+    most = min(rows or _SMALL_VOCABULARY, _LARGE_VOCABULARY, largest)
     return rng.integers(min(1, most - 1), max(most, 1), shape).astype(dtype)
