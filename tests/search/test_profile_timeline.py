@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +14,11 @@ from hasten.search.profile_timeline import (
     BEGINS,
     ENDS,
     WAITS,
+    Call,
     Division,
     HostRun,
     Marks,
+    Span,
     Timeline,
     divide,
     read_calls,
@@ -96,6 +99,14 @@ def test_threads_in_different_kernels_share_the_time() -> None:
     assert found.kernels == {0: 10 + 5 + 10, 1: 5}
     assert found.waiting == {0: 5, 1: 0}
     assert found.dispatch == 10
+
+
+def test_a_run_of_many_kernels_is_divided_in_time_that_grows_as_they_do() -> None:
+    spans = tuple(Span(0, n, 10 * n, 10 * n + 9) for n in range(5000))
+    begin = time.process_time()
+    found = divide(Timeline(0, 50_000, (Call(0, 0, 50_000, 1, spans),), ()))
+    assert time.process_time() - begin < 1  # going through all before each takes 10 s
+    assert found.kernels == dict.fromkeys(range(5000), 9)
 
 
 def test_a_call_without_kernels_is_dispatch() -> None:

@@ -160,6 +160,8 @@ def divide(run: Timeline) -> Division:
         active: dict[int, int] = {}
         for (time, by, kernel), (following, _, _) in pairwise([*changes, (changes[-1][0], 0, 0)]):
             active[kernel] = active.get(kernel, 0) + by
+            if not active[kernel]:
+                del active[kernel]  # else each step would go through all kernels so far
             elapsed, busy = following - time, sum(active.values())
             if busy == 0:
                 barriers += elapsed
