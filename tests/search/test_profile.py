@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,10 @@ def test_what_is_recorded(text: str, shape: tuple[int, ...], flops: int, cache: 
     (step,) = artifact.manifest.steps
     assert isinstance(step, NativeStep)
     assert tuple(title for _, _, title in found.kernels) == step.kernels
-    assert len(found.timelines) == 7
+    assert len(found.logs) == len(list(found.timelines)) == 7
+    # Of each run the marks that were made are kept, and no more is in memory at a time than one run's spans.
+    assert all(log.marks.shape[1] == 1 + log.marks[:, 0, 0].max() for log in found.logs)
+    assert isinstance(found.timelines, Iterator)
     for run in found.timelines:
         division = divide(run)
         assert set(division.kernels) == set(range(len(found.kernels)))
@@ -127,6 +131,9 @@ def test_summary(cache: Path, tmp_path: Path) -> None:
     assert found.threads == 2
     assert found.runs == 7
     assert found.run_us.low <= found.run_us.median <= found.run_us.high
+    typical = recording.typical
+    assert (typical.end - typical.start) / 1e3 == pytest.approx(found.run_us.median)
+    assert typical in recording.timelines
     lost = found.barriers_us + found.dispatch_us + found.python_us
     assert found.sum_us == pytest.approx(sum(k.us for k in found.kernels) + lost)
     assert sum(k.share for k in found.kernels) == pytest.approx(found.kernels_us / found.sum_us)
@@ -160,7 +167,7 @@ def test_host_steps_are_timed(cache: Path, tmp_path: Path, monkeypatch: pytest.M
     leave_to_host(monkeypatch, "NonZero")
     _, recording = recorded(WITH_HOST, np.ones((3, 64), np.float32), cache, tmp_path)
     assert recording.hosts == (("NonZero",),)
-    run = recording.timelines[0]
+    run = next(recording.timelines)
     assert [call.part for call in run.calls] == [0, 1]
     (host,) = run.hosts
     assert run.calls[0].end <= host.start < host.end <= run.calls[1].start

@@ -7,7 +7,7 @@ import statistics
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from hasten.runtime.manifest import ForeignStep, HostStep, NativeStep, all_steps
 from hasten.search.measure import Spread
 from hasten.search.peak import Peak
 from hasten.search.profile_record import Count, Recorder
-from hasten.search.profile_timeline import Timeline, divide
+from hasten.search.profile_timeline import Log, Timeline, divide
 from hasten.target import cores
 
 Array = NDArray[Any]
@@ -157,7 +157,7 @@ class Recording:
     """Runs of an artifact: what happened in each, and what its kernels are.
 
     Attributes:
-        timelines: one for each run.
+        logs: one for each run.
         counts: of the kernels.
         kernels: (part, function, title) of each.
         hosts: operators of each host step.
@@ -165,7 +165,7 @@ class Recording:
         threads: that a run may use.
     """
 
-    timelines: tuple[Timeline, ...]
+    logs: tuple[Log, ...]
     counts: tuple[Count, ...]
     kernels: tuple[tuple[int, str, str], ...]
     hosts: tuple[tuple[str, ...], ...]
@@ -173,10 +173,15 @@ class Recording:
     threads: int
 
     @property
+    def timelines(self) -> Iterator[Timeline]:
+        """What happened in each run, read one by one: those of a loop of many steps would fill the memory."""
+        return (log.read() for log in self.logs)
+
+    @property
     def typical(self) -> Timeline:
         """The run whose time is nearest to the median."""
-        middle = statistics.median(run.end - run.start for run in self.timelines)
-        return min(self.timelines, key=lambda run: abs(run.end - run.start - middle))
+        middle = statistics.median(log.end - log.start for log in self.logs)
+        return min(self.logs, key=lambda log: abs(log.end - log.start - middle)).read()
 
 
 def record(
@@ -218,10 +223,10 @@ def record(
         recorder.run(feeds)
     each = (time.perf_counter() - begin) / _WARM_UP
     wanted = runs or min(_MOST, max(_FEWEST, int(_SECONDS / max(each, 1e-9))))
-    timelines = tuple(recorder.run(feeds) for _ in range(wanted))
+    logs = tuple(recorder.run(feeds) for _ in range(wanted))
     artifact.close()
     return Recording(
-        timelines,
+        logs,
         tuple(recorder.counts()),
         _kernels(path, [step for step in steps if isinstance(step, NativeStep)]),
         tuple(step.operators for step in steps if isinstance(step, HostStep)),
@@ -245,15 +250,18 @@ def summarize(
     name: str, recording: Recording, shapes: Mapping[str, tuple[int, ...]], peaks: Peaks
 ) -> Profile:
     """The figures of a recording."""
-    divisions = [divide(run) for run in recording.timelines]
+    divisions, teams, calls = [], [], Counter[int]()
+    for run in recording.timelines:
+        divisions.append(divide(run))
+        teams.append(max((call.threads for call in run.calls), default=1))
+        calls = Counter(call.part for call in run.calls)
     kernel_us = [_median_us(d.kernels[n] for d in divisions) for n in range(len(recording.kernels))]
     host_us = [_median_us(d.hosts[n] for d in divisions) for n in range(len(recording.hosts))]
     barriers, dispatch, python = (
         _median_us(getattr(d, name) for d in divisions) for name in ("barriers", "dispatch", "python")
     )
     sum_us = sum(kernel_us) + sum(host_us) + barriers + dispatch + python
-    # Parts of a loop's body are called many times: the last call stands for all of them.
-    calls = Counter(call.part for call in recording.timelines[-1].calls)
+    # Parts of a loop's body are called many times: the last call of the last run stands for all of them.
     kernels = []
     for number, ((part, function, title), us) in enumerate(zip(recording.kernels, kernel_us, strict=True)):
         once = recording.counts[number]
@@ -276,15 +284,14 @@ def summarize(
                 bound=bound,
             )
         )
-    runs = recording.timelines
     return Profile(
         name=name,
         target=recording.target,
         threads=recording.threads,
-        team=statistics.median(max((c.threads for c in run.calls), default=1) for run in runs),
+        team=statistics.median(teams),
         shapes=shapes,
-        runs=len(runs),
-        run_us=Spread.of([(run.end - run.start) / 1e3 for run in runs]),
+        runs=len(recording.logs),
+        run_us=Spread.of([(log.end - log.start) / 1e3 for log in recording.logs]),
         sum_us=sum_us,
         kernels=tuple(kernels),
         hosts=tuple(

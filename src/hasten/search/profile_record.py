@@ -22,7 +22,7 @@ from hasten.runtime.host import HostRunner
 from hasten.runtime.library import Library, choose_code
 from hasten.runtime.manifest import HostStep, NativeStep, nested
 from hasten.runtime.session import Session, start_runners
-from hasten.search.profile_timeline import HostRun, Timeline, read_calls
+from hasten.search.profile_timeline import HostRun, Log
 from hasten.target import Target
 
 Array = NDArray[Any]
@@ -91,7 +91,7 @@ class Recorder:
             target, _ = choose_code(artifact)
             library = Library(memoryview(profiled_code(artifact, target, cache)))
         counts = [len(step.kernels) for step in self._native]
-        self._first_kernel = [sum(counts[:part]) for part in range(len(counts))]
+        self._first_kernel = tuple(sum(counts[:part]) for part in range(len(counts)))
         # A kernel and a wait each, and the ends; one more, so that what is full is known to be too small.
         room = 2 + sum(2 * count + 3 for count in counts)
         self._marks = np.zeros((min(threads, MOST_THREADS), -(-room // _LINE) * _LINE, 2), np.int64)
@@ -118,8 +118,8 @@ class Recorder:
             marks, found = self._marks.ctypes.data, self._counts.ctypes.data
             self._keep_log(ctypes.byref(_Log(marks, threads, room, found, self._counts.shape[1])))
 
-    def run(self, feeds: Mapping[str, Array]) -> Timeline:
-        """Runs the model once, and says what happened when.
+    def run(self, feeds: Mapping[str, Array]) -> Log:
+        """Runs the model once, and keeps what was noted meanwhile.
 
         Kernels that take pictures one by one leave marks for each: where there is no room for all of them,
         the model is run again with more.
@@ -135,11 +135,12 @@ class Recorder:
         end = self.now()
         del results  # freed after the run, not in its time
         threads, room, _ = self._marks.shape
-        if self._marks[:, 0, 0].max() >= room - 1:
+        used = int(self._marks[:, 0, 0].max())
+        if used >= room - 1:
             self._marks = np.zeros((threads, 2 * room, 2), np.int64)
             self._log()
             return self.run(feeds)
-        return Timeline(start, end, read_calls(self._marks, self._first_kernel), tuple(self.hosts))
+        return Log(start, end, self._marks[:, : 1 + used].copy(), self._first_kernel, tuple(self.hosts))
 
     def counts(self) -> list[Count]:
         """What each kernel amounted to in the last run."""

@@ -18,7 +18,7 @@ WAITS, ENDS, BEGINS = -1, -2, -3
 Marks = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Span:
     """What one thread did for a time.
 
@@ -71,6 +71,29 @@ class Timeline:
     end: int
     calls: tuple[Call, ...]
     hosts: tuple[HostRun, ...]
+
+
+@dataclass(frozen=True)
+class Log:
+    """One run of a model as it was noted: a tenth of the memory of what is read from it.
+
+    Attributes:
+        start: nanoseconds.
+        end: nanoseconds.
+        marks: of all threads (`read_calls`).
+        first_kernel: number, through all parts, of each part's first kernel.
+        hosts: runs of host steps.
+    """
+
+    start: int
+    end: int
+    marks: Marks
+    first_kernel: tuple[int, ...]
+    hosts: tuple[HostRun, ...]
+
+    def read(self) -> Timeline:
+        """What happened when."""
+        return Timeline(self.start, self.end, read_calls(self.marks, self.first_kernel), self.hosts)
 
 
 @dataclass(frozen=True)
