@@ -37,6 +37,7 @@ from benchmarks import models, picture, quantized_peers, report
 from benchmarks.cases import Entry, entries_named
 from benchmarks.losses import Losses, measured_losses
 from hasten.api import CompileOptions, compile_payload
+from hasten.cli.console import check_apart, check_place
 from hasten.errors import HastenError, OptionError, ToolchainError
 from hasten.runtime.artifact import write_artifact
 from hasten.search.busy import busy_cores
@@ -78,11 +79,11 @@ def compiled(model: Path, precision: Precision, entry: Entry, setup: Setup) -> C
     if key not in setup.artifacts:
         path = setup.folder / f"{model.stem}-{precision}.hasten"
         problem = None
+        data = entry.calibration() if precision == "int8" and entry.calibration else None
         with tempfile.TemporaryDirectory(prefix="hasten-") as cache:
             start = time.perf_counter()
             try:
                 threads = setup.plan.threads
-                data = entry.calibration() if precision == "int8" and entry.calibration else None
                 rest = Quantization(rest="bf16" if HASTEN_BF16.precision in precisions_here() else "f32")
                 options = CompileOptions(
                     precision=precision,
@@ -223,6 +224,7 @@ def main() -> None:
     try:
         precisions = precisions_named(options.precision)
         peers = peers_named(options.engines)
+        check_outputs(options)
     except HastenError as error:
         parser.error(str(error))
     plan = Plan(options.threads, rounds=options.rounds, openings=1, limit=options.limit)
@@ -234,6 +236,19 @@ def main() -> None:
             # After each case: what was measured shall outlive what happens to the rest.
             write(cases, plan, options)
     print(markdown(cases, plan))
+
+
+def check_outputs(options: argparse.Namespace) -> None:
+    """Refuses places that could not be written, before minutes of work.
+
+    Raises:
+        OptionError: there is one, or two files are to be the same.
+    """
+    places = {f"--{kind}": getattr(options, kind) for kind in ("json", "markdown", "picture")}
+    check_apart(places, ())
+    for place in places.values():
+        if place is not None:
+            check_place(place)
 
 
 def precisions_named(text: str) -> tuple[Precision, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -87,6 +88,34 @@ def test_a_mistyped_precision_is_refused() -> None:
     for text, wrong in (("f32,bf61", "'bf61'"), ("", "''"), ("f32,", "''")):
         with pytest.raises(OptionError, match=f"there is no {wrong}; give some of f32, bf16, int8"):
             suite.precisions_named(text)
+
+
+def test_places_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    for places, told in (
+        ({"json": tmp_path / "absent" / "f.json"}, "no folder"),
+        ({"picture": tmp_path}, "is a folder"),
+        ({"json": kept, "markdown": kept}, "is the place of --json too"),
+    ):
+        options = argparse.Namespace(**{"json": None, "markdown": None, "picture": None, **places})
+        with pytest.raises(OptionError, match=told):
+            suite.check_outputs(options)
+
+
+def test_making_the_data_is_no_part_of_compiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (entry,) = entries_named("batch 1")[:1]
+    clock = iter([50.0, 51.0, 52.0])
+    monkeypatch.setattr(suite.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(suite, "compile_payload", lambda *_: Payload({}, {}))
+    monkeypatch.setattr(suite, "write_artifact", lambda *_: None)
+
+    def data() -> list[models.Inputs]:
+        next(clock)
+        return []
+
+    setup = suite.Setup(Plan(1), ("int8",), (), None, tmp_path)
+    found = suite.compiled(tmp_path / "m.onnx", "int8", replace(entry, calibration=data), setup)
+    assert found.seconds == 1
 
 
 def test_operations_are_counted_in_the_model_as_it_came(tmp_path: Path) -> None:

@@ -109,6 +109,8 @@ def test_bad_input(refused: Refused, model: Path, artifact: Path, data: Path, tm
     copy = tmp_path / "copy.onnx"
     copy.write_bytes(model.read_bytes())
     assert f"-o {copy} is what is read" in refused("optimize", copy, "--data", data, "-o", copy)
+    assert f"--json {copy} is what is read" in refused("bench", copy, "--json", copy, "--overwrite")
+    assert f"--trace {copy} is what is read" in refused("profile", copy, "--trace", copy, "--overwrite")
     assert f"--report {copy} is what is read" in refused(
         "optimize", copy, "--data", data, "-o", out, "--report", copy
     )

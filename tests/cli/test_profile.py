@@ -12,6 +12,7 @@ from click.testing import Result
 from tests.backends.test_foreign import write
 
 from hasten.cli.profile import common_title, short_title
+from hasten.errors import OptionError
 from hasten.runtime.artifact import read_artifact
 
 Invoke = Callable[..., Result]
@@ -46,9 +47,36 @@ def test_json_and_trace(invoke: Invoke, artifact: Path, tmp_path: Path) -> None:
     assert (found["runs"], found["threads"], found["name"]) == (2, 1, "text.hasten")
     assert found["shapes"] == {"input_ids": [20, 100], "attention_mask": [20, 100]}
     assert set(found["peaks"]) == {"gflops", "gigabytes_per_second"}
+    assert found["busy_cores"] >= 0
     trace = json.loads((tmp_path / "t.json").read_text())
     kernels = [event for event in trace["traceEvents"] if event.get("cat") == "kernel"]
     assert [event["name"] for event in kernels] == list(step.kernels)
+
+
+def test_what_cannot_be_written_takes_no_figures_along(
+    invoke: Invoke, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: str, data: object) -> None:
+        raise OptionError(f"cannot write {path}: no space left")
+
+    for verb, option in (("profile", ["--runs", "1", "--trace"]), ("bench", ["--rounds", "1", "--json"])):
+        monkeypatch.setattr(f"hasten.cli.{verb}.write_json", full)
+        result = invoke(verb, artifact, *option, tmp_path / "t.json")
+        assert result.exit_code == 2
+        assert "no space left" in result.stderr
+        assert "text.hasten: " in result.stdout
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_a_busy_machine_is_told(
+    form: tuple[str, ...], invoke: Invoke, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hasten.cli.profile.busy_cores", lambda: 1.75)
+    monkeypatch.setattr("hasten.cli.profile._BUSY", 0.0)  # any run took too long
+    result = invoke("profile", artifact, "--runs", "1", *form)
+    assert "The machine was busy (1.8 of" in result.stderr
+    if form:
+        assert json.loads(result.stdout)["busy_cores"] == 1.75
 
 
 def test_a_model_is_compiled_first(invoke: Invoke, model: Path) -> None:
@@ -68,6 +96,7 @@ def test_what_is_refused(
     np.savez(tmp_path / "x.npz", ids=np.zeros(3))
     assert "ids" in refused("profile", artifact, "--input", tmp_path / "x.npz")
     assert "no folder" in refused("profile", artifact, "--trace", tmp_path / "absent" / "t.json")
+    assert "the name of a file" in refused("profile", artifact, "--trace", "-")
     monkeypatch.setenv("HASTEN_CC", "/no/such/cc")
     assert "/no/such/cc" in refused("profile", artifact)
 

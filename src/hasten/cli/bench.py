@@ -8,7 +8,17 @@ from pathlib import Path
 import click
 
 from hasten import target
-from hasten.cli.console import check_new, number, row, status_only, stderr, stdout, table, write_json
+from hasten.cli.console import (
+    check_apart,
+    check_new,
+    number,
+    row,
+    status_only,
+    stderr,
+    stdout,
+    table,
+    write_json,
+)
 from hasten.cli.options import input_option, model_argument, overwrite_option, shape_option, threads_option
 from hasten.cli.sources import artifact_inputs, as_artifact, is_artifact
 from hasten.errors import OptionError
@@ -60,8 +70,9 @@ def bench(  # noqa: PLR0913, PLR0917 - one for each option
     is the median of the ratios within each round, with its quartiles. Load time and memory are those of
     fresh processes that open the model and run it once; the first answer is loading and that run together.
     """
-    if json_file not in (None, "-"):
-        check_new((Path(str(json_file)),), overwrite=overwrite)
+    figures = None if json_file in (None, "-") else Path(str(json_file))
+    check_apart({"--json": figures}, (model, source, input_file))
+    check_new((figures,), overwrite=overwrite)
     if not is_artifact(model):
         if source is not None:
             raise OptionError(f"--source is for artifacts, and {model} is none: leave it out")
@@ -83,10 +94,10 @@ def bench(  # noqa: PLR0913, PLR0917 - one for each option
                 compile_seconds=seconds,
                 progress=steps,
             )
-    if json_file is not None:
-        write_json(json_file, dataclasses.asdict(case))
     if json_file != "-":
         show(case)
+    if json_file is not None:
+        write_json(json_file, dataclasses.asdict(case))
 
 
 def _check_source(source: Path) -> None:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from hasten import target
 from hasten.cli.console import (
+    check_apart,
     check_new,
     echo_json,
     number,
@@ -24,6 +25,7 @@ from hasten.cli.console import (
 )
 from hasten.cli.options import input_option, json_option, overwrite_option, shape_option, threads_option
 from hasten.cli.sources import artifact_inputs, as_artifact
+from hasten.errors import OptionError
 from hasten.search.busy import busy_cores
 from hasten.search.profile import KernelProfile, Profile, measure_peaks, merge, record, summarize
 from hasten.search.profile_timeline import trace_events
@@ -67,6 +69,9 @@ def profile(  # noqa: PLR0913, PLR0917 - one for each option
     itself has none and stays as it is. Shown are medians over the runs, and how near each kernel comes to
     what this machine can do: the peak of its arithmetic or of its memory, whichever binds the kernel.
     """
+    if trace == Path("-"):
+        raise OptionError("--trace -: stdout has the figures; give the name of a file")
+    check_apart({"--trace": trace}, (model, input_file))
     check_new((trace,), overwrite=overwrite)
     load = busy_cores()
     with as_artifact(model, threads=threads) as (path, _), status_only(stderr()) as steps:
@@ -76,16 +81,17 @@ def profile(  # noqa: PLR0913, PLR0917 - one for each option
         steps("measuring the machine's peaks")
         peaks = measure_peaks(recording.threads)
     found = summarize(model.name, recording, {key: array.shape for key, array in feeds.items()}, peaks)
+    if as_json:
+        ranked = sorted(found.kernels, key=lambda k: -k.us)
+        figures = dataclasses.asdict(dataclasses.replace(found, kernels=tuple(ranked)))
+        echo_json({**figures, "busy_cores": load})
+    else:
+        show(found, each=each)
+    _warn(found, load)
     if trace is not None:
         titles = [title for _, _, title in recording.kernels]
         hosts = [", ".join(operators) for operators in recording.hosts]
         write_json(str(trace), trace_events(recording.typical, model.name, titles, hosts))
-    if as_json:
-        ranked = sorted(found.kernels, key=lambda k: -k.us)
-        echo_json(dataclasses.asdict(dataclasses.replace(found, kernels=tuple(ranked))))
-    else:
-        show(found, each=each)
-        _warn(found, load)
 
 
 def show(found: Profile, *, each: bool) -> None:
