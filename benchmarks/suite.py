@@ -40,7 +40,7 @@ from hasten.api import CompileOptions, compile_payload
 from hasten.cli.console import check_apart, check_place
 from hasten.errors import HastenError, OptionError, ToolchainError
 from hasten.runtime.artifact import write_artifact
-from hasten.search.busy import busy_cores
+from hasten.search.busy import busy_cores, is_busy
 from hasten.search.engines import HASTEN, HASTEN_BF16, HASTEN_INT8, PEERS, Engine, Precision, peers_named
 from hasten.search.measure import Contestant, Plan, Spread, measure
 from hasten.search.measure_case import files_of
@@ -197,7 +197,7 @@ def markdown(cases: Sequence[report.CaseReport], plan: Plan) -> str:
     """All tables, with the machine above."""
     counts = sorted({case.measurement.rounds for case in cases if case.figure == "run"})
     rounds = " to ".join(str(count) for count in dict.fromkeys([*counts[:1], *counts[-1:]])) or "1"
-    busy = [case.name for case in cases if case.busy_cores > 0.5 * cores()]
+    busy = [case.name for case in cases if is_busy(case.busy_cores)]
     note = f"\n\nThe machine was busy before: {', '.join(busy)}. Those figures mean little." if busy else ""
     head = f"{describe_machine()}; threads: {plan.threads}, rounds: {rounds}{note}"
     return f"{head}\n\n{report.summary(cases)}\n\n{report.engines(cases)}\n"

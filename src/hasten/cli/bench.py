@@ -22,6 +22,7 @@ from hasten.cli.console import (
 from hasten.cli.options import input_option, model_argument, overwrite_option, shape_option, threads_option
 from hasten.cli.sources import artifact_inputs, as_artifact, is_artifact
 from hasten.errors import OptionError
+from hasten.search.busy import in_use, is_busy
 from hasten.search.engines import ONNXRUNTIME, PEERS, Engine, peers_named
 from hasten.search.measure import Plan, Spread
 from hasten.search.measure_case import Case, files_of, measure_case
@@ -146,10 +147,9 @@ def show(case: Case) -> None:
             number(result.file_mb, 3),
         )
     stdout().print(shown)
-    if case.busy_cores > 0.5 * target.cores():
+    if is_busy(case.busy_cores):
         click.echo(
-            f"The machine was busy when this began ({case.busy_cores:.1f} of {target.cores()} cores in use): "
-            "the figures mean little",
+            f"The machine was busy when this began ({in_use(case.busy_cores)}): the figures mean little",
             err=True,
         )
     for name, reason in found.failures.items():

@@ -11,7 +11,6 @@ from pathlib import Path
 import click
 from rich.text import Text
 
-from hasten import target
 from hasten.cli.console import (
     check_apart,
     check_new,
@@ -26,7 +25,7 @@ from hasten.cli.console import (
 from hasten.cli.options import input_option, json_option, overwrite_option, shape_option, threads_option
 from hasten.cli.sources import artifact_inputs, as_artifact
 from hasten.errors import OptionError
-from hasten.search.busy import busy_cores
+from hasten.search.busy import busy_cores, in_use, is_busy
 from hasten.search.profile import KernelProfile, Profile, measure_peaks, merge, record, summarize
 from hasten.search.profile_timeline import trace_events
 
@@ -198,8 +197,8 @@ def _warn(found: Profile, load: float) -> None:
     """Says so if other programs ran meanwhile."""
     if found.run_us.median > _BUSY * found.sum_us:
         told = f"a run took {number(found.run_us.median, 4)} us, its parts {number(found.sum_us, 4)}"
-    elif load > 0.5 * target.cores() and found.team > 1:
+    elif is_busy(load) and found.team > 1:
         told = "barriers wait for threads that have no core"
     else:
         return
-    click.echo(f"The machine was busy ({load:.1f} of {target.cores()} cores in use): {told}", err=True)
+    click.echo(f"The machine was busy ({in_use(load)}): {told}", err=True)

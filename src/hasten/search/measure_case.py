@@ -44,8 +44,8 @@ class Case:
             the processor has no instructions for that.
         peak_gflops: the machine's peak with as many threads, in the same rounds; None without a compiler.
         share_of_peak: `gflops` by `peak_gflops`.
-        busy_cores: cores that other programs used just before; figures of a machine whose cores
-            are busy mean little.
+        busy_cores: cores that other programs used just before, of those that this one may run on; figures
+            of a machine whose cores are busy mean little.
         compile_seconds: how long the compilation took, if it was part of this.
     """
 
