@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hasten.codegen.toolchain import Compiler, build, find_compiler
+from hasten.search import peak
 from hasten.search.peak import DOTS, TILE_DOTS, Peak, accumulators, dot_source, peak_source, tile_source
 from hasten.target import TARGETS, Target, architecture, processor_features
 
@@ -18,8 +21,23 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_one_thread_does_more_than_one_operation_per_nanosecond(cache: Path) -> None:
-    peak = Peak(1, cache=cache)
-    assert 1 < (peak.gflops() or 0) < 2000
+    assert 1 < (Peak(1, cache=cache).gflops() or 0) < 2000
+
+
+def test_a_disturbed_call_does_not_make_the_measurement_shorter(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def disturbed(work: Sequence[tuple[Any, tuple[int, ...]]]) -> float:
+        (_, (turns,)) = work[0]
+        calls.append(turns)
+        return 0.01 if len(calls) == 1 else turns * 1e-9
+
+    monkeypatch.setattr(peak, "_together", disturbed)
+    measured = Peak(1, cache=cache, seconds=0.002)
+    measured.gflops()
+    assert calls[-1] * 1e-9 >= 0.002
 
 
 def test_two_threads_work_at_once(cache: Path) -> None:
