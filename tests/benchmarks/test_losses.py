@@ -32,6 +32,8 @@ def profile(*kernels: KernelProfile, host_us: float = 0.0) -> Profile:
     return Profile(
         name="a",
         target="x86-64-v3",
+        compiler=None,
+        artifact_compiler=None,
         threads=2,
         team=2,
         shapes={},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tests.backends.test_foreign import write
 
 from hasten.cli.profile import common_title, short_title
 from hasten.errors import OptionError
-from hasten.runtime.artifact import read_artifact
+from hasten.runtime.artifact import read_artifact, write_artifact
 
 Invoke = Callable[..., Result]
 Refused = Callable[..., str]
@@ -77,6 +78,31 @@ def test_a_busy_machine_is_told(
     assert "The machine was busy (1.8 of" in result.stderr
     if form:
         assert json.loads(result.stdout)["busy_cores"] == 1.75
+
+
+def test_code_of_another_compiler_is_told(invoke: Invoke, artifact: Path, tmp_path: Path) -> None:
+    opened = read_artifact(artifact)
+    with zipfile.ZipFile(artifact) as archive:
+        manifest = json.loads(archive.read("manifest.json"))
+    del manifest["members"]
+    own = manifest["report"].pop("compilers")
+
+    def told(report: dict[str, object]) -> tuple[str, str | None]:
+        changed = {**manifest, "report": {**manifest["report"], **report}}
+        write_artifact(tmp_path / "m.hasten", changed, opened.members)
+        result = invoke("profile", tmp_path / "m.hasten", "--runs", "1", "--json")
+        assert result.exit_code == 0, result.stderr
+        figures = json.loads(result.stdout)
+        assert figures["compiler"] in own.values()
+        return result.stderr, figures["artifact_compiler"]
+
+    stderr, found = told({"compilers": dict.fromkeys(own, "clang version 99")})
+    assert "compiled by clang version 99, and what ran here by" in stderr
+    assert found == "clang version 99"
+    for report, noted in (({"compilers": own}, own), ({}, {}), ({"compilers": ["clang"]}, {})):
+        stderr, found = told(report)
+        assert "compiled by" not in stderr
+        assert found in (noted.values() or [None])
 
 
 def test_a_model_is_compiled_first(invoke: Invoke, model: Path) -> None:

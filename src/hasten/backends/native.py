@@ -97,6 +97,7 @@ def compile_graph(model: ir.Model, options: Options, report: Mapping[str, Any], 
     native = planned.native
     compiled: list[PartCode] = []
     chosen: list[dict[str, Any]] = [{} for _ in native]
+    compilers: dict[str, str] = {}
     for target in options.targets if native else ():
         schedules = options.choose([s.program for s in native], target)
         parts = lower_parts(native, target, schedules, options.precision, weights)
@@ -108,10 +109,12 @@ def compile_graph(model: ir.Model, options: Options, report: Mapping[str, Any], 
         for code in compiled:
             sources.update(code.sources)
         compiler = find_compiler(target)
+        compilers[target.name] = compiler.version
         give_back(model)  # weights are packed; the compiler takes memory
         members[f"code/{target.name}.so"] = build(sources, target, compiler, cache=options.cache)
         members.update({f"c/{target.name}/{name}": text.encode() for name, text in sources.items()})
-    payload = pack(planned, compiled, weights, members, options.threads, report, version)
+    noted = {**report, "compilers": compilers}
+    payload = pack(planned, compiled, weights, members, options.threads, noted, version)
     described = (d for d in all_steps(payload.manifest["steps"]) if d["kind"] == "native")
     for step, by_target in zip(described, chosen, strict=True):
         step["products"] = by_target

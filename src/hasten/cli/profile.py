@@ -194,7 +194,13 @@ def _show_rest(found: Profile) -> None:
 
 
 def _warn(found: Profile, load: float) -> None:
-    """Says so if other programs ran meanwhile."""
+    """Says so if the code is not the artifact's, and if other programs ran meanwhile."""
+    if found.artifact_compiler not in (None, found.compiler):
+        click.echo(
+            f"The artifact was compiled by {found.artifact_compiler}, and what ran here by {found.compiler}: "
+            "the artifact's own kernels may take other times",
+            err=True,
+        )
     if found.run_us.median > _BUSY * found.sum_us:
         told = f"a run took {number(found.run_us.median, 4)} us, its parts {number(found.sum_us, 4)}"
     elif is_busy(load) and found.team > 1:

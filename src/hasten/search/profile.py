@@ -112,6 +112,9 @@ class Profile:
     Attributes:
         name: of the artifact.
         target: instructions that its code uses; None if no part of it is compiled.
+        compiler: what built the code that ran; None without any.
+        artifact_compiler: what built the artifact's own; None without any, or if the artifact does not say.
+            If the two differ, the artifact's kernels may take other times.
         threads: that a run may use.
         team: that took part (median); fewer where the work is too little or cores were busy.
         shapes: of the inputs.
@@ -134,6 +137,8 @@ class Profile:
 
     name: str
     target: str | None
+    compiler: str | None
+    artifact_compiler: str | None
     threads: int
     team: float
     shapes: Mapping[str, tuple[int, ...]]
@@ -162,6 +167,7 @@ class Recording:
         kernels: (part, function, title) of each.
         hosts: operators of each host step.
         target: instructions that the code uses.
+        compilers: what built the code that ran, and the artifact's own; None as in `Profile`.
         threads: that a run may use.
     """
 
@@ -170,6 +176,7 @@ class Recording:
     kernels: tuple[tuple[int, str, str], ...]
     hosts: tuple[tuple[str, ...], ...]
     target: str | None
+    compilers: tuple[str | None, str | None]
     threads: int
 
     @property
@@ -231,6 +238,7 @@ def record(
         _kernels(path, [step for step in steps if isinstance(step, NativeStep)]),
         tuple(step.operators for step in steps if isinstance(step, HostStep)),
         recorder.target,
+        (recorder.compiler, recorder.artifact_compiler),
         used,
     )
 
@@ -287,6 +295,8 @@ def summarize(
     return Profile(
         name=name,
         target=recording.target,
+        compiler=recording.compilers[0],
+        artifact_compiler=recording.compilers[1],
         threads=recording.threads,
         team=statistics.median(teams),
         shapes=shapes,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.codegen.part import MOST_THREADS
-from hasten.codegen.toolchain import build, find_compiler
+from hasten.codegen.toolchain import Compiler, build, find_compiler
 from hasten.errors import ArtifactError
 from hasten.runtime.artifact import Artifact
 from hasten.runtime.host import HostRunner
@@ -73,6 +73,8 @@ class Recorder:
     Attributes:
         hosts: runs of host steps in the run under way.
         target: instructions that the code uses; None if there is none.
+        compiler: what built the code that is run; None if there is none.
+        artifact_compiler: what built the artifact's; None if there is none, or the artifact does not say.
         now: the clock of everything that is logged, in nanoseconds.
     """
 
@@ -87,9 +89,13 @@ class Recorder:
         self.hosts: list[HostRun] = []
         self._native = [step for step in steps if isinstance(step, NativeStep)]
         target, library = None, None
+        self.compiler: str | None = None
+        self.artifact_compiler: str | None = None
         if self._native:
             target, _ = choose_code(artifact)
-            library = Library(memoryview(profiled_code(artifact, target, cache)))
+            compiler = find_compiler(target)
+            self.compiler, self.artifact_compiler = compiler.version, compiler_of(artifact, target)
+            library = Library(memoryview(profiled_code(artifact, target, compiler, cache)))
         counts = [len(step.kernels) for step in self._native]
         self._first_kernel = tuple(sum(counts[:part]) for part in range(len(counts)))
         # A kernel and a wait each, and the ends; one more, so that what is full is known to be too small.
@@ -151,11 +157,18 @@ class Recorder:
         ]
 
 
-def profiled_code(artifact: Artifact, target: Target, cache: Path | None) -> bytes:
+def compiler_of(artifact: Artifact, target: Target) -> str | None:
+    """What built an artifact's code for a target; None if it does not say, as those of older versions."""
+    noted = artifact.manifest.report.get("compilers")
+    found = noted.get(target.name) if isinstance(noted, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def profiled_code(artifact: Artifact, target: Target, compiler: Compiler, cache: Path | None) -> bytes:
     """An artifact's code for a target, built from its C with marks.
 
     Only the files that have marks are compiled: the objects of the others are in the cache, if the artifact
-    was compiled on this machine.
+    was compiled on this machine, by the same compiler.
 
     Raises:
         ArtifactError: it was made before there were marks.
@@ -172,7 +185,7 @@ def profiled_code(artifact: Artifact, target: Target, cache: Path | None) -> byt
     texts = {name: (_DEFINE if name in marked else "") + text.decode() for name, text in sources.items()}
     runtime = importlib.resources.files("hasten") / "runtime" / "csrc"
     texts["profile.c"] = runtime.joinpath("profile.c").read_text("utf-8")
-    return build(texts, target, find_compiler(target), cache=cache)
+    return build(texts, target, compiler, cache=cache)
 
 
 def _function(library: Library, name: str, result: type[ctypes.c_int64] | None) -> Any:
