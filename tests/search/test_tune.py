@@ -257,6 +257,19 @@ def test_what_was_measured_elsewhere_is_verified_before_it_is_used(results: Resu
     assert wrong.rows() == []
 
 
+def test_what_cannot_be_built_is_not_verified_and_kept(results: Results) -> None:
+    """A compiler that fails says nothing of a schedule."""
+    tune_programs([SMALL], native(), SIZES, results, SETTINGS, build=Builder(rows_outside_is_faster))
+    imported = results.rows()
+    results.clear()
+    results.record(imported, verified=False)
+    builder = Builder(rows_outside_is_faster, fails=True)
+    notes = verify_stored([SMALL], native(), SIZES, results, SETTINGS, build=builder)
+    assert len(notes) == 2
+    assert "cannot be built here and is not used (the compiler failed)" in notes[0]
+    assert results.rows(verified=False) == imported
+
+
 def test_the_time_limit(results: Results) -> None:
     now = 0.0
 

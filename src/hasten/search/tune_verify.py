@@ -24,8 +24,8 @@ def verify_stored(
 ) -> tuple[str, ...]:
     """Compares the answers of schedules that came from elsewhere with the interpreter's.
 
-    Only those for kernels of these programs; the results of wrong ones are deleted. It takes about a second
-    each, once.
+    Only those for kernels of these programs; the results of wrong ones are deleted, those that cannot be
+    built stay as they are. It takes about a second each, once.
 
     Args:
         programs: of the parts of a model.
@@ -37,7 +37,7 @@ def verify_stored(
         progress: is told which kernel is being compared.
 
     Returns:
-        What people should know: schedules that gave wrong answers.
+        What people should know: schedules that gave wrong answers or could not be built.
 
     Raises:
         TuningError: the results cannot be read or written.
@@ -54,8 +54,8 @@ def verify_stored(
             bench = build(task, [result.schedule], target, settings.threads, settings.cache, _never)
             right = right_ones(bench, [result.schedule], task.shape, _never, notes)
         except ToolchainError as error:
-            notes.append(f"{task.shape}: '{result.schedule}' cannot be built and was refused ({error})")
-            results.judge(result, right=False)
+            # A failing compiler says nothing of the schedule: the result stays for another time.
+            notes.append(f"{task.shape}: '{result.schedule}' cannot be built here and is not used ({error})")
             continue
         results.judge(result, right=bool(right))
     return tuple(notes)
