@@ -193,6 +193,45 @@ def test_what_makes_no_sense_is_refused(refused: Callable[..., str], model: Path
     assert "'some'" in refused("compile", model, *out, "--tune", "some")
 
 
+def parsed(text: str, **weights: np.ndarray) -> onnx.ModelProto:
+    made = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 21]> g {text}')
+    for name, array in weights.items():
+        made.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
+    return made
+
+
+def test_sizes_that_one_part_hands_to_the_next_are_worked_out(database: Path, cache: Path) -> None:
+    """A later part takes the convolution's result, whose height looks there like any free size."""
+    made = parsed(
+        "(float[1, 8, h, w] x, float[1, 20] z) => (float[1, 16, n, ow] y) "
+        "<int64[1] zero = {0}, int64[1] axis = {2}> { p = Conv(x, f) r = Tanh(z) "
+        "k = ArgMax<axis = 1, keepdims = 0>(r) y = Slice(p, zero, k, axis) }",
+        f=np.ones((16, 8, 3, 3)),
+    )
+    tuning = Tuning("quick", shapes={"x": (1, 8, 9, 9)}, database=database)
+    tuned = hasten_compile(made, cache=cache, tune=tuning)
+    assert [r.kernel[:20] for r in Results(database).rows()] == ["f32: ~8x~8 rows, 3x3"]
+    feeds = {"x": np.ones((1, 8, 30, 30), np.float32), "z": np.linspace(0, 1, 20, dtype=np.float32)[None]}
+    np.testing.assert_allclose(tuned.run(feeds)["y"], np.full((1, 16, 19, 28), 72), rtol=1e-5)
+
+
+def test_kernels_whose_sizes_come_from_data_keep_the_default(
+    invoke: Invoke, database: Path, tmp_path: Path
+) -> None:
+    made = parsed(
+        "(float[64, 8] x, int64[1] start, int64[1] end) => (float[n, 4] y, float[64, 4] z) "
+        "<int64[1] axis = {0}> { s = Slice(x, start, end, axis) y = MatMul(s, w) z = MatMul(x, w) }",
+        w=np.ones((8, 4)),
+    )
+    onnx.save(made, tmp_path / "sliced.onnx")
+    command = ("compile", tmp_path / "sliced.onnx", "-o", tmp_path / "s.hasten", "--database", database)
+    done = invoke(*command, "--tune", "quick")
+    assert done.exit_code == 0, done.stderr
+    assert "1 kernels measured" in done.stdout
+    assert "1 not measured, since their sizes come from data" in done.stdout
+    assert [r.kernel for r in Results(database).rows()] == ["f32: 64 rows, depth 8, 4 columns"]
+
+
 def test_from_python(model: Path, database: Path, cache: Path, inputs: dict[str, np.ndarray]) -> None:
     loaded = onnx.load(model)
     plain = hasten_compile(loaded, cache=cache)

@@ -184,11 +184,15 @@ def _show_tuning(target: str, about: Mapping[str, Any]) -> None:
         click.echo(f"hasten: warning: {note}", err=True)
     if "measured" not in about:
         return
-    left = f", {about['left']} left for lack of time" if about["left"] else ""
-    refused = f", {about['refused']} not measured for the reasons above" if about["refused"] else ""
+    kept = {
+        "left for lack of time": about["left"],
+        "not measured for the reasons above": about["refused"],
+        "not measured, since their sizes come from data": about["unknown"],
+    }
     click.echo(
         f"tuning for {target}: {about['measured']} kernels measured, {about['improved']} of them faster than "
-        f"by default, {about['stored']} known from before{left}{refused}"
+        f"by default, {about['stored']} known from before"
+        + "".join(f", {count} {why}" for why, count in kept.items() if count)
     )
 
 

@@ -242,7 +242,7 @@ class Schedules:
 
     Attributes:
         chosen: by the text of the kernel's shape.
-        sizes: what the symbolic sizes will likely be, derived ones included; `NOMINAL` for others.
+        sizes: what the symbolic sizes will likely be; `NOMINAL` for others.
         winograd: whether convolutions may go by Winograd's algorithms.
     """
 
@@ -260,14 +260,14 @@ class Schedules:
     def likely_sizes(self, program: Program) -> dict[str, int]:
         """Likely values of all sizes that a program derives from others or measures, and of those given.
 
-        A measured size is taken for its bound: the most that it can be.
+        A measured size is taken for its bound: the most that it can be. What the program derives is worked
+        out again, whatever is given for it: where parts hand tensors on, their lengths look like any.
         """
         sizes = dict(self.sizes)
         known = {**program.derived, **{name: m.bound for name, m in program.measured.items()}}
         for name, e in known.items():
-            if name not in sizes:
-                free = {n.name: NOMINAL for n in walk(e) if isinstance(n, Size)}
-                sizes[name] = max(1, size_value(e, free | sizes))
+            free = {n.name: NOMINAL for n in walk(e) if isinstance(n, Size)}
+            sizes[name] = max(1, size_value(e, free | sizes))
         return sizes
 
 

@@ -11,11 +11,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from hasten.codegen.alone import product_alone
+from hasten.codegen.alone import product_alone, symbolic_sizes
 from hasten.codegen.lower_stages import lower_program
 from hasten.codegen.schedule import Product, ProductShape, Schedule, Schedules, candidate_schedules
 from hasten.errors import ToolchainError
 from hasten.loops.dtypes import DType
+from hasten.loops.expr import Size, walk
 from hasten.loops.program import Program
 from hasten.search.results import Effort, Machine, Result, Results
 from hasten.search.tune_bench import TOLERANCE, Array, Bench, Task
@@ -91,6 +92,7 @@ class Report:
         left: kernels that the time did not suffice for.
         refused: kernels that keep the default unmeasured, since they could not be built alone or their answer
             was not the interpreter's: a fault of hasten.
+        unknown: kernels that keep it since only a run's data say how large they are.
         notes: what people should know: schedules that gave wrong answers.
     """
 
@@ -99,6 +101,7 @@ class Report:
     stored: int
     left: int
     refused: int
+    unknown: int
     notes: tuple[str, ...]
 
 
@@ -187,7 +190,8 @@ def tune_programs(
         if _suffices(r.effort, settings.effort)
     }
     every = tasks_of(programs, target, sizes, settings.precision)
-    tasks = [t for t in every if settings.winograd or not t.shape.allows_winograd]
+    wanted = [t for t in every if settings.winograd or not t.shape.allows_winograd]
+    tasks = [t for t in wanted if t.known]
     todo = [t for t in tasks if str(t.shape) not in known]
     notes: list[str] = []
     measured = improved = refused = 0
@@ -218,7 +222,8 @@ def tune_programs(
             ]
         )
     stored, left = len(tasks) - len(todo), len(todo) - measured - refused
-    return Report(measured, improved, stored, left, refused, tuple(notes))
+    unknown = len(wanted) - len(tasks)
+    return Report(measured, improved, stored, left, refused, unknown, tuple(notes))
 
 
 def _fastest(
@@ -265,16 +270,27 @@ def tasks_of(
         schedules = Schedules(sizes=sizes)
         likely = schedules.likely_sizes(program)
         resident = sum(array.nbytes for array in program.constants.values())
+        from_data = _sizes_from_data(program)
         lowered = lower_program(program, target, schedules, precision)
         for product in (k.product for k in lowered.kernels):
             if not isinstance(product, Product):
                 continue
             key = str(product.shape)
             work[key] = work.get(key, 0) + product.shape.products
-            if key not in tasks:
+            if key not in tasks or not tasks[key].known:
                 alone = product_alone(product, lowered, program.constants)
-                tasks[key] = Task(product.shape, alone, likely, resident)
+                known = from_data.isdisjoint(symbolic_sizes(alone))
+                tasks[key] = Task(product.shape, alone, likely, resident, known)
     return [tasks[key] for key in sorted(tasks, key=lambda k: -work[k])]
+
+
+def _sizes_from_data(program: Program) -> set[str]:
+    """Names of the sizes that are elements of tensors or derived from such: no guess at them makes sense."""
+    found = set(program.elements)
+    for name, e in program.derived.items():
+        if any(n.name in found for n in walk(e) if isinstance(n, Size)):
+            found.add(name)
+    return found
 
 
 def candidates_for(shape: ProductShape, target: Target, effort: Effort) -> list[Schedule]:

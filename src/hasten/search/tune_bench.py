@@ -68,12 +68,14 @@ class Task:
         sizes: likely values of all symbolic sizes.
         resident: bytes of all constants of the model. Between two runs of a kernel a model reads so much,
             which pushes the kernel's own weights out of the caches.
+        known: whether the sizes are; where they are read from data, it cannot be built alone.
     """
 
     shape: ProductShape
     program: Program
     sizes: Mapping[str, int]
     resident: int
+    known: bool = True
 
 
 class Bench:
