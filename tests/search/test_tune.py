@@ -29,7 +29,7 @@ from hasten.search.tune import (
     tasks_of,
     tune_programs,
 )
-from hasten.search.tune_bench import TOLERANCE, Bench, Task
+from hasten.search.tune_bench import TOLERANCE, Bench, Task, distance
 from hasten.search.tune_verify import verify_stored
 from hasten.target import Target, native
 
@@ -323,6 +323,12 @@ CUT = {
         ),
         {"b": 1, "h": 9, "w0": 8},
     ),
+    "what has no logarithm": (
+        program(
+            "(float[m, 12] x) => (float[m, 40] y) { p = MatMul(x, w) y = Log(p) }", {"w": normal(12, 40)}
+        ),
+        {"m": 14},
+    ),
     "two inputs": (
         program("(float[b, m, k] x, float[b, k, n] z) => (float[b, m, n] y) { y = MatMul(x, z) }"),
         {"b": 3, "m": 14, "k": 5, "n": 33},
@@ -350,18 +356,29 @@ def test_a_bench_runs_what_the_interpreter_defines(
         candidates = candidates_for(task.shape, native(), "quick")
         bench = Bench(task, candidates, native(), threads, cache)
         expected = bench.expected()
-        assert np.abs(expected.astype(np.float32)).max() > 0
+        assert np.nanmax(np.abs(expected.astype(np.float32))) > 0
         for index in range(len(candidates)):
             assert bench.difference(index, expected) <= TOLERANCE
             assert 0 < bench.sample(index) < 1
         assert len(np.unique(expected.astype(np.float32))) > 20
-        step = 1 if expected.dtype == np.uint8 else expected.max()
+        step = 1 if expected.dtype == np.uint8 else np.nanmax(expected)
         assert bench.difference(0, expected.astype(np.float32) + np.float32(step)) > TOLERANCE
-        bench.output.fill(0 if expected.dtype == np.uint8 else np.nan)
+        bench.output.fill(0 if expected.dtype == np.uint8 else np.inf)
         bench.sample(0)
         left = bench.output.astype(np.float32)
-        assert np.isfinite(left).all()
-        assert np.abs(left - expected.astype(np.float32)).max() <= max(1, 0.01 * np.abs(left).max())
+        assert (np.isfinite(left) == np.isfinite(expected.astype(np.float32))).all()
+        assert np.nanmax(np.abs(left - expected.astype(np.float32))) <= max(1, 0.01 * np.nanmax(np.abs(left)))
+
+
+def test_what_is_not_finite_must_be_where_it_is_expected() -> None:
+    expected = np.array([1, -2, np.nan, np.inf, -np.inf], np.float32)
+    assert distance(expected, expected, DType.F32) == 0
+    assert distance(expected * np.float32(1.25), expected, DType.F32) == 0.25
+    for place, other in itertools.product(range(5), (np.nan, np.inf, 3e38)):
+        wrong = expected.copy()
+        wrong[place] = other
+        if not np.array_equal(wrong, expected, equal_nan=True):
+            assert distance(wrong, expected, DType.F32) > 1, (place, other)
 
 
 def test_tuning_ends_with_a_result_for_each_kernel(results: Results, cache: Path) -> None:
