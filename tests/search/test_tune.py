@@ -24,6 +24,7 @@ from hasten.search.tune import (
     Settings,
     candidates_for,
     machine_for,
+    never,
     pick_fastest,
     stored_schedules,
     tasks_of,
@@ -34,7 +35,7 @@ from hasten.search.tune_verify import verify_stored
 from hasten.target import Target, native
 
 RNG = np.random.default_rng(0)
-SETTINGS = Settings("quick", 100.0, 1, DType.F32, "0.1.0", None)
+SETTINGS = Settings("quick", 1, DType.F32, "0.1.0", None)
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -53,10 +54,6 @@ def timer(*tracks: Sequence[float]) -> Callable[[int], float]:
     """A sample of schedule i is the next of its times; the last one stays."""
     times = [itertools.chain(t, itertools.repeat(t[-1])) for t in tracks]
     return lambda index: next(times[index])
-
-
-def never() -> bool:
-    return False
 
 
 # The decision
@@ -105,8 +102,19 @@ def test_one_disturbed_round_costs_nobody_the_choice() -> None:
     assert pick_fastest([0, 1], timer([1.0], [50.0, 0.8]), never) == Pick(1, 0.8, 1.0)
 
 
-def test_without_time_there_is_no_choice() -> None:
-    assert pick_fastest([0, 1], timer([1.0], [0.1]), lambda: True) is None
+@pytest.mark.parametrize("looks", [0, SCREENING_ROUNDS * 2 + 5])
+def test_without_time_there_is_no_choice(looks: int) -> None:
+    """The clock is looked at before each sample: those of slow kernels take long."""
+    count = itertools.count()
+    taken: list[int] = []
+
+    def sample(index: int) -> float:
+        taken.append(index)
+        return (1.0, 0.1)[index]
+
+    with pytest.raises(TimeoutError):
+        pick_fastest([0, 1], sample, lambda: next(count) >= looks)
+    assert len(taken) == looks
 
 
 def test_the_default_alone() -> None:
@@ -273,21 +281,29 @@ def test_what_cannot_be_built_is_not_verified_and_kept(results: Results) -> None
 def test_the_time_limit(results: Results) -> None:
     now = 0.0
 
-    def clock() -> float:
-        return now
-
     def slow(s: Schedule) -> float:
         nonlocal now
         now += 1.0
         return rows_outside_is_faster(s)
 
     candidates = len(candidates_for(tasks_of([SMALL], native(), SIZES)[0].shape, native(), "quick"))
-    enough_for_one = dataclasses.replace(SETTINGS, seconds=candidates * SCREENING_ROUNDS + 30.0)
-    report = tune_programs(
-        [SMALL], native(), SIZES, results, enough_for_one, build=Builder(slow), clock=clock
-    )
+    limit = candidates * SCREENING_ROUNDS + 30.0
+    enough_for_one = dataclasses.replace(SETTINGS, out_of_time=lambda: now >= limit)
+    report = tune_programs([SMALL], native(), SIZES, results, enough_for_one, build=Builder(slow))
     assert (report.measured, report.left) == (1, 1)
     assert [r.kernel for r in results.rows()] == ["f32: ~32 rows, depth 70, 70 columns"]
+
+
+def test_verifying_ends_with_the_time(results: Results) -> None:
+    tune_programs([SMALL], native(), SIZES, results, SETTINGS, build=Builder(rows_outside_is_faster))
+    imported = results.rows()
+    results.clear()
+    results.record(imported, verified=False)
+    count = itertools.count()
+    once = dataclasses.replace(SETTINGS, out_of_time=lambda: next(count) >= 1)
+    assert verify_stored([SMALL], native(), SIZES, results, once, build=Builder(rows_outside_is_faster)) == ()
+    assert [r.kernel for r in results.rows(verified=True)] == ["f32: ~32 rows, depth 70, 70 columns"]
+    assert len(results.rows(verified=False)) == 1
 
 
 @pytest.mark.parametrize("looks", [2, 15, 25])
@@ -295,8 +311,8 @@ def test_the_time_limit_holds_while_kernels_are_built(looks: int, results: Resul
     """The clock is looked at between two schedules, two files and two comparisons."""
     p, sizes = CUT["products"]
     ticks = itertools.count()
-    settings = dataclasses.replace(SETTINGS, effort="full", seconds=looks)
-    report = tune_programs([p], native(), sizes, results, settings, clock=lambda: float(next(ticks)))
+    settings = dataclasses.replace(SETTINGS, effort="full", out_of_time=lambda: next(ticks) >= looks)
+    report = tune_programs([p], native(), sizes, results, settings)
     assert (report.measured, report.left, report.refused) == (0, 2, 0)
     assert next(ticks) < looks + 10
 

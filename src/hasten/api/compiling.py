@@ -32,7 +32,7 @@ from hasten.search.formats import WEIGHTS
 from hasten.search.measure_inputs import check_names
 from hasten.search.prune.plan import Progress
 from hasten.search.quantization import Quantization, Quantized, quantize
-from hasten.search.tune_options import Tuning, choose_schedules
+from hasten.search.tune_options import Chosen, Tuning, choose_schedules
 from hasten.search.uncalibrated import quantize_dynamic, quantize_weights_only
 from hasten.target import Target, best_here, with_factors
 
@@ -226,20 +226,27 @@ def compile_payload(
     targets = tuple(dict.fromkeys(t for target in named for t in with_factors(target, factors)))
     cautions += _slow_bf16(asked.rest, targets)
 
+    chosen: dict[Target, Chosen] = {}
+
     def choose(programs: Sequence[Program], target: Target) -> Schedules:
-        schedules, noted["tuning"][target.name] = choose_schedules(
-            tuning,
-            programs,
-            target,
-            threads=asked.threads,
-            precision=asked.rest,
-            version=__version__,
-            cache=asked.folder,
-            winograd=asked.winograd,
-            progress=progress,
-        )
+        # For all targets at once: they share the time limit.
+        if not chosen:
+            chosen.update(
+                choose_schedules(
+                    tuning,
+                    programs,
+                    targets,
+                    threads=asked.threads,
+                    precision=asked.rest,
+                    version=__version__,
+                    cache=asked.folder,
+                    winograd=asked.winograd,
+                    progress=progress,
+                )
+            )
+        noted["tuning"][target.name] = chosen[target].noted
         progress(f"generating and compiling code for {target.name}")
-        return schedules
+        return chosen[target].schedules
 
     how = Options(targets, asked.threads, asked.rest, asked.folder, asked.padding, choose, asked.keep_graph)
     payload = compile_graph(model, how, noted, __version__)

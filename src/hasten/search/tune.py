@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -55,14 +54,21 @@ TIME_LIMITS = {Tune.QUICK: 60.0, Tune.FULL: 600.0}
 """Seconds that tuning a model may take if nothing else is said."""
 
 
+Stop = Callable[[], bool]
+"""Says whether the time is over."""
+
+
+def never() -> bool:
+    """There is no time limit."""
+    return False
+
+
 @dataclass(frozen=True)
 class Settings:
     """How to tune.
 
     Attributes:
         effort: how many schedules to try.
-        seconds: time limit for all kernels together; what is under way when it is over, a compiler or the
-            interpreter, may end a little later.
         threads: threads that the artifact will use.
         precision: of the operands of products.
         version: of the kernels (`codegen.sources`). Results of others, whose code may be another, are
@@ -70,15 +76,17 @@ class Settings:
         cache: folder of compiled objects, or None.
         winograd: whether convolutions may go by Winograd's algorithms; if not, those that could keep the
             default, and nothing is recorded for them.
+        out_of_time: whether to end. What is under way then, a compiler or the interpreter, may end a little
+            later.
     """
 
     effort: Effort
-    seconds: float
     threads: int
     precision: DType
     version: str
     cache: Path | None
     winograd: bool = True
+    out_of_time: Stop = never
 
 
 @dataclass(frozen=True)
@@ -117,9 +125,6 @@ class Measured(Protocol):
     def expected(self) -> Array:
         """What the interpreter says."""
 
-
-Stop = Callable[[], bool]
-"""Says whether the time is over."""
 
 Build = Callable[[Task, Sequence[Schedule], Target, int, Path | None, Stop], Measured]
 
@@ -161,7 +166,6 @@ def tune_programs(
     settings: Settings,
     *,
     build: Build = Bench,
-    clock: Callable[[], float] = time.perf_counter,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Measures the kernels that have no result yet, the most expensive first, and records what is found.
@@ -173,15 +177,13 @@ def tune_programs(
         target: instruction set; this machine must run it.
         sizes: likely values of the model's symbolic sizes.
         results: where results are and go.
-        settings: effort, time limit, threads.
+        settings: effort, threads, time limit and so on.
         build: makes the kernels that are measured.
-        clock: seconds, for the time limit.
         progress: is told which kernel is being tuned.
 
     Raises:
         TuningError: the results cannot be read or written.
     """
-    deadline = clock() + settings.seconds
     machine = machine_for(target, settings.threads)
     results.record([])  # says now, not after a minute, that it cannot be written
     known = {
@@ -199,7 +201,7 @@ def tune_programs(
         progress(f"tuning {number}/{len(todo)}: {task.shape}")
         candidates = candidates_for(task.shape, target, settings.effort)
         try:
-            pick = _fastest(task, candidates, target, settings, build, lambda: clock() >= deadline, notes)
+            pick = _fastest(task, candidates, target, settings, build, notes)
         except TimeoutError:
             break
         if pick is None:
@@ -232,7 +234,6 @@ def _fastest(
     target: Target,
     settings: Settings,
     build: Build,
-    out_of_time: Stop,
     notes: list[str],
 ) -> Pick | None:
     """The fastest schedule of a kernel, or None where not even the default can be measured.
@@ -240,20 +241,15 @@ def _fastest(
     Raises:
         TimeoutError: the time is over.
     """
-    if out_of_time():
+    if settings.out_of_time():
         raise TimeoutError
     try:
-        bench = build(task, candidates, target, settings.threads, settings.cache, out_of_time)
+        bench = build(task, candidates, target, settings.threads, settings.cache, settings.out_of_time)
     except ToolchainError as error:
         notes.append(f"{task.shape}: not measured, it cannot be built alone ({error}); please report this")
         return None
-    right = right_ones(bench, candidates, task.shape, out_of_time, notes)
-    if not right:
-        return None
-    pick = pick_fastest(right, bench.sample, out_of_time)
-    if pick is None:
-        raise TimeoutError
-    return pick
+    right = right_ones(bench, candidates, task.shape, settings.out_of_time, notes)
+    return pick_fastest(right, bench.sample, settings.out_of_time) if right else None
 
 
 def _suffices(had: Effort, wanted: Effort) -> bool:
@@ -333,9 +329,7 @@ def right_ones(
     return right if right[:1] == [0] else []
 
 
-def pick_fastest(
-    candidates: Sequence[int], sample: Callable[[int], float], out_of_time: Callable[[], bool]
-) -> Pick | None:
+def pick_fastest(candidates: Sequence[int], sample: Callable[[int], float], out_of_time: Stop) -> Pick:
     """Finds the fastest schedule, which is the default unless another beats it by more than the noise.
 
     Schedules take turns, so that whatever else the machine does hits all alike; each counts with its fastest
@@ -344,25 +338,27 @@ def pick_fastest(
     Args:
         candidates: numbers of schedules, the default's first.
         sample: seconds of a run in a schedule.
-        out_of_time: whether to give up.
+        out_of_time: whether to give up; asked before each sample.
 
-    Returns:
-        The choice, or None without one when time is up.
+    Raises:
+        TimeoutError: the time is over.
     """
+
+    def take(index: int) -> float:
+        if out_of_time():
+            raise TimeoutError
+        return sample(index)
+
     default, *alive = candidates
     best = dict.fromkeys(candidates, math.inf)
     for turn in range(SCREENING_ROUNDS):
         for index in [default, *alive][:: 1 if turn % 2 == 0 else -1]:
-            best[index] = min(best[index], sample(index))
-            if out_of_time():
-                return None
+            best[index] = min(best[index], take(index))
         if turn > 0:
             limit = BEHIND * min(best.values())
             alive = [index for index in alive if best[index] <= limit]
     for challenger in sorted(alive, key=lambda index: best[index])[:CHALLENGERS]:
-        halves = [_duel(default, challenger, sample) for _ in range(2)]
-        if out_of_time():
-            return None
+        halves = [_duel(default, challenger, take) for _ in range(2)]
         default_seconds = min(best[default], *(d for d, _ in halves))
         if all(own * (1 + NOISE) <= d for d, own in halves):
             return Pick(challenger, min(best[challenger], *(own for _, own in halves)), default_seconds)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,9 +19,18 @@ from hasten.loops.simplify import infix
 from hasten.runtime.manifest import TensorInfo
 from hasten.search.measure_inputs import likely_sizes
 from hasten.search.results import Results, default_database
-from hasten.search.tune import TIME_LIMITS, Settings, Tune, machine_for, stored_schedules, tune_programs
+from hasten.search.tune import (
+    TIME_LIMITS,
+    Build,
+    Settings,
+    Tune,
+    machine_for,
+    stored_schedules,
+    tune_programs,
+)
+from hasten.search.tune_bench import Bench
 from hasten.search.tune_verify import verify_stored
-from hasten.target import Target, cores, runs_here
+from hasten.target import Target, best_here, cores, runs_here
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,8 @@ class Tuning:
         effort: "0": from their shapes alone, so that the same model gives the same artifact anywhere;
             "stored": from earlier measurements on this processor, where there are any; "quick" and "full":
             measured now where they were not before, and remembered.
-        seconds: time limit for measuring; None for a minute ("quick") or ten ("full").
+        seconds: time limit for measuring, of all targets together; None for a minute ("quick") or ten
+            ("full").
         shapes: shapes that inputs will likely have, by name. Sizes that nothing says are guessed by name.
         database: file of the measurements; None for the one in the user's data folder.
     """
@@ -52,10 +64,23 @@ class Tuning:
         return Results(default_database() if self.database is None else Path(self.database))
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """The schedules for a target.
+
+    Attributes:
+        schedules: for the parts of a model.
+        noted: what to note about them.
+    """
+
+    schedules: Schedules
+    noted: Mapping[str, Any]
+
+
 def choose_schedules(  # noqa: PLR0913 - choices
     tuning: Tuning,
     programs: Sequence[Program],
-    target: Target,
+    targets: Sequence[Target],
     *,
     threads: int | None,
     precision: DType,
@@ -63,11 +88,14 @@ def choose_schedules(  # noqa: PLR0913 - choices
     cache: Path | None,
     winograd: bool = True,
     progress: Callable[[str], None],
-) -> tuple[Schedules, dict[str, Any]]:
-    """The schedules for the parts of a model, and what to note about them.
+    build: Build = Bench,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[Target, Chosen]:
+    """The schedules for the parts of a model, by target.
 
     Kernels are measured for targets that this machine runs; code for others has default schedules.
-    What was measured elsewhere is verified before it is used.
+    What was measured elsewhere is verified before it is used. The time limit is for all targets together, and
+    the one whose code will run here comes first.
 
     Raises:
         TuningError: the measurements cannot be read or written.
@@ -78,30 +106,36 @@ def choose_schedules(  # noqa: PLR0913 - choices
     given = {name: shape for name, shape in tuning.shapes.items() if name in inputs}
     sizes = likely_sizes(described, given)
     effort = Tune(tuning.effort)
-    noted: dict[str, Any] = {"effort": effort.value}
-    defaults = Schedules(sizes=sizes, winograd=winograd)
-    if effort is Tune.OFF or not runs_here(target):
-        return defaults, noted
-    made_by = kernels_version(version)
+    defaults = Chosen(Schedules(sizes=sizes, winograd=winograd), {"effort": effort.value})
+    chosen = dict.fromkeys(targets, defaults)
+    here = [t for t in targets if runs_here(t)]
+    if effort is Tune.OFF or not here:
+        return chosen
+    limit = TIME_LIMITS.get(effort, math.inf) if tuning.seconds is None else tuning.seconds
+    end = clock() + limit
     settings = Settings(
         "full" if effort is Tune.FULL else "quick",
-        TIME_LIMITS.get(effort, 0.0) if tuning.seconds is None else tuning.seconds,
         cores() if threads is None else threads,
         precision,
-        made_by,
+        kernels_version(version),
         cache,
         winograd,
+        lambda: clock() >= end,
     )
-    results = tuning.results
-    notes = verify_stored(programs, target, sizes, results, settings, progress=progress)
-    if effort is not Tune.STORED:
-        report = tune_programs(programs, target, sizes, results, settings, progress=progress)
-        noted |= asdict(report)
-        notes += report.notes
-    if notes:
-        noted["notes"] = notes
-    chosen = stored_schedules(results, machine_for(target, settings.threads), made_by)
-    return replace(defaults, chosen=chosen), noted
+    best = best_here(here)
+    for target in sorted(here, key=lambda t: t is not best):
+        where = (programs, target, sizes, tuning.results, settings)
+        noted = dict(defaults.noted)
+        notes = verify_stored(*where, build=build, progress=progress)
+        if effort is not Tune.STORED:
+            report = tune_programs(*where, build=build, progress=progress)
+            noted |= asdict(report)
+            notes += report.notes
+        if notes:
+            noted["notes"] = notes
+        found = stored_schedules(tuning.results, machine_for(target, settings.threads), settings.version)
+        chosen[target] = Chosen(replace(defaults.schedules, chosen=found), noted)
+    return chosen
 
 
 def _dim(n: Expr) -> int | str:

@@ -32,7 +32,7 @@ def verify_stored(
         target: instruction set; this machine must run it.
         sizes: likely values of the model's symbolic sizes.
         results: where results are.
-        settings: threads, precision, version and cache.
+        settings: threads, precision, version, cache and time limit.
         build: makes the kernels that are compared.
         progress: is told which kernel is being compared.
 
@@ -42,6 +42,7 @@ def verify_stored(
     Raises:
         TuningError: the results cannot be read or written.
     """
+    stop = settings.out_of_time
     machine = machine_for(target, settings.threads)
     found = {r.kernel: r for r in results.rows(machine, settings.version, verified=False)}
     notes: list[str] = []
@@ -51,16 +52,13 @@ def verify_stored(
             continue
         progress(f"verifying: {task.shape}")
         try:
-            bench = build(task, [result.schedule], target, settings.threads, settings.cache, _never)
-            right = right_ones(bench, [result.schedule], task.shape, _never, notes)
+            bench = build(task, [result.schedule], target, settings.threads, settings.cache, stop)
+            right = right_ones(bench, [result.schedule], task.shape, stop, notes)
+        except TimeoutError:
+            break
         except ToolchainError as error:
             # A failing compiler says nothing of the schedule: the result stays for another time.
             notes.append(f"{task.shape}: '{result.schedule}' cannot be built here and is not used ({error})")
             continue
         results.judge(result, right=bool(right))
     return tuple(notes)
-
-
-def _never() -> bool:
-    """There is no time limit."""
-    return False
