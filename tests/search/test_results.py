@@ -53,11 +53,26 @@ def test_what_is_recorded_comes_back(results: Results) -> None:
     assert results.rows() == []
 
 
-def test_a_kernel_has_one_result_on_a_machine(results: Results) -> None:
+def test_a_kernel_has_one_result_of_a_version_on_a_machine(results: Results) -> None:
     results.record([result()])
     newer = result(seconds=5e-7, effort="full", schedule=Schedule())
-    results.record([newer])
+    other = result(version="0.2.0")
+    results.record([newer, other])
+    assert results.rows() == [newer, other]
+    results.judge(other, right=False)
     assert results.rows() == [newer]
+
+
+def test_what_was_imported_replaces_nothing_that_is_better(results: Results) -> None:
+    mine = result("a", effort="full")
+    later = "2027-01-01T00:00:00+00:00"
+    quick, full = (result("a", measured=later, effort=effort, seconds=5e-7) for effort in ("quick", "full"))
+    results.record([mine])
+    assert import_lines(export_lines([quick]), results).kept == 1
+    assert results.rows() == [mine]
+    assert import_lines(export_lines([full]), results).kept == 0
+    assert import_lines(export_lines([quick]), results).kept == 0  # the one that is there is not verified
+    assert results.rows() == [quick]
 
 
 def test_export_and_import(results: Results, tmp_path: Path) -> None:
@@ -67,7 +82,7 @@ def test_export_and_import(results: Results, tmp_path: Path) -> None:
     mine = result("b", measured="2027-01-01T00:00:00+00:00", seconds=3e-6)
     other.record([mine])
     done = import_lines(export_lines(results.rows()), other)
-    assert (done.written, done.older, done.refused) == (1, 1, ())
+    assert (done.written, done.kept, done.refused) == (1, 1, ())
     assert other.rows() == [rows[0], mine]
 
 
@@ -176,19 +191,37 @@ def test_a_schedule_of_another_version_is_passed_over(results: Results) -> None:
     assert results.count() == 2
 
 
-def test_a_file_of_the_older_schema_is_used(results: Results) -> None:
-    """Nothing says whether its results were measured on this machine."""
-    results.record([result("a"), result("b")])
-    with sqlite3.connect(results.path) as connection:
-        connection.execute("ALTER TABLE results DROP COLUMN verified")
-        connection.execute("PRAGMA user_version = 1")
+def older_file(path: Path, schema: int, rows: list[Result]) -> None:
+    """As earlier versions made it: without versions in the key, the first without `verified`."""
+    columns = ("kernel", "target", "processor", "threads", "schedule", "seconds", "default_seconds", "effort",
+               "version", "measured", "verified")[: 9 + schema]  # fmt: skip
+    path.parent.mkdir()
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            f"CREATE TABLE results ({', '.join(f'{c} NOT NULL' for c in columns)}, "
+            "PRIMARY KEY (kernel, target, processor, threads)) WITHOUT ROWID"
+        )
+        connection.execute("PRAGMA application_id = 0x68737431")
+        connection.execute(f"PRAGMA user_version = {schema}")
+        for r in rows:
+            data = {**r.data(), "schedule": json.dumps(r.schedule.data()), "verified": 1}
+            values = [data[c] for c in columns]
+            connection.execute(f"INSERT INTO results VALUES ({', '.join('?' * len(columns))})", values)
     connection.close()
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+def test_a_file_of_an_older_schema_is_used(schema: int, results: Results) -> None:
+    """The oldest does not say whether its results were measured on this machine."""
+    rows = [result("a"), result("b")]
+    older_file(results.path, schema, rows)
     before = results.path.read_bytes()
-    assert results.rows() == results.rows(verified=False) == [result("a"), result("b")]
+    assert results.rows() == results.rows(verified=schema > 1) == rows
     assert results.path.read_bytes() == before
     results.judge(result("a"), right=True)
     results.judge(result("b"), right=False)
-    assert results.rows() == results.rows(verified=True) == [result("a")]
+    results.record([result("a", version="0.2.0")])
+    assert results.rows() == results.rows(verified=True) == [result("a"), result("a", version="0.2.0")]
     with sqlite3.connect(results.path) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA,)
     connection.close()

@@ -118,7 +118,8 @@ def export(file: Path, overwrite: bool, database: Path | None) -> None:
 def import_(file: Path, database: Path | None) -> None:
     """Add the results in the file F, which `hasten tune export` wrote; - for stdin.
 
-    A result for a kernel and machine that is newer than what F has stays. A schedule is used once this
+    A result for a kernel, machine and version of hasten that is newer than what F has stays, and so does one
+    that was verified here and measured with more effort. A schedule is used once this
     machine has verified its answer, when a model with that kernel is compiled. Lines that are no results are
     named and left out; the exit code is then 1.
     """
@@ -131,9 +132,13 @@ def import_(file: Path, database: Path | None) -> None:
     done = import_lines(text, _results(database))
     for line in done.refused:
         click.echo(f"hasten: warning: {file}, {line}", err=True)
-    older = f", {done.older} older than those that were there" if done.older else ""
+    kept = (
+        f", {done.kept} left out, since those that were there are newer or of more effort"
+        if done.kept
+        else ""
+    )
     refused = f", {len(done.refused)} lines left out" if done.refused else ""
-    click.echo(f"{done.written} results added{older}{refused}")
+    click.echo(f"{done.written} results added{kept}{refused}")
     sys.exit(1 if done.refused else 0)
 
 

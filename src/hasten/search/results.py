@@ -17,7 +17,7 @@ from hasten.codegen.schedule import Schedule, parse_schedule
 from hasten.errors import OptionError, TuningError
 from hasten.target import TARGETS
 
-SCHEMA = 2
+SCHEMA = 3
 _APPLICATION = 0x68737431  # "hst1": tells our files from other databases
 _PATIENCE = 30.0  # seconds to wait for another process that writes
 
@@ -30,13 +30,23 @@ CREATE TABLE results (
     schedule TEXT NOT NULL, seconds REAL NOT NULL, default_seconds REAL NOT NULL,
     effort TEXT NOT NULL, version TEXT NOT NULL, measured TEXT NOT NULL,
     verified INTEGER NOT NULL,
-    PRIMARY KEY (kernel, target, processor, threads)
+    PRIMARY KEY (kernel, target, processor, threads, version)
 ) WITHOUT ROWID
 """
-# From a schema to the next.
-_UPGRADES = {1: "ALTER TABLE results ADD COLUMN verified INTEGER NOT NULL DEFAULT 0"}
 _COLUMNS = ("kernel", "target", "processor", "threads", "schedule", "seconds", "default_seconds", "effort",
             "version", "measured")  # fmt: skip
+_KEY = ("kernel", "target", "processor", "threads", "version")
+_ALL = ", ".join((*_COLUMNS, "verified"))
+# From a schema to the next.
+_UPGRADES = {
+    1: ("ALTER TABLE results ADD COLUMN verified INTEGER NOT NULL DEFAULT 0",),
+    2: (
+        "ALTER TABLE results RENAME TO older",
+        _CREATE,
+        f"INSERT INTO results ({_ALL}) SELECT {_ALL} FROM older",
+        "DROP TABLE older",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -201,13 +211,14 @@ class Results:
         """
         return len(self._select(None, None))
 
-    def record(self, results: Iterable[Result], *, verified: bool = True, replace_newer: bool = True) -> int:
-        """Adds results; each takes the place of one for the same kernel and machine.
+    def record(self, results: Iterable[Result], *, verified: bool = True, replace_better: bool = True) -> int:
+        """Adds results; each takes the place of one for the same kernel, machine and version.
 
         Args:
             results: what to add.
             verified: whether the schedules' answers were compared with the interpreter's on this machine.
-            replace_newer: also where the one that is there was measured later.
+            replace_better: also where the one that is there was measured later, or is verified and was
+                measured with more effort.
 
         Returns:
             How many were written.
@@ -215,14 +226,17 @@ class Results:
         Raises:
             TuningError: as `rows`, or the file cannot be written.
         """
-        columns = (*_COLUMNS, "verified")
+        others = [c for c in (*_COLUMNS, "verified") if c not in _KEY]
         statement = (
-            f"INSERT INTO results ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))}) "
-            "ON CONFLICT (kernel, target, processor, threads) DO UPDATE SET "
-            + ", ".join(f"{c} = excluded.{c}" for c in columns[4:])
+            f"INSERT INTO results ({_ALL}) VALUES ({', '.join('?' * (len(_COLUMNS) + 1))}) "
+            f"ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET "
+            + ", ".join(f"{c} = excluded.{c}" for c in others)
         )
-        if not replace_newer:
-            statement += " WHERE excluded.measured >= results.measured"
+        if not replace_better:
+            statement += (
+                " WHERE excluded.measured >= results.measured "
+                "AND NOT (results.verified AND results.effort = 'full' AND excluded.effort != 'full')"
+            )
         written = 0
         with self.transaction(create=True) as connection:
             assert connection is not None
@@ -240,9 +254,9 @@ class Results:
             TuningError: as `record`.
         """
         statement = "UPDATE results SET verified = 1" if right else "DELETE FROM results"
-        where = "kernel = ? AND target = ? AND processor = ? AND threads = ? AND schedule = ?"
-        m = result.machine
-        of = [result.kernel, m.target, m.processor, m.threads, json.dumps(result.schedule.data())]
+        data = result.data()
+        of = [*(data[c] for c in _KEY), json.dumps(data["schedule"])]
+        where = " AND ".join(f"{c} = ?" for c in (*_KEY, "schedule"))
         with self.transaction(create=True) as connection:
             assert connection is not None
             connection.execute(f"{statement} WHERE {where}", of)
@@ -269,7 +283,7 @@ class Results:
         if version is not None:
             wanted["version"] = version
         where = f"WHERE {' AND '.join(f'{c} = ?' for c in wanted)}" if wanted else ""
-        order = "ORDER BY processor, target, threads, kernel"
+        order = "ORDER BY processor, target, threads, kernel, version"
         with self.transaction(create=False) as connection:
             if connection is None:
                 return []
@@ -337,7 +351,8 @@ class Results:
             )
         elif create and schema < SCHEMA:
             for old in range(schema, SCHEMA):
-                connection.execute(_UPGRADES[old])
+                for statement in _UPGRADES[old]:
+                    connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {SCHEMA}")
 
 
@@ -352,12 +367,12 @@ class Imported:
 
     Attributes:
         written: results that were added or replaced older ones.
-        older: results that were left out, since newer ones are there.
+        kept: results that were left out, since newer ones are there or some of more effort.
         refused: for each line that is no result, its number and why.
     """
 
     written: int
-    older: int
+    kept: int
     refused: tuple[str, ...]
 
 
@@ -382,5 +397,5 @@ def import_lines(text: str, into: Results) -> Imported:
             refused.append(f"line {number}: not JSON ({error})")
         except OptionError as error:
             refused.append(f"line {number}: {error}")
-    written = into.record(good, verified=False, replace_newer=False) if good else 0
+    written = into.record(good, verified=False, replace_better=False) if good else 0
     return Imported(written, len(good) - written, tuple(refused))
