@@ -126,7 +126,8 @@ def choose_schedules(  # noqa: PLR0913 - choices
     for target in sorted(here, key=lambda t: t is not best):
         where = (programs, target, sizes, tuning.results, settings)
         noted = dict(defaults.noted)
-        notes = verify_stored(*where, build=build, progress=progress)
+        verified = verify_stored(*where, build=build, progress=progress)
+        notes = verified.notes
         if effort is not Tune.STORED:
             report = tune_programs(*where, build=build, progress=progress)
             noted |= asdict(report)
@@ -134,7 +135,7 @@ def choose_schedules(  # noqa: PLR0913 - choices
         if notes:
             noted["notes"] = notes
         found = stored_schedules(tuning.results, machine_for(target, settings.threads), settings.version)
-        chosen[target] = Chosen(replace(defaults.schedules, chosen=found), noted)
+        chosen[target] = Chosen(replace(defaults.schedules, chosen={**verified.right, **found}), noted)
     return chosen
 
 

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from hasten.errors import ToolchainError
+from hasten.codegen.schedule import Schedule
+from hasten.errors import ToolchainError, TuningError
 from hasten.loops.program import Program
-from hasten.search.results import Results
+from hasten.search.results import Result, Results
 from hasten.search.tune import Build, Settings, machine_for, right_ones, tasks_of
 from hasten.search.tune_bench import Bench
 from hasten.target import Target
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What verifying found.
+
+    Attributes:
+        right: the schedules that gave the interpreter's answers, by kernel.
+        notes: what people should know: schedules that gave wrong answers or could not be built.
+    """
+
+    right: Mapping[str, Schedule]
+    notes: tuple[str, ...]
 
 
 def verify_stored(
@@ -21,7 +36,7 @@ def verify_stored(
     *,
     build: Build = Bench,
     progress: Callable[[str], None] = lambda _: None,
-) -> tuple[str, ...]:
+) -> Verified:
     """Compares the answers of schedules that came from elsewhere with the interpreter's.
 
     Only those for kernels of these programs; the results of wrong ones are deleted, those that cannot be
@@ -31,20 +46,18 @@ def verify_stored(
         programs: of the parts of a model.
         target: instruction set; this machine must run it.
         sizes: likely values of the model's symbolic sizes.
-        results: where results are.
+        results: where results are. Where they cannot be written, what is found holds for this time.
         settings: threads, precision, version, cache and time limit.
         build: makes the kernels that are compared.
         progress: is told which kernel is being compared.
 
-    Returns:
-        What people should know: schedules that gave wrong answers or could not be built.
-
     Raises:
-        TuningError: the results cannot be read or written.
+        TuningError: the results cannot be read.
     """
     stop = settings.out_of_time
     machine = machine_for(target, settings.threads)
     found = {r.kernel: r for r in results.rows(machine, settings.version, verified=False)}
+    judged: list[tuple[Result, bool]] = []
     notes: list[str] = []
     for task in tasks_of(programs, target, sizes, settings.precision) if found else ():
         result = found.get(str(task.shape))
@@ -53,12 +66,16 @@ def verify_stored(
         progress(f"verifying: {task.shape}")
         try:
             bench = build(task, [result.schedule], target, settings.threads, settings.cache, stop)
-            right = right_ones(bench, [result.schedule], task.shape, stop, notes)
+            judged.append((result, bool(right_ones(bench, [result.schedule], task.shape, stop, notes))))
         except TimeoutError:
             break
         except ToolchainError as error:
             # A failing compiler says nothing of the schedule: the result stays for another time.
             notes.append(f"{task.shape}: '{result.schedule}' cannot be built here and is not used ({error})")
-            continue
-        results.judge(result, right=bool(right))
-    return tuple(notes)
+    try:
+        for result, is_right in judged:
+            results.judge(result, right=is_right)
+    except TuningError as error:
+        notes.append(f"what was verified now will be verified again next time: {error}")
+    right = {result.kernel: result.schedule for result, is_right in judged if is_right}
+    return Verified(right, tuple(notes))
