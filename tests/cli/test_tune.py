@@ -15,12 +15,12 @@ from tests.search.test_results import result
 
 from hasten import Tuning, __version__
 from hasten import compile as hasten_compile
-from hasten.codegen.schedule import Order, Schedule
+from hasten.codegen.schedule import Algorithm, Order, Schedule
 from hasten.codegen.sources import kernels_version
 from hasten.errors import InputError, OptionError
 from hasten.search.results import Results
 from hasten.search.tune import machine_for
-from hasten.target import cores, native
+from hasten.target import TARGETS, cores, native
 
 Invoke = Callable[..., Invocation]
 
@@ -71,11 +71,27 @@ def test_stored_results_are_used_only_where_asked_for(invoke: Invoke, model: Pat
     assert compiled(invoke, model, database) == {"effort": "0"}
     assert schedule_in(invoke, path) == ("plain", False)
     untouched = path.read_bytes()
-    assert compiled(invoke, model, database, "--tune", "stored") == {"effort": "stored"}
+    assert compiled(invoke, model, database, "--tune", "stored") == {
+        "effort": "stored", "kernels": 1, "used": 1,
+    }  # fmt: skip
     assert schedule_in(invoke, path) == ("rows outside, blocks of 48", True)
     assert "rows outside, blocks of 48 (measured)" in invoke("inspect", path, "--kernels").stdout
     compiled(invoke, model, database, "--tune", "0")
     assert path.read_bytes() == untouched
+
+
+def test_tuning_that_changes_nothing_says_so(invoke: Invoke, model: Path, database: Path) -> None:
+    abroad = next(t.name for t in TARGETS if t.arch != native().arch)
+    command = ("compile", model, "-o", database.parent / "m.hasten", "--database", database)
+    done = invoke(*command, "--tune", "stored", "--target", native().name, "--target", abroad)
+    assert done.stdout.splitlines()[:2] == [
+        f"tuning for {native().name}: 0 of 1 kernels had a result",
+        f"tuning for {abroad}: none, this machine does not run it; its kernels are as by default",
+    ]
+    done = invoke(*command, "--tune", "quick", "--target", abroad, "--json")
+    assert json.loads(done.stdout)["tuning"] == {
+        abroad: {"effort": "quick", "skipped": "this machine does not run it", "kernels": 1, "used": 0}
+    }
 
 
 def test_what_was_measured_of_other_kernels_is_not_used(invoke: Invoke, model: Path, database: Path) -> None:
@@ -149,6 +165,16 @@ def test_convolutions_go_without_winograd_where_that_is_asked_for(
     assert without == tuned
     assert "winograd" not in without[0]
     assert Results(database).rows() == []
+    kernel = "f32: 28x28 rows, 3x3 taps by 1x1 padded, depth 64, 64 columns"
+    other = Schedule(Algorithm.WINOGRAD_2)
+    row = result(kernel, machine=machine_for(native(), cores()), schedule=other, version=MADE_BY)
+    Results(database).record([row])
+    for option, expected in (((), ("winograd 2", True)), (("--no-winograd",), without)):
+        stored = ("--tune", "stored", "--database", database, *option)
+        assert (
+            invoke("compile", tmp_path / "conv.onnx", "-o", tmp_path / "conv.hasten", *stored).exit_code == 0
+        )
+        assert schedule_in(invoke, tmp_path / "conv.hasten") == expected
 
 
 def test_results_go_from_one_database_to_another(invoke: Invoke, database: Path, tmp_path: Path) -> None:

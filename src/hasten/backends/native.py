@@ -282,7 +282,7 @@ def _products(kernels: Sequence[Kernel], schedules: Schedules) -> list[dict[str,
             "kernel": number,
             "shape": str(p.shape),
             "schedule": str(p.schedule),
-            "measured": str(p.shape) in schedules.chosen,
+            "measured": schedules.chosen.get(str(p.shape)) == p.schedule,
         }
         for number, p in enumerate(k.product for k in kernels)
         if p is not None

@@ -182,6 +182,10 @@ def compile_(  # noqa: PLR0913, PLR0917 - one for each option
 def _show_tuning(target: str, about: Mapping[str, Any]) -> None:
     for note in about.get("notes", ()):
         click.echo(f"hasten: warning: {note}", err=True)
+    if "skipped" in about:
+        click.echo(f"tuning for {target}: none, {about['skipped']}; its kernels are as by default")
+    elif about["effort"] == Tune.STORED:
+        click.echo(f"tuning for {target}: {about['used']} of {about['kernels']} kernels had a result")
     if "measured" not in about:
         return
     kept = {
@@ -206,5 +210,17 @@ def _summary(payload: Payload) -> dict[str, Any]:
         "host": dict(manifest["report"]["host"]),
         "warnings": manifest["report"]["warnings"],
         "quantization": manifest["report"].get("quantization"),
-        "tuning": manifest["report"]["tuning"],
+        "tuning": {
+            target: {**about, **_products(payload, target)} if about["effort"] != Tune.OFF else about
+            for target, about in manifest["report"]["tuning"].items()
+        },
     }
+
+
+def _products(payload: Payload, target: str) -> dict[str, int]:
+    """The kernels of products for a target, equal ones counted once, and those that are as was measured."""
+    found: dict[str, bool] = {}
+    for step in all_steps(payload.manifest["steps"]):
+        for product in step.get("products", {}).get(target, ()):
+            found[product["shape"]] = found.get(product["shape"], False) or product["measured"]
+    return {"kernels": len(found), "used": sum(found.values())}

@@ -70,7 +70,7 @@ class Chosen:
 
     Attributes:
         schedules: for the parts of a model.
-        noted: what to note about them.
+        noted: what to note about them: the effort, what tuning did, or why it was skipped.
     """
 
     schedules: Schedules
@@ -108,9 +108,11 @@ def choose_schedules(  # noqa: PLR0913 - choices
     effort = Tune(tuning.effort)
     defaults = Chosen(Schedules(sizes=sizes, winograd=winograd), {"effort": effort.value})
     chosen = dict.fromkeys(targets, defaults)
-    here = [t for t in targets if runs_here(t)]
-    if effort is Tune.OFF or not here:
+    if effort is Tune.OFF:
         return chosen
+    here = [t for t in targets if runs_here(t)]
+    abroad = replace(defaults, noted={**defaults.noted, "skipped": "this machine does not run it"})
+    chosen |= {t: abroad for t in targets if t not in here}
     limit = TIME_LIMITS.get(effort, math.inf) if tuning.seconds is None else tuning.seconds
     end = clock() + limit
     settings = Settings(
