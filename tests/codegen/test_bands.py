@@ -9,6 +9,7 @@ from tests.codegen.graphs import agree, program
 
 from hasten.codegen import bands
 from hasten.codegen.lower_stages import lower_program
+from hasten.codegen.schedule import Order, Schedule, Schedules, Split
 from hasten.loops.dtypes import DType
 from hasten.target import Target, native, runs_here
 
@@ -105,6 +106,23 @@ def test_tensors_between_are_not_in_the_arena(always):
     names = [kernel.function.name, *(f.name for f in kernel.helpers)]
     assert names == ["band_2", "band_2_window", "band_2_expand", "band_2_project"]
     assert {"d", "q"}.isdisjoint(t for _, t in kernel.buffers)
+
+
+class Everywhere(dict):
+    """One schedule for every kernel."""
+
+    def get(self, key, default=None):
+        return Schedule(split=Split.ROWS, order=Order.ROWS, row_block=48, tile_rows=4)
+
+
+def test_schedules_measured_alone_are_not_for_bands(always):
+    target = Target.named("avx2")
+    plain, chosen = (
+        {k.function.name: k for k in lower_program(CASES[0], target, schedules).kernels}
+        for schedules in (Schedules(), Schedules(Everywhere()))
+    )
+    assert [name for name, k in plain.items() if k != chosen[name]] == ["product_1"]
+    assert "band_2" in plain
 
 
 def test_a_product_with_weights_in_codes_is_no_part_of_a_band(always):

@@ -41,7 +41,7 @@ from hasten.codegen.recurrence import recurrence_kernel
 from hasten.codegen.requantize import lean_epilogues
 from hasten.codegen.rows import find_rows, row_kernel
 from hasten.codegen.scatter import scatter_kernel
-from hasten.codegen.schedule import DEFAULTS, Product, Schedules, product_shape
+from hasten.codegen.schedule import DEFAULTS, Product, Schedules, default_schedule, product_shape
 from hasten.codegen.shallow import join_shallow_taps
 from hasten.codegen.slide_kernel import slide_kernel
 from hasten.codegen.stage import Stage
@@ -175,7 +175,10 @@ def _kernels(
 
     def build(s: Stage, flat: Mapping[str, Layout], name: str) -> Kernel:
         assert isinstance(s.body, Gemm) and isinstance(s.body.b, Load)
-        return _product_kernel(s, products[s.body.b.buffer], flat, target, name)
+        packed = products[s.body.b.buffer]
+        # A band gives it a row at a time on one thread, of which measuring it alone says nothing.
+        plain = replace(packed.product, schedule=default_schedule(packed.product.shape, target))
+        return _product_kernel(s, replace(packed, product=plain), flat, target, name)
 
     passed = passed_on(stages, results)
     kernels: list[tuple[tuple[Stage, ...], Kernel]] = []
