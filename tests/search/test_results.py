@@ -97,6 +97,11 @@ def test_export_and_import(results: Results, tmp_path: Path) -> None:
         ({"effort": "some"}, "some"),
         ({"measured": "yesterday"}, "yesterday"),
         ({"kernel": ""}, "kernel=''"),
+        ({"kernel": "\ud800"}, r"kernel='\ud800'"),
+        ({"threads": 10**30}, "threads=1000"),
+        ({"seconds": 10**400}, "seconds=1000"),
+        ({"\ud800": 1}, r"'\ud800'"),
+        ({"schedule": {"\ud800": 1}}, r"'\ud800'"),
         ({"schedule": {}}, "schedule"),
         ({"schedule": {**Schedule().data(), "row_block": 1e9}}, "row_block"),
         ({"extra": 1}, "extra"),
@@ -107,11 +112,13 @@ def test_lines_that_are_no_result_are_named_and_left_out(
 ) -> None:
     bad = json.dumps({**result("bad").data(), **change})
     good = result("good")
-    done = import_lines(f"{bad}\n\nnot json\n[1]\n{export_lines([good])}", results)
+    other = [bad, "", "not json", "[1]", "[" * 100_000, "9" * 10_000]
+    done = import_lines("\n".join(other) + "\n" + export_lines([good]), results)
     assert results.rows() == [good]
     assert done.written == 1
-    assert [line.split(":")[0] for line in done.refused] == ["line 1", "line 3", "line 4"]
+    assert [line.split(":")[0] for line in done.refused] == [f"line {n}" for n in (1, 3, 4, 5, 6)]
     assert said in done.refused[0]
+    "".join(done.refused).encode()
 
 
 WRITER = """

@@ -123,7 +123,7 @@ def parse_schedule(data: object) -> Schedule:
         raise OptionError(f"a schedule is an object with a value for each choice: received {data!r}")
     names = {f.name for f in fields(Schedule)}
     if data.keys() != names:
-        odd = sorted(map(str, data.keys() ^ names))
+        odd = sorted(map(repr, data.keys() ^ names))
         raise OptionError(f"a schedule has exactly {', '.join(sorted(names))}: look at {', '.join(odd)}")
     try:
         algorithm = Algorithm(data["algorithm"])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
+import re
+import reprlib
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from hasten.target import TARGETS
 
 SCHEMA = 3
 _APPLICATION = 0x68737431  # "hst1": tells our files from other databases
+_MOST_THREADS = 2**31 - 1
+_MOST_SECONDS = 10**6
+_SURROGATE = re.compile(r"[\ud800-\udfff]")  # JSON may have them, files and databases cannot
 _PATIENCE = 30.0  # seconds to wait for another process that writes
 
 Effort = Literal["quick", "full"]
@@ -111,15 +115,17 @@ def parse_result(data: object) -> Result:
         OptionError: something is missing, unknown or of another type.
     """
     if not isinstance(data, dict) or data.keys() != set(_COLUMNS):
-        got = ", ".join(map(str, data)) if isinstance(data, dict) else repr(data)
+        got = ", ".join(map(repr, data)) if isinstance(data, dict) else repr(data)
         raise OptionError(f"a result is an object with {', '.join(_COLUMNS)}: received {got}")
     texts = {name: _text(data, name) for name in ("kernel", "target", "processor", "version", "measured")}
     if texts["target"] not in [t.name for t in TARGETS]:
         known = ", ".join(t.name for t in TARGETS)
-        raise OptionError(f"target={texts['target']!r}: this hasten knows {known}")
+        raise OptionError(f"target={reprlib.repr(texts['target'])}: this hasten knows {known}")
     threads = data["threads"]
-    if type(threads) is not int or threads < 1:
-        raise OptionError(f"threads={threads!r}: a whole number from 1 on is needed")
+    if type(threads) is not int or not 1 <= threads <= _MOST_THREADS:
+        raise OptionError(
+            f"threads={reprlib.repr(threads)}: a whole number from 1 to {_MOST_THREADS} is needed"
+        )
     efforts = [e for e in EFFORTS if e == data["effort"]]
     if not efforts:
         raise OptionError(f"effort={data['effort']!r}: {' or '.join(EFFORTS)} is needed")
@@ -143,15 +149,17 @@ def parse_result(data: object) -> Result:
 
 def _text(data: Mapping[str, Any], name: str) -> str:
     value = data[name]
-    if not isinstance(value, str) or not value:
-        raise OptionError(f"{name}={value!r}: a text is needed")
+    if not isinstance(value, str) or not value or _SURROGATE.search(value):
+        raise OptionError(f"{name}={reprlib.repr(value)}: a text is needed")
     return value
 
 
 def _seconds(data: Mapping[str, Any], name: str) -> float:
     value = data[name]
-    if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
-        raise OptionError(f"{name}={value!r}: a positive number of seconds is needed")
+    if type(value) not in (int, float) or not 0 < value <= _MOST_SECONDS:
+        raise OptionError(
+            f"{name}={reprlib.repr(value)}: a number of seconds above 0 and up to {_MOST_SECONDS} is needed"
+        )
     return float(value)
 
 
@@ -393,9 +401,9 @@ def import_lines(text: str, into: Results) -> Imported:
             continue
         try:
             good.append(parse_result(json.loads(line)))
-        except json.JSONDecodeError as error:
-            refused.append(f"line {number}: not JSON ({error})")
         except OptionError as error:
             refused.append(f"line {number}: {error}")
+        except (ValueError, RecursionError) as error:  # also of numbers and nesting beyond Python's limits
+            refused.append(f"line {number}: not JSON ({error})")
     written = into.record(good, verified=False, replace_better=False) if good else 0
     return Imported(written, len(good) - written, tuple(refused))
