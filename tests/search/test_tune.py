@@ -143,6 +143,26 @@ def test_a_quick_search_changes_one_choice_at_a_time() -> None:
         assert sum(getattr(s, f.name) != getattr(quick[0], f.name) for f in dataclasses.fields(s)) == 1
 
 
+def test_sizes_that_no_run_has_are_not_measured(results: Results) -> None:
+    """A window that reaches beyond the picture: its kernel would read outside."""
+    valid = program(
+        "(float[1, 2, h, v] x) => (float[1, 9, k, l] y) { y = Conv(x, w) }", {"w": normal(9, 2, 5, 5)}
+    )
+    for height, known in ((3, False), (4, False), (5, True)):
+        builder = Builder(rows_outside_is_faster)
+        sizes = {"h": height, "v": 9}
+        report = tune_programs([valid], native(), sizes, results, SETTINGS, build=builder)
+        assert (report.measured, report.unknown, len(builder.built)) == (known, not known, known), height
+    joined = program(
+        "(float[n, 9] x, float[m, 9] z) => (float[k, 9] y, float[n, 9] u) "
+        "{ c = Concat<axis = 0>(x, z) y = MatMul(c, w) u = MatMul(x, w) }", {"w": normal(9, 9)}
+    )  # fmt: skip
+    report = tune_programs(
+        [joined], native(), {"n": 0, "m": 5}, results, SETTINGS, build=Builder(rows_outside_is_faster)
+    )
+    assert (report.measured, report.unknown) == (1, 1)
+
+
 class Fake:
     """A kernel with given times; its answers are right unless said otherwise."""
 

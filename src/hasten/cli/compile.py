@@ -191,7 +191,9 @@ def _show_tuning(target: str, about: Mapping[str, Any]) -> None:
     kept = {
         "left for lack of time": about["left"],
         "not measured for the reasons above": about["refused"],
-        "not measured, since their sizes come from data": about["unknown"],
+        "not measured (their sizes come from data, or no run has the likely ones: see --shape)": about[
+            "unknown"
+        ],
     }
     click.echo(
         f"tuning for {target}: {about['measured']} kernels measured, {about['improved']} of them faster than "

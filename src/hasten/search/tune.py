@@ -13,10 +13,10 @@ from typing import Protocol
 from hasten.codegen.alone import product_alone, symbolic_sizes
 from hasten.codegen.lower_stages import lower_program
 from hasten.codegen.schedule import Product, ProductShape, Schedule, Schedules, candidate_schedules
-from hasten.errors import ToolchainError
+from hasten.errors import InputError, ToolchainError
 from hasten.loops.dtypes import DType
-from hasten.loops.expr import Size, walk
 from hasten.loops.program import Program
+from hasten.loops.sizes import bind_elements, size_names
 from hasten.search.results import Effort, Machine, Result, Results
 from hasten.search.tune_bench import TOLERANCE, Array, Bench, Task
 from hasten.target import Target, processor_name
@@ -100,7 +100,8 @@ class Report:
         left: kernels that the time did not suffice for.
         refused: kernels that keep the default unmeasured, since they could not be built alone or their answer
             was not the interpreter's: a fault of hasten.
-        unknown: kernels that keep it since only a run's data say how large they are.
+        unknown: kernels that keep it since only a run's data say how large they are, or no run has the sizes
+            that were given.
         notes: what people should know: schedules that gave wrong answers.
     """
 
@@ -266,7 +267,7 @@ def tasks_of(
         schedules = Schedules(sizes=sizes)
         likely = schedules.likely_sizes(program)
         resident = sum(array.nbytes for array in program.constants.values())
-        from_data = _sizes_from_data(program)
+        unknown = _unknown_sizes(program, sizes, likely)
         lowered = lower_program(program, target, schedules, precision)
         for product in (k.product for k in lowered.kernels):
             if not isinstance(product, Product):
@@ -275,18 +276,27 @@ def tasks_of(
             work[key] = work.get(key, 0) + product.shape.products
             if key not in tasks or not tasks[key].known:
                 alone = product_alone(product, lowered, program.constants)
-                known = from_data.isdisjoint(symbolic_sizes(alone))
+                known = unknown.isdisjoint(symbolic_sizes(alone))
                 tasks[key] = Task(product.shape, alone, likely, resident, known)
     return [tasks[key] for key in sorted(tasks, key=lambda k: -work[k])]
 
 
-def _sizes_from_data(program: Program) -> set[str]:
-    """Names of the sizes that are elements of tensors or derived from such: no guess at them makes sense."""
+def _unknown_sizes(program: Program, sizes: Mapping[str, int], likely: Mapping[str, int]) -> set[str]:
+    """Names of the sizes with which no kernel can be built alone.
+
+    Those are elements of tensors or derived from such, no guess at which makes sense, and those that are 0 or
+    are not what is derived for them; all, where a run with the given ones would be refused.
+    """
     found = set(program.elements)
     for name, e in program.derived.items():
-        if any(n.name in found for n in walk(e) if isinstance(n, Size)):
+        if not found.isdisjoint(size_names(e)):
             found.add(name)
-    return found
+    exact = {n: v for n, v in sizes.items() if n not in program.derived and n not in found}
+    try:
+        bind_elements(program, exact, {})
+    except InputError:
+        return found | likely.keys()
+    return found | {n for n, v in likely.items() if not exact.get(n, v) == v > 0}
 
 
 def candidates_for(shape: ProductShape, target: Target, effort: Effort) -> list[Schedule]:

@@ -69,7 +69,7 @@ class Task:
         sizes: likely values of all symbolic sizes.
         resident: bytes of all constants of the model. Between two runs of a kernel a model reads so much,
             which pushes the kernel's own weights out of the caches.
-        known: whether the sizes are; where they are read from data, it cannot be built alone.
+        known: whether the sizes are; where they are read from data or cannot be, it is not built alone.
     """
 
     shape: ProductShape
