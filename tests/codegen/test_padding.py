@@ -231,6 +231,35 @@ def test_products_of_an_input_read_its_rows_at_the_tokens() -> None:
         agree(engine, {"x": x, "mask": pattern.astype(np.int64)}, (1, 3), tolerance=1e-5)
 
 
+ATTENTION = "Attention<q_num_heads = 2, kv_num_heads = 2>"
+
+OTHERS = {
+    "of another input": f"q = MatMul(z, qw) a = {ATTENTION}(q, k, v, mk) y = MatMul(a, ow)",
+    "learned": f"shape = Shape(x) l = Expand(latents, shape) c = {ATTENTION}(l, k, v, mk) r = Add(c, l) "
+    f"q = MatMul(r, qw) a = {ATTENTION}(q, k, v, mk) y = MatMul(a, ow)",
+    "given a mean": f"q = MatMul(x, qw) a = {ATTENTION}(q, k, v, mk) o = MatMul(a, ow) "
+    "f = Cast<to = 1>(mask) u = Unsqueeze(f, last) w = Mul(o, u) n = ReduceSum(w, axis) t = Add(n, z) "
+    "y = MatMul(t, ow)",
+}
+"""What is by position of an input `z` or of learned queries, as long as the sequence `x` of the mask."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_mask_tells_nothing_of_another_sequence_of_the_same_length(name: str) -> None:
+    rng = np.random.default_rng(0)
+    names = ("qw", "kw", "vw", "ow", "latents")
+    constants = {n: (0.4 * rng.standard_normal((8, 8))).astype(np.float32) for n in names}
+    constants |= {"middle": np.array([1, 2]), "last": np.array([-1]), "axis": np.array([1])}
+    text = "(float[b, 8, 8] x, float[b, 8, 8] z, int64[b, 8] mask) => (float[b, 8, 8] y) { "
+    text += "m = Cast<to = 9>(mask) mk = Unsqueeze(m, middle) k = MatMul(x, kw) v = MatMul(x, vw) "
+    p = program(f"{text} {OTHERS[name]} }}", constants)
+    packed, done = skip_padding(p)
+    assert (done is not None) == (name == "given a mean")
+    given = {"mask": by_length([5, 1, 8], 8).astype(np.int64)}
+    given |= {n: rng.standard_normal((3, 8, 8)).astype(np.float32) for n in "xz"}
+    np.testing.assert_allclose(evaluate(packed, given)["y"], evaluate(p, given)["y"], rtol=1e-5, atol=1e-5)
+
+
 def test_an_unknown_choice_is_refused() -> None:
     with pytest.raises(OptionError, match="padding='maybe': give one of skip, compute"):
         hasten.compile("nowhere.onnx", padding="maybe")

@@ -23,8 +23,7 @@ computed from; in the end nothing may be left to pack. Outputs keep their shape:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TypeGuard
+from dataclasses import dataclass, field, replace
 
 from hasten.codegen.padding_mask import SeenKeys, hides_by_query, hiding_value, seen_keys
 from hasten.codegen.padding_rewrite import (
@@ -34,6 +33,7 @@ from hasten.codegen.padding_rewrite import (
     sources,
     unused_name,
 )
+from hasten.codegen.padding_sequence import Place, Sequences
 from hasten.loops.descriptions import Attention, Gemm
 from hasten.loops.dtypes import INDEX
 from hasten.loops.expr import Expr, Var
@@ -66,14 +66,15 @@ def skip_padding(program: Program) -> tuple[Program, Skipped | None]:
     Returns:
         The program to run, and what was done; None where padding cannot be told or left out.
     """
-    found = _largest_group(program)
+    sequences = Sequences.of(program)
+    found = _largest_group(program, sequences)
     if found is None:
         return program, None
-    seen, names = found
+    seen, names = found.seen, frozenset(found.attentions)
     batch, length = seen.batch.extent, seen.key.extent
     assert batch is not None and length is not None
     tokens = Tokens(batch, length, unused_name(program, "tokens"), unused_name(program, "positions/rank"))
-    packed = _candidates(program, seen, names, tokens)
+    packed = _candidates(program, sequences, found, tokens)
     while True:
         pass_ = Rewrite(program, tokens, seen, names, packed)
         definitions = [pass_.definition(d) for d in program.definitions.values()]
@@ -98,7 +99,9 @@ def skip_padding(program: Program) -> tuple[Program, Skipped | None]:
 
 def why_padded(program: Program) -> str | None:
     """Why padding was not left out where masks of the inputs might tell of it; None if none might."""
-    many = sum(_is_own(d.body) and hides_by_query(program, d.body) for d in program.definitions.values())
+    sequences, bodies = Sequences.of(program), (d.body for d in program.definitions.values())
+    own = [a for a in bodies if isinstance(a, Attention) and _own_sequence(sequences, a)]
+    many = sum(hides_by_query(program, a) for a in own)
     if not many:
         return None
     return (
@@ -108,42 +111,68 @@ def why_padded(program: Program) -> str | None:
     )
 
 
-def _largest_group(program: Program) -> tuple[SeenKeys, frozenset[str]] | None:
-    """The mask that most self-attentions share, and their names."""
-    groups: dict[tuple[Expr, bool], tuple[SeenKeys, list[str]]] = {}
+@dataclass
+class _Group:
+    """Self-attentions that share a mask.
+
+    Attributes:
+        seen: the mask.
+        attentions: their names.
+        places: what tells whose positions they are about (`padding_sequence`).
+    """
+
+    seen: SeenKeys
+    attentions: list[str] = field(default_factory=list)
+    places: set[Place] = field(default_factory=set)
+
+
+def _largest_group(program: Program, sequences: Sequences) -> _Group | None:
+    """The self-attentions that share the most frequent mask."""
+    groups: dict[tuple[Expr, bool], _Group] = {}
     for d in program.definitions.values():
         a = d.body
-        if not _is_own(a):
+        if not isinstance(a, Attention):
             continue
-        seen = seen_keys(program, a)
-        if seen is not None:
+        own, seen = _own_sequence(sequences, a), seen_keys(program, a)
+        if own and seen is not None:
             entry, position = Var(INDEX, "entry", a.batch.extent), Var(INDEX, "position", a.key.extent)
             same = SeenKeys(entry, position, seen.at(entry, position), seen.added)
-            groups.setdefault((same.condition, same.added), (same, []))[1].append(d.name)
-    best = max(groups.values(), key=lambda g: len(g[1]), default=None)
-    return None if best is None else (best[0], frozenset(best[1]))
+            group = groups.setdefault((same.condition, same.added), _Group(same))
+            group.attentions.append(d.name)
+            group.places |= own
+    return max(groups.values(), key=lambda g: len(g.attentions), default=None)
 
 
-def _is_own(body: object) -> TypeGuard[Attention]:
-    """Whether a body is an attention of padded sequences to themselves."""
-    return isinstance(body, Attention) and body.row.extent == body.key.extent and body.start is None
+def _own_sequence(sequences: Sequences, a: Attention) -> frozenset[Place]:
+    """What an attention of padded sequences to themselves is about; nothing for other attentions.
+
+    A mask of keys tells nothing of queries that are of another sequence, even one of the same length.
+    """
+    if a.row.extent != a.key.extent or a.start is not None:
+        return frozenset()
+    keys = sequences.places((a.k,), a.key)
+    return keys if keys == sequences.places((a.q,), a.row) else frozenset()
 
 
-def _candidates(
-    program: Program, seen: SeenKeys, attentions: frozenset[str], tokens: Tokens
-) -> dict[str, Axes]:
-    """Tensors by entry and position that the attentions depend on, or that depend on them."""
-    related = set(attentions)
+def _candidates(program: Program, sequences: Sequences, group: _Group, tokens: Tokens) -> dict[str, Axes]:
+    """Tensors by entry and position that the attentions depend on, or that depend on them.
+
+    Outputs are 0 at hidden positions and must be of the same sequence therefore: of what the attentions are
+    about, or of some of that, or of more.
+    """
+    related = set(group.attentions)
     for d in program.definitions.values():
         if d.reads() & related:
             related.add(d.name)
-    related |= sources(program, [program.definitions[n].expr for n in attentions])
-    related -= sources(program, [seen.condition])
+    related |= sources(program, [program.definitions[n].expr for n in group.attentions])
+    related -= sources(program, [group.seen.condition])
     found: dict[str, Axes] = {}
     for d in program.definitions.values():
         axes = _axes(d, tokens)
         if d.name in related and axes is not None:
-            found[d.name] = axes
+            own = sequences.known.get((d.name, axes[1]), frozenset())
+            if d.name not in program.outputs or (own and (own <= group.places or own >= group.places)):
+                found[d.name] = axes
     return found
 
 
