@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -235,9 +235,10 @@ def _without_padding(steps: Sequence[Step]) -> tuple[list[Step], list[Skipped], 
     result: list[Step] = []
     skipped: list[Skipped] = []
     padded: list[str] = []
+    read = {name for step in steps for name in _inputs(step)}
     for step in steps:
         if isinstance(step, NativePart):
-            program, done = skip_padding(step.program)
+            program, done = skip_padding(step.program, read)
             result.append(replace(step, program=program))
             skipped += [] if done is None else [done]
             reason = why_padded(step.program) if done is None else None
@@ -245,6 +246,13 @@ def _without_padding(steps: Sequence[Step]) -> tuple[list[Step], list[Skipped], 
         else:
             result.append(step)
     return result, skipped, padded
+
+
+def _inputs(step: Step) -> Collection[str]:
+    """Names of what a step reads, in its bodies too."""
+    if isinstance(step, NativePart):
+        return step.program.inputs
+    return step.inputs if isinstance(step, HostNode) else step.node.inputs
 
 
 def lower_parts(

@@ -22,7 +22,7 @@ computed from; in the end nothing may be left to pack. Outputs keep their shape:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from hasten.codegen.padding_mask import SeenKeys, hides_by_query, hiding_value, seen_keys
@@ -57,11 +57,12 @@ class Skipped:
     outputs: Mapping[str, Axes]
 
 
-def skip_padding(program: Program) -> tuple[Program, Skipped | None]:
+def skip_padding(program: Program, whole: Collection[str] = ()) -> tuple[Program, Skipped | None]:
     """A program that computes the same at needed positions, and nothing at others.
 
     Args:
         program: with attentions whose masks depend on (entry, key).
+        whole: outputs that something else reads, and might read anywhere.
 
     Returns:
         The program to run, and what was done; None where padding cannot be told or left out.
@@ -75,6 +76,7 @@ def skip_padding(program: Program) -> tuple[Program, Skipped | None]:
     assert batch is not None and length is not None
     tokens = Tokens(batch, length, unused_name(program, "tokens"), unused_name(program, "positions/rank"))
     packed = _candidates(program, sequences, found, tokens)
+    packed = {name: axes for name, axes in packed.items() if name not in whole}
     while True:
         pass_ = Rewrite(program, tokens, seen, names, packed)
         definitions = [pass_.definition(d) for d in program.definitions.values()]
