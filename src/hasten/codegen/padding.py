@@ -12,8 +12,8 @@ Needed are the positions that some query may see, and whatever else is read:
   whose factor is not zero; elsewhere the product is zero, whatever the element (infinity and NaN aside);
 - where an element is chosen by a condition of (entry, position), positions where it is; elsewhere the
   result is the other choice, which must not depend on packed tensors;
-- where masks add a low number instead of leaving keys out, all positions of an entry of which none is seen:
-  its attention is the same over all keys, and so depends on each of them.
+- where masks add a low number instead of leaving keys out, all positions of an entry that has no key without
+  one: its attention weighs hidden keys as it weighs others, and so depends on each of them.
 
 More positions than necessary may be needed: attention still applies its masks. An element that is read at
 other positions than these (a mean without a mask) has to be computed everywhere, and so does what it is
@@ -130,7 +130,7 @@ class _Group:
 
 def _largest_group(program: Program, sequences: Sequences) -> _Group | None:
     """The self-attentions that share the most frequent mask."""
-    groups: dict[tuple[Expr, bool], _Group] = {}
+    groups: dict[tuple[Expr, Expr], _Group] = {}
     for d in program.definitions.values():
         a = d.body
         if not isinstance(a, Attention):
@@ -138,8 +138,8 @@ def _largest_group(program: Program, sequences: Sequences) -> _Group | None:
         own, seen = _own_sequence(sequences, a), seen_keys(program, a)
         if own and seen is not None:
             entry, position = Var(INDEX, "entry", a.batch.extent), Var(INDEX, "position", a.key.extent)
-            same = SeenKeys(entry, position, seen.at(entry, position), seen.added)
-            group = groups.setdefault((same.condition, same.added), _Group(same))
+            same = seen.at(entry, position)
+            group = groups.setdefault((same.condition, same.plain), _Group(same))
             group.attentions.append(d.name)
             group.places |= own
     return max(groups.values(), key=lambda g: len(g.attentions), default=None)

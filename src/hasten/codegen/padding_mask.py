@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,9 +31,14 @@ from hasten.loops.expr import (
 )
 from hasten.loops.program import Definition, Program
 
-LOWEST = -1e30
-"""What is added to a score and is not above this leaves nothing of its weight in float32, nor does any
-score that a model computes make up for it."""
+LOW = -1e4
+"""What is added to a score and is not above this leaves nothing of its weight beside one that has nothing low
+added. Models that compute in float16 hide scores by this number: none of theirs is near it (`passes` takes it
+for a fill of scores alike)."""
+
+MODERATE = 1e3
+"""What is added and is no farther from 0 than this brings no hidden score near to one that is shown, as
+`exp` is 0 in float32 at 104 below the largest."""
 
 TRUE, FALSE = const(True, DType.BOOL), const(False, DType.BOOL)
 
@@ -44,18 +50,20 @@ class SeenKeys:
     Attributes:
         batch, key: the variables of the attention.
         condition: holds for every such key, in terms of both.
-        added: masked scores have a low number added instead of being left out, so that an entry none of
-            whose keys is seen has equal weights for all of them.
+        plain: where masked scores have a low number added instead of being left out, what holds for keys that
+            have none added, in terms of both; TRUE elsewhere. An entry without such a key weighs hidden keys
+            too.
     """
 
     batch: Var
     key: Var
     condition: Expr
-    added: bool
+    plain: Expr
 
-    def at(self, entry: Expr, position: Expr) -> Expr:
-        """The condition elsewhere."""
-        return substitute(self.condition, {self.batch: entry, self.key: position})
+    def at(self, batch: Var, key: Var) -> SeenKeys:
+        """The same in terms of other variables."""
+        there: dict[Expr, Expr] = {self.batch: batch, self.key: key}
+        return SeenKeys(batch, key, substitute(self.condition, there), substitute(self.plain, there))
 
 
 def inlined(program: Program, e: Expr) -> Expr:
@@ -101,18 +109,19 @@ def seen_keys(program: Program, a: Attention) -> SeenKeys | None:
     own = frozenset({a.batch, a.key})
     keep = TRUE if a.keep is None else inlined(program, a.keep)
     condition = _may_hold(keep, own)
-    added = False
+    plain: Expr = TRUE
     if a.bias is not None and free_vars(keep) <= own:
-        above = [_above_lowest(program, t, own) for t in _terms(inlined(program, a.bias))]
-        known = [e for e in above if e is not None]
-        if len(known) == len(above):
-            added = any(e != TRUE for e in known)
-            for e in known:
-                condition = binary("and", condition, e)
+        terms = _terms(inlined(program, a.bias))
+        shown = _all(_above(program, t, LOW, own) for t in terms)
+        if shown is not None:
+            condition = binary("and", condition, shown)
+            # Known too: which terms tell does not depend on the number.
+            plain = _all(_above(program, t, -MODERATE, own) for t in terms) or TRUE
     reads = {n.buffer for n in walk(condition) if isinstance(n, Load)}
     if a.key not in free_vars(condition) or not reads - program.constants.keys():
         return None
-    return SeenKeys(a.batch, a.key, condition, added)
+    plain = TRUE if plain == TRUE else binary("and", keep, plain)
+    return SeenKeys(a.batch, a.key, condition, plain)
 
 
 def hides_by_query(program: Program, a: Attention) -> bool:
@@ -123,7 +132,7 @@ def hides_by_query(program: Program, a: Attention) -> bool:
     own = frozenset({a.batch, a.key})
     for term in () if a.bias is None else _terms(inlined(program, a.bias)):
         reads = {n.buffer for n in walk(term) if isinstance(n, Load)} - program.constants.keys()
-        if reads and free_vars(term) >= {a.row, a.key} and _above_lowest(program, term, own) is None:
+        if reads and free_vars(term) >= {a.row, a.key} and _above(program, term, LOW, own) is None:
             return True
     return False
 
@@ -145,34 +154,47 @@ def _terms(e: Expr) -> Sequence[Expr]:
     return [e]
 
 
-def _above_lowest(program: Program, e: Expr, own: frozenset[Var]) -> Expr | None:
-    """The condition e > LOWEST in terms of some variables; None where it depends on others."""
+def _all(conditions: Iterable[Expr | None]) -> Expr | None:
+    """All of some conditions, None if one is not known."""
+    result: Expr = TRUE
+    for condition in conditions:
+        if condition is None:
+            return None
+        result = binary("and", result, condition)
+    return result
+
+
+def _above(program: Program, e: Expr, limit: float, own: frozenset[Var]) -> Expr | None:
+    """The condition e > limit in terms of some variables; None where it depends on others."""
     if isinstance(e, Const):
-        return const(e.value > LOWEST, DType.BOOL)
+        return const(e.value > limit, DType.BOOL)
     if isinstance(e, Op) and e.op == "select" and free_vars(e.args[0]) <= own:
-        condition, a, b = e.args[0], *(_above_lowest(program, side, own) for side in e.args[1:])
+        condition, a, b = e.args[0], *(_above(program, side, limit, own) for side in e.args[1:])
         if (a, b) == (TRUE, FALSE):
             return condition
         if (a, b) == (FALSE, TRUE):
             return unary("not", condition)
         return None if a is None or b is None else select(condition, a, b)
-    if _is_moderate(program, e):
+    if _magnitude(program, e) <= MODERATE:
         return TRUE
-    return binary("lt", const(LOWEST, e.dtype), e) if free_vars(e) <= own else None
+    return binary("lt", const(limit, e.dtype), e) if free_vars(e) <= own else None
 
 
-def _is_moderate(program: Program, e: Expr) -> bool:
-    """Whether a number is surely not low: a weight, or simple arithmetic of weights and integers."""
+def _magnitude(program: Program, e: Expr) -> float:
+    """How far from 0 a number is at most: one of weights and integers by simple arithmetic, else infinite.
+
+    Integers that are not constant count as 1: they are masks, or distances of which weights make little.
+    """
     if isinstance(e, Const):
-        return e.value > LOWEST
-    if isinstance(e, Load):
-        array = program.constants.get(e.buffer)
-        return array is not None and bool(np.min(array, initial=0.0) > LOWEST)
-    if isinstance(e, Op) and e.op == "cast":
-        return not e.args[0].dtype.is_float or _is_moderate(program, e.args[0])
-    values = e.args[1:] if isinstance(e, Op) and e.op == "select" else e.args if isinstance(e, Op) else ()
-    simple = isinstance(e, Op) and e.op in ("add", "sub", "mul", "neg", "abs", "select")
-    return simple and all(_is_moderate(program, v) for v in values)
+        return abs(float(e.value))
+    if isinstance(e, Load) and e.buffer in program.constants:
+        return float(np.max(np.abs(program.constants[e.buffer].astype(np.float64)), initial=0.0))
+    if isinstance(e, Op) and e.op in ("cast", "add", "sub", "mul", "neg", "abs", "select"):
+        values = [_magnitude(program, v) for v in (e.args[1:] if e.op == "select" else e.args)]
+        if e.op in ("add", "sub"):
+            return sum(values)
+        return max(values) if e.op != "mul" else values[0] * values[1]
+    return math.inf if e.dtype.is_float else 1.0
 
 
 def is_at(index: Expr, own: Expr) -> bool:

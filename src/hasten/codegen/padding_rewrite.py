@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from hasten.codegen.padding_mask import SeenKeys, inlined, is_at
+from hasten.codegen.padding_mask import TRUE, SeenKeys, inlined, is_at
 from hasten.loops.descriptions import Attention, Description, Gemm, RankSelect, map_operands, operands
 from hasten.loops.dtypes import INDEX, DType
 from hasten.loops.expr import (
@@ -337,10 +337,10 @@ class Rewrite:
         for c in self.conditions:
             needed = needed if c == needed else binary("or", needed, c)
         result: list[Definition] = []
-        if self.seen.added:
-            name = unused_name(self.program, "positions/any_seen")
+        if self.seen.plain != TRUE:
+            name = unused_name(self.program, "positions/any_plain")
             other = Var(INDEX, "other", position.extent)
-            some = reduce("max", (other,), self.seen.at(entry, other))
+            some = reduce("max", (other,), self.seen.at(entry, other).plain)
             result.append(Definition(name, DType.BOOL, (entry,), some, "entries with tokens"))
             needed = binary("or", needed, unary("not", Load(DType.BOOL, name, (entry,))))
         name = unused_name(self.program, "positions/needed")
