@@ -220,14 +220,26 @@ def test_what_depends_on_padding_is_computed_with_it(outputs: str, nodes: str) -
     assert skip_padding(p) == (p, None)
 
 
+ATTENTION = "Attention<q_num_heads = 2, kv_num_heads = 2>"
+
+
+def layer(inputs: str, mask: str, low: float = -1e4) -> Program:
+    """An attention of an input `x` to itself, between products; `mask` makes `w` [b, s] of other inputs."""
+    rng = np.random.default_rng(0)
+    constants = {n: (0.4 * rng.standard_normal((8, 8))).astype(np.float32) for n in ("qw", "kw", "vw", "ow")}
+    numbers = {"zero": 0, "one": 1, "hidden": -1e4, "low": low}
+    constants |= {n: np.array(value, np.float32) for n, value in numbers.items()}
+    integers = {"zero_i": 0, "one_i": 1, "middle": [1, 2], "last": [-1]}
+    constants |= {n: np.array(value) for n, value in integers.items()}
+    text = f"(float[b, s, 8] x, {inputs}) => (float[b, s, 8] y) {{ {mask} mk = Unsqueeze(w, middle) "
+    text += "q = MatMul(x, qw) k = MatMul(x, kw) v = MatMul(x, vw) "
+    return program(f"{text} a = {ATTENTION}(q, k, v, mk) y = MatMul(a, ow) }}", constants)
+
+
 def test_products_of_an_input_read_its_rows_at_the_tokens() -> None:
     """An input stays padded: products of it look up where the row of each token is."""
     rng = np.random.default_rng(0)
-    constants = {n: (0.4 * rng.standard_normal((8, 8))).astype(np.float32) for n in ("qw", "kw", "vw", "ow")}
-    text = "(float[b, s, 8] x, int64[b, s] mask) => (float[b, s, 8] y) { m = Cast<to = 9>(mask) "
-    text += "mk = Unsqueeze(m, middle) q = MatMul(x, qw) k = MatMul(x, kw) v = MatMul(x, vw) "
-    text += "a = Attention<q_num_heads = 2, kv_num_heads = 2>(q, k, v, mk) y = MatMul(a, ow) }"
-    packed = skipped(program(text, constants | {"middle": np.array([1, 2])}))
+    packed = skipped(layer("int64[b, s] mask", "w = Cast<to = 9>(mask)"))
     (engine,) = compile_programs([packed], native())
     for name in ("right", "holes", "an empty entry"):
         pattern = PATTERNS[name]
@@ -235,7 +247,35 @@ def test_products_of_an_input_read_its_rows_at_the_tokens() -> None:
         agree(engine, {"x": x, "mask": pattern.astype(np.int64)}, (1, 3), tolerance=1e-5)
 
 
-ATTENTION = "Attention<q_num_heads = 2, kv_num_heads = 2>"
+def test_lengths_of_the_texts() -> None:
+    """Which entries have no token is found for several at once."""
+    mask = "sh = Shape(x) n = Gather(sh, one_i) i = Range(zero_i, n, one_i) l = Cast<to = 7>(lengths) "
+    mask += "u = Unsqueeze(l, last) m = Less(i, u) w = Where(m, zero, low)"
+    packed, done = skip_padding(layer("int32[b] lengths", mask, -3e38))
+    assert done is not None
+    assert (done.masks, done.hidden) == (("lengths",), None)
+    (engine,) = compile_programs([packed], native())
+    rng = np.random.default_rng(0)
+    lengths = np.append(rng.integers(1, 9, 32), 0).astype(np.int32)
+    x = rng.standard_normal((33, 9, 8)).astype(np.float32)
+    agree(engine, {"x": x, "lengths": lengths}, (1, 3), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("low", [3.4e38, 1e4, 9e3])
+def test_an_entry_of_which_two_masks_leave_nothing_weighs_all_keys(low: float) -> None:
+    """The second mask is as low as the first, or so near to it that what both hide still weighs something."""
+    mask = "f = Cast<to = 1>(mask) n = Sub(f, one) t = Mul(n, low) "
+    mask += "g = Cast<to = 1>(other) o = Sub(one, g) h = Mul(o, hidden) w = Add(t, h)"
+    p = layer("int64[b, s] mask, int64[b, s] other", mask, low)
+    packed, done = skip_padding(p)
+    assert done is not None
+    masks = np.array([[[0, 0, 1, 1], [0, 1, 1, 1]], [[1, 1, 0, 0], [1, 1, 1, 0]]])
+    x = np.random.default_rng(0).standard_normal((2, 4, 8)).astype(np.float32)
+    given = {"x": x, "mask": masks[0], "other": masks[1]}
+    found, right = (evaluate(one, given)["y"] for one in (packed, p))
+    np.testing.assert_allclose(found[0], right[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found[1, 1:3], right[1, 1:3], rtol=1e-5, atol=1e-5)
+
 
 OTHERS = {
     "of another input": f"q = MatMul(z, qw) a = {ATTENTION}(q, k, v, mk) y = MatMul(a, ow)",
@@ -262,29 +302,6 @@ def test_a_mask_tells_nothing_of_another_sequence_of_the_same_length(name: str) 
     given = {"mask": by_length([5, 1, 8], 8).astype(np.int64)}
     given |= {n: rng.standard_normal((3, 8, 8)).astype(np.float32) for n in "xz"}
     np.testing.assert_allclose(evaluate(packed, given)["y"], evaluate(p, given)["y"], rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("low", [3.4e38, 1e4, 9e3])
-def test_an_entry_of_which_two_masks_leave_nothing_weighs_all_keys(low: float) -> None:
-    """The second mask is as low as the first, or so near to it that what both hide still weighs something."""
-    rng = np.random.default_rng(0)
-    constants = {n: (0.4 * rng.standard_normal((8, 8))).astype(np.float32) for n in ("qw", "kw", "vw", "ow")}
-    numbers = {"one": 1, "first": -max(low, 1e4), "second": low}
-    constants |= {n: np.array(value, np.float32) for n, value in numbers.items()}
-    constants |= {"middle": np.array([1, 2])}
-    text = "(float[b, s, 8] x, int64[b, s] mask, int64[b, s] other) => (float[b, s, 8] y) { "
-    text += "f1 = Cast<to = 1>(mask) n1 = Sub(one, f1) w1 = Mul(n1, first) "
-    text += "f2 = Cast<to = 1>(other) n2 = Sub(f2, one) w2 = Mul(n2, second) w = Add(w1, w2) "
-    text += "mk = Unsqueeze(w, middle) q = MatMul(x, qw) k = MatMul(x, kw) v = MatMul(x, vw) "
-    text += f"a = {ATTENTION}(q, k, v, mk) y = MatMul(a, ow) }}"
-    p = program(text, constants)
-    packed, done = skip_padding(p)
-    assert done is not None
-    masks = np.array([[[1, 1, 0, 0], [1, 1, 1, 0]], [[0, 0, 1, 1], [0, 1, 1, 1]]])
-    given = {"x": rng.standard_normal((2, 4, 8)).astype(np.float32), "mask": masks[0], "other": masks[1]}
-    found, right = (evaluate(one, given)["y"] for one in (packed, p))
-    np.testing.assert_allclose(found[0], right[0], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(found[1, 1:3], right[1, 1:3], rtol=1e-5, atol=1e-5)
 
 
 def test_an_unknown_choice_is_refused() -> None:

@@ -155,6 +155,8 @@ def attentions() -> list[Case]:
     lengths = np.array([LENGTH, 2], np.int32)
     mask = np.arange(LENGTH) < lengths[:, None]
     square = np.tril(np.ones((LENGTH, LENGTH), bool)) & mask[:, None]
+    blind = np.array([[1] * LENGTH, [0] * LENGTH], np.int32)  # of the second entry nothing is shown
+    rows = square.astype(np.int32) * (np.arange(LENGTH) != 2)[:, None]
     added = floats(BATCH, HEADS, LENGTH, LENGTH)
     past = floats(2, BATCH, HEADS, 3, SIZE)
     long = np.concatenate([np.ones((BATCH, 3), bool), mask], axis=1).astype(np.int32)
@@ -174,6 +176,8 @@ def attentions() -> list[Case]:
             shown=mask,
         ),
         Case("Attention", (x, weight, bias, square.astype(np.int32)), attributes=heads | {"scale": 0.2}),
+        Case("Attention", (x, weight, bias, blind), attributes=heads | {"mask_filter_value": -15000.0}),
+        Case("Attention", (x, weight, bias, rows), attributes=heads),
         Case("Attention", (x, weight, bias, None, None, added), attributes=heads),
         Case("Attention", (x, weight, bias), attributes=heads | {"unidirectional": 1}),
         Case("Attention", (x, weight, bias, long, past), (0, 1), heads),
@@ -191,6 +195,7 @@ def attentions() -> list[Case]:
         ),
         Case("MultiHeadAttention", (q, k, v), attributes=heads),
         Case("MultiHeadAttention", (q, k, v, bias, keys), attributes=heads | {"scale": 0.3}),
+        Case("MultiHeadAttention", (q, k, v, None, blind[:, :1] * keys), attributes=heads),
         Case("MultiHeadAttention", (q, k, v, None, None, floats(1, HEADS, LENGTH, 7)), attributes=heads),
         Case("MultiHeadAttention", (q, q, q, None, None, None, *caches), (0, 1, 2), heads),
         Case("MultiHeadAttention", (q, q, q), attributes=heads | {"unidirectional": 1}),

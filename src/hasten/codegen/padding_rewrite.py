@@ -15,6 +15,7 @@ from hasten.loops.expr import (
     Size,
     Var,
     binary,
+    cast,
     const,
     free_vars,
     reduce,
@@ -340,9 +341,9 @@ class Rewrite:
         if self.seen.plain != TRUE:
             name = unused_name(self.program, "positions/any_plain")
             other = Var(INDEX, "other", position.extent)
-            some = reduce("max", (other,), self.seen.at(entry, other).plain)
-            result.append(Definition(name, DType.BOOL, (entry,), some, "entries with tokens"))
-            needed = binary("or", needed, unary("not", Load(DType.BOOL, name, (entry,))))
+            some = reduce("max", (other,), cast(self.seen.at(entry, other).plain, DType.U8))
+            result.append(Definition(name, DType.U8, (entry,), some, "entries with tokens"))
+            needed = binary("or", needed, binary("eq", Load(DType.U8, name, (entry,)), const(0, DType.U8)))
         name = unused_name(self.program, "positions/needed")
         result.append(Definition(name, DType.BOOL, (entry, position), needed, "positions that are needed"))
         which, at = Var(INDEX, "which", const(2)), Var(INDEX, "at", self.tokens.measured.bound + 1)

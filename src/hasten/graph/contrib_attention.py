@@ -104,20 +104,18 @@ def _attended(
     scale = r.attribute("scale", 0.0)
     if scale:
         attributes["scale"] = scale
-    keep = None
+    added = bias
     if mask is not None:
         keep = _kept(r, mask, k, past[0])
         if keep is None:
             return None
-    if bias is not None and keep is not None:
+        # A query from which all keys are hidden weighs them by their scores, as they all have this added.
         low = r.number(r.attribute("mask_filter_value", -10000.0), q)
-        zero = r.number(0.0, q)
-        keep = r.op("Add", r.op("Where", keep, zero, low), bias)
-    elif bias is not None:
-        keep = bias
+        hidden = r.op("Where", keep, r.number(0.0, q), low)
+        added = hidden if bias is None else r.op("Add", hidden, bias)
     if past[0] is None and not present:
-        return [r.op("Attention", q, k, v, keep, **attributes)]
-    return [*r.ops("Attention", 3, q, k, v, keep, *past, **attributes)]
+        return [r.op("Attention", q, k, v, added, **attributes)]
+    return [*r.ops("Attention", 3, q, k, v, added, *past, **attributes)]
 
 
 def _kept(r: Rewrite, mask: ir.Value, key: ir.Value, past: ir.Value | None) -> ir.Value | None:
