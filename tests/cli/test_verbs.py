@@ -391,7 +391,7 @@ def test_texts_are_verified_and_timed_and_maps_are_left_out(invoke: Invoke, tmp_
     for inputs in ((), ("--input", tmp_path / "x.npz")):
         passed = invoke("verify", artifact, model, *inputs)
         assert passed.exit_code == 0, passed.output
-        assert "Not compared: p (maps or sequences)" in passed.stdout
+        assert "Not compared: p (a map or sequence: export arrays, skl2onnx: zipmap=False)" in passed.stdout
         assert "onnxruntime" in passed.stdout
     found = json.loads(invoke("verify", artifact, model, "--json").stdout)
     assert [output["output"] for output in found["outputs"]] == ["label", "scores"]
@@ -405,6 +405,38 @@ def test_texts_are_verified_and_timed_and_maps_are_left_out(invoke: Invoke, tmp_
     assert [result["engine"] for result in results] == ["hasten", "onnxruntime"]
 
 
+def test_padding_that_inputs_do_not_tell_is_not_compared(invoke: Invoke, tmp_path: Path) -> None:
+    """Which positions lengths hide is not known from them alone; a mean over what they show is compared."""
+    y, mean = "float[b, 9, 8] y", "float[b, 1, 8] mean"
+    pool = "f = Cast<to = 1>(shown) u = Unsqueeze(f, deep) t = Mul(y, u) mean = ReduceMean(t, last)"
+    weights = {"w": np.eye(8, dtype=np.float32)[::-1], "places": np.arange(9), "last": np.array([1])}
+    weights |= {"middle": np.array([1, 2]), "deep": np.array([2])}
+    for name, outputs, nodes in (("both", f"{y}, {mean}", pool), ("one", y, "")):
+        model = onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["": 23]> g
+            (float[b, 9, 8] x, int64[b] lengths) => ({outputs}) {{
+            n = Unsqueeze(lengths, last) shown = Less(places, n) mask = Unsqueeze(shown, middle)
+            q = MatMul(x, w) k = MatMul(q, w) v = MatMul(k, w)
+            a = Attention<q_num_heads = 2, kv_num_heads = 2>(q, k, v, mask) y = MatMul(a, w) {nodes} }}""")
+        for constant, array in weights.items():
+            model.graph.initializer.append(onnx.numpy_helper.from_array(array, constant))
+        onnx.save(model, tmp_path / f"{name}.onnx")
+        assert invoke("compile", tmp_path / f"{name}.onnx", "-o", tmp_path / f"{name}.hasten").exit_code == 0
+    x = np.random.default_rng(0).standard_normal((3, 9, 8)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x, lengths=np.array([9, 2, 5]))
+
+    def verified(name: str) -> Result:
+        files = (tmp_path / f"{name}.hasten", tmp_path / f"{name}.onnx")
+        return invoke("verify", *files, "--input", tmp_path / "x.npz")
+
+    found = verified("both")
+    assert found.exit_code == 0, found.output
+    assert "Not compared: y (0 at the padding that lengths hides, in a way" in found.stdout
+    assert "mean" in found.stdout
+    refused = verified("one")
+    assert refused.exit_code == 2
+    assert "compile with --padding compute" in refused.stderr
+
+
 def test_maps_alone_cannot_be_verified(invoke: Invoke, tmp_path: Path) -> None:
     model = classifier_of_texts("no", "yes")
     del model.graph.output[2], model.graph.output[0]
@@ -412,7 +444,7 @@ def test_maps_alone_cannot_be_verified(invoke: Invoke, tmp_path: Path) -> None:
     assert invoke("compile", tmp_path / "maps.onnx", "-o", tmp_path / "maps.hasten").exit_code == 0
     refused = invoke("verify", tmp_path / "maps.hasten", tmp_path / "maps.onnx")
     assert refused.exit_code == 2
-    assert "only outputs that are maps or sequences (p)" in refused.stderr
+    assert "has no output that can be compared: p (a map or sequence: export arrays" in refused.stderr
 
 
 def test_json_has_no_infinity(invoke: Invoke, artifact: Path, tmp_path: Path) -> None:

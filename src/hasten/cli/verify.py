@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -16,6 +18,7 @@ from hasten.cli.sources import artifact_inputs, is_artifact, read_contents
 from hasten.errors import OptionError
 from hasten.runtime.session import open_session
 from hasten.search.engines import REFERENCE, check_outputs
+from hasten.search.hidden import unknown
 from hasten.search.measure_answers import compare, source_answers, without_padding
 
 _EXAMPLES = """\b
@@ -51,8 +54,8 @@ def verify(
 
     MODEL is run by ONNX Runtime (by ONNX's reference evaluator where that is missing or cannot), a Hugging
     Face folder by PyTorch. Positions that a mask hides are not compared where the artifact leaves them out
-    (see `hasten compile --padding`), nor are outputs that are maps or sequences. The exit code is 1 if a
-    difference is past the tolerance.
+    (see `hasten compile --padding`), nor outputs of which the inputs do not tell these, nor those that are
+    maps or sequences. The exit code is 1 if a difference is past the tolerance.
     """
     if is_artifact(model):
         raise OptionError(f"{model} is an artifact: give the ONNX file or folder that {artifact} came from")
@@ -65,21 +68,20 @@ def verify(
         steps("running the source model")
         engine, why, wanted = source_answers(model, feeds, target.cores())
     contents = read_contents(artifact)
-    arrays = {name: value for name, value in got.items() if isinstance(value, np.ndarray)}
-    maps = [name for name in got if name not in arrays]
+    maps = [name for name, value in got.items() if not isinstance(value, np.ndarray)]
     check_outputs(contents.manifest, [*wanted, *maps], engine)
-    if not arrays:
-        raise OptionError(
-            f"{artifact} has only outputs that are maps or sequences ({', '.join(maps)}), and arrays alone "
-            "can be compared: export the model so that it gives arrays (skl2onnx: zipmap=False)"
-        )
     padding = contents.raw["report"].get("padding", ())
+    apart = _apart(maps, padding)
+    arrays = {name: value for name, value in got.items() if name not in apart}
+    reasons = [f"{name} ({reason})" for name, reason in apart.items()]
+    if not arrays:
+        raise OptionError(f"{artifact} has no output that can be compared: {'; '.join(reasons)}")
     found = compare(without_padding(padding, feeds, wanted), without_padding(padding, feeds, arrays))
     passed = all(item.relative <= tolerance for item in found)
     if as_json:
         outputs = [dataclasses.asdict(item) for item in found]
         about = {"passed": passed, "tolerance": tolerance, "engine": engine.name, "version": engine.version}
-        echo_json({**about, "outputs": outputs, "not_compared": maps})
+        echo_json({**about, "outputs": outputs, "not_compared": list(apart)})
         sys.exit(0 if passed else 1)
     if engine is REFERENCE:
         click.echo(f"hasten: warning: {REFERENCE.name} ran the model, because {why}", err=True)
@@ -88,8 +90,8 @@ def verify(
         verdict = "ok" if item.relative <= tolerance else "TOO FAR"
         row(shown, item.output, number(item.absolute), number(item.range), number(item.relative), verdict)
     stdout().print(shown)
-    if maps:
-        click.echo(f"Not compared: {', '.join(maps)} (maps or sequences)")
+    for reason in reasons:
+        click.echo(f"Not compared: {reason}")
     inputs = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
     origin = input_file if input_file is not None else "made-up inputs"
     click.echo(
@@ -97,3 +99,15 @@ def verify(
     )
     click.echo(f"({inputs}); {tolerance:g} of the range may differ")
     sys.exit(0 if passed else 1)
+
+
+def _apart(maps: Sequence[str], padding: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The outputs that cannot be compared, and why, and what to do."""
+    apart = dict.fromkeys(maps, "a map or sequence: export arrays, skl2onnx: zipmap=False")
+    for name, masks in unknown(padding).items():
+        hide = "hides" if len(masks) == 1 else "hide"
+        apart[name] = (
+            f"0 at the padding that {' and '.join(masks)} {hide}, in a way that does not tell where: "
+            "compile with --padding compute"
+        )
+    return apart

@@ -78,13 +78,15 @@ def padding_of(artifact: Path) -> Padding:
         return tuple(json.loads(archive.read("manifest.json"))["report"]["padding"])
 
 
+def unknown(padding: Iterable[Mapping[str, Any]]) -> dict[str, Sequence[str]]:
+    """The outputs that are 0 at positions that cannot be told from inputs, and the inputs that hide those."""
+    return {name: s["masks"] for s in padding if s["hidden"] is None for name in s["outputs"]}
+
+
 def untold(padding: Padding, outputs: Collection[str]) -> bool:
     """Whether some outputs are 0 at positions that cannot be told from inputs, sample by sample."""
-    return any(
-        name in outputs and (skipped["hidden"] is None or axes[0] != 0)
-        for skipped in padding
-        for name, axes in skipped["outputs"].items()
-    )
+    crossed = {name for s in padding for name, axes in s["outputs"].items() if axes[0] != 0}
+    return not crossed.union(unknown(padding)).isdisjoint(outputs)
 
 
 @dataclass(frozen=True)
