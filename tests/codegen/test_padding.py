@@ -37,6 +37,8 @@ MASKS = {
     "mk = Where(u, g, lowest)",
     "causal": "m = Cast<to = 9>(mask) u = Unsqueeze(m, middle) "
     "i = Range(zero_i, length, one_i) j = Unsqueeze(i, last) c = LessOrEqual(i, j) mk = And(u, c)",
+    "future": "m = Cast<to = 9>(mask) n = Not(m) u = Unsqueeze(n, middle) "
+    "i = Range(zero_i, length, one_i) j = Unsqueeze(i, last) c = Less(j, i) o = Or(u, c) mk = Not(o)",
 }
 """Masks of an attention, `mk`, made from an input `mask` [b, s] of integers."""
 
@@ -218,6 +220,10 @@ def test_fixed_sizes(shape: str) -> None:
 def test_what_depends_on_padding_is_computed_with_it(outputs: str, nodes: str) -> None:
     p = transformer("low", outputs, nodes)
     assert skip_padding(p) == (p, None)
+    reader, reason = nodes.split(" = ")[1].partition("<")[0], why_padded(p)
+    assert reason is not None
+    assert reason.startswith(reader)
+    assert " reads x2 at positions that mask may hide" in reason
 
 
 ATTENTION = "Attention<q_num_heads = 2, kv_num_heads = 2>"

@@ -241,7 +241,7 @@ def _without_padding(steps: Sequence[Step]) -> tuple[list[Step], list[Skipped], 
             program, done = skip_padding(step.program, read)
             result.append(replace(step, program=program))
             skipped += [] if done is None else [done]
-            reason = why_padded(step.program) if done is None else None
+            reason = why_padded(step.program, read) if done is None else None
             padded += [] if reason is None else [reason]
         else:
             result.append(step)

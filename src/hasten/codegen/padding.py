@@ -22,7 +22,7 @@ computed from; in the end nothing may be left to pack. Outputs keep their shape:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from hasten.codegen.padding_mask import SeenKeys, hides_by_query, hiding_value, seen_keys
@@ -67,50 +67,98 @@ def skip_padding(program: Program, whole: Collection[str] = ()) -> tuple[Program
     Returns:
         The program to run, and what was done; None where padding cannot be told or left out.
     """
-    sequences = Sequences.of(program)
-    found = _largest_group(program, sequences)
-    if found is None:
+    found = _attempt(program, whole)
+    if found is None or not found.is_worth_it:
         return program, None
-    seen, names = found.seen, frozenset(found.attentions)
-    batch, length = seen.batch.extent, seen.key.extent
-    assert batch is not None and length is not None
-    tokens = Tokens(batch, length, unused_name(program, "tokens"), unused_name(program, "positions/rank"))
-    packed = _candidates(program, sequences, found, tokens)
-    packed = {name: axes for name, axes in packed.items() if name not in whole}
-    while True:
-        pass_ = Rewrite(program, tokens, seen, names, packed)
-        definitions = [pass_.definition(d) for d in program.definitions.values()]
-        if not pass_.blocked:
-            break
-        packed = {name: axes for name, axes in packed.items() if name not in pass_.blocked}
-    bodies = [program.definitions[name].body for name in packed]
-    if not all(any(isinstance(b, kind) for b in bodies) for kind in (Attention, Gemm)):
-        return program, None
-    unpacked = [pass_.unpacked(name) for name in program.outputs if name in packed]
-    added = [*pass_.index_definitions(), *pass_.per_token.values()]
-    everything = {d.name: d for d in (*added, *definitions, *unpacked)}
+    rewrite, packed = found.rewrite, found.rewrite.packed
+    unpacked = [rewrite.unpacked(name) for name in program.outputs if name in packed]
+    added = [*rewrite.index_definitions(), *rewrite.per_token.values()]
+    everything = {d.name: d for d in (*added, *found.definitions, *unpacked)}
     result = replace(
         program,
         definitions=_ordered(everything),
-        measured={**program.measured, tokens.size: tokens.measured},
+        measured={**program.measured, rewrite.tokens.size: rewrite.tokens.measured},
     )
-    masks = tuple(name for name in program.inputs if name in sources(program, [seen.condition]))
     outputs = {name: packed[name] for name in program.outputs if name in packed}
-    return result, Skipped(masks, hiding_value(program, seen), len(packed), outputs)
+    return result, Skipped(found.masks, hiding_value(program, rewrite.seen), len(packed), outputs)
 
 
-def why_padded(program: Program) -> str | None:
-    """Why padding was not left out where masks of the inputs might tell of it; None if none might."""
+def why_padded(program: Program, whole: Collection[str] = ()) -> str | None:
+    """Why padding was not left out where masks of the inputs might tell of it; None if none might.
+
+    Args:
+        program: as `skip_padding` took it.
+        whole: the same.
+    """
     sequences, bodies = Sequences.of(program), (d.body for d in program.definitions.values())
     own = [a for a in bodies if isinstance(a, Attention) and _own_sequence(sequences, a)]
     many = sum(hides_by_query(program, a) for a in own)
-    if not many:
+    if many:
+        return (
+            f"{many} attention{'s add' if many > 1 else ' adds'} a mask that depends on the query: one that "
+            "sees no key weighs hidden keys like others, and which do is not known; "
+            "a boolean mask of the keys would tell"
+        )
+    found = _attempt(program, whole)
+    if found is None or found.is_worth_it:
         return None
-    return (
-        f"{many} attention{'s add' if many > 1 else ' adds'} a mask that depends on the query: one that sees "
-        "no key weighs hidden keys like others, and which do is not known; "
-        "a boolean mask of the keys would tell"
-    )
+    for name, reader in found.needed.items():
+        by = program.definitions[reader]
+        if by.dtype.is_float:
+            return (
+                f"{by.origin or reader} reads {name} at positions that {' and '.join(found.masks)} may hide, "
+                "and with that nearly all that attention is computed from"
+            )
+    return None
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """How far padding can be left out of a program.
+
+    Attributes:
+        rewrite: with all that can be packed.
+        definitions: what it makes of the program's.
+        needed: tensors that are needed everywhere, each with what reads it so; what these two are computed
+            from is needed too.
+    """
+
+    rewrite: Rewrite
+    definitions: Sequence[Definition]
+    needed: Mapping[str, str]
+
+    @property
+    def is_worth_it(self) -> bool:
+        """Whether an attention and a product are among what is packed."""
+        bodies = [self.rewrite.program.definitions[name].body for name in self.rewrite.packed]
+        return all(any(isinstance(b, kind) for b in bodies) for kind in (Attention, Gemm))
+
+    @property
+    def masks(self) -> tuple[str, ...]:
+        """The inputs that tell which positions are needed."""
+        program, read = self.rewrite.program, self.rewrite.seen.condition
+        return tuple(name for name in program.inputs if name in sources(program, [read]))
+
+
+def _attempt(program: Program, whole: Collection[str]) -> _Attempt | None:
+    """Packs all that can be packed for the most frequent mask; None where there is no mask."""
+    sequences = Sequences.of(program)
+    group = _largest_group(program, sequences)
+    if group is None:
+        return None
+    batch, length = group.seen.batch.extent, group.seen.key.extent
+    assert batch is not None and length is not None
+    tokens = Tokens(batch, length, unused_name(program, "tokens"), unused_name(program, "positions/rank"))
+    packed = _candidates(program, sequences, group, tokens)
+    packed = {name: axes for name, axes in packed.items() if name not in whole}
+    first: Mapping[str, str] | None = None
+    while True:
+        rewrite = Rewrite(program, tokens, group.seen, frozenset(group.attentions), packed)
+        definitions = [rewrite.definition(d) for d in program.definitions.values()]
+        first = rewrite.blocked if first is None else first
+        if not rewrite.blocked:
+            return _Attempt(rewrite, definitions, first)
+        packed = {name: axes for name, axes in packed.items() if name not in rewrite.blocked}
 
 
 @dataclass

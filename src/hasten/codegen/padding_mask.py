@@ -143,6 +143,9 @@ def _may_hold(e: Expr, own: frozenset[Var]) -> Expr:
         return e
     if isinstance(e, Op) and e.op in ("and", "or"):
         return binary(e.op, _may_hold(e.args[0], own), _may_hold(e.args[1], own))
+    if isinstance(e, Op) and e.op == "not" and isinstance(e.args[0], Op) and e.args[0].op in ("and", "or"):
+        other = "or" if e.args[0].op == "and" else "and"
+        return _may_hold(binary(other, *(unary("not", a) for a in e.args[0].args)), own)
     if isinstance(e, Op) and e.op == "select" and e.args[2] == FALSE:
         return binary("and", _may_hold(e.args[0], own), _may_hold(e.args[1], own))
     return TRUE

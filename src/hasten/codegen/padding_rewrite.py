@@ -126,7 +126,8 @@ class Rewrite:
         seen: the mask.
         attentions: names of the attentions with that mask.
         packed: the tensors to pack.
-        blocked: those of them that something reads at positions that are not known to be needed.
+        blocked: those of them that something reads at positions that are not known to be needed, and what
+            does so first.
         positions: constant positions that are read.
         conditions: what else makes a position needed, in terms of the variables of `seen`.
         per_token: masks of keys by token, by their expression.
@@ -137,13 +138,15 @@ class Rewrite:
     seen: SeenKeys
     attentions: frozenset[str]
     packed: Mapping[str, Axes]
-    blocked: set[str] = field(default_factory=set)
+    blocked: dict[str, str] = field(default_factory=dict)
     positions: dict[Expr, None] = field(default_factory=dict)
     conditions: dict[Expr, None] = field(default_factory=dict)
     per_token: dict[Expr, Definition] = field(default_factory=dict)
+    _reader: str = ""
 
     def definition(self, d: Definition) -> Definition:
         """A definition that reads packed tensors, and is packed itself if it should be."""
+        self._reader = d.name
         if d.name not in self.packed:
             if isinstance(d.body, Expr):
                 return replace(d, body=self.read(d.body))
@@ -165,10 +168,10 @@ class Rewrite:
             case Expr():
                 body = self.at_token(d.body, place)
             case _:
-                self.blocked.add(d.name)
+                self.blocked[d.name] = d.name
                 return d
         if isinstance(body, Attention) and _gathers(body):
-            self.blocked.add(d.name)
+            self.blocked[d.name] = d.name
             return d
         return replace(d, name=self.name_of(d.name), vars=variables, body=body)
 
@@ -239,7 +242,7 @@ class Rewrite:
             return at(self.tokens.rank(entry, position))
         outside = self.outside(node.buffer)
         if outside is None:
-            self.blocked.add(node.buffer)
+            self.blocked.setdefault(node.buffer, self._reader)
             return node
         self.conditions[outside.needed] = None
         own = self.program.definitions[node.buffer].vars
