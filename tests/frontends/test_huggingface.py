@@ -24,6 +24,7 @@ SMALL = {
 }
 BERT = transformers.BertConfig(**SMALL)
 LLAMA = transformers.LlamaConfig(**SMALL)
+BART = {"layers": 1, "attention_heads": 4, "ffn_dim": 64}
 VIT = transformers.ViTConfig(**SMALL, image_size=32, patch_size=8)
 
 
@@ -81,6 +82,18 @@ def test_a_decoder_has_no_cache_and_respects_padding(tmp_path: Path) -> None:
     model = load(tmp_path)
     assert list(_shapes(model)) == ["input_ids", "attention_mask", "logits"]
     _compare(model, original, **_padded(3, 9, 5, 100))
+
+
+def test_the_texts_of_encoder_and_decoder_have_lengths_of_their_own(tmp_path: Path) -> None:
+    layers = {f"{part}_{what}": n for part in ("encoder", "decoder") for what, n in BART.items()}
+    config = transformers.BartConfig(vocab_size=100, d_model=32, **layers)
+    original = _save(transformers.BartModel, config, tmp_path)
+    inputs = _padded(2, 9, 5, 100)
+    model = load(tmp_path, example=inputs | {"decoder_input_ids": inputs["input_ids"].flip(1)})
+    assert _shapes(model)["last_hidden_state"] == "[batch,decoder_sequence,32]"
+    _compare(
+        model, original, **_padded(3, 12, 4, 100), decoder_input_ids=inputs["input_ids"][:1, :7].expand(3, 7)
+    )
 
 
 def test_a_picture_model(tmp_path: Path) -> None:

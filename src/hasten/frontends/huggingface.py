@@ -35,6 +35,7 @@ _WEIGHTS = (
 )
 # Sizes to trace with. They differ from each other and from 1, which the tracer would fix.
 _BATCH, _SEQUENCE = 2, 16
+_DECODER = "decoder_sequence"
 
 
 def accepts(source: object) -> bool:
@@ -77,7 +78,8 @@ def load(source: object, *, example: Example | None = None, dynamic: Dynamic | N
     Inputs and outputs have the names that `transformers` gives them: `input_ids`,
     `attention_mask`, `token_type_ids` (where the model has several types) or `pixel_values`;
     `last_hidden_state`, `pooler_output`, `logits` and so on. For text `batch` and `sequence` are
-    symbolic, for pictures `batch`; the picture's size is the configuration's.
+    symbolic (and `decoder_sequence`, which may differ), for pictures `batch`; the picture's size is the
+    configuration's.
 
     Args:
         source: The folder.
@@ -112,7 +114,9 @@ def load(source: object, *, example: Example | None = None, dynamic: Dynamic | N
     names = output_names(result)
     attempts = _symbolic(inputs) if dynamic is None else [check_dynamic(dynamic, inputs)]
     limit = getattr(model.config, "max_position_embeddings", None)
-    limits = {"sequence": limit} if isinstance(limit, int) and limit > _SEQUENCE else {}
+    limits = {}
+    if isinstance(limit, int) and limit > _SEQUENCE:
+        limits = {"sequence": limit, _DECODER: limit}
     exported = export_dynamic(model, (), inputs, attempts, names, limits)
     _drop_unused_inputs(exported)
     return exported
@@ -224,11 +228,11 @@ def _example(model: Any, folder: Path) -> dict[str, Any]:
 
 
 def _symbolic(inputs: Mapping[str, Any]) -> list[dict[str, dict[int, str]]]:
-    """Return which sizes to make symbolic, best first: batch and sequence, batch, none."""
+    """Return which sizes to make symbolic, best first: batch and lengths, batch, none."""
     import torch
 
     text = {
-        name: {0: "batch", 1: "sequence"}
+        name: {0: "batch", 1: _DECODER if name.startswith("decoder_") else "sequence"}
         for name, value in inputs.items()
         if isinstance(value, torch.Tensor) and value.ndim == 2 and not value.is_floating_point()
     }
