@@ -90,9 +90,11 @@ def why_padded(program: Program, whole: Collection[str] = ()) -> str | None:
         program: as `skip_padding` took it.
         whole: the same.
     """
-    sequences, bodies = Sequences.of(program), (d.body for d in program.definitions.values())
-    own = [a for a in bodies if isinstance(a, Attention) and _own_sequence(sequences, a)]
-    many = sum(hides_by_query(program, a) for a in own)
+    attentions = _attentions(program).values()
+    if not attentions:
+        return None
+    sequences = Sequences.of(program)
+    many = sum(bool(_own_sequence(sequences, a)) and hides_by_query(program, a) for a in attentions)
     if many:
         return (
             f"{many} attention{'s add' if many > 1 else ' adds'} a mask that depends on the query: one that "
@@ -142,6 +144,8 @@ class _Attempt:
 
 def _attempt(program: Program, whole: Collection[str]) -> _Attempt | None:
     """Packs all that can be packed for the most frequent mask; None where there is no mask."""
+    if not _attentions(program):
+        return None
     sequences = Sequences.of(program)
     group = _largest_group(program, sequences)
     if group is None:
@@ -179,18 +183,19 @@ class _Group:
 def _largest_group(program: Program, sequences: Sequences) -> _Group | None:
     """The self-attentions that share the most frequent mask."""
     groups: dict[tuple[Expr, Expr], _Group] = {}
-    for d in program.definitions.values():
-        a = d.body
-        if not isinstance(a, Attention):
-            continue
+    for name, a in _attentions(program).items():
         own, seen = _own_sequence(sequences, a), seen_keys(program, a)
         if own and seen is not None:
             entry, position = Var(INDEX, "entry", a.batch.extent), Var(INDEX, "position", a.key.extent)
             same = seen.at(entry, position)
             group = groups.setdefault((same.condition, same.plain), _Group(same))
-            group.attentions.append(d.name)
+            group.attentions.append(name)
             group.places |= own
     return max(groups.values(), key=lambda g: len(g.attentions), default=None)
+
+
+def _attentions(program: Program) -> dict[str, Attention]:
+    return {d.name: d.body for d in program.definitions.values() if isinstance(d.body, Attention)}
 
 
 def _own_sequence(sequences: Sequences, a: Attention) -> frozenset[Place]:
