@@ -85,7 +85,7 @@ def test_tuning_that_changes_nothing_says_so(invoke: Invoke, model: Path, databa
     command = ("compile", model, "-o", database.parent / "m.hasten", "--database", database)
     done = invoke(*command, "--tune", "stored", "--target", native().name, "--target", abroad)
     assert done.stdout.splitlines()[:2] == [
-        f"tuning for {native().name}: 0 of 1 kernels had a result",
+        f"tuning for {native().name}: 0 of 1 kernels use a result",
         f"tuning for {abroad}: none, this machine does not run it; its kernels are as by default",
     ]
     done = invoke(*command, "--tune", "quick", "--target", abroad, "--json")

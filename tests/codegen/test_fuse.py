@@ -167,11 +167,16 @@ def test_what_several_elements_share_is_computed_once():
     assert [s.name for s in parts] == ["y"]
 
 
-GROUPS = "(float[n, 32, h, w] x, float[n, 64, h, w] r) => (float[n, 6, h, w] y) { @ }"
+GROUPS = "(float[n, 32, h, w] x, float[n, 64, h, w] r) => (float[n, 6, oh, ow] y) { @ }"
 GROUPED = {
     "k": np.random.default_rng(0).standard_normal((64, 16, 3, 3)).astype(np.float32),
     "b": np.arange(64, dtype=np.float32),
     "w1": np.random.default_rng(1).standard_normal((6, 64, 1, 1)).astype(np.float32),
+    "w3": np.random.default_rng(4).standard_normal((64, 32, 1, 1)).astype(np.float32),
+    "behind": np.array([0, 0, 0, 0, 0, 0, 1, 1]),
+    "start": np.array([0]),
+    "end": np.array([-1]),
+    "axis": np.array([2]),
     "w2": np.random.default_rng(2).standard_normal((6, 32, 3, 3)).astype(np.float32),
 }
 
@@ -182,13 +187,18 @@ GROUPED = {
         ("s = Add(g, r) a = Relu(s) y = Conv(a, w1)", 3),
         ("t = Sigmoid(g) a = Mul(g, t) y = Conv<group = 2, pads = [1, 1, 1, 1]>(a, w2)", 1),
         ("m = MaxPool<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(g) y = Conv(m, w1)", 0),
+        ("q = Conv(x, w3) s = Add(g, q) y = Conv(s, w1)", 2),  # reads what is computed after the product
+        ("p = Pad(g, behind) y = Conv(p, w1)", 1),
+        ("p = Concat<axis = 2>(g, r) y = Conv(p, w1)", 1),
+        ("p = Concat<axis = 0>(g, r) y = Conv(p, w1)", 1),
+        ("p = Slice(g, start, end, axis) q = Slice(r, start, end, axis) s = Add(p, q) y = Conv(s, w1)", 1),
     ],
 )
 def test_what_follows_groups_of_channels_is_their_epilogue(nodes, taken):
     """Unless it is read twice, or windows slide over it: they are for what is written."""
     head = "g = Conv<group = 2, pads = [1, 1, 1, 1]>(x, k, b) "
     p = program(GROUPS.replace("@", head + nodes), GROUPED)
-    product, *_ = fuse(p)
+    product = next(s for s in fuse(p) if s.name == "g_product")
     found = [] if product.epilogue is None else [n for n in walk(product.epilogue) if isinstance(n, Op)]
     assert sum(n.dtype is F32 for n in found) == taken  # bias, sum and activation
     (engine,) = compile_programs([p], native())

@@ -229,7 +229,7 @@ def test_what_depends_on_padding_is_computed_with_it(outputs: str, nodes: str) -
 ATTENTION = "Attention<q_num_heads = 2, kv_num_heads = 2>"
 
 
-def layer(inputs: str, mask: str, low: float = -1e4) -> Program:
+def layer(inputs: str, mask: str, low: float = -1e4, attention: str = ATTENTION) -> Program:
     """An attention of an input `x` to itself, between products; `mask` makes `w` [b, s] of other inputs."""
     rng = np.random.default_rng(0)
     constants = {n: (0.4 * rng.standard_normal((8, 8))).astype(np.float32) for n in ("qw", "kw", "vw", "ow")}
@@ -239,7 +239,16 @@ def layer(inputs: str, mask: str, low: float = -1e4) -> Program:
     constants |= {n: np.array(value) for n, value in integers.items()}
     text = f"(float[b, s, 8] x, {inputs}) => (float[b, s, 8] y) {{ {mask} mk = Unsqueeze(w, middle) "
     text += "q = MatMul(x, qw) k = MatMul(x, kw) v = MatMul(x, vw) "
-    return program(f"{text} a = {ATTENTION}(q, k, v, mk) y = MatMul(a, ow) }}", constants)
+    return program(f"{text} a = {attention}(q, k, v, mk) y = MatMul(a, ow) }}", constants)
+
+
+def test_a_mask_that_is_added_to_a_causal_attention_does_not_tell() -> None:
+    """A token of which all earlier ones are hidden weighs those."""
+    added = ("float[b, s] m", "u = Sub(one, m) w = Mul(u, low)")
+    assert skip_padding(layer(*added))[1] is not None
+    p = layer(*added, attention=ATTENTION.replace(">", ", is_causal = 1>"))
+    assert skip_padding(p) == (p, None)
+    assert "depends on the query" in (why_padded(p) or "")
 
 
 def test_products_of_an_input_read_its_rows_at_the_tokens() -> None:

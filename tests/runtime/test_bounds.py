@@ -259,6 +259,7 @@ def test_parts_that_an_axis_is_too_short_for():
 SLIDING = {
     "Conv": "y = Conv(x, k)",
     "MaxPool": "y = MaxPool<kernel_shape = [5, 5]>(x)",
+    "VALID": 'y = Conv<auto_pad = "VALID">(x, k)',
     "AveragePool": "y = AveragePool<kernel_shape = [5, 5], ceil_mode = 1>(x)",
 }
 

@@ -44,6 +44,21 @@ def test_what_runs_on_processors_of_others_is_not_counted(
         assert in_use(used) == f"{used:.1f} of {len(mine)} processors in use"
 
 
+def test_a_container_that_counts_its_processors_from_0_counts_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = tmp_path / "stat"
+
+    def write(user: int, idle: int) -> None:
+        stat.write_text("".join(f"{name} {user} 0 0 {idle} 0\n" for name in ("cpu", "cpu0", "cpu1")))
+
+    monkeypatch.setattr(busy, "_STAT", stat)
+    monkeypatch.setattr(busy.time, "sleep", lambda _: write(1075, 25))
+    monkeypatch.setattr(busy.os, "sched_getaffinity", lambda _: {1, 2})
+    write(1000, 0)
+    assert busy_cores() == pytest.approx(1.5)
+
+
 def test_a_small_part_of_a_large_machine_is_not_busy_because_the_rest_works(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

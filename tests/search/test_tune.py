@@ -17,7 +17,7 @@ from hasten.codegen.lower_stages import lower_program
 from hasten.codegen.schedule import Order, Schedule, Schedules, candidate_schedules
 from hasten.errors import ToolchainError, TuningError
 from hasten.loops.dtypes import DType
-from hasten.search.results import Results, export_lines, import_lines
+from hasten.search.results import Result, Results, export_lines, import_lines
 from hasten.search.tune import (
     SCREENING_ROUNDS,
     Pick,
@@ -285,12 +285,18 @@ def test_what_was_measured_elsewhere_is_verified_before_it_is_used(results: Resu
     assert wrong.rows() == []
 
 
-def test_what_cannot_be_built_is_not_verified_and_kept(results: Results) -> None:
-    """A compiler that fails says nothing of a schedule."""
+def of_another_machine(results: Results) -> list[Result]:
+    """Results for `SMALL`, as if imported."""
     tune_programs([SMALL], native(), SIZES, results, SETTINGS, build=Builder(rows_outside_is_faster))
     imported = results.rows()
     results.clear()
     results.record(imported, verified=False)
+    return imported
+
+
+def test_what_cannot_be_built_is_not_verified_and_kept(results: Results) -> None:
+    """A compiler that fails says nothing of a schedule."""
+    imported = of_another_machine(results)
     builder = Builder(rows_outside_is_faster, fails=True)
     notes = verify_stored([SMALL], native(), SIZES, results, SETTINGS, build=builder).notes
     assert len(notes) == 2
@@ -315,15 +321,26 @@ def test_the_time_limit(results: Results) -> None:
 
 
 def test_verifying_ends_with_the_time(results: Results) -> None:
-    tune_programs([SMALL], native(), SIZES, results, SETTINGS, build=Builder(rows_outside_is_faster))
-    imported = results.rows()
-    results.clear()
-    results.record(imported, verified=False)
+    of_another_machine(results)
     count = itertools.count()
     once = dataclasses.replace(SETTINGS, out_of_time=lambda: next(count) >= 1)
     verify_stored([SMALL], native(), SIZES, results, once, build=Builder(rows_outside_is_faster))
     assert [r.kernel for r in results.rows(verified=True)] == ["f32: ~32 rows, depth 70, 70 columns"]
     assert len(results.rows(verified=False)) == 1
+
+
+def test_what_was_verified_before_an_interruption_stays_so(results: Results) -> None:
+    of_another_machine(results)
+    told = itertools.count()
+
+    def interrupt(_: str) -> None:
+        if next(told) == 1:
+            raise KeyboardInterrupt
+
+    build = Builder(rows_outside_is_faster)
+    with pytest.raises(KeyboardInterrupt):
+        verify_stored([SMALL], native(), SIZES, results, SETTINGS, build=build, progress=interrupt)
+    assert [r.kernel for r in results.rows(verified=True)] == ["f32: ~32 rows, depth 70, 70 columns"]
 
 
 @pytest.mark.parametrize("looks", [2, 15, 25])

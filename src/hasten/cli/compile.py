@@ -88,7 +88,7 @@ Examples:
     "--tune-seconds",
     metavar="S",
     type=click.FloatRange(min=0, min_open=True),
-    help="Time limit for measuring. [default: 60 if quick, 600 if full]",
+    help="Time limit for measuring and verifying, all targets together. [default: 60 if quick, 600 if full]",
 )
 @click.option(
     "--shape",
@@ -185,7 +185,7 @@ def _show_tuning(target: str, about: Mapping[str, Any]) -> None:
     if "skipped" in about:
         click.echo(f"tuning for {target}: none, {about['skipped']}; its kernels are as by default")
     elif about["effort"] == Tune.STORED:
-        click.echo(f"tuning for {target}: {about['used']} of {about['kernels']} kernels had a result")
+        click.echo(f"tuning for {target}: {about['used']} of {about['kernels']} kernels use a result")
     if "measured" not in about:
         return
     kept = {

@@ -33,7 +33,8 @@ def tune() -> None:
     """Show, exchange or delete the results of tuning.
 
     `hasten compile --tune quick` measures the kernels of a model in several schedules and keeps the
-    fastest of each in a database, by kernel, instruction set, processor and threads.
+    fastest of each in a database, by kernel, instruction set, processor, threads and
+    version of hasten.
     """
 
 

@@ -114,9 +114,11 @@ def _taken_in(
     """
     if not isinstance(d.body, Expr) or any(isinstance(n, Reduce) for n in walk(d.body)):
         return None
-    read = list(dict.fromkeys(n for n in walk(d.body) if isinstance(n, Load)))
+    read: dict[str, list[Load]] = {}
+    for load in dict.fromkeys(n for n in walk(d.body) if isinstance(n, Load)):
+        read.setdefault(load.buffer, []).append(load)
     for at, s in enumerate(stages):
-        loads = [n for n in read if n.buffer == s.name]
+        loads = read.get(s.name, ())
         if len(loads) != 1 or not _takes_in(s, d, plain):
             continue
         between = [n for n, m in inlined.items() if s.name in m.reads()]
@@ -127,7 +129,8 @@ def _taken_in(
         fits = free_vars(epilogue) <= set(s.vars) and height(epilogue) <= HIGHEST
         if fits and all(uses[n] == 1 for n in (s.name, *between)):
             origins = tuple(dict.fromkeys([*s.origins, d.origin]))
-            stages[at] = replace(s, dtype=d.dtype, epilogue=epilogue, origins=origins)
+            del stages[at]  # it moves behind what else its epilogue reads
+            stages.append(replace(s, dtype=d.dtype, epilogue=epilogue, origins=origins))
             return replace(d, body=Load(d.dtype, s.name, loads[0].index))
     return None
 
@@ -145,7 +148,8 @@ def _positions(index: Sequence[Expr], variables: Sequence[Var]) -> dict[Expr, Ex
     parts: dict[tuple[Expr, Expr], dict[str, Var]] = {}
     for e, v in zip(index, variables, strict=True):
         if isinstance(e, Var):
-            found[e] = v
+            if e.extent is not None and v.extent is not None and constant_int(e.extent - v.extent) == 0:
+                found[e] = v
         elif isinstance(e, Op) and e.op in ("floordiv", "mod"):
             parts.setdefault((e.args[0], e.args[1]), {})[e.op] = v
     for (whole, size), by in parts.items():

@@ -106,7 +106,7 @@ def why_padded(program: Program, whole: Collection[str] = ()) -> str | None:
         return None
     for name, reader in found.needed.items():
         by = program.definitions[reader]
-        if by.dtype.is_float:
+        if name != reader and by.dtype.is_float:  # not what has no packed form itself, but what reads it
             return (
                 f"{by.origin or reader} reads {name} at positions that {' and '.join(found.masks)} may hide, "
                 "and with that nearly all that attention is computed from"
@@ -155,14 +155,22 @@ def _attempt(program: Program, whole: Collection[str]) -> _Attempt | None:
     tokens = Tokens(batch, length, unused_name(program, "tokens"), unused_name(program, "positions/rank"))
     packed = _candidates(program, sequences, group, tokens)
     packed = {name: axes for name, axes in packed.items() if name not in whole}
-    first: Mapping[str, str] | None = None
+    needed: Mapping[str, str] | None = None
     while True:
         rewrite = Rewrite(program, tokens, group.seen, frozenset(group.attentions), packed)
-        definitions = [rewrite.definition(d) for d in program.definitions.values()]
-        first = rewrite.blocked if first is None else first
+        definitions = []
+        # From the end: what a tensor is computed from is needed where it is, and a chain is told at once,
+        # but in the first round, which finds what begins them.
+        for d in reversed(program.definitions.values()):
+            before = len(rewrite.blocked)
+            definitions.append(rewrite.definition(d))
+            for name in list(rewrite.blocked)[before:] if needed is not None else ():
+                packed.pop(name, None)
+        if needed is None:
+            needed = dict(reversed(rewrite.blocked.items()))
+            packed = {name: axes for name, axes in packed.items() if name not in needed}
         if not rewrite.blocked:
-            return _Attempt(rewrite, definitions, first)
-        packed = {name: axes for name, axes in packed.items() if name not in rewrite.blocked}
+            return _Attempt(rewrite, definitions[::-1], needed)
 
 
 @dataclass

@@ -127,12 +127,16 @@ def seen_keys(program: Program, a: Attention) -> SeenKeys | None:
 def hides_by_query(program: Program, a: Attention) -> bool:
     """Whether an attention adds what may hide keys, by inputs, from some queries and not from others.
 
-    It tells nothing, then: a query from which it hides all keys weighs them all alike.
+    Or from all, of those that a condition leaves to each. It tells nothing, then: a query from which it hides
+    all keys weighs them all alike.
     """
     own = frozenset({a.batch, a.key})
+    causal = a.keep is not None and not free_vars(inlined(program, a.keep)) <= own
     for term in () if a.bias is None else _terms(inlined(program, a.bias)):
         reads = {n.buffer for n in walk(term) if isinstance(n, Load)} - program.constants.keys()
-        if reads and free_vars(term) >= {a.row, a.key} and _above(program, term, LOW, own) is None:
+        above = _above(program, term, LOW, own)
+        by_query = free_vars(term) >= {a.row, a.key} and above is None
+        if reads and (by_query or (causal and above is not None and above != TRUE)):
             return True
     return False
 

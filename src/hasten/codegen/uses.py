@@ -40,8 +40,8 @@ def _count_loads(e: Expr, domain: set[Var], count: Counter[str]) -> None:
 def shared_of(program: Program, live: list[Definition]) -> set[str]:
     """Tensors of which several elements of a reader may read the same one.
 
-    A quotient stands without its remainder (a picture that grows), or places are looked up, in a tensor not
-    known to have as many elements as its reader.
+    A quotient stands without its remainder (a picture that grows), or places are looked up, in a tensor that
+    is not known to have as many elements as its reader.
     """
     found: set[str] = set()
     for d in live:
@@ -50,7 +50,7 @@ def shared_of(program: Program, live: list[Definition]) -> set[str]:
             for load in (n for n in walk(d.body) if isinstance(n, Load) and n.buffer in program.definitions):
                 read = _count(program.definitions[load.buffer].vars)
                 grows = readers is None or read is None or readers > read
-                if _has_lone_quotient(load.index) or (grows and is_indirect(load)):
+                if grows and (_has_lone_quotient(load.index) or is_indirect(load)):
                     found.add(load.buffer)
     return found
 

@@ -126,10 +126,10 @@ def windows(
             less = total // 2
             pair = (less, total - less) if auto == "SAME_UPPER" else (total - less, less)
             w = Window(extent, kernel[d], strides[d], dilations[d], *pair)
-        else:
-            least = w.reach - w.stride - pads[d] - pads[rank + d]  # none fits, and there are fewer than none
-            if least > 0:
-                ctx.require(binary("le", least, extent), f"{least} or more elements along a spatial axis")
+        # With less there would be fewer than no windows; never where padding follows from the extent.
+        least = constant_int(const(w.reach - w.stride) - w.before - w.after)
+        if least is not None and least > 0:
+            ctx.require(binary("le", least, extent), f"{least} or more elements along a spatial axis")
         result.append(w)
     return result
 

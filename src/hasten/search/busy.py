@@ -58,5 +58,7 @@ def _times() -> list[int] | None:
         rows = [line.split() for line in _STAT.read_text("utf-8").splitlines()]
     except OSError:
         return None
+    if not own <= {row[0] for row in rows if row}:
+        own = {"cpu"}  # a container that counts its own processors from 0: all of them together
     counted = [[int(word) for word in row[1 : 1 + _COUNTED]] for row in rows if row and row[0] in own]
     return [sum(column) for column in zip(*counted, strict=True)] or None

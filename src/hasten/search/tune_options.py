@@ -41,8 +41,8 @@ class Tuning:
         effort: "0": from their shapes alone, so that the same model gives the same artifact anywhere;
             "stored": from earlier measurements on this processor, where there are any; "quick" and "full":
             measured now where they were not before, and remembered.
-        seconds: time limit for measuring, of all targets together; None for a minute ("quick") or ten
-            ("full").
+        seconds: time limit for measuring and for verifying before it, of all targets together; None for a
+            minute ("quick") or ten ("full"). "stored" has none.
         shapes: shapes that inputs will likely have, by name. Sizes that nothing says are guessed by name.
         database: file of the measurements; None for the one in the user's data folder.
     """
@@ -113,8 +113,9 @@ def choose_schedules(  # noqa: PLR0913 - choices
     here = [t for t in targets if runs_here(t)]
     abroad = replace(defaults, noted={**defaults.noted, "skipped": "this machine does not run it"})
     chosen |= {t: abroad for t in targets if t not in here}
-    limit = TIME_LIMITS.get(effort, math.inf) if tuning.seconds is None else tuning.seconds
-    end = clock() + limit
+    measures = effort is not Tune.STORED
+    limit = tuning.seconds if measures else None
+    end = clock() + (TIME_LIMITS.get(effort, math.inf) if limit is None else limit)
     settings = Settings(
         "full" if effort is Tune.FULL else "quick",
         cores() if threads is None else threads,
@@ -130,7 +131,7 @@ def choose_schedules(  # noqa: PLR0913 - choices
         noted = dict(defaults.noted)
         verified = verify_stored(*where, build=build, progress=progress)
         notes = verified.notes
-        if effort is not Tune.STORED:
+        if measures:
             report = tune_programs(*where, build=build, progress=progress)
             noted |= asdict(report)
             notes += report.notes

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hasten.codegen.schedule import Schedule
 from hasten.errors import ToolchainError, TuningError
 from hasten.loops.program import Program
-from hasten.search.results import Result, Results
+from hasten.search.results import Results
 from hasten.search.tune import Build, Settings, machine_for, right_ones, tasks_of
 from hasten.search.tune_bench import Bench
 from hasten.target import Target
@@ -57,8 +57,9 @@ def verify_stored(
     stop = settings.out_of_time
     machine = machine_for(target, settings.threads)
     found = {r.kernel: r for r in results.rows(machine, settings.version, verified=False)}
-    judged: list[tuple[Result, bool]] = []
+    right: dict[str, Schedule] = {}
     notes: list[str] = []
+    written = True
     for task in tasks_of(programs, target, sizes, settings.precision) if found else ():
         result = found.get(str(task.shape))
         if result is None or not task.known:
@@ -66,16 +67,19 @@ def verify_stored(
         progress(f"verifying: {task.shape}")
         try:
             bench = build(task, [result.schedule], target, settings.threads, settings.cache, stop)
-            judged.append((result, bool(right_ones(bench, [result.schedule], task.shape, stop, notes))))
+            is_right = bool(right_ones(bench, [result.schedule], task.shape, stop, notes))
         except TimeoutError:
             break
         except ToolchainError as error:
             # A failing compiler says nothing of the schedule: the result stays for another time.
             notes.append(f"{task.shape}: '{result.schedule}' cannot be built here and is not used ({error})")
-    try:
-        for result, is_right in judged:
-            results.judge(result, right=is_right)
-    except TuningError as error:
-        notes.append(f"what was verified now will be verified again next time: {error}")
-    right = {result.kernel: result.schedule for result, is_right in judged if is_right}
+            continue
+        if is_right:
+            right[result.kernel] = result.schedule
+        try:
+            if written:
+                results.judge(result, right=is_right)
+        except TuningError as error:
+            written = False
+            notes.append(f"what was verified now will be verified again next time: {error}")
     return Verified(right, tuple(notes))
